@@ -1,0 +1,418 @@
+//! Object keys: where each thing lies in a repository, and what a key found there means.
+//!
+//! One layout for every store. Writing and reading keys are inverse and total: [`ClusterLayout::parse`] answers `None` for whatever
+//! Walkeep did not write, and such objects are ignored, never touched. Keys sort so that the usual question is one short listing:
+//! segments of a timeline lie in LSN order.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{SystemIdentifier, TimelineId, parse_hex8};
+use crate::lsn::Lsn;
+use crate::segment::SegmentName;
+use crate::wal_file::WalFileName;
+
+/// The object whose presence proves that the repository was reached.
+pub const MARKER_KEY: &str = "walkeep.json";
+
+/// The operator's name for a cluster: `[cluster.NAME]` in the configuration, the first part of its keys.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[serde(transparent)]
+pub struct ClusterName(String);
+
+/// The text cannot name a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} cannot name a cluster: use 1 to 63 of a-z, 0-9, '-' and '_', beginning with a letter or digit")]
+pub struct ClusterNameError {
+    text: String,
+}
+
+impl ClusterName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ClusterName {
+    type Err = ClusterNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        let begins_well = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let valid = begins_well && text.len() <= 63 && text.bytes().all(allowed);
+        valid.then(|| Self(text.to_owned())).ok_or_else(|| ClusterNameError { text: text.chars().take(80).collect() })
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A base backup's name: when it began (UTC) and its start LSN, `20261121T034712Z-0000000002000028`.
+/// The time is for people; order is taken from the LSN and timeline in the backup's record.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[serde(transparent)]
+pub struct BackupId(String);
+
+/// The text is not a backup's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a backup ID: expected the form 20261121T034712Z-0000000002000028")]
+pub struct ParseBackupIdError {
+    text: String,
+}
+
+impl BackupId {
+    /// The name of a backup that began at `began` (a UTC time, whole seconds) and at `start`.
+    pub fn new(began: chrono::DateTime<chrono::Utc>, start: Lsn) -> Self {
+        Self(format!("{}-{:016X}", began.format("%Y%m%dT%H%M%SZ"), start.get()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = ParseBackupIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = text.as_bytes();
+        let digits = |range: std::ops::Range<usize>| bytes[range].iter().all(u8::is_ascii_digit);
+        let hex = |range: std::ops::Range<usize>| bytes[range].iter().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b));
+        let valid =
+            bytes.len() == 33 && digits(0..8) && bytes[8] == b'T' && digits(9..15) && bytes[15] == b'Z' && bytes[16] == b'-' && hex(17..33);
+        valid.then(|| Self(text.to_owned())).ok_or_else(|| ParseBackupIdError { text: text.chars().take(80).collect() })
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for BackupId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A pack's name: the SHA-256 of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PackId([u8; 32]);
+
+impl PackId {
+    /// The pack whose bytes have this SHA-256.
+    pub const fn new(sha256: [u8; 32]) -> Self {
+        Self(sha256)
+    }
+
+    /// The SHA-256 of the pack's bytes.
+    pub const fn sha256(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let lower = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let mut bytes = [0; 32];
+        (lower && hex::decode_to_slice(text, &mut bytes).is_ok()).then_some(Self(bytes))
+    }
+}
+
+impl fmt::Display for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for PackId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PackId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("a pack is named by 64 lower-case hexadecimal digits"))
+    }
+}
+
+/// Some bytes of a segment that was not finished when they were stored: `[from, to)`, offsets in the segment.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct PartName {
+    /// The segment.
+    pub segment: SegmentName,
+    /// Offset of the first byte.
+    pub from: u32,
+    /// Offset after the last byte.
+    pub to: u32,
+    /// The writer lease under which it was written; parts of one segment are joined only within one history.
+    pub epoch: u32,
+}
+
+/// A stretch of a timeline that is known to be missing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct GapName {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The first missing position.
+    pub from: Lsn,
+    /// The first position after the gap.
+    pub to: Lsn,
+}
+
+/// What lies below `<cluster>/<system identifier>/`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum ObjectName {
+    /// A file of the archive: a segment, a history, a `.backup` note, or the first `.partial` of its name.
+    Wal(WalFileName),
+    /// A further `.partial` of the same name but other content: two promotions may each leave one.
+    OtherPartial {
+        /// The unfinished segment.
+        segment: SegmentName,
+        /// The first four bytes of the content's SHA-256.
+        hash: u32,
+    },
+    /// Some bytes of an unfinished segment.
+    Part(PartName),
+    /// Data of base backups.
+    Pack(PackId),
+    /// A backup's files and extents.
+    BackupManifest(BackupId),
+    /// A backup's record, written last: it is what makes the backup exist.
+    BackupRecord(BackupId),
+    /// A gap's record.
+    Gap(GapName),
+}
+
+/// The keys of one cluster identity.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClusterLayout {
+    root: String,
+}
+
+impl ClusterLayout {
+    /// The keys of the cluster called `cluster` with this system identifier.
+    pub fn new(cluster: &ClusterName, system: SystemIdentifier) -> Self {
+        Self { root: format!("{cluster}/{system}/") }
+    }
+
+    /// The key of an object.
+    pub fn key(&self, name: &ObjectName) -> String {
+        let root = &self.root;
+        let folder = |segment: SegmentName| format!("{root}wal/{}/{:08X}/", segment.timeline().hex(), segment.log());
+        match name {
+            ObjectName::Wal(WalFileName::History(timeline)) => format!("{root}wal/{}.history.zst", timeline.hex()),
+            ObjectName::Wal(file @ (WalFileName::Segment(segment) | WalFileName::Partial(segment))) => {
+                format!("{}{file}.zst", folder(*segment))
+            }
+            ObjectName::Wal(file @ WalFileName::BackupHistory { segment, .. }) => format!("{}{file}.zst", folder(*segment)),
+            ObjectName::OtherPartial { segment, hash } => format!("{}{segment}.partial.{hash:08x}.zst", folder(*segment)),
+            ObjectName::Part(part) => {
+                format!("{}{:08X}-{:08X}.{:08X}.zst", self.parts_prefix(part.segment), part.from, part.to, part.epoch)
+            }
+            ObjectName::Pack(pack) => {
+                let name = pack.to_string();
+                format!("{root}packs/{}/{name}", &name[..2])
+            }
+            ObjectName::BackupManifest(id) => format!("{root}backups/{id}/manifest.zst"),
+            ObjectName::BackupRecord(id) => format!("{root}backups/{id}/backup.json"),
+            ObjectName::Gap(gap) => {
+                format!("{root}gaps/{}-{:016X}-{:016X}.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
+            }
+        }
+    }
+
+    /// The key of a file of the archive.
+    pub fn wal_key(&self, file: WalFileName) -> String {
+        self.key(&ObjectName::Wal(file))
+    }
+
+    /// Everything of the archive: the timelines' folders and the histories.
+    pub fn wal_prefix(&self) -> String {
+        format!("{}wal/", self.root)
+    }
+
+    /// Everything of one timeline's segments.
+    pub fn timeline_prefix(&self, timeline: TimelineId) -> String {
+        format!("{}wal/{}/", self.root, timeline.hex())
+    }
+
+    /// Everything of one timeline's segments in one 4 GiB log.
+    pub fn log_prefix(&self, timeline: TimelineId, log: u32) -> String {
+        format!("{}wal/{}/{log:08X}/", self.root, timeline.hex())
+    }
+
+    /// The parts of one segment.
+    pub fn parts_prefix(&self, segment: SegmentName) -> String {
+        format!("{}wal/{}/{:08X}/{segment}.parts/", self.root, segment.timeline().hex(), segment.log())
+    }
+
+    /// The backups.
+    pub fn backups_prefix(&self) -> String {
+        format!("{}backups/", self.root)
+    }
+
+    /// The packs.
+    pub fn packs_prefix(&self) -> String {
+        format!("{}packs/", self.root)
+    }
+
+    /// The gaps.
+    pub fn gaps_prefix(&self) -> String {
+        format!("{}gaps/", self.root)
+    }
+
+    /// What the object at `key` is; `None` if Walkeep did not put it there.
+    pub fn parse(&self, key: &str) -> Option<ObjectName> {
+        let name = parse_below_root(key.strip_prefix(&self.root)?)?;
+        // Total and exact: a key that would be written differently is somebody else's.
+        (self.key(&name) == key).then_some(name)
+    }
+}
+
+fn parse_below_root(path: &str) -> Option<ObjectName> {
+    let (folder, rest) = path.split_once('/')?;
+    match folder {
+        "wal" => parse_wal(rest),
+        "packs" => PackId::parse(rest.rsplit('/').next()?).map(ObjectName::Pack),
+        "backups" => match rest.split_once('/')? {
+            (id, "manifest.zst") => id.parse().ok().map(ObjectName::BackupManifest),
+            (id, "backup.json") => id.parse().ok().map(ObjectName::BackupRecord),
+            _ => None,
+        },
+        "gaps" => {
+            let mut fields = rest.strip_suffix(".json")?.split('-');
+            let timeline = TimelineId::parse_hex(fields.next()?)?;
+            let mut position = || u64::from_str_radix(fields.next()?, 16).ok().map(Lsn::new);
+            Some(ObjectName::Gap(GapName { timeline, from: position()?, to: position()? }))
+        }
+        _ => None,
+    }
+}
+
+fn parse_wal(path: &str) -> Option<ObjectName> {
+    let name = path.strip_suffix(".zst")?;
+    let mut steps = name.split('/').skip(2);
+    let (file, part) = (steps.next(), steps.next());
+    match (file, part) {
+        (None, _) => name.parse().ok().map(ObjectName::Wal),
+        (Some(folder), Some(part)) => {
+            let segment = folder.strip_suffix(".parts")?.parse().ok()?;
+            let (range, epoch) = part.split_once('.')?;
+            let (from, to) = range.split_once('-')?;
+            let part = PartName { segment, from: parse_hex8(from)?, to: parse_hex8(to)?, epoch: parse_hex8(epoch)? };
+            (part.from < part.to).then_some(ObjectName::Part(part))
+        }
+        (Some(file), None) => match file.split_once(".partial.") {
+            Some((segment, hash)) => {
+                let segment = segment.parse().ok()?;
+                let hash = u32::from_str_radix(hash, 16).ok()?;
+                Some(ObjectName::OtherPartial { segment, hash })
+            }
+            None => file.parse().ok().map(ObjectName::Wal),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layout() -> ClusterLayout {
+        ClusterLayout::new(&"main".parse().expect("a name"), SystemIdentifier::new(7_000_000_000_000_000_001))
+    }
+
+    fn segment() -> SegmentName {
+        "00000002000000010000000A".parse().expect("a name")
+    }
+
+    fn every_kind() -> Vec<(ObjectName, &'static str)> {
+        let id = BackupId::new(chrono::DateTime::from_timestamp(1_795_232_832, 0).expect("a time"), Lsn::new(0x200_0028));
+        let gap = GapName { timeline: TimelineId::FIRST, from: Lsn::new(0x300_0000), to: Lsn::new(0x1_0400_0000) };
+        vec![
+            (ObjectName::Wal(WalFileName::Segment(segment())), "wal/00000002/00000001/00000002000000010000000A.zst"),
+            (ObjectName::Wal(WalFileName::Partial(segment())), "wal/00000002/00000001/00000002000000010000000A.partial.zst"),
+            (
+                ObjectName::OtherPartial { segment: segment(), hash: 0xab },
+                "wal/00000002/00000001/00000002000000010000000A.partial.000000ab.zst",
+            ),
+            (
+                ObjectName::Wal(WalFileName::BackupHistory { segment: segment(), offset: 0x28 }),
+                "wal/00000002/00000001/00000002000000010000000A.00000028.backup.zst",
+            ),
+            (ObjectName::Wal(WalFileName::History(TimelineId::FIRST)), "wal/00000001.history.zst"),
+            (
+                ObjectName::Part(PartName { segment: segment(), from: 0, to: 0x2000, epoch: 1 }),
+                "wal/00000002/00000001/00000002000000010000000A.parts/00000000-00002000.00000001.zst",
+            ),
+            (ObjectName::Pack(PackId::new([0xab; 32])), "packs/ab/abababababababababababababababababababababababababababababababab"),
+            (ObjectName::BackupManifest(id.clone()), "backups/20261121T034712Z-0000000002000028/manifest.zst"),
+            (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
+            (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
+        ]
+    }
+
+    #[test]
+    fn every_kind_has_its_key_and_is_read_back() {
+        for (name, below_root) in every_kind() {
+            let key = layout().key(&name);
+            assert_eq!(key, format!("main/7000000000000000001/{below_root}"));
+            assert_eq!(layout().parse(&key), Some(name));
+        }
+    }
+
+    #[test]
+    fn what_walkeep_did_not_write_is_nothing() {
+        let root = "main/7000000000000000001/";
+        for key in [
+            "walkeep.json",
+            "main/7000000000000000002/wal/00000001.history.zst",
+            &format!("{root}wal/00000001/00000001/00000002000000010000000A.zst"),
+            &format!("{root}wal/00000002/00000002/00000002000000010000000A.zst"),
+            &format!("{root}wal/00000002/00000001/00000002000000010000000a.zst"),
+            &format!("{root}wal/00000002/00000001/00000002000000010000000A.zst.tmp"),
+            &format!("{root}wal/00000002/00000001/../00000002000000010000000A.zst"),
+            &format!("{root}wal/00000002/00000001/00000002000000010000000A.parts/00002000-00000000.00000001.zst"),
+            &format!("{root}packs/aa/abababababababababababababababababababababababababababababababab"),
+            &format!("{root}backups/../backup.json"),
+            &format!("{root}gaps/00000001-0-1.json"),
+            &format!("{root}wal/00000001.history.zst\n"),
+        ] {
+            assert_eq!(layout().parse(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn cluster_names_are_plain() {
+        for text in ["", "-a", "_a", "Main", "a/b", "..", "a b", "ä", &"a".repeat(64)] {
+            assert!(text.parse::<ClusterName>().is_err(), "{text:?}");
+        }
+        assert!("9-a_b".parse::<ClusterName>().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_is_exact(path in "[a-zA-Z0-9./-]{0,80}") {
+            let key = format!("main/7000000000000000001/{path}");
+            if let Some(name) = layout().parse(&key) {
+                prop_assert_eq!(layout().key(&name), key);
+            }
+        }
+    }
+}

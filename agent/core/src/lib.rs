@@ -1,0 +1,19 @@
+//! Walkeep's decisions, as pure values and functions.
+//!
+//! What the agent knows about PostgreSQL's files and its own repository is parsed, compared and decided here; nothing here opens a
+//! file or a socket, asks the clock or the environment, or starts a thread. The agent reads bytes, hands them in, and carries out
+//! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
+#![deny(missing_docs)]
+
+pub mod history;
+pub mod identity;
+pub mod layout;
+pub mod lsn;
+pub mod segment;
+pub mod wal_file;
+
+pub use history::TimelineHistory;
+pub use identity::{MajorVersion, SystemIdentifier, TimelineId};
+pub use lsn::Lsn;
+pub use segment::{SegmentName, SegmentNumber, SegmentSize};
+pub use wal_file::WalFileName;

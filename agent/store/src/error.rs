@@ -1,0 +1,102 @@
+//! What can go wrong with a store, named after what the caller does next.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::Key;
+
+/// The result of a store's call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a caller can decide on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The store was reached and says that there is no such object. For S3: `NoSuchKey`, never `NoSuchBucket`.
+    NotFound,
+    /// An object with other content has this key.
+    AlreadyExists,
+    /// The credentials do not allow it, are wrong or have expired. Somebody must mend it; trying again soon may help after they did.
+    Denied,
+    /// Time-out, refused connection, 5xx, throttling: trying again may help.
+    Transient,
+    /// What was read is not what was stored: wrong length or checksum.
+    Corrupt,
+    /// The store as configured cannot serve: no such bucket, another region, conditional puts ignored, no such directory, a full disk's
+    /// read-only remount. Trying again does not help until somebody changes something.
+    Unusable,
+    /// The caller asked to stop.
+    Cancelled,
+}
+
+impl ErrorKind {
+    /// Whether the same call may succeed later without anybody doing anything.
+    pub const fn is_transient(self) -> bool {
+        matches!(self, Self::Transient)
+    }
+
+    /// A short word for logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::AlreadyExists => "already_exists",
+            Self::Denied => "denied",
+            Self::Transient => "transient",
+            Self::Corrupt => "corrupt",
+            Self::Unusable => "unusable",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A store's failure: kind, what was being done, where, and the cause.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    action: &'static str,
+    place: String,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure while doing `action` (a verb, such as `get`) to `key`.
+    pub fn new(kind: ErrorKind, action: &'static str, key: &Key) -> Self {
+        Self::at(kind, action, key.as_str())
+    }
+
+    /// A failure while doing `action` at a place that is no key, such as a prefix or a URL.
+    pub fn at(kind: ErrorKind, action: &'static str, place: impl Into<String>) -> Self {
+        Self { kind, action, place: place.into(), cause: None }
+    }
+
+    /// With its cause.
+    pub fn because(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// What a caller can decide on.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, action, place, .. } = self;
+        match kind {
+            ErrorKind::NotFound => write!(f, "{action} {place}: no such object"),
+            ErrorKind::AlreadyExists => write!(f, "{action} {place}: an object with other content is there already"),
+            ErrorKind::Denied => write!(f, "{action} {place}: access denied"),
+            ErrorKind::Transient => write!(f, "{action} {place}: the store did not answer as it should; trying again may help"),
+            ErrorKind::Corrupt => write!(f, "{action} {place}: what came back is not what was stored"),
+            ErrorKind::Unusable => write!(f, "{action} {place}: the store cannot be used as configured"),
+            ErrorKind::Cancelled => write!(f, "{action} {place}: cancelled"),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static))
+    }
+}

@@ -1,0 +1,112 @@
+//! Object stores: whole, immutable objects under keys, on a local directory, S3, in memory.
+//!
+//! A store knows keys and bytes. It does not know WAL, backups, compression or clusters (that is the repository's work), and it does
+//! not decide policy: its [`ErrorKind`]s are named after what a caller can do next. It is a crate of its own so that this wall holds
+//! and so that the S3 SDK is compiled against one small module only.
+//!
+//! Why objects and not files: an object appears whole or not at all, is never changed, and is created only if its name is free. Every
+//! store here keeps that promise, and one conformance suite (`tests/conformance.rs`) holds all of them to it.
+#![deny(missing_docs)]
+
+pub mod error;
+pub mod key;
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use error::{Error, ErrorKind, Result};
+pub use key::Key;
+
+/// How a conditional put ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// The object was not there and now is, durably.
+    Created,
+    /// The very same bytes were there already: an earlier try whose answer was lost, or another writer with the same content.
+    AlreadySame,
+}
+
+/// One object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: Key,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// What to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListRequest {
+    /// Only keys that begin with this text (not necessarily at a `/`).
+    pub prefix: String,
+    /// Only keys that sort after this text.
+    pub start_after: Option<String>,
+    /// Group keys by the next `/` after the prefix: those below are answered once, as a prefix that ends with `/`.
+    pub by_folder: bool,
+    /// At most about this many objects and folders; the store may answer fewer.
+    pub limit: Option<usize>,
+}
+
+/// One page of a listing, in the order of keys' bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// Objects.
+    pub objects: Vec<Listed>,
+    /// Folders, each ending with `/`; only when asked for.
+    pub folders: Vec<String>,
+    /// Continue with this as `start_after`; `None` at the end.
+    pub next: Option<String>,
+}
+
+/// An object store.
+///
+/// Every call ends within the store's own deadlines. A call may be dropped at any time; a dropped put may or may not have created its
+/// object, whole.
+#[async_trait]
+pub trait Store: Debug + Send + Sync + 'static {
+    /// Where the store is, for messages: no secrets.
+    fn url(&self) -> String;
+
+    /// Creates the object, durably, if no object has this key.
+    ///
+    /// Fails with [`ErrorKind::AlreadyExists`] if an object with other bytes is there; that object is untouched.
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put>;
+
+    /// Reads the object, or the bytes `range` of it. A range that reaches past the end is cut there; one that begins past the end is
+    /// answered with no bytes.
+    ///
+    /// Fails with [`ErrorKind::NotFound`] only if the store was reached and says that this key is not there.
+    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes>;
+
+    /// One page of keys.
+    async fn list(&self, request: &ListRequest) -> Result<Page>;
+
+    /// Removes the object; no error if it was not there.
+    async fn delete(&self, key: &Key) -> Result<()>;
+
+    /// Proves that the store keeps its promises (reach, permission, conditional puts), by a small object below `scratch` that it removes again
+    /// where it may. Fails with [`ErrorKind::Unusable`] for a server that ignores `If-None-Match`.
+    async fn probe(&self, scratch: &Key) -> Result<()>;
+}
+
+/// A store shared between tasks.
+pub type SharedStore = Arc<dyn Store>;
+
+/// Every object and folder that `request` asks for, page by page.
+pub async fn list_all(store: &dyn Store, mut request: ListRequest) -> Result<Page> {
+    let mut all = Page::default();
+    loop {
+        let page = store.list(&request).await?;
+        all.objects.extend(page.objects);
+        all.folders.extend(page.folders);
+        match page.next {
+            Some(next) => request.start_after = Some(next),
+            None => return Ok(all),
+        }
+    }
+}
