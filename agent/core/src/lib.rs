@@ -5,15 +5,18 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
+pub mod event;
 pub mod history;
 pub mod identity;
 pub mod layout;
 pub mod lsn;
 pub mod segment;
+pub mod time;
 pub mod wal_file;
 
 pub use history::TimelineHistory;
 pub use identity::{MajorVersion, SystemIdentifier, TimelineId};
 pub use lsn::Lsn;
 pub use segment::{SegmentName, SegmentNumber, SegmentSize};
+pub use time::PgTimestamp;
 pub use wal_file::WalFileName;
