@@ -10,6 +10,7 @@ pub mod history;
 pub mod identity;
 pub mod layout;
 pub mod lsn;
+pub mod parts;
 pub mod segment;
 pub mod time;
 pub mod wal_file;

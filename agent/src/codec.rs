@@ -1,0 +1,182 @@
+//! Stored objects: one zstd file each, its description in a skippable frame at the front.
+//!
+//! `zstd -d` opens an object without Walkeep, since decoders pass over skippable frames (RFC 8878, section 3.1.2). The
+//! description binds the bytes to their name, cluster and place, so an object that was swapped for another is found out, and one ranged get
+//! of [`FRONT`] bytes reads it. Nothing here knows stores.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use walkeep_core::{Lsn, SystemIdentifier};
+
+/// The skippable frame's magic number: the last of the sixteen that RFC 8878 sets aside.
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A5F;
+/// Bytes to read from the front of an object to be sure to have its description.
+pub const FRONT: u64 = 4096;
+
+/// SHA-256 of plain bytes.
+pub type Hash = [u8; 32];
+
+/// What an object says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Version of this description: 1.
+    pub format: u32,
+    /// The file's name as PostgreSQL has it; for a part, its key's last component.
+    pub name: String,
+    /// The cluster's system identifier.
+    pub system_identifier: SystemIdentifier,
+    /// Where the first byte lies in the WAL, if it is WAL.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub start: Option<Lsn>,
+    /// Plain bytes.
+    pub length: u64,
+    /// SHA-256 of the plain bytes, hexadecimal.
+    #[serde(with = "hex::serde")]
+    pub sha256: Hash,
+}
+
+impl Description {
+    /// Describes `plain`.
+    pub fn of(name: String, system_identifier: SystemIdentifier, start: Option<Lsn>, plain: &[u8]) -> Self {
+        Self { format: 1, name, system_identifier, start, length: plain.len() as u64, sha256: sha256(plain) }
+    }
+}
+
+/// An object's bytes are not what Walkeep stored.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// No description at the front.
+    #[error("it does not begin with Walkeep's description")]
+    NoDescription,
+    /// A description of a later Walkeep.
+    #[error("it has description format {0}; this Walkeep reads format 1: upgrade Walkeep")]
+    Format(u32),
+    /// It says more bytes than such an object can have.
+    #[error("it claims {claimed} bytes, more than the {limit} such an object can have")]
+    TooLong {
+        /// Bytes it claims.
+        claimed: u64,
+        /// The most it may be.
+        limit: u64,
+    },
+    /// zstd refuses it.
+    #[error("zstd cannot open it")]
+    Zstd(#[source] std::io::Error),
+    /// The plain bytes are not the described ones.
+    #[error("its content does not match its own SHA-256 or length")]
+    Mismatch,
+}
+
+/// SHA-256 of `bytes`.
+pub fn sha256(bytes: &[u8]) -> Hash {
+    Sha256::digest(bytes).into()
+}
+
+/// Makes the object that holds `plain`. CPU work: call it on a blocking thread.
+pub fn encode(description: &Description, plain: &[u8], level: i32) -> std::io::Result<Bytes> {
+    let text = serde_json::to_vec(description)?;
+    let mut object = Vec::with_capacity(8 + text.len() + plain.len() / 4);
+    object.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+    object.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    object.extend_from_slice(&text);
+    object.extend_from_slice(&compress(plain, level)?);
+    Ok(Bytes::from(object))
+}
+
+/// One zstd frame with its content size and checksum.
+pub fn compress(plain: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    compressor.include_contentsize(true)?;
+    compressor.compress(plain)
+}
+
+/// Opens one frame made by [`compress`], which must hold exactly `length` bytes.
+pub fn decompress(frame: &[u8], length: usize) -> std::io::Result<Vec<u8>> {
+    let plain = zstd::bulk::decompress(frame, length)?;
+    if plain.len() != length {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} bytes instead of {length}", plain.len())));
+    }
+    Ok(plain)
+}
+
+/// Reads the description from an object's first bytes; answers it and where the data begins.
+pub fn describe(front: &[u8]) -> Result<(Description, usize), CodecError> {
+    let word = |at: usize| front.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let length = match (word(0), word(4)) {
+        (Some(SKIPPABLE_MAGIC), Some(length)) => length as usize,
+        _ => return Err(CodecError::NoDescription),
+    };
+    let text = front.get(8..8usize.saturating_add(length)).ok_or(CodecError::NoDescription)?;
+    let description: Description = serde_json::from_slice(text).map_err(|_| CodecError::NoDescription)?;
+    match description.format {
+        1 => Ok((description, 8 + length)),
+        other => Err(CodecError::Format(other)),
+    }
+}
+
+/// Opens an object of at most `limit` plain bytes and proves its content by the described hash. CPU work.
+pub fn decode(object: &[u8], limit: u64) -> Result<(Description, Bytes), CodecError> {
+    let (description, data) = describe(object)?;
+    if description.length > limit {
+        return Err(CodecError::TooLong { claimed: description.length, limit });
+    }
+    let plain = decompress(&object[data..], description.length as usize).map_err(CodecError::Zstd)?;
+    if sha256(&plain) != description.sha256 {
+        return Err(CodecError::Mismatch);
+    }
+    Ok((description, Bytes::from(plain)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn object(plain: &[u8]) -> Bytes {
+        let description = Description::of("000000010000000000000003".into(), SystemIdentifier::new(7), Some(Lsn::new(3 << 24)), plain);
+        encode(&description, plain, 1).unwrap()
+    }
+
+    #[test]
+    fn zstd_opens_an_object_without_walkeep() {
+        assert_eq!(zstd::decode_all(&object(b"some WAL")[..]).unwrap(), b"some WAL");
+    }
+
+    #[test]
+    fn a_claim_beyond_the_limit_is_refused_before_memory_is_taken() {
+        assert!(matches!(decode(&object(&[0; 2000]), 1999), Err(CodecError::TooLong { claimed: 2000, limit: 1999 })));
+    }
+
+    #[test]
+    fn the_description_is_read_from_the_front_alone() {
+        let object = object(&[7; 100_000]);
+        let (description, _) = describe(&object[..object.len() - 1]).unwrap();
+        assert_eq!((description.length, description.name.as_str()), (100_000, "000000010000000000000003"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_flipped_byte_is_found_or_harmless(plain in proptest::collection::vec(any::<u8>(), 0..600), at: prop::sample::Index, bit in 0u8..8) {
+            let whole = object(&plain);
+            let mut flipped = whole.to_vec();
+            let at = at.index(flipped.len());
+            flipped[at] ^= 1 << bit;
+            if let Ok((_, read)) = decode(&flipped, 10_000) {
+                prop_assert_eq!(&read[..], &plain[..]);
+            }
+        }
+
+        #[test]
+        fn any_bytes_at_all_are_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(decode(&bytes, 10_000).is_err());
+        }
+
+        #[test]
+        fn content_round_trips(plain in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let (_, read) = decode(&object(&plain), 5000).unwrap();
+            prop_assert_eq!(&read[..], &plain[..]);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Every key of the configuration by environment variable, laid over the file.
+//!
+//! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
+//! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), the others `WALKEEP_LISTEN_HTTP`, `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
+
+use anyhow::{Context, Result, bail};
+use toml::Value;
+use walkeep_core::layout::ClusterName;
+
+/// How the text of a variable becomes a value.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Integer,
+    Boolean,
+}
+
+use Kind::{Boolean, Integer, Text};
+
+const CLUSTER: [(&str, Kind); 12] = [
+    ("connection", Text),
+    ("data_directory", Text),
+    ("spool", Text),
+    ("spool_limit", Text),
+    ("socket", Text),
+    ("slot", Text),
+    ("application_name", Text),
+    ("upload_interval", Text),
+    ("acknowledge", Text),
+    ("compression_level", Integer),
+    ("upload_parallelism", Integer),
+    ("stream", Boolean),
+];
+
+const REPOSITORY: [(&str, Kind); 13] = [
+    ("url", Text),
+    ("endpoint", Text),
+    ("region", Text),
+    ("path_style", Boolean),
+    ("storage_class", Text),
+    ("encryption", Text),
+    ("kms_key_id", Text),
+    ("ca_file", Text),
+    ("profile", Text),
+    ("access_key_id", Text),
+    ("secret_access_key_file", Text),
+    ("session_token_file", Text),
+    ("timeout", Text),
+];
+
+/// Lays the environment over `table`.
+pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+    let given = |prefix: &str, (key, kind): (&str, Kind)| -> Result<Option<Value>> {
+        let variable = format!("WALKEEP_{prefix}{}", key.to_uppercase());
+        env(&variable).map(|text| value(&text, kind).with_context(|| format!("read {variable}"))).transpose()
+    };
+    for (section, key) in [("listen", "http"), ("log", "format"), ("log", "level")] {
+        if let Some(value) = given(&format!("{}_", section.to_uppercase()), (key, Text))? {
+            child(table, section)?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in CLUSTER {
+        if let Some(value) = given("", (key, kind))? {
+            child(child(table, "cluster")?, cluster.as_str())?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in REPOSITORY {
+        if let Some(value) = given("REPOSITORY_", (key, kind))? {
+            first_repository(child(child(table, "cluster")?, cluster.as_str())?)?.insert(key.into(), value);
+        }
+    }
+    Ok(())
+}
+
+fn value(text: &str, kind: Kind) -> Result<Value> {
+    Ok(match kind {
+        Text => Value::String(text.into()),
+        Integer => Value::Integer(text.parse().with_context(|| format!("{text:?} is not a whole number"))?),
+        Boolean => match text {
+            "true" | "on" | "yes" | "1" => Value::Boolean(true),
+            "false" | "off" | "no" | "0" => Value::Boolean(false),
+            _ => bail!("{text:?} is neither true nor false"),
+        },
+    })
+}
+
+fn child<'a>(table: &'a mut toml::Table, key: &str) -> Result<&'a mut toml::Table> {
+    let entry = table.entry(key).or_insert_with(|| Value::Table(toml::Table::new()));
+    entry.as_table_mut().with_context(|| format!("{key} is not a table"))
+}
+
+fn first_repository(cluster: &mut toml::Table) -> Result<&mut toml::Table> {
+    let entry = cluster.entry("repository").or_insert_with(|| Value::Array(Vec::new()));
+    let list = entry.as_array_mut().context("repository is not a list of tables")?;
+    if list.is_empty() {
+        list.push(Value::Table(toml::Table::new()));
+    }
+    list[0].as_table_mut().context("repository is not a list of tables")
+}

@@ -1,0 +1,202 @@
+//! The configuration: as written (TOML, environment) and as checked.
+//!
+//! [`raw`] mirrors the file and refuses unknown keys with file, line and key; [`Config::load`] turns it into checked values with defaults
+//! filled in. Every key can be given by an environment variable too (see [`environment`]). Secrets come by file or environment only and
+//! never appear in `Debug`.
+
+mod environment;
+mod raw;
+mod values;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use walkeep_core::layout::ClusterName;
+
+pub use values::{ByteSize, Secret};
+
+/// Where the configuration lies unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/walkeep/walkeep.toml";
+
+/// Everything one process needs to know: one cluster, its repository, where to listen and how to log.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from, if there is one.
+    pub path: Option<PathBuf>,
+    /// The cluster.
+    pub cluster: ClusterConfig,
+    /// Where metrics and health are served; nowhere unless configured.
+    pub http: Option<SocketAddr>,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+/// One cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Its name: `[cluster.NAME]`.
+    pub name: ClusterName,
+    /// How to reach the server: a libpq connection string or URL. May hold a password: not shown.
+    pub connection: Secret,
+    /// The server's data directory, if it is on this host.
+    pub data_directory: Option<PathBuf>,
+    /// The folder for WAL that is not yet in the repository.
+    pub spool: PathBuf,
+    /// The most the spool may hold; when it is full the agent stops reading and the server keeps the WAL.
+    pub spool_limit: ByteSize,
+    /// The socket that the shims talk to.
+    pub socket: PathBuf,
+    /// The physical replication slot.
+    pub slot: String,
+    /// `application_name` of the stream, which `synchronous_standby_names` may name.
+    pub application_name: String,
+    /// How often unfinished WAL is stored.
+    pub upload_interval: Duration,
+    /// What a reported flush position promises.
+    pub acknowledge: Acknowledge,
+    /// zstd's level.
+    pub compression_level: i32,
+    /// Segments stored at the same time.
+    pub upload_parallelism: usize,
+    /// Whether the agent streams; without, only archive_command brings WAL.
+    pub stream: bool,
+    /// The repository.
+    pub repository: RepositoryConfig,
+}
+
+/// What a reported flush position promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// The bytes are durable in the repository.
+    Repository,
+    /// The bytes are fsynced in the spool on this host.
+    Spool,
+}
+
+/// Where a repository lies and how to reach it.
+#[derive(Debug, Clone)]
+pub enum RepositoryConfig {
+    /// A directory, `file:///srv/walkeep`.
+    Local {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// S3 or compatible, `s3://bucket/prefix`.
+    S3(Box<S3Config>),
+}
+
+/// An S3 repository.
+#[derive(Debug, Clone, Default)]
+pub struct S3Config {
+    /// The bucket.
+    pub bucket: String,
+    /// What every key begins with; empty or without a slash at its ends.
+    pub prefix: String,
+    /// Another server than AWS.
+    pub endpoint: Option<String>,
+    /// The region; AWS's usual sources if absent.
+    pub region: Option<String>,
+    /// Bucket in the path instead of the host name; by default with an `endpoint`.
+    pub path_style: Option<bool>,
+    /// Storage class of new objects.
+    pub storage_class: Option<String>,
+    /// Server-side encryption.
+    pub encryption: ServerSideEncryption,
+    /// A CA to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A profile of the shared AWS configuration files.
+    pub profile: Option<String>,
+    /// A static key's ID.
+    pub access_key_id: Option<String>,
+    /// The file that holds the static key's secret.
+    pub secret_access_key_file: Option<PathBuf>,
+    /// The file that holds a session token for the static key.
+    pub session_token_file: Option<PathBuf>,
+    /// The most one request may take, its retries included.
+    pub timeout: Option<Duration>,
+}
+
+/// Encryption by the S3 server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ServerSideEncryption {
+    /// Whatever the bucket does by itself.
+    #[default]
+    Bucket,
+    /// With keys of S3.
+    Aes256,
+    /// With a key of KMS; the account's default key without an ID.
+    Kms {
+        /// The key's ID or ARN.
+        key_id: Option<String>,
+    },
+}
+
+/// Logging.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Lines for people or JSON.
+    pub json: bool,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter as tracing has it.
+    pub level: String,
+}
+
+/// Where to look for the configuration, from the command line and the environment.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// `--config` or `WALKEEP_CONFIG`.
+    pub path: Option<PathBuf>,
+    /// `--cluster` or `WALKEEP_CLUSTER`; needed if the file has several.
+    pub cluster: Option<String>,
+}
+
+impl Config {
+    /// Reads and checks the configuration. Every error says which file, line and key, and what would be right.
+    pub fn load(selection: &Selection) -> Result<Self> {
+        Self::load_with(selection, &|name| std::env::var(name).ok())
+    }
+
+    fn load_with(selection: &Selection, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        let (path, text) = read_text(selection.path.as_deref())?;
+        let described = path.as_deref().map_or_else(|| "the environment".into(), |path| path.display().to_string());
+        let mut table = raw::parse_table(&text, &described)?;
+        let name = choose_cluster(&table, selection.cluster.as_deref(), &described)?;
+        environment::overlay(&mut table, &name, env).with_context(|| format!("read the environment on top of {described}"))?;
+        let raw: raw::Raw = raw::from_table(table, &text, &described)?;
+        values::check(raw, &name, path).with_context(|| format!("check the configuration in {described}"))
+    }
+}
+
+fn read_text(path: Option<&Path>) -> Result<(Option<PathBuf>, String)> {
+    let chosen = path.unwrap_or(Path::new(DEFAULT_PATH));
+    match std::fs::read(chosen) {
+        Ok(bytes) => {
+            let text = String::from_utf8(bytes).map_err(|error| {
+                let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+                anyhow::anyhow!("{}, line {line}: not UTF-8 text", chosen.display())
+            })?;
+            Ok((Some(std::path::absolute(chosen)?), text))
+        }
+        // Without a file everything may come from the environment; a file that was named must be there.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.is_none() => Ok((None, String::new())),
+        Err(error) => Err(error).with_context(|| format!("read the configuration {}", chosen.display())),
+    }
+}
+
+fn choose_cluster(table: &toml::Table, wanted: Option<&str>, described: &str) -> Result<ClusterName> {
+    let names: Vec<&String> = table.get("cluster").and_then(toml::Value::as_table).map(|t| t.keys().collect()).unwrap_or_default();
+    let listed = || names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let chosen = match (wanted, names.as_slice()) {
+        (Some(wanted), []) => wanted,
+        (Some(wanted), names) if names.iter().any(|name| *name == wanted) => wanted,
+        (Some(wanted), _) => bail!("no [cluster.{wanted}] in {described}; it has: {}", listed()),
+        (None, []) => "main",
+        (None, [only]) => only.as_str(),
+        (None, _) => bail!("several clusters in {described} ({}): say which with --cluster or WALKEEP_CLUSTER", listed()),
+    };
+    Ok(chosen.parse()?)
+}
+
+#[cfg(test)]
+mod tests;

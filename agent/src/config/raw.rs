@@ -1,0 +1,91 @@
+//! The configuration file as it is written: names and types of keys, nothing decided.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, anyhow};
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    #[serde(default)]
+    pub cluster: BTreeMap<String, RawCluster>,
+    #[serde(default)]
+    pub listen: RawListen,
+    #[serde(default)]
+    pub log: RawLog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawCluster {
+    pub connection: Option<String>,
+    pub data_directory: Option<String>,
+    pub spool: Option<String>,
+    pub spool_limit: Option<String>,
+    pub socket: Option<String>,
+    pub slot: Option<String>,
+    pub application_name: Option<String>,
+    pub upload_interval: Option<String>,
+    pub acknowledge: Option<String>,
+    pub compression_level: Option<i32>,
+    pub upload_parallelism: Option<usize>,
+    pub stream: Option<bool>,
+    #[serde(default)]
+    pub repository: Vec<RawRepository>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRepository {
+    pub url: Option<String>,
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub path_style: Option<bool>,
+    pub storage_class: Option<String>,
+    pub encryption: Option<String>,
+    pub kms_key_id: Option<String>,
+    pub ca_file: Option<String>,
+    pub profile: Option<String>,
+    pub access_key_id: Option<String>,
+    pub secret_access_key_file: Option<String>,
+    pub session_token_file: Option<String>,
+    pub timeout: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawListen {
+    pub http: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLog {
+    pub format: Option<String>,
+    pub level: Option<String>,
+}
+
+/// The file as a table, so that the environment can be laid over it before it is checked.
+pub fn parse_table(text: &str, described: &str) -> Result<toml::Table> {
+    // Checked against the types too, while positions are known: an unknown key is told with its line.
+    toml::from_str::<Raw>(text).map_err(|error| located(&error, text, described))?;
+    toml::from_str(text).map_err(|error| located(&error, text, described))
+}
+
+/// The table with the environment laid over it.
+pub fn from_table(table: toml::Table, text: &str, described: &str) -> Result<Raw> {
+    table.try_into().map_err(|error: toml::de::Error| located(&error, text, described))
+}
+
+fn located(error: &toml::de::Error, text: &str, described: &str) -> anyhow::Error {
+    let message = error.message().trim();
+    match error.span() {
+        Some(span) => {
+            let before = text.get(..span.start.min(text.len())).unwrap_or(text);
+            let line = before.matches('\n').count() + 1;
+            anyhow!("{described}, line {line}: {message}")
+        }
+        None => anyhow!("{described}: {message}"),
+    }
+}

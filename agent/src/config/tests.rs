@@ -1,0 +1,95 @@
+use super::*;
+
+fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("walkeep.toml");
+    std::fs::write(&path, text).unwrap();
+    let env = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    Config::load_with(&Selection { path: Some(path), cluster: None }, &env)
+}
+
+const SMALL: &str =
+    "[cluster.main]\nconnection = \"host=/run/postgresql password=hunter2\"\n[[cluster.main.repository]]\nurl = \"file:///srv/w\"\n";
+
+fn refusal(text: &str, env: &[(&str, &str)]) -> String {
+    format!("{:#}", load(text, env).expect_err("must be refused"))
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let config = load(SMALL, &[]).unwrap();
+    let cluster = &config.cluster;
+    assert_eq!(cluster.name.as_str(), "main");
+    assert_eq!(cluster.socket, Path::new("/run/walkeep/main.sock"));
+    assert_eq!(cluster.spool, Path::new("/var/lib/walkeep/main"));
+    assert_eq!((cluster.slot.as_str(), cluster.acknowledge), ("walkeep", Acknowledge::Repository));
+    assert_eq!(config.http, None);
+}
+
+#[test]
+fn the_environment_lies_over_the_file() {
+    let env = [
+        ("WALKEEP_SLOT", "other"),
+        ("WALKEEP_REPOSITORY_URL", "s3://b/p/q/"),
+        ("WALKEEP_STREAM", "off"),
+        ("WALKEEP_LISTEN_HTTP", "127.0.0.1:1"),
+    ];
+    let config = load(SMALL, &env).unwrap();
+    assert_eq!(config.cluster.slot, "other");
+    assert!(!config.cluster.stream);
+    assert_eq!(config.http, Some(([127, 0, 0, 1], 1).into()));
+    let RepositoryConfig::S3(s3) = config.cluster.repository else { panic!("S3") };
+    assert_eq!((s3.bucket.as_str(), s3.prefix.as_str()), ("b", "p/q"));
+}
+
+#[test]
+fn an_unknown_key_is_told_with_file_line_and_key() {
+    let message = refusal(&format!("{SMALL}regoin = \"x\"\n"), &[]);
+    assert!(message.contains("walkeep.toml, line 5") && message.contains("regoin"), "{message}");
+    let message = refusal("[cluster.main]\nslto = 1\n", &[]);
+    assert!(message.contains("line 2") && message.contains("slto"), "{message}");
+}
+
+#[test]
+fn bad_values_name_their_key() {
+    for (line, key) in [
+        ("slot = \"A B\"", "slot"),
+        ("upload_interval = \"1 fortnight\"", "upload_interval"),
+        ("upload_interval = \"10ms\"", "upload_interval"),
+        ("acknowledge = \"maybe\"", "acknowledge"),
+        ("spool = \"relative\"", "spool"),
+        ("spool_limit = \"1\"", "spool_limit"),
+        ("spool_limit = \"99999999999TiB\"", "spool_limit"),
+        ("compression_level = 99", "compression_level"),
+        ("compression_level = \"x\"", "line 2"),
+    ] {
+        let message = refusal(&SMALL.replace("[cluster.main]", &format!("[cluster.main]\n{line}")), &[]);
+        assert!(message.contains(key), "{line}: {message}");
+    }
+}
+
+#[test]
+fn malformed_files_are_refused_with_a_line() {
+    for (text, part) in
+        [("", "repository"), ("[cluster.main", "line 1"), ("a = [[[[", "line 1"), ("[cluster.UP]\n", "cannot name a cluster")]
+    {
+        let message = refusal(text, &[]);
+        assert!(message.contains(part), "{text:?}: {message}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.toml");
+    std::fs::write(&path, b"[log]\nlevel = \"\xff\"").unwrap();
+    let error = Config::load_with(&Selection { path: Some(path), cluster: None }, &|_| None).expect_err("not text");
+    assert!(error.to_string().contains("line 2"), "{error}");
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    assert!(!format!("{:?}", load(SMALL, &[]).unwrap()).contains("hunter2"));
+}
+
+#[test]
+fn several_clusters_need_a_choice() {
+    let message = refusal(&format!("{SMALL}[cluster.other]\n"), &[]);
+    assert!(message.contains("--cluster") && message.contains("other"), "{message}");
+}

@@ -1,0 +1,170 @@
+//! From what is written to what is meant: checks and defaults.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use walkeep_core::layout::ClusterName;
+
+use super::raw::{Raw, RawCluster, RawRepository};
+use super::{Acknowledge, ClusterConfig, Config, LogConfig, RepositoryConfig, S3Config, ServerSideEncryption};
+
+/// A text that must not be shown.
+#[derive(Clone, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(not shown)")
+    }
+}
+
+/// A number of bytes, written as `512MiB` or `4GB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl ByteSize {
+    fn parse(text: &str) -> Result<Self> {
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u64 = text[..digits].parse().with_context(|| format!("{text:?} is not a size: write 512MiB or 4GB"))?;
+        let unit: u64 = match text[digits..].trim() {
+            "B" => 1,
+            "kB" => 1000,
+            "KiB" => 1 << 10,
+            "MB" => 1_000_000,
+            "MiB" => 1 << 20,
+            "GB" => 1_000_000_000,
+            "GiB" => 1 << 30,
+            "TB" => 1_000_000_000_000,
+            "TiB" => 1 << 40,
+            other => bail!("{other:?} is not a unit: use B, kB, KiB, MB, MiB, GB, GiB, TB or TiB"),
+        };
+        number.checked_mul(unit).map(Self).with_context(|| format!("{text} is too large"))
+    }
+}
+
+/// Checks what was written and fills in the defaults.
+pub fn check(raw: Raw, name: &ClusterName, path: Option<PathBuf>) -> Result<Config> {
+    let Raw { mut cluster, listen, log } = raw;
+    let written = cluster.remove(name.as_str()).unwrap_or_default();
+    let cluster = check_cluster(written, name).with_context(|| format!("[cluster.{name}]"))?;
+    let http = listen.http.map(|text| {
+        let address = text.parse().with_context(|| format!("{text:?} is not an address: write 127.0.0.1:9187"));
+        address.context("[listen] http")
+    });
+    let json = match log.format.as_deref() {
+        None | Some("text") => false,
+        Some("json") => true,
+        Some(other) => bail!("[log] format: {other:?} is neither text nor json"),
+    };
+    Ok(Config { path, cluster, http: http.transpose()?, log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) } })
+}
+
+fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
+    let repository = match raw.repository.as_slice() {
+        [] => bail!("no [[cluster.{name}.repository]]: say where to store, url = \"s3://bucket/prefix\" or \"file:///srv/walkeep\""),
+        [only] => check_repository(only).with_context(|| format!("[[cluster.{name}.repository]]"))?,
+        _ => bail!("more than one [[cluster.{name}.repository]]: this version keeps one"),
+    };
+    let slot = raw.slot.unwrap_or_else(|| "walkeep".into());
+    let slot_chars = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    ensure!(
+        (1..=63).contains(&slot.len()) && slot.bytes().all(slot_chars),
+        "slot: {slot:?} cannot name a replication slot: use 1 to 63 of a-z, 0-9 and _"
+    );
+    let acknowledge = match raw.acknowledge.as_deref() {
+        None | Some("repository") => Acknowledge::Repository,
+        Some("spool") => Acknowledge::Spool,
+        Some(other) => bail!("acknowledge: {other:?} is neither \"repository\" nor \"spool\""),
+    };
+    let upload_interval = duration("upload_interval", raw.upload_interval.as_deref(), Duration::from_secs(1))?;
+    let allowed = Duration::from_millis(100)..=Duration::from_secs(3600);
+    ensure!(allowed.contains(&upload_interval), "upload_interval: must be from 100ms to 1h");
+    let compression_level = raw.compression_level.unwrap_or(3);
+    ensure!((1..=19).contains(&compression_level), "compression_level: must be from 1 to 19");
+    let upload_parallelism = raw.upload_parallelism.unwrap_or(4);
+    ensure!((1..=64).contains(&upload_parallelism), "upload_parallelism: must be from 1 to 64");
+    let spool_limit = raw.spool_limit.as_deref().map_or(Ok(ByteSize(4 << 30)), ByteSize::parse).context("spool_limit")?;
+    ensure!(spool_limit.0 >= 32 << 20, "spool_limit: must be at least 32MiB");
+    Ok(ClusterConfig {
+        name: name.clone(),
+        connection: raw.connection.unwrap_or_default().into(),
+        data_directory: raw.data_directory.map(|path| absolute("data_directory", &path)).transpose()?,
+        spool: raw.spool.map_or_else(|| Ok(Path::new("/var/lib/walkeep").join(name.as_str())), |path| absolute("spool", &path))?,
+        spool_limit,
+        socket: raw.socket.map_or_else(|| Ok(PathBuf::from(format!("/run/walkeep/{name}.sock"))), |path| absolute("socket", &path))?,
+        slot,
+        application_name: raw.application_name.unwrap_or_else(|| "walkeep".into()),
+        upload_interval,
+        acknowledge,
+        compression_level,
+        upload_parallelism,
+        stream: raw.stream.unwrap_or(true),
+        repository,
+    })
+}
+
+fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
+    let url = raw.url.as_deref().context("url is missing: write s3://bucket/prefix or file:///srv/walkeep")?;
+    if let Some(path) = url.strip_prefix("file://") {
+        return Ok(RepositoryConfig::Local { path: absolute("url", path)? });
+    }
+    let Some(place) = url.strip_prefix("s3://") else {
+        bail!("url: {url:?} has no known scheme: write s3://bucket/prefix or file:///srv/walkeep");
+    };
+    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    ensure!(!bucket.is_empty(), "url: {url:?} names no bucket");
+    let encryption = match (raw.encryption.as_deref(), &raw.kms_key_id) {
+        (None, None) => ServerSideEncryption::Bucket,
+        (Some("AES256"), None) => ServerSideEncryption::Aes256,
+        (Some("AES256"), Some(_)) => bail!("kms_key_id: goes with encryption = \"aws:kms\", not with AES256"),
+        (None | Some("aws:kms"), key_id) => ServerSideEncryption::Kms { key_id: key_id.clone() },
+        (Some(other), _) => bail!("encryption: {other:?} is neither \"AES256\" nor \"aws:kms\""),
+    };
+    let file = |key: &str, path: &Option<String>| path.as_deref().map(|path| absolute(key, path)).transpose();
+    ensure!(
+        raw.access_key_id.is_some() == raw.secret_access_key_file.is_some(),
+        "access_key_id and secret_access_key_file go together; without both, AWS's usual sources are asked (environment, profile, roles)"
+    );
+    Ok(RepositoryConfig::S3(Box::new(S3Config {
+        bucket: bucket.into(),
+        prefix: prefix.trim_matches('/').into(),
+        endpoint: raw.endpoint.clone(),
+        region: raw.region.clone(),
+        path_style: raw.path_style,
+        storage_class: raw.storage_class.clone(),
+        encryption,
+        ca_file: file("ca_file", &raw.ca_file)?,
+        profile: raw.profile.clone(),
+        access_key_id: raw.access_key_id.clone(),
+        secret_access_key_file: file("secret_access_key_file", &raw.secret_access_key_file)?,
+        session_token_file: file("session_token_file", &raw.session_token_file)?,
+        timeout: raw.timeout.as_deref().map(|text| duration("timeout", Some(text), Duration::ZERO)).transpose()?,
+    })))
+}
+
+fn duration(key: &str, text: Option<&str>, default: Duration) -> Result<Duration> {
+    let parse =
+        |text| humantime::parse_duration(text).with_context(|| format!("{key}: {text:?} is not a duration: write 500ms, 1s or 5min"));
+    text.map_or(Ok(default), parse)
+}
+
+fn absolute(key: &str, path: &str) -> Result<PathBuf> {
+    ensure!(path.starts_with('/'), "{key}: {path:?} is not an absolute path");
+    Ok(PathBuf::from(path))
+}

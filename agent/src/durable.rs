@@ -1,0 +1,129 @@
+//! The only code that writes local files: whole, or not at all.
+//!
+//! A file written here is either absent or complete after a crash: bytes go to a temporary name beside the target, are fsynced, and
+//! only then take the name; the folder is fsynced so that the name itself survives. A failed fsync means the bytes are lost (Linux
+//! drops the dirty pages), so it is an error and never repeated on the same file. Segment files that grow while WAL streams in are the
+//! spool's own (see [`crate::spool`]), with the same rules.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Mode of files that hold WAL, data or secrets.
+pub const PRIVATE_FILE: u32 = 0o600;
+/// Mode of folders that hold such files.
+pub const PRIVATE_DIR: u32 = 0o700;
+
+/// Writes `content` to `path`, replacing a file of that name at once or not at all.
+pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let temporary = temporary_name(path)?;
+    let write = || -> io::Result<()> {
+        let mut file = create_private(&temporary, mode)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().inspect_err(|_| remove_leftover(&temporary)).with_context(|| format!("write {}", path.display()))?;
+    sync_parent(path)
+}
+
+/// Creates a file that must not exist yet, with exactly this mode whatever the umask.
+pub fn create_private(path: &Path, mode: u32) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    set_mode(&file, mode)?;
+    Ok(file)
+}
+
+/// Gives an open file or folder exactly this mode, whatever the umask made of it.
+pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    rustix::fs::fchmod(file, rustix::fs::Mode::from_raw_mode(mode)).map_err(io::Error::from)
+}
+
+/// Creates a folder, and those above it that are missing, each with exactly this mode; an existing folder keeps its own.
+pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        create_dir(parent, mode)?;
+    }
+    match std::fs::create_dir(path) {
+        Ok(()) => {
+            let open_and_set = || File::open(path).and_then(|folder| set_mode(&folder, mode));
+            open_and_set().with_context(|| format!("set the mode of {}", path.display()))?;
+            sync_parent(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("create the folder {}", path.display())),
+    }
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|folder| folder.sync_all()).with_context(|| format!("fsync the folder {}", path.display()))
+}
+
+/// Makes the name of `path` durable.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+/// A name beside `path` that nobody else uses: the process and a counter are in it.
+pub fn temporary_name(path: &Path) -> Result<PathBuf> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().with_context(|| format!("{} has no file name", path.display()))?;
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}-{}.walkeep-tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    Ok(path.with_file_name(temporary))
+}
+
+fn remove_leftover(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "could not remove a temporary file");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_appears_whole_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write_file(&path, b"one", PRIVATE_FILE).unwrap();
+        write_file(&path, b"two", PRIVATE_FILE).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::create_dir(&path).unwrap();
+        assert!(write_file(&path, b"x", PRIVATE_FILE).is_err(), "a folder has the name");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn folders_have_their_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        create_dir(&dir.path().join("a/b"), PRIVATE_DIR).unwrap();
+        for folder in ["a", "a/b"] {
+            assert_eq!(std::fs::metadata(dir.path().join(folder)).unwrap().permissions().mode() & 0o777, 0o700);
+        }
+    }
+}

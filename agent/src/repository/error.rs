@@ -1,0 +1,119 @@
+//! What can go wrong with a repository, named after what the caller does next.
+
+use walkeep_store::ErrorKind;
+
+use crate::codec::CodecError;
+
+/// The result of a repository's verb.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A repository's failure.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed; its kind says what may help.
+    #[error(transparent)]
+    Store(#[from] walkeep_store::Error),
+    /// The store was reached, and no repository is there.
+    #[error(
+        "no Walkeep repository at {url}: the marker walkeep.json is missing; is the URL right, is the volume mounted, was `walkeep init` run?"
+    )]
+    NoRepository {
+        /// Where it was looked for.
+        url: String,
+    },
+    /// Written by a later Walkeep.
+    #[error("the repository at {url} has format {found}, this Walkeep knows format {known}: upgrade Walkeep")]
+    Format {
+        /// Where it lies.
+        url: String,
+        /// Its format.
+        found: u32,
+        /// The format known here.
+        known: u32,
+    },
+    /// The name is taken by other content. Nothing was overwritten.
+    #[error("{name} is already in the repository with other content (stored SHA-256 {stored}, offered {offered}); nothing was overwritten")]
+    Conflict {
+        /// The file's name.
+        name: String,
+        /// SHA-256 of what is stored, its first digits.
+        stored: String,
+        /// SHA-256 of what was offered, its first digits.
+        offered: String,
+    },
+    /// An object is there, but it is not what its name says.
+    #[error("{key} is damaged or was exchanged: {reason}")]
+    Corrupt {
+        /// The object's key.
+        key: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A value could not be written down, or a task died: a defect of Walkeep.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// The object at `key` cannot be believed.
+    pub fn corrupt(key: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self::Corrupt { key: key.into(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn encode(error: impl std::fmt::Display) -> Self {
+        Self::Internal(error.to_string())
+    }
+
+    pub(crate) fn codec(key: &str, error: CodecError) -> Self {
+        Self::corrupt(key, error)
+    }
+
+    /// Whether the same call may succeed later without anybody doing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind().is_transient())
+    }
+
+    /// Whether work that must be done in the end should be tried again later: everything that somebody or something may mend without
+    /// this process (an outage, expired credentials, a lost mount), but not a conflict or a damaged object.
+    pub fn is_mendable(&self) -> bool {
+        match self {
+            Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
+            Self::NoRepository { .. } | Self::Format { .. } => true,
+            Self::Conflict { .. } | Self::Corrupt { .. } | Self::Internal(_) => false,
+        }
+    }
+
+    /// A short word for logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.kind().as_str(),
+            Self::NoRepository { .. } => "no_repository",
+            Self::Format { .. } => "format",
+            Self::Conflict { .. } => "conflict",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// What the operator can do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Store(error) => match error.kind() {
+                ErrorKind::Denied => "Check the repository's credentials and their permissions (get, put, list on the prefix).",
+                ErrorKind::Unusable => "Check the repository's url, endpoint and region; `walkeep check` says what is wrong.",
+                ErrorKind::Transient => "The repository does not answer; this is retried.",
+                ErrorKind::Corrupt => "Run `walkeep check`; the object or the way to it is damaged.",
+                ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Cancelled => "See the log of the agent.",
+            },
+            Self::NoRepository { .. } => "Check the url, or run `walkeep init`.",
+            Self::Format { .. } => "Upgrade Walkeep on this host.",
+            Self::Conflict { .. } => {
+                "Two servers write one archive, or a file changed after it was archived. Find the second writer before anything else; `walkeep timelines` shows what is stored."
+            }
+            Self::Corrupt { .. } => {
+                "The stored object must not be trusted; restore it from a copy of the repository or take a new base backup."
+            }
+            Self::Internal(_) => "This is a defect of Walkeep; please report it.",
+        }
+    }
+}

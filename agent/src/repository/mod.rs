@@ -1,0 +1,134 @@
+//! A repository: typed verbs over an object store.
+//!
+//! It knows WAL files, parts, backups and gaps, and how each is stored; it does not know S3, sockets or PostgreSQL. The promises kept here:
+//! an object is created once and never changed ([`wal`]), what is read back is proven by its hash, and "absent" is answered only when
+//! the repository's marker was read in the same breath ([`Repository::prove_reached`]).
+
+pub mod error;
+pub mod identity;
+pub mod wal;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use walkeep_core::layout::{ClusterLayout, ClusterName, MARKER_KEY, ObjectName};
+use walkeep_store::{ErrorKind, Key, Put, SharedStore};
+
+pub use error::{Error, Result};
+pub use identity::ClusterIdentity;
+
+/// The format of the repository, in its marker.
+const FORMAT: u32 = 1;
+
+/// The marker object: what proves that the repository was reached.
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    walkeep_repository: u32,
+}
+
+/// A repository that was reached.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    store: SharedStore,
+}
+
+impl Repository {
+    /// Opens a repository that [`Repository::create`] made.
+    pub async fn open(store: SharedStore) -> Result<Self> {
+        let repository = Self { store };
+        repository.prove_reached().await?;
+        Ok(repository)
+    }
+
+    /// Proves that the store can hold a repository and puts the marker there; no error if it is there already.
+    pub async fn create(store: SharedStore) -> Result<Self> {
+        let marker = Marker { walkeep_repository: FORMAT };
+        let body = Bytes::from(serde_json::to_vec(&marker).map_err(Error::encode)?);
+        match store.put_if_absent(&key(MARKER_KEY)?, body).await {
+            Ok(Put::Created | Put::AlreadySame) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.into()),
+        }
+        Self::open(store).await
+    }
+
+    /// Reads the marker: only after this may a missing object be called absent.
+    pub async fn prove_reached(&self) -> Result<()> {
+        let body = match self.store.get(&key(MARKER_KEY)?, None).await {
+            Ok(body) => body,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(Error::NoRepository { url: self.store.url() }),
+            Err(error) => return Err(error.into()),
+        };
+        let marker: Marker = serde_json::from_slice(&body).map_err(|error| Error::corrupt(MARKER_KEY, error))?;
+        match marker.walkeep_repository {
+            FORMAT => Ok(()),
+            found => Err(Error::Format { url: self.store.url(), found, known: FORMAT }),
+        }
+    }
+
+    /// Where it lies, for messages.
+    pub fn url(&self) -> String {
+        self.store.url()
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &SharedStore {
+        &self.store
+    }
+}
+
+/// One cluster identity's part of a repository.
+#[derive(Debug, Clone)]
+pub struct ClusterRepository {
+    repository: Repository,
+    cluster: ClusterName,
+    identity: ClusterIdentity,
+    layout: ClusterLayout,
+    /// zstd's level for what is stored.
+    level: i32,
+}
+
+impl ClusterRepository {
+    /// The part of `repository` that belongs to the cluster called `cluster` with this identity.
+    pub fn new(repository: Repository, cluster: ClusterName, identity: ClusterIdentity, level: i32) -> Self {
+        let layout = ClusterLayout::new(&cluster, identity.system_identifier);
+        Self { repository, cluster, identity, layout, level }
+    }
+
+    /// The repository it is a part of.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The cluster's name.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// Which cluster it is: system identifier, segment size, major version.
+    pub fn identity(&self) -> &ClusterIdentity {
+        &self.identity
+    }
+
+    /// The keys.
+    pub fn layout(&self) -> &ClusterLayout {
+        &self.layout
+    }
+
+    fn store(&self) -> &SharedStore {
+        &self.repository.store
+    }
+
+    fn key(&self, name: &ObjectName) -> Result<Key> {
+        key(&self.layout.key(name))
+    }
+}
+
+/// Keys made by the layout are valid; an error here is a defect, told as one.
+fn key(text: &str) -> Result<Key> {
+    text.parse().map_err(Error::encode)
+}
+
+/// Runs CPU work (compression, hashing) off the async threads.
+async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::encode)
+}

@@ -1,0 +1,210 @@
+//! WAL into the repository and out of it: segments, histories, `.backup` notes, `.partial`s, and the parts of a segment still being written.
+//!
+//! One name, one content, for ever. [`ClusterRepository::put_wal`] answers only when the object is durable and holds exactly these bytes;
+//! if the name was taken, the object there is read back whole and proven before "already stored" is said.
+
+use bytes::Bytes;
+use walkeep_core::layout::{ObjectName, PartName};
+use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
+use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
+
+use super::{ClusterRepository, Error, Result, on_blocking_thread};
+use crate::codec::{self, Description, FRONT, Hash};
+
+/// The most a history, `.backup` note may hold; PostgreSQL writes a few lines.
+const SMALL_FILE_LIMIT: u64 = 1 << 20;
+
+/// How a file came to be in the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It was put there now: so many bytes were written.
+    New {
+        /// Bytes of the object.
+        bytes: u64,
+    },
+    /// The same content was there already.
+    Already,
+}
+
+/// A file of the archive, proven by its hash.
+#[derive(Debug, Clone)]
+pub struct WalFile {
+    /// What the object says of itself.
+    pub description: Description,
+    /// The content.
+    pub content: Bytes,
+}
+
+impl ClusterRepository {
+    /// Stores a file of the archive under its name.
+    ///
+    /// The content must have been checked (see `walkeep_core::page`). Fails with [`Error::Conflict`] if the name is taken by other content; a
+    /// `.partial` of other content is stored beside the first, because two promotions may each leave one.
+    pub async fn put_wal(&self, file: WalFileName, content: Bytes) -> Result<Stored> {
+        match self.put_object(ObjectName::Wal(file), file.to_string(), self.start_of(file), self.limit_of(file), content.clone()).await {
+            Err(Error::Conflict { .. }) if matches!(file, WalFileName::Partial(_)) => {
+                let hash = hash_prefix(&codec::sha256(&content));
+                let WalFileName::Partial(segment) = file else { unreachable!("matched above") };
+                let name = ObjectName::OtherPartial { segment, hash };
+                tracing::warn!(%file, "another .partial of this name is stored already; keeping this one beside it");
+                self.put_object(name, file.to_string(), self.start_of(file), self.limit_of(file), content).await
+            }
+            result => result,
+        }
+    }
+
+    /// Stores the bytes `[part.from, part.to)` of a segment that is not finished.
+    pub async fn put_part(&self, part: PartName, content: Bytes) -> Result<Stored> {
+        let start = self.segment_start(part.segment).saturating_add(u64::from(part.from));
+        let limit = u64::from(part.to - part.from);
+        self.put_object(ObjectName::Part(part), part_title(part), Some(start), limit, content).await
+    }
+
+    async fn put_object(&self, name: ObjectName, title: String, start: Option<Lsn>, limit: u64, content: Bytes) -> Result<Stored> {
+        let (system, level) = (self.identity().system_identifier, self.level);
+        let (description, object) = on_blocking_thread(move || {
+            let description = Description::of(title, system, start, &content);
+            codec::encode(&description, &content, level).map(|object| (description, object))
+        })
+        .await?
+        .map_err(Error::encode)?;
+        let key = self.key(&name)?;
+        let bytes = object.len() as u64;
+        match self.store().put_if_absent(&key, object).await {
+            Ok(Put::Created) => Ok(Stored::New { bytes }),
+            Ok(Put::AlreadySame) => Ok(Stored::Already),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle_conflict(&name, limit, description).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The key is taken by other bytes: the same content compressed differently, or another content?
+    async fn settle_conflict(&self, name: &ObjectName, limit: u64, offered: Description) -> Result<Stored> {
+        let stored = self.read(name, &offered.name, limit).await?;
+        match stored {
+            Some(stored) if stored.description.sha256 == offered.sha256 => Ok(Stored::Already),
+            Some(stored) => Err(Error::Conflict {
+                name: offered.name,
+                stored: hex::encode(&stored.description.sha256[..8]),
+                offered: hex::encode(&offered.sha256[..8]),
+            }),
+            None => Err(Error::Store(walkeep_store::Error::new(ErrorKind::Transient, "put", &self.key(name)?))),
+        }
+    }
+
+    /// A file of the archive by its name; `None` only if the repository was reached and proves it absent. Parts are not looked at: see
+    /// [`ClusterRepository::get_tail`].
+    pub async fn get_wal(&self, file: WalFileName) -> Result<Option<WalFile>> {
+        let found = self.read(&ObjectName::Wal(file), &file.to_string(), self.limit_of(file)).await?;
+        if found.is_none() {
+            self.repository().prove_reached().await?;
+        }
+        Ok(found)
+    }
+
+    /// What a stored file says of itself, without reading it whole.
+    pub async fn describe_wal(&self, file: WalFileName) -> Result<Option<Description>> {
+        let key = self.key(&ObjectName::Wal(file))?;
+        match self.store().get(&key, Some(0..FRONT)).await {
+            Ok(front) => {
+                codec::describe(&front).map(|(description, _)| Some(description)).map_err(|error| Error::codec(key.as_str(), error))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The parts stored of one segment, in the order of their keys.
+    pub async fn list_parts(&self, segment: SegmentName) -> Result<Vec<PartName>> {
+        let request = ListRequest { prefix: self.layout().parts_prefix(segment), ..ListRequest::default() };
+        let page = list_all(self.store().as_ref(), request).await?;
+        let parts = page.objects.iter().filter_map(|listed| match self.layout().parse(listed.key.as_str()) {
+            Some(ObjectName::Part(part)) if u64::from(part.to) <= self.identity().segment_size.bytes() => Some(part),
+            _ => None,
+        });
+        Ok(parts.collect())
+    }
+
+    /// One part, proven by its hash.
+    pub async fn get_part(&self, part: PartName) -> Result<WalFile> {
+        let name = ObjectName::Part(part);
+        let length = u64::from(part.to - part.from);
+        let key = self.layout().key(&name);
+        let file = self.read(&name, &part_title(part), length).await?;
+        match file {
+            Some(file) if file.description.length == length => Ok(file),
+            Some(_) => Err(Error::corrupt(key, "its length is not what its name says")),
+            None => Err(Error::corrupt(key, "it was listed a moment ago and is gone")),
+        }
+    }
+
+    /// The unfinished segment as far as parts of it are stored without a hole, from its first byte; empty without parts.
+    pub async fn get_tail(&self, segment: SegmentName) -> Result<Bytes> {
+        let mut tail: Vec<u8> = Vec::new();
+        for part in walkeep_core::parts::longest_chain(&self.list_parts(segment).await?) {
+            let content = self.get_part(part).await?.content;
+            // Parts may overlap after a restart; what they share must be the same bytes.
+            let shared = tail.len() - part.from as usize;
+            if tail[part.from as usize..] != content[..shared.min(content.len())] {
+                return Err(Error::corrupt(self.layout().key(&ObjectName::Part(part)), "it contradicts the part before it"));
+            }
+            tail.extend_from_slice(&content[shared..]);
+        }
+        Ok(Bytes::from(tail))
+    }
+
+    /// A timeline's history; `None` if it is proven absent.
+    pub async fn get_history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+        let file = WalFileName::History(timeline);
+        let Some(found) = self.get_wal(file).await? else { return Ok(None) };
+        let history = TimelineHistory::parse(timeline, &found.content);
+        history.map(Some).map_err(|error| Error::corrupt(self.layout().wal_key(file), error))
+    }
+
+    /// Reads an object and proves that it holds the file called `title` of this cluster.
+    async fn read(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<WalFile>> {
+        let key = self.key(name)?;
+        let object = match self.store().get(&key, None).await {
+            Ok(object) => object,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let (description, content) =
+            on_blocking_thread(move || codec::decode(&object, limit)).await?.map_err(|error| Error::codec(key.as_str(), error))?;
+        if description.name != title {
+            return Err(Error::corrupt(key.as_str(), format!("it holds {}", description.name)));
+        }
+        if description.system_identifier != self.identity().system_identifier {
+            let reason = format!("it belongs to the cluster with system identifier {}", description.system_identifier);
+            return Err(Error::corrupt(key.as_str(), reason));
+        }
+        Ok(Some(WalFile { description, content }))
+    }
+
+    fn limit_of(&self, file: WalFileName) -> u64 {
+        match file {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => self.identity().segment_size.bytes(),
+            WalFileName::History(_) | WalFileName::BackupHistory { .. } => SMALL_FILE_LIMIT,
+        }
+    }
+
+    fn start_of(&self, file: WalFileName) -> Option<Lsn> {
+        match file {
+            WalFileName::Segment(segment) | WalFileName::Partial(segment) => Some(self.segment_start(segment)),
+            WalFileName::History(_) | WalFileName::BackupHistory { .. } => None,
+        }
+    }
+
+    fn segment_start(&self, segment: SegmentName) -> Lsn {
+        let size = self.identity().segment_size;
+        segment.number(size).map_or(Lsn::ZERO, |number| number.start(size))
+    }
+}
+
+fn part_title(part: PartName) -> String {
+    format!("{} {:08X}-{:08X}", part.segment, part.from, part.to)
+}
+
+fn hash_prefix(hash: &Hash) -> u32 {
+    u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])
+}
