@@ -9,3 +9,4 @@ pub mod config;
 pub mod durable;
 pub mod repository;
 pub mod retry;
+pub mod spool;

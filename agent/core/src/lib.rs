@@ -11,6 +11,7 @@ pub mod identity;
 pub mod layout;
 pub mod lsn;
 pub mod parts;
+pub mod resume;
 pub mod segment;
 pub mod time;
 pub mod wal_file;

@@ -5,6 +5,7 @@
 //! the repository's marker was read in the same breath ([`Repository::prove_reached`]).
 
 pub mod error;
+pub mod frontier;
 pub mod identity;
 pub mod wal;
 

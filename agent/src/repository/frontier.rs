@@ -1,0 +1,47 @@
+//! How far WAL is stored, asked with a few short listings: what a stream needs to know when it begins.
+
+use walkeep_core::layout::ObjectName;
+use walkeep_core::{Lsn, SegmentNumber, TimelineId, WalFileName};
+use walkeep_store::{ListRequest, list_all};
+
+use super::{ClusterRepository, Result};
+
+impl ClusterRepository {
+    /// The newest whole segment stored on `timeline`. Two or three requests, however long the archive.
+    pub async fn newest_segment(&self, timeline: TimelineId) -> Result<Option<SegmentNumber>> {
+        let request = ListRequest { prefix: self.layout().timeline_prefix(timeline), by_folder: true, ..ListRequest::default() };
+        let logs = list_all(self.store().as_ref(), request).await?.folders;
+        for log in logs.into_iter().rev() {
+            let page = list_all(self.store().as_ref(), ListRequest { prefix: log, by_folder: true, ..ListRequest::default() }).await?;
+            let newest = page.objects.iter().rev().find_map(|listed| self.segment_number(listed.key.as_str(), timeline));
+            if newest.is_some() {
+                return Ok(newest);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The stretches of whole segments stored on `timeline` at or after `from`, merged: first and one-past-last positions.
+    pub async fn stored_stretches(&self, timeline: TimelineId, from: SegmentNumber) -> Result<Vec<(Lsn, Lsn)>> {
+        let size = self.identity().segment_size;
+        let prefix = self.layout().timeline_prefix(timeline);
+        // Just before the wanted segment's key: keys sort in LSN order, and the segment before it ends in `.zst`.
+        let start_after = from.previous().map(|before| self.layout().wal_key(WalFileName::Segment(before.name(timeline, size))));
+        let page = list_all(self.store().as_ref(), ListRequest { prefix, start_after, ..ListRequest::default() }).await?;
+        let mut stretches: Vec<(Lsn, Lsn)> = Vec::new();
+        for number in page.objects.iter().filter_map(|listed| self.segment_number(listed.key.as_str(), timeline)) {
+            match stretches.last_mut() {
+                Some((_, end)) if *end == number.start(size) => *end = number.end(size),
+                _ => stretches.push((number.start(size), number.end(size))),
+            }
+        }
+        Ok(stretches)
+    }
+
+    fn segment_number(&self, key: &str, timeline: TimelineId) -> Option<SegmentNumber> {
+        match self.layout().parse(key)? {
+            ObjectName::Wal(WalFileName::Segment(name)) if name.timeline() == timeline => name.number(self.identity().segment_size),
+            _ => None,
+        }
+    }
+}
