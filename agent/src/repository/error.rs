@@ -60,6 +60,11 @@ impl Error {
         Self::Corrupt { key: key.into(), reason: reason.to_string() }
     }
 
+    /// The agent stops while `action` was under way for `name`.
+    pub fn cancelled(action: &'static str, name: impl std::fmt::Display) -> Self {
+        Self::Store(walkeep_store::Error::at(ErrorKind::Cancelled, action, name.to_string()))
+    }
+
     pub(crate) fn encode(error: impl std::fmt::Display) -> Self {
         Self::Internal(error.to_string())
     }

@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod frontier;
+pub mod gaps;
 pub mod identity;
 pub mod wal;
 

@@ -1,0 +1,179 @@
+//! archive_command's work: one finished file of `pg_wal` into the repository, and the answer that PostgreSQL acts upon.
+//!
+//! "Done" is final: PostgreSQL removes the file after it. So it is said only when the repository holds these very bytes, and the
+//! bytes are what their name says. Where the file lies and who may ask is decided before ([`crate::wal_path`], [`crate::server`]).
+
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::page::{self, SegmentError};
+use walkeep_core::{TimelineHistory, WalFileName};
+
+use crate::codec;
+use crate::metrics::{Metrics, Source};
+use crate::recent::Recent;
+use crate::repository::wal::Stored;
+use crate::repository::{self, ClusterRepository};
+use crate::wal_path;
+
+/// The most bytes of a history or `.backup` file; PostgreSQL writes a few lines.
+const SMALL_FILE: u64 = 1 << 20;
+
+/// Why a file was not archived. PostgreSQL keeps it and offers it again.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// Not a file that may be archived from there.
+    #[error(transparent)]
+    Path(#[from] wal_path::WalPathError),
+    /// It could not be read.
+    #[error("cannot read {name}: {source}")]
+    Read {
+        /// The file.
+        name: WalFileName,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A segment that is not what its name says.
+    #[error("{name} was refused: {source}")]
+    NotWal {
+        /// The file.
+        name: WalFileName,
+        /// What does not fit.
+        source: SegmentError,
+    },
+    /// A file of the wrong size.
+    #[error("{name} was refused: it has {found} bytes, expected {expected}")]
+    Size {
+        /// The file.
+        name: WalFileName,
+        /// What it has.
+        found: u64,
+        /// What it should have.
+        expected: String,
+    },
+    /// A history file that PostgreSQL would not understand.
+    #[error("{name} was refused: {source}")]
+    History {
+        /// The file.
+        name: WalFileName,
+        /// What does not fit.
+        source: walkeep_core::history::HistoryError,
+    },
+    /// The repository did not take it.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+}
+
+impl ArchiveError {
+    /// What the operator can do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Path(_) => "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster.",
+            Self::Read { .. } => "Check the disk and the permissions of pg_wal; the agent must run as the server's user.",
+            Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => {
+                "Nothing was stored. If this server was initialised anew or upgraded, run `walkeep init --new-identity`."
+            }
+            Self::Repository(error) => error.hint(),
+        }
+    }
+
+    /// Whether asking again may help without anybody doing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Repository(error) if error.is_transient())
+    }
+}
+
+/// The archive command's side of the agent.
+#[derive(Debug)]
+pub struct Archiver {
+    repository: Arc<ClusterRepository>,
+    recent: Arc<Recent>,
+    metrics: Arc<Metrics>,
+    cancel: CancellationToken,
+}
+
+impl Archiver {
+    /// Stores into `repository`.
+    pub fn new(repository: Arc<ClusterRepository>, recent: Arc<Recent>, metrics: Arc<Metrics>, cancel: CancellationToken) -> Self {
+        Self { repository, recent, metrics, cancel }
+    }
+
+    /// Stores the file if it is what its name says; the same content again is fine. Answers only when it is durable.
+    pub async fn archive(&self, source: wal_path::Source) -> Result<Stored, ArchiveError> {
+        let name = source.name;
+        let expected = self.expected_size(name);
+        let content = on_blocking_thread(move || read(source, expected)).await??;
+        self.check(name, &content)?;
+        let recent_content = content.clone();
+        let hash = on_blocking_thread(move || codec::sha256(&recent_content)).await?;
+        let segment = match name {
+            WalFileName::Segment(segment) => Some(segment),
+            _ => None,
+        };
+        if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) {
+            return Ok(Stored::Already);
+        }
+        let stored = tokio::select! {
+            put = self.repository.put_wal(name, content) => put.inspect_err(|error| self.metrics.error(error.kind()))?,
+            () = self.cancel.cancelled() => return Err(repository::Error::cancelled("put", name).into()),
+        };
+        self.metrics.stored(Source::Archive, stored);
+        if let Some(segment) = segment {
+            self.recent.note(segment, hash);
+        }
+        Ok(stored)
+    }
+
+    fn expected_size(&self, name: WalFileName) -> Size {
+        match name {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => Size::Exactly(self.repository.identity().segment_size.bytes()),
+            WalFileName::History(_) | WalFileName::BackupHistory { .. } => Size::AtMost(SMALL_FILE),
+        }
+    }
+
+    /// Refuses what is not WAL of this cluster and place.
+    fn check(&self, name: WalFileName, content: &[u8]) -> Result<(), ArchiveError> {
+        let identity = self.repository.identity();
+        match name {
+            WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
+                page::check_segment(segment, identity.segment_size, identity.system_identifier, content)
+                    .map_err(|source| ArchiveError::NotWal { name, source })
+            }
+            WalFileName::History(timeline) => {
+                TimelineHistory::parse(timeline, content).map(drop).map_err(|source| ArchiveError::History { name, source })
+            }
+            WalFileName::BackupHistory { .. } => Ok(()),
+        }
+    }
+}
+
+/// How large a file may be.
+#[derive(Debug, Clone, Copy)]
+enum Size {
+    Exactly(u64),
+    AtMost(u64),
+}
+
+fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
+    let wal_path::Source { name, file, bytes } = source;
+    let (fits, limit, expected) = match size {
+        Size::Exactly(size) => (bytes == size, size, size.to_string()),
+        Size::AtMost(size) => ((1..=size).contains(&bytes), size, format!("1 to {size}")),
+    };
+    if !fits {
+        return Err(ArchiveError::Size { name, found: bytes, expected });
+    }
+    let mut content = Vec::with_capacity(bytes as usize);
+    // One byte more than it may have: a file that grows meanwhile is noticed.
+    file.take(limit + 1).read_to_end(&mut content).map_err(|source| ArchiveError::Read { name, source })?;
+    match content.len() as u64 {
+        found if found == bytes => Ok(Bytes::from(content)),
+        found => Err(ArchiveError::Size { name, found, expected }),
+    }
+}
+
+async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, repository::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|died| repository::Error::Internal(died.to_string()))
+}

@@ -1,0 +1,234 @@
+//! What the agent counts, and how it is exposed to Prometheus.
+//!
+//! Gauges that follow the stream are set from [`Progress`] when a scrape comes; counters are counted where things happen. Names say their
+//! unit. Nothing here decides anything.
+
+use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Gauge, Opts, Registry, TextEncoder};
+
+use crate::progress::{Phase, Progress};
+use crate::repository::wal::Stored;
+
+/// How WAL came to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A segment by the stream.
+    Stream,
+    /// A file by archive_command.
+    Archive,
+    /// A part of an unfinished segment.
+    Part,
+}
+
+impl Source {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Archive => "archive",
+            Self::Part => "part",
+        }
+    }
+}
+
+/// What is known of the slot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotState {
+    /// PostgreSQL's `wal_status`: reserved, extended, unreserved, lost; `missing` if there is no slot.
+    pub wal_status: String,
+    /// Whether somebody streams from it.
+    pub active: bool,
+    /// WAL the server may still write before it drops what the slot needs, in bytes; `None` without a limit.
+    pub safe_wal_size: Option<i64>,
+}
+
+/// The metrics of one agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    received: Gauge,
+    spooled: Gauge,
+    durable: Gauge,
+    server_end: Gauge,
+    lag_bytes: IntGauge,
+    lag_seconds: Gauge,
+    contact_seconds: Gauge,
+    phase: IntGaugeVec,
+    objects: IntCounterVec,
+    bytes: IntCounterVec,
+    errors: IntCounterVec,
+    conflicts: IntCounter,
+    archived: IntCounterVec,
+    fetched: IntCounterVec,
+    oldest_ready: Gauge,
+    ready_files: IntGauge,
+    slot_status: IntGaugeVec,
+    slot_active: IntGauge,
+    slot_safe_bytes: IntGauge,
+    gaps: IntGauge,
+}
+
+impl Metrics {
+    /// A registry of its own, so that tests and several agents do not meet.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let maker = Maker(&registry);
+        let metrics = Self {
+            received: maker.gauge("walkeep_wal_received_bytes", "End of the WAL received from the server, as a byte position (LSN).")?,
+            spooled: maker.gauge("walkeep_wal_spooled_bytes", "End of the WAL fsynced in the spool, as a byte position (LSN).")?,
+            durable: maker.gauge("walkeep_wal_durable_bytes", "End of the WAL durable in the repository, as a byte position (LSN).")?,
+            server_end: maker.gauge("walkeep_wal_server_bytes", "End of the server's WAL as it last told, as a byte position (LSN).")?,
+            lag_bytes: maker.int_gauge("walkeep_wal_lag_bytes", "WAL the server has that is not durable in the repository, in bytes.")?,
+            lag_seconds: maker.gauge("walkeep_wal_lag_seconds", "For how long the oldest WAL that is not durable has been waiting, in seconds.")?,
+            contact_seconds: maker.gauge("walkeep_server_contact_seconds", "Seconds since the server was last heard of; -1 if never.")?,
+            phase: maker.int_gauge_vec("walkeep_stream_phase", "1 for what the stream is doing, 0 for the others.", "phase")?,
+            objects: maker.counter_vec("walkeep_stored_objects_total", "Objects stored: segments and other files, and parts.", "source")?,
+            bytes: maker.counter_vec("walkeep_stored_bytes_total", "Bytes written to the repository for them.", "source")?,
+            errors: maker.counter_vec("walkeep_errors_total", "Failed calls to the repository, by kind.", "kind")?,
+            conflicts: maker.counter("walkeep_conflicts_total", "Files refused because their name holds other content: alarm on any.")?,
+            archived: maker.counter_vec("walkeep_archive_requests_total", "Answers to archive_command.", "answer")?,
+            fetched: maker.counter_vec("walkeep_fetch_requests_total", "Answers to restore_command.", "answer")?,
+            oldest_ready: maker.gauge("walkeep_oldest_ready_seconds", "Age of the oldest .ready file in archive_status, in seconds; 0 if none.")?,
+            ready_files: maker.int_gauge("walkeep_ready_files", "Files that wait for archive_command.")?,
+            slot_status: maker.int_gauge_vec("walkeep_slot_wal_status", "1 for the slot's wal_status, 0 for the others.", "status")?,
+            slot_active: maker.int_gauge("walkeep_slot_active", "1 while somebody streams from the slot.")?,
+            slot_safe_bytes: maker.int_gauge("walkeep_slot_safe_wal_bytes", "WAL until max_slot_wal_keep_size endangers the slot; -1 without a limit.")?,
+            gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
+            registry: registry.clone(),
+        };
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    /// Rates need a first sample: every known label exists from the start.
+    fn begin_at_zero(&self) {
+        for source in [Source::Stream, Source::Archive, Source::Part] {
+            self.objects.with_label_values(&[source.as_str()]).reset();
+            self.bytes.with_label_values(&[source.as_str()]).reset();
+        }
+        for kind in ["transient", "denied", "unusable", "corrupt", "conflict"] {
+            self.errors.with_label_values(&[kind]).reset();
+        }
+        for answer in ["done", "failed"] {
+            self.archived.with_label_values(&[answer]).reset();
+            self.fetched.with_label_values(&[answer]).reset();
+        }
+        self.fetched.with_label_values(&["absent"]).reset();
+        self.slot_safe_bytes.set(-1);
+    }
+
+    /// Something was stored.
+    pub fn stored(&self, source: Source, stored: Stored) {
+        if let Stored::New { bytes } = stored {
+            self.objects.with_label_values(&[source.as_str()]).inc();
+            self.bytes.with_label_values(&[source.as_str()]).inc_by(bytes);
+        }
+    }
+
+    /// A call to the repository failed.
+    pub fn error(&self, kind: &str) {
+        self.errors.with_label_values(&[kind]).inc();
+        if kind == "conflict" {
+            self.conflicts.inc();
+        }
+    }
+
+    /// archive_command was answered.
+    pub fn archive_answer(&self, answer: &str) {
+        self.archived.with_label_values(&[answer]).inc();
+    }
+
+    /// restore_command was answered.
+    pub fn fetch_answer(&self, answer: &str) {
+        self.fetched.with_label_values(&[answer]).inc();
+    }
+
+    /// What waits for archive_command.
+    pub fn ready(&self, files: u64, oldest_seconds: f64) {
+        self.ready_files.set(i64::try_from(files).unwrap_or(i64::MAX));
+        self.oldest_ready.set(oldest_seconds);
+    }
+
+    /// What is known of the slot.
+    pub fn slot(&self, slot: &SlotState) {
+        for status in ["reserved", "extended", "unreserved", "lost", "missing"] {
+            self.slot_status.with_label_values(&[status]).set(i64::from(slot.wal_status == status));
+        }
+        self.slot_active.set(i64::from(slot.active));
+        self.slot_safe_bytes.set(slot.safe_wal_size.unwrap_or(-1));
+    }
+
+    /// How many gaps are open.
+    pub fn open_gaps(&self, gaps: usize) {
+        self.gaps.set(i64::try_from(gaps).unwrap_or(i64::MAX));
+    }
+
+    /// The text of a scrape.
+    pub fn render(&self, progress: &Progress) -> prometheus::Result<String> {
+        let now = progress.snapshot();
+        self.received.set(now.received.get() as f64);
+        self.spooled.set(now.spooled.get() as f64);
+        self.durable.set(now.durable.get() as f64);
+        self.server_end.set(now.server_end.get() as f64);
+        self.lag_bytes.set(i64::try_from(now.lag_bytes()).unwrap_or(i64::MAX));
+        self.lag_seconds.set(now.lag.as_secs_f64());
+        self.contact_seconds.set(now.last_contact.map_or(-1.0, |at| at.elapsed().as_secs_f64()));
+        for phase in [Phase::Off, Phase::Connecting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
+            self.phase.with_label_values(&[phase.as_str()]).set(i64::from(phase == now.phase));
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+/// Makes metrics and registers them.
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn registered<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.registered(Gauge::new(name, help)?)
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.registered(IntGauge::new(name, help)?)
+    }
+
+    fn int_gauge_vec(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
+        self.registered(IntGaugeVec::new(Opts::new(name, help), &[label])?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.registered(IntCounter::new(name, help)?)
+    }
+
+    fn counter_vec(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntCounterVec> {
+        self.registered(IntCounterVec::new(Opts::new(name, help), &[label])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_shows_every_metric_from_the_start() {
+        let metrics = Metrics::new().unwrap();
+        metrics.stored(Source::Stream, Stored::New { bytes: 7 });
+        metrics.error("conflict");
+        let text = metrics.render(&Progress::default()).unwrap();
+        for line in [
+            "walkeep_stored_bytes_total{source=\"stream\"} 7",
+            "walkeep_stored_objects_total{source=\"archive\"} 0",
+            "walkeep_conflicts_total 1",
+            "walkeep_stream_phase{phase=\"connecting\"} 1",
+            "walkeep_wal_lag_seconds 0",
+            "walkeep_server_contact_seconds -1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! How far the stream is: what the jobs note and what metrics, status and the log read.
+//!
+//! Three watermarks, each never ahead of the one before: received, spooled (fsynced here), durable (in the repository).
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use walkeep_core::{Lsn, TimelineId};
+
+/// What the stream is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Switched off by the configuration.
+    Off,
+    /// Not connected; tries again by itself.
+    #[default]
+    Connecting,
+    /// Receiving WAL.
+    Streaming,
+    /// Not reading, because the spool is full; the server keeps the WAL.
+    SpoolFull,
+    /// Ended, because the agent stops.
+    Stopped,
+}
+
+impl Phase {
+    /// A short word for metrics and `--json`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Connecting => "connecting",
+            Self::Streaming => "streaming",
+            Self::SpoolFull => "spool_full",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The watermarks and what belongs to them, at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// What the stream is doing.
+    pub phase: Phase,
+    /// The timeline being received.
+    pub timeline: Option<TimelineId>,
+    /// The end of what was received.
+    pub received: Lsn,
+    /// The end of what is fsynced in the spool.
+    pub spooled: Lsn,
+    /// The end of what is durable in the repository.
+    pub durable: Lsn,
+    /// The end of what the server has, as far as it told.
+    pub server_end: Lsn,
+    /// For how long the oldest WAL that is not yet durable has been waiting; zero if none is.
+    pub lag: Duration,
+    /// When the server was last heard of.
+    pub last_contact: Option<Instant>,
+    /// Why it does not work at present.
+    pub problem: Option<String>,
+}
+
+impl Snapshot {
+    /// Bytes the server has that are not durable.
+    pub fn lag_bytes(&self) -> u64 {
+        self.server_end.bytes_since(self.durable)
+    }
+}
+
+/// The shared note.
+#[derive(Debug, Default)]
+pub struct Progress {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    snapshot: Snapshot,
+    /// Ends of WAL and when they were first heard of, oldest first, as long as they are not durable.
+    waiting: VecDeque<(Lsn, Instant)>,
+}
+
+/// Ends closer than this are one entry in the queue of waiting ends, which bounds it.
+const RESOLUTION: Duration = Duration::from_millis(100);
+
+impl Progress {
+    /// The present state.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let lag = state.waiting.front().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        Snapshot { lag, ..state.snapshot.clone() }
+    }
+
+    /// What the stream does from now on.
+    pub fn set_phase(&self, phase: Phase) {
+        self.state().snapshot.phase = phase;
+    }
+
+    /// Why it does not work; `None` once it does.
+    pub fn set_problem(&self, problem: Option<String>) {
+        self.state().snapshot.problem = problem;
+    }
+
+    /// A stream begins on `timeline` at `start`, everything before being durable.
+    pub fn begin(&self, timeline: TimelineId, start: Lsn) {
+        let mut state = self.state();
+        let snapshot = &mut state.snapshot;
+        snapshot.timeline = Some(timeline);
+        snapshot.received = start;
+        snapshot.spooled = start;
+        snapshot.durable = snapshot.durable.max(start);
+        snapshot.phase = Phase::Streaming;
+        snapshot.problem = None;
+    }
+
+    /// The server was heard of, and has WAL up to `end`.
+    pub fn heard(&self, end: Lsn) {
+        let mut state = self.state();
+        let now = Instant::now();
+        state.snapshot.last_contact = Some(now);
+        if end > state.snapshot.server_end {
+            state.snapshot.server_end = end;
+            let durable = state.snapshot.durable;
+            let crowded = state.waiting.back().is_some_and(|(_, since)| now.duration_since(*since) < RESOLUTION);
+            match state.waiting.back_mut() {
+                // Keeps the older moment: the lag is never told too small.
+                Some((last, _)) if crowded => *last = end,
+                _ if end > durable => state.waiting.push_back((end, now)),
+                _ => {}
+            }
+        }
+    }
+
+    /// WAL up to here was received.
+    pub fn received(&self, end: Lsn) {
+        self.state().snapshot.received = end;
+    }
+
+    /// WAL up to here is fsynced in the spool.
+    pub fn spooled(&self, end: Lsn) {
+        self.state().snapshot.spooled = end;
+    }
+
+    /// WAL up to here is durable in the repository.
+    pub fn durable(&self, end: Lsn) {
+        let mut state = self.state();
+        state.snapshot.durable = state.snapshot.durable.max(end);
+        let durable = state.snapshot.durable;
+        while state.waiting.front().is_some_and(|(end, _)| *end <= durable) {
+            state.waiting.pop_front();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_ends_when_everything_is_durable() {
+        let progress = Progress::default();
+        progress.begin(TimelineId::FIRST, Lsn::new(100));
+        progress.heard(Lsn::new(150));
+        progress.heard(Lsn::new(200));
+        assert_eq!(progress.snapshot().lag_bytes(), 100);
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(progress.snapshot().lag > Duration::ZERO);
+        progress.durable(Lsn::new(199));
+        assert!(progress.snapshot().lag > Duration::ZERO);
+        progress.durable(Lsn::new(200));
+        assert_eq!((progress.snapshot().lag, progress.snapshot().lag_bytes()), (Duration::ZERO, 0));
+    }
+
+    #[test]
+    fn durable_never_goes_back() {
+        let progress = Progress::default();
+        progress.durable(Lsn::new(200));
+        progress.begin(TimelineId::FIRST, Lsn::new(100));
+        assert_eq!(progress.snapshot().durable, Lsn::new(200));
+    }
+}

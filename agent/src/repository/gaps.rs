@@ -1,0 +1,39 @@
+//! Gaps: stretches of WAL that are known to be missing, each an immutable record.
+
+use bytes::Bytes;
+use walkeep_core::catalog::GapRecord;
+use walkeep_core::layout::{GapName, ObjectName};
+use walkeep_store::{ErrorKind, ListRequest, list_all};
+
+use super::{ClusterRepository, Error, Result};
+
+impl ClusterRepository {
+    /// Records a gap; a gap that is recorded already keeps its first record.
+    pub async fn put_gap(&self, gap: GapName, cause: &str) -> Result<()> {
+        let record = GapRecord { name: gap, cause: cause.to_owned(), recorded_at: chrono::Utc::now() };
+        let body = Bytes::from(serde_json::to_vec_pretty(&record).map_err(Error::encode)?);
+        match self.store().put_if_absent(&self.key(&ObjectName::Gap(gap))?, body).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The places of all recorded gaps: what their keys say.
+    pub async fn gaps(&self) -> Result<Vec<GapName>> {
+        let request = ListRequest { prefix: self.layout().gaps_prefix(), ..ListRequest::default() };
+        let page = list_all(self.store().as_ref(), request).await?;
+        let gaps = page.objects.iter().filter_map(|listed| match self.layout().parse(listed.key.as_str()) {
+            Some(ObjectName::Gap(gap)) => Some(gap),
+            _ => None,
+        });
+        Ok(gaps.collect())
+    }
+
+    /// A gap's record.
+    pub async fn gap(&self, gap: GapName) -> Result<GapRecord> {
+        let key = self.key(&ObjectName::Gap(gap))?;
+        let body = self.store().get(&key, None).await?;
+        serde_json::from_slice(&body).map_err(|error| Error::corrupt(key.as_str(), error))
+    }
+}

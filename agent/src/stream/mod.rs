@@ -1,0 +1,240 @@
+//! The WAL stream: a physical replication client that brings every byte into the repository.
+//!
+//! [`Streamer`] connects, decides where to begin (the decision itself is `walkeep_core::resume`), follows the server from timeline to
+//! timeline, and begins again with backoff when anything fails. One connection's work is [`session`]; storing is [`uploads`]. It never
+//! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it.
+
+mod history;
+mod position;
+mod session;
+mod uploads;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::decoder::valid_end;
+use walkeep_core::resume::Position;
+use walkeep_core::{Lsn, SegmentName};
+
+use crate::config::ClusterConfig;
+use crate::metrics::Metrics;
+use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
+use crate::postgres::ConnectionParams;
+use crate::progress::{Phase, Progress};
+use crate::recent::Recent;
+use crate::repository::{self, ClusterRepository};
+use crate::retry::Backoff;
+use crate::spool::Spool;
+use session::{Ended, Session};
+use uploads::{Destination, Uploads};
+
+/// Waits between connections.
+const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), most: Duration::from_secs(15), deadline: None };
+/// A connection that lasted this long starts the backoff anew.
+const STABLE: Duration = Duration::from_secs(30);
+
+/// The stream of one cluster.
+#[derive(Debug)]
+pub struct Streamer {
+    cluster: ClusterConfig,
+    params: ConnectionParams,
+    repository: Arc<ClusterRepository>,
+    spool: Spool,
+    recent: Arc<Recent>,
+    metrics: Arc<Metrics>,
+    progress: Arc<Progress>,
+}
+
+impl Streamer {
+    /// Prepares the stream; opens the spool, connects to nothing.
+    pub fn new(
+        cluster: ClusterConfig,
+        params: ConnectionParams,
+        repository: Arc<ClusterRepository>,
+        recent: Arc<Recent>,
+        metrics: Arc<Metrics>,
+        progress: Arc<Progress>,
+    ) -> Result<Self> {
+        let spool = Spool::open(&cluster.spool, repository.identity().segment_size)?;
+        Ok(Self { cluster, params, repository, spool, recent, metrics, progress })
+    }
+
+    /// Streams until `stop`. Every failure is told in the log and the progress note, and tried again.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let began = Instant::now();
+            let Err(error) = self.stream_until_it_ends(&stop).await else { break };
+            failures = if began.elapsed() > STABLE { 1 } else { failures + 1 };
+            let wait = RECONNECT.wait(failures);
+            let text = format!("{error:#}");
+            tracing::error!(error = text, wait_ms = wait.as_millis() as u64, hint = hint(&error), "the stream ended; beginning again");
+            self.progress.set_phase(Phase::Connecting);
+            self.progress.set_problem(Some(text));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        self.progress.set_phase(Phase::Stopped);
+    }
+
+    /// One life of the uploads: connections follow each other over ends of timelines, until a failure or the stop.
+    async fn stream_until_it_ends(&self, stop: &CancellationToken) -> Result<()> {
+        let cancel = CancellationToken::new();
+        // Whatever ends this function ends the uploads; what they have not stored is in the spool and handed over again.
+        let _end_uploads = cancel.clone().drop_guard();
+        let to = Destination {
+            repository: self.repository.clone(),
+            spool: self.spool.clone(),
+            recent: self.recent.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, cancel);
+        let spooled = self.hand_over_leftovers(&mut uploads).await?;
+        let (mut connection, identity) = self.connect().await?;
+        loop {
+            let history = self.store_histories(&mut connection, identity.timeline).await?;
+            let begin = self.position(&mut connection, &identity, &history, &spooled).await?;
+            let started = connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await;
+            let ended = match started {
+                Ok(Started::EndOfTimeline { next, switch }) => Ended::Timeline { next, switch },
+                Ok(Started::Streaming) => {
+                    let stored_tail = self.stored_tail(begin).await?;
+                    tracing::info!(
+                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored_tail = stored_tail.len(),
+                        "streaming"
+                    );
+                    let session = Session {
+                        connection: &mut connection,
+                        begin,
+                        stored_tail,
+                        acknowledge: self.cluster.acknowledge,
+                        spool: &self.spool,
+                        spool_limit: self.cluster.spool_limit.0,
+                        identity: self.repository.identity(),
+                        uploads: &mut uploads,
+                        progress: &self.progress,
+                    };
+                    match session.run(stop).await {
+                        Ok(ended) => ended,
+                        Err(error) => return Err(self.explain(error, begin, &history).await),
+                    }
+                }
+                Err(error) => return Err(self.explain(error.into(), begin, &history).await),
+            };
+            match ended {
+                Ended::Stopped => return Ok(()),
+                Ended::Timeline { next, switch } => {
+                    tracing::info!(timeline = begin.timeline.get(), next = next.get(), %switch, "the timeline ended; following to the next");
+                    self.settle_uploads(&mut uploads).await?;
+                }
+            }
+        }
+    }
+
+    /// Connects and makes sure that it is the same cluster.
+    async fn connect(&self) -> Result<(ReplicationConnection, Identity)> {
+        self.progress.set_phase(Phase::Connecting);
+        let options = Options { application_name: Some(self.cluster.application_name.clone()), wal_sender_timeout: None };
+        let mut connection = ReplicationConnection::connect(&self.params, &options).await.context("connect for replication")?;
+        let identity = connection.identify_system().await?;
+        let expected = self.repository.identity();
+        if identity.system != expected.system_identifier {
+            bail!(
+                "the server has system identifier {}, the repository keeps {} under the name {}: another cluster answers there, or it was initialised \
+                 anew or upgraded. Nothing is stored; check `connection`, or run `walkeep init --new-identity` if the name shall mean this server now",
+                identity.system,
+                expected.system_identifier,
+                self.cluster.name
+            );
+        }
+        let size = connection.segment_size().await?;
+        if size != expected.segment_size {
+            bail!("the server's WAL segments have {} bytes, those in the repository {}", size.bytes(), expected.segment_size.bytes());
+        }
+        Ok((connection, identity))
+    }
+
+    /// Hands over what an earlier run left in the spool. Whole segments are answered as positions that count as stored.
+    async fn hand_over_leftovers(&self, uploads: &mut Uploads) -> Result<Vec<Position>> {
+        let size = self.repository.identity().segment_size;
+        let leftovers = self.spool.leftovers()?;
+        let mut ends = Vec::new();
+        for segment in leftovers.whole {
+            let Some(number) = segment.number(size) else { continue };
+            let end = Position { timeline: segment.timeline(), lsn: number.end(size) };
+            tracing::info!(%segment, "in the spool since an earlier run; storing it");
+            uploads.segment(segment, end);
+            ends.push(end);
+        }
+        for segment in leftovers.unfinished {
+            self.store_unfinished(segment).await?;
+        }
+        Ok(ends)
+    }
+
+    /// Bytes that were confirmed out of the spool, or that a dead server can no longer give, are stored as a part before anything else is
+    /// written there: as far as they are whole WAL records.
+    async fn store_unfinished(&self, segment: SegmentName) -> Result<()> {
+        let identity = self.repository.identity();
+        let Some(number) = segment.number(identity.segment_size) else { return Ok(()) };
+        let bytes = self.spool.read_unfinished(segment)?;
+        let end = valid_end(number.start(identity.segment_size), identity.segment_size, &bytes).bytes_since(number.start(identity.segment_size));
+        let stored_whole = self.repository.describe_wal(walkeep_core::WalFileName::Segment(segment)).await?.is_some();
+        let stored = walkeep_core::parts::reach(&self.repository.list_parts(segment).await?);
+        if !stored_whole && end > u64::from(stored) {
+            let part = walkeep_core::layout::PartName { segment, from: stored, to: end as u32, epoch: session::EPOCH };
+            let content = Bytes::copy_from_slice(&bytes[stored as usize..end as usize]);
+            tracing::info!(%segment, from = stored, to = end, "storing what an earlier run received of it");
+            self.repository.put_part(part, content).await?;
+        }
+        self.spool.remove_unfinished(segment)
+    }
+
+    /// What is stored already of the segment at which the stream begins.
+    async fn stored_tail(&self, begin: Position) -> Result<Bytes> {
+        let size = self.repository.identity().segment_size;
+        let segment = size.segment_of(begin.lsn).name(begin.timeline, size);
+        Ok(self.repository.get_tail(segment).await?)
+    }
+
+    /// Waits until everything handed over is stored.
+    async fn settle_uploads(&self, uploads: &mut Uploads) -> Result<()> {
+        while !uploads.is_empty() {
+            let position = uploads.next().await.context("store WAL")?;
+            self.progress.durable(position.lsn);
+        }
+        Ok(())
+    }
+
+    /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
+    async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
+        match error.downcast_ref::<ReplicationError>() {
+            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history, "the server had removed the WAL").await {
+                Ok(()) => error,
+                Err(failed) => failed.context(format!("record a gap after: {error:#}")),
+            },
+            _ => error,
+        }
+    }
+}
+
+/// What the operator can do, for the log.
+fn hint(error: &anyhow::Error) -> &'static str {
+    if let Some(error) = error.downcast_ref::<repository::Error>() {
+        return error.hint();
+    }
+    match error.downcast_ref::<ReplicationError>() {
+        Some(ReplicationError::SlotInUse { .. }) => "Another agent, or another receiver, uses this slot; each needs its own.",
+        Some(ReplicationError::AheadOfFlush(_)) => {
+            "The archive has more than the server: was it restored from an older copy without a new timeline? Do not archive from both."
+        }
+        Some(ReplicationError::WalRemoved(_)) => "WAL is missing in the archive from here on: take a new base backup (`walkeep backup`).",
+        Some(ReplicationError::NotInHistory(_)) => "The server's timeline does not continue the archived one; `walkeep timelines` shows both.",
+        _ => "See the message; `walkeep check` tests each step.",
+    }
+}

@@ -1,0 +1,404 @@
+//! One connection's worth of streaming: from the first byte asked for to the end of the timeline, the connection or the agent.
+//!
+//! It receives, writes to the spool, hands over to [`Uploads`] and reports. It does not decide where to begin (see
+//! [`super::Streamer`]) and does not connect.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::layout::PartName;
+use walkeep_core::resume::Position;
+use walkeep_core::{Lsn, TimelineId, page};
+
+use super::uploads::Uploads;
+use crate::config::Acknowledge;
+use crate::postgres::replication::{Event, ReplicationConnection};
+use crate::progress::{Phase, Progress};
+use crate::repository::{self, ClusterIdentity};
+use crate::spool::{SegmentWriter, Spool};
+
+/// Received bytes are fsynced, and the server told how far we are, at least this often. Well below a third of the smallest sensible
+/// `wal_sender_timeout`.
+const TICK: Duration = Duration::from_secs(1);
+/// An answer that waits for a part to be stored is given after this long all the same.
+const ANSWER_DELAY: Duration = Duration::from_millis(100);
+/// A server that keeps asking for a reply while nothing new comes is shutting down and waits for us. If the repository cannot be reached
+/// for this long, we let go: the slot keeps the WAL, and a shutdown does not hang on us.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+/// Time to store the tail when the agent stops; SIGTERM has to be over within 5 s.
+const DRAIN: Duration = Duration::from_secs(4);
+/// The most one part holds.
+const PART_LIMIT: u64 = 16 << 20;
+/// The writer epoch in the names of parts. Leases with rising epochs come with parts that are stored every second.
+pub(super) const EPOCH: u32 = 1;
+
+/// Why a session ended well.
+#[derive(Debug)]
+pub enum Ended {
+    /// The timeline ended; the next one begins at `switch`.
+    Timeline {
+        /// The next timeline.
+        next: TimelineId,
+        /// The first position that is not on the old one.
+        switch: Lsn,
+    },
+    /// The agent stops.
+    Stopped,
+}
+
+/// What a session is told.
+pub struct Session<'a> {
+    /// The connection, on which the stream was started.
+    pub connection: &'a mut ReplicationConnection,
+    /// Where the stream begins.
+    pub begin: Position,
+    /// The start of the first segment as it is stored already in parts; may be empty.
+    pub stored_tail: Bytes,
+    /// What flush means.
+    pub acknowledge: Acknowledge,
+    /// Files.
+    pub spool: &'a Spool,
+    /// The most they may be.
+    pub spool_limit: u64,
+    /// Which cluster.
+    pub identity: &'a ClusterIdentity,
+    /// Where finished things go.
+    pub uploads: &'a mut Uploads,
+    /// Where watermarks are noted.
+    pub progress: &'a Progress,
+}
+
+/// The session's own state.
+struct Receiving<'a> {
+    session: Session<'a>,
+    /// The next byte expected.
+    at: Lsn,
+    /// The end of what is fsynced.
+    spooled: Lsn,
+    /// The end of what is durable in the repository.
+    durable: Lsn,
+    segment: Option<Segment>,
+    /// When the first of a row of requests for a reply came that could not be answered with everything being durable.
+    asked_since: Option<Instant>,
+    /// An answer is owed at this moment.
+    answer_at: Option<Instant>,
+    spool_full: bool,
+}
+
+/// The segment being received.
+struct Segment {
+    writer: SegmentWriter,
+    /// What is stored of it already; received bytes must be equal.
+    stored: Bytes,
+    /// How far it was handed over in parts or is stored in them.
+    handed_over: u64,
+}
+
+impl<'a> Session<'a> {
+    /// Streams until something ends it. What was received and not yet stored stays in the spool.
+    pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
+        let begin = self.begin;
+        self.progress.begin(begin.timeline, begin.lsn);
+        let durable = self.progress.snapshot().durable;
+        let mut receiving = Receiving {
+            session: self,
+            at: begin.lsn,
+            spooled: begin.lsn,
+            durable,
+            segment: None,
+            asked_since: None,
+            answer_at: None,
+            spool_full: false,
+        };
+        receiving.send_status().await?;
+        receiving.receive(stop).await
+    }
+}
+
+impl Receiving<'_> {
+    async fn receive(&mut self, stop: &CancellationToken) -> Result<Ended> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let answer_at = self.answer_at;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.stop().await,
+                acknowledged = self.session.uploads.next() => self.acknowledged(acknowledged).await?,
+                () = wait_until(answer_at), if answer_at.is_some() => self.send_status().await?,
+                _ = tick.tick() => self.tick().await?,
+                event = self.session.connection.next_event(), if !self.spool_full => {
+                    if let Some(ended) = self.handle(event.context("receive WAL")?).await? {
+                        return Ok(ended);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<Option<Ended>> {
+        match event {
+            Event::Wal { start, server_end, data, .. } => {
+                self.session.progress.heard(server_end.max(start.saturating_add(data.len() as u64)));
+                ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
+                self.asked_since = None;
+                self.write(&data)?;
+                if self.session.acknowledge == Acknowledge::Spool && self.nothing_more_is_waiting().await? {
+                    self.sync()?;
+                    self.send_status().await?;
+                }
+            }
+            Event::Keepalive { server_end, reply_requested, .. } => {
+                self.session.progress.heard(server_end);
+                if reply_requested {
+                    self.asked_for_reply(server_end).await?;
+                }
+            }
+            Event::EndOfTimeline { next, switch } => {
+                ensure!(self.at == switch, "timeline {} ends at {switch}, but WAL up to {} was received", self.session.begin.timeline, self.at);
+                self.hand_over_tail()?;
+                return Ok(Some(Ended::Timeline { next, switch }));
+            }
+            Event::Ended => bail!("the server ended the stream"),
+        }
+        Ok(None)
+    }
+
+    /// Whether the socket has nothing more at this moment: then the batch ends here, and one fsync serves all of it.
+    async fn nothing_more_is_waiting(&mut self) -> Result<bool> {
+        // The next event, if it is there, is written at once; next_event is safe to poll and drop.
+        while let Some(event) = self.session.connection.next_event().now_or_never() {
+            match event.context("receive WAL")? {
+                Event::Wal { start, server_end, data, .. } => {
+                    self.session.progress.heard(server_end);
+                    ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
+                    self.write(&data)?;
+                    if self.spool_full {
+                        break;
+                    }
+                }
+                Event::Keepalive { server_end, reply_requested, .. } => {
+                    self.session.progress.heard(server_end);
+                    if reply_requested {
+                        self.answer_at = Some(Instant::now());
+                    }
+                }
+                other => bail!("the stream ended in the middle of a batch: {other:?}"),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes received bytes to the spool, segment by segment.
+    fn write(&mut self, data: &[u8]) -> Result<()> {
+        tokio::task::block_in_place(|| {
+            let mut rest = data;
+            while !rest.is_empty() {
+                let size = self.session.identity.segment_size;
+                let room = size.bytes() - size.offset_of(self.at);
+                let (now, later) = rest.split_at(rest.len().min(room as usize));
+                self.write_within_segment(now)?;
+                rest = later;
+            }
+            self.session.progress.received(self.at);
+            Ok(())
+        })
+    }
+
+    fn write_within_segment(&mut self, bytes: &[u8]) -> Result<()> {
+        let size = self.session.identity.segment_size;
+        let timeline = self.session.begin.timeline;
+        let segment = match &mut self.segment {
+            Some(segment) => segment,
+            none => {
+                let name = size.segment_of(self.at).name(timeline, size);
+                ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
+                let stored = std::mem::take(&mut self.session.stored_tail);
+                let handed_over = stored.len() as u64;
+                none.insert(Segment { writer: self.session.spool.create(name)?, stored, handed_over })
+            }
+        };
+        let from = segment.writer.written() as usize;
+        let overlap = segment.stored.len().saturating_sub(from).min(bytes.len());
+        if bytes[..overlap] != segment.stored[from..from + overlap] {
+            return Err(repository::Error::Conflict {
+                name: format!("{} from byte {from}", segment.writer.segment()),
+                stored: "the parts stored before".into(),
+                offered: "what the server sends now".into(),
+            }
+            .into());
+        }
+        segment.writer.append(bytes)?;
+        self.at = self.at.saturating_add(bytes.len() as u64);
+        if !segment.stored.is_empty() && segment.writer.written() >= segment.stored.len() as u64 {
+            // Everything stored before is confirmed to be what the server has; it is durable without storing it again.
+            let start = size.align_down(Lsn::new(self.at.get() - 1));
+            let end = start.saturating_add(segment.stored.len() as u64);
+            self.durable = self.durable.max(end);
+            self.session.progress.durable(end);
+            segment.stored = Bytes::new();
+        }
+        if segment.writer.is_whole() {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        let Some(segment) = self.segment.take() else { return Ok(()) };
+        let identity = self.session.identity;
+        let name = segment.writer.segment();
+        let first_page = segment.writer.read(0, FIRST_PAGE)?;
+        page::check_first_page(name, identity.segment_size, identity.system_identifier, &first_page)
+            .with_context(|| format!("refuse {name} as streamed"))?;
+        let name = segment.writer.seal()?;
+        self.spooled = self.at;
+        self.session.progress.spooled(self.at);
+        self.session.uploads.segment(name, Position { timeline: name.timeline(), lsn: self.at });
+        self.check_spool()
+    }
+
+    /// Another segment must fit, or the stream pauses.
+    fn check_spool(&mut self) -> Result<()> {
+        let bytes = self.session.spool.bytes()?;
+        let full = bytes + self.session.identity.segment_size.bytes() > self.session.spool_limit;
+        if full != self.spool_full {
+            self.spool_full = full;
+            self.session.progress.set_phase(if full { Phase::SpoolFull } else { Phase::Streaming });
+            if full {
+                tracing::warn!(bytes, limit = self.session.spool_limit, "the spool is full: not reading on, the server keeps the WAL");
+            } else {
+                tracing::info!(bytes, "the spool has room again: reading on");
+            }
+        }
+        Ok(())
+    }
+
+    async fn acknowledged(&mut self, result: Result<Position, repository::Error>) -> Result<()> {
+        let position = result.context("store WAL")?;
+        self.durable = self.durable.max(position.lsn);
+        self.session.progress.durable(self.durable);
+        if self.spool_full {
+            self.check_spool()?;
+        }
+        self.send_status().await
+    }
+
+    async fn tick(&mut self) -> Result<()> {
+        self.sync()?;
+        if self.spool_full {
+            self.check_spool()?;
+        }
+        self.send_status().await
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        if let Some(segment) = &mut self.segment {
+            tokio::task::block_in_place(|| segment.writer.sync())?;
+            self.spooled = self.at;
+            self.session.progress.spooled(self.at);
+        }
+        Ok(())
+    }
+
+    /// The server wants to know how far we are, above all when it shuts down: it waits until everything is flushed. So the tail is stored.
+    async fn asked_for_reply(&mut self, server_end: Lsn) -> Result<()> {
+        self.hand_over_tail()?;
+        if self.flushed() >= server_end {
+            self.asked_since = None;
+            return self.send_status().await;
+        }
+        let now = Instant::now();
+        let since = *self.asked_since.get_or_insert(now);
+        if now.duration_since(since) > SHUTDOWN_PATIENCE {
+            bail!(
+                "the server keeps asking for WAL up to {server_end} to be confirmed, but the repository has only {}: letting go, so that a \
+                 shutdown of the server does not wait for us; its slot keeps the WAL",
+                self.durable
+            );
+        }
+        // A server that shuts down asks again at every answer: a pause keeps that from becoming a busy loop.
+        if self.answer_at.is_none() {
+            self.answer_at = Some(now + ANSWER_DELAY);
+        }
+        Ok(())
+    }
+
+    /// Hands over what was received of the unfinished segment and is not yet stored, as parts.
+    fn hand_over_tail(&mut self) -> Result<()> {
+        self.sync()?;
+        let size = self.session.identity.segment_size;
+        let Some(segment) = &mut self.segment else { return Ok(()) };
+        let name = segment.writer.segment();
+        if segment.handed_over == 0 && segment.writer.written() >= FIRST_PAGE {
+            let first_page = segment.writer.read(0, FIRST_PAGE)?;
+            let identity = self.session.identity;
+            page::check_first_page(name, identity.segment_size, identity.system_identifier, &first_page)
+                .with_context(|| format!("refuse {name} as streamed"))?;
+        }
+        while segment.handed_over < segment.writer.written() {
+            let to = segment.writer.written().min(segment.handed_over + PART_LIMIT);
+            let content = Bytes::from(tokio::task::block_in_place(|| segment.writer.read(segment.handed_over, to))?);
+            let part = PartName { segment: name, from: segment.handed_over as u32, to: to as u32, epoch: EPOCH };
+            let start = size.align_down(Lsn::new(self.at.get() - 1));
+            let end = Position { timeline: name.timeline(), lsn: start.saturating_add(to) };
+            tracing::debug!(segment = %name, from = part.from, to = part.to, "storing the tail as a part");
+            self.session.uploads.part(part, content, end);
+            segment.handed_over = to;
+        }
+        Ok(())
+    }
+
+    /// The position up to which the server may forget.
+    fn flushed(&self) -> Lsn {
+        match self.session.acknowledge {
+            Acknowledge::Repository => self.durable,
+            Acknowledge::Spool => self.spooled.max(self.durable),
+        }
+    }
+
+    async fn send_status(&mut self) -> Result<()> {
+        self.answer_at = None;
+        let flushed = self.flushed();
+        // Nothing is applied here: with remote_apply a commit would never return, as with pg_receivewal.
+        let sent = self.session.connection.send_status(self.at.max(flushed), flushed, Lsn::ZERO, false).await;
+        sent.context("tell the server how far we are")
+    }
+
+    /// Stores the tail, confirms it, and says goodbye.
+    async fn stop(&mut self) -> Result<Ended> {
+        self.hand_over_tail()?;
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        while !self.session.uploads.is_empty() {
+            match tokio::time::timeout_at(deadline, self.session.uploads.next()).await {
+                Ok(result) => self.acknowledged(result).await?,
+                Err(_) => {
+                    let waiting = self.session.uploads.len();
+                    tracing::warn!(waiting, "stopping before everything was stored; the server's slot keeps it");
+                    break;
+                }
+            }
+        }
+        self.send_status().await?;
+        match tokio::time::timeout(Duration::from_millis(500), self.session.connection.stop()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "ending the stream"),
+            Err(_) => tracing::debug!("the server did not end the stream in time"),
+        }
+        tracing::info!(durable = %self.durable, received = %self.at, "stream stopped");
+        Ok(Ended::Stopped)
+    }
+}
+
+/// The first page of a segment holds its long header.
+const FIRST_PAGE: u64 = 8192;
+
+async fn wait_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,125 @@
+//! Into the repository side by side, acknowledged in order.
+//!
+//! What the stream hands over (whole segments, and parts of the one being received) is stored with bounded parallelism, each tried again until it
+//! succeeds or cannot. The answer "durable up to here" is given in the order of handing over, so it never runs ahead of a slower
+//! neighbour.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::layout::PartName;
+use walkeep_core::resume::Position;
+use walkeep_core::{SegmentName, WalFileName};
+
+use crate::codec;
+use crate::metrics::{Metrics, Source};
+use crate::recent::Recent;
+use crate::repository::wal::Stored;
+use crate::repository::{ClusterRepository, Error};
+use crate::retry::{Backoff, retry};
+use crate::spool::Spool;
+
+/// What an upload needs besides the bytes.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// Where to.
+    pub repository: Arc<ClusterRepository>,
+    /// Where whole segments wait.
+    pub spool: Spool,
+    /// What was stored lately, for the archive command's question.
+    pub recent: Arc<Recent>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Uploads under way.
+#[derive(Debug)]
+pub struct Uploads {
+    to: Destination,
+    permits: Arc<Semaphore>,
+    cancel: CancellationToken,
+    under_way: FuturesOrdered<JoinHandle<Result<Position, Error>>>,
+}
+
+impl Uploads {
+    /// At most `parallelism` at a time; all end when `cancel` fires.
+    pub fn new(to: Destination, parallelism: usize, cancel: CancellationToken) -> Self {
+        Self { to, permits: Arc::new(Semaphore::new(parallelism)), cancel, under_way: FuturesOrdered::new() }
+    }
+
+    /// How many are not yet acknowledged.
+    pub fn len(&self) -> usize {
+        self.under_way.len()
+    }
+
+    /// Whether all are acknowledged.
+    pub fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// Stores a whole segment from the spool, then removes it there. `end` is the position after it.
+    pub fn segment(&mut self, segment: SegmentName, end: Position) {
+        let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
+        self.under_way.push_back(tokio::spawn(async move {
+            let _permit = permits.acquire_owned().await;
+            store_segment(&to, segment, &cancel).await?;
+            Ok(end)
+        }));
+    }
+
+    /// Stores bytes of the segment being received. `end` is the position after them.
+    pub fn part(&mut self, part: PartName, content: Bytes, end: Position) {
+        let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
+        self.under_way.push_back(tokio::spawn(async move {
+            let _permit = permits.acquire_owned().await;
+            let put = || to.repository.put_part(part, content.clone());
+            let stored = retried(&to, &format!("storing part {:08X}-{:08X} of {}", part.from, part.to, part.segment), &cancel, put).await?;
+            to.metrics.stored(Source::Part, stored);
+            Ok(end)
+        }));
+    }
+
+    /// The next acknowledgement, in order: everything handed over up to this position is durable. Never ready while nothing is under way.
+    /// Safe to drop and call again.
+    pub async fn next(&mut self) -> Result<Position, Error> {
+        match self.under_way.next().await {
+            Some(Ok(result)) => result,
+            Some(Err(died)) => Err(Error::Internal(format!("an upload died: {died}"))),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn store_segment(to: &Destination, segment: SegmentName, cancel: &CancellationToken) -> Result<(), Error> {
+    let spool = to.spool.clone();
+    let read = tokio::task::spawn_blocking(move || spool.read(segment)).await;
+    let content = Bytes::from(read.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?);
+    let began = Instant::now();
+    let put = || to.repository.put_wal(WalFileName::Segment(segment), content.clone());
+    let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;
+    to.metrics.stored(Source::Stream, stored);
+    to.recent.note(segment, codec::sha256(&content));
+    match stored {
+        Stored::New { bytes } => tracing::info!(%segment, bytes, ms = began.elapsed().as_millis() as u64, "stored"),
+        Stored::Already => tracing::info!(%segment, "was stored already, with the same content"),
+    }
+    if let Err(error) = to.spool.remove(segment) {
+        tracing::warn!(%segment, error = %format_args!("{error:#}"), "it is stored, but stays in the spool");
+    }
+    Ok(())
+}
+
+async fn retried<F, Fut>(to: &Destination, what: &str, cancel: &CancellationToken, put: F) -> Result<Stored, Error>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<Stored, Error>>,
+{
+    let counted = async || put().await.inspect_err(|error| to.metrics.error(error.kind()));
+    retry(what, Backoff::FOREVER, cancel, Error::is_mendable, counted).await
+}
