@@ -5,15 +5,21 @@
 //! [`postgres`] beside them. Decisions live in [`walkeep_core`]; ARCHITECTURE.md at the top of the repository has the map.
 
 pub mod archive;
+pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod daemon;
 pub mod durable;
+pub mod fetch;
 pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod progress;
 pub mod recent;
+pub mod postgres;
 pub mod repository;
 pub mod retry;
+pub mod server;
 pub mod spool;
 pub mod stream;
+pub mod wal_path;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `walkeep` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    walkeep::cli::main()
+}

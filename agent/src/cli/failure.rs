@@ -1,0 +1,82 @@
+//! How a command ends badly: exit code, words, what to do next.
+
+use std::process::ExitCode;
+
+use crate::{archive, repository};
+
+/// Exit codes, as the README has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It failed.
+    Failed,
+    /// The command line or the configuration is wrong.
+    Usage,
+    /// It cannot or must not be done; nothing was changed.
+    Refused,
+    /// Verification found damage.
+    Damaged,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(match exit {
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Refused => 3,
+            Exit::Damaged => 4,
+        })
+    }
+}
+
+/// A command's failure.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What happened.
+    pub error: anyhow::Error,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// The command line or the configuration is wrong.
+    pub fn usage(error: anyhow::Error) -> Self {
+        Self { exit: Exit::Usage, error, hint: None }
+    }
+
+    /// It cannot or must not be done.
+    pub fn refused(reason: impl Into<String>) -> Self {
+        Self { exit: Exit::Refused, error: anyhow::Error::msg(reason.into()), hint: None }
+    }
+
+    /// With what to do next.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Tells it on standard error.
+    pub fn print(&self) {
+        let kind = if self.exit == Exit::Refused { "refused" } else { "error" };
+        eprintln!("{kind}: {:#}", self.error);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        let of_repository = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>()).map(repository::Error::hint);
+        let of_archive = error.chain().find_map(|cause| cause.downcast_ref::<archive::ArchiveError>()).map(archive::ArchiveError::hint);
+        let hint = of_archive.or(of_repository).map(str::to_owned);
+        Self { exit: Exit::Failed, error, hint }
+    }
+}
+
+impl From<repository::Error> for Failure {
+    fn from(error: repository::Error) -> Self {
+        anyhow::Error::new(error).into()
+    }
+}

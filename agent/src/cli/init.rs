@@ -1,0 +1,174 @@
+//! `walkeep init`: the repository's records, the slot, and the lines for postgresql.conf.
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::control::ControlFile;
+use walkeep_core::{MajorVersion, SystemIdentifier};
+
+use super::failure::Failure;
+use super::setup::{self, Missing};
+use super::{Global, output};
+use crate::config::{ClusterConfig, Config};
+use crate::postgres::replication::{Created, Options, ReplicationConnection};
+use crate::repository::{ClusterIdentity, Repository};
+
+/// Arguments of `walkeep init`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep init                   asks the running server who it is and creates the slot
+  walkeep init --offline         reads pg_control in data_directory; creates no slot
+  walkeep init --new-identity    after initdb or pg_upgrade under the same name")]
+pub struct InitArgs {
+    /// Take the identity from the data directory's pg_control; create no slot
+    #[arg(long)]
+    offline: bool,
+    /// The name now means another cluster than the repository knows; what is stored stays
+    #[arg(long)]
+    new_identity: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    cluster: String,
+    repository: String,
+    system_identifier: SystemIdentifier,
+    major_version: MajorVersion,
+    segment_bytes: u64,
+    identity: &'static str,
+    slot: Option<&'static str>,
+    postgresql_conf: Vec<String>,
+}
+
+/// Runs the command. Doing it again changes nothing.
+pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    let cluster = &config.cluster;
+    let (identity, connection) = if args.offline {
+        (offline_identity(cluster)?, None)
+    } else {
+        let (identity, connection) = online_identity(cluster).await?;
+        (identity, Some(connection))
+    };
+    if !identity.major_version.is_supported() {
+        return Err(Failure::refused(format!("PostgreSQL {} is not supported: Walkeep keeps 13 to 18", identity.major_version)));
+    }
+    let stop = CancellationToken::new();
+    let store = setup::store(cluster, Missing::Create, &stop).await?;
+    let probe = format!("{}/probe-{}-{}", cluster.name, std::process::id(), chrono::Utc::now().timestamp_micros());
+    store.probe(&probe.parse().map_err(anyhow::Error::new)?).await.context("try the repository")?;
+    let repository = Repository::create(store).await?;
+    let known = make_known(&repository, cluster, &identity, args.new_identity).await?;
+    let slot = match connection {
+        Some(mut connection) => Some(create_slot(&mut connection, cluster).await?),
+        None => None,
+    };
+    let report = Report {
+        cluster: cluster.name.to_string(),
+        repository: repository.url(),
+        system_identifier: identity.system_identifier,
+        major_version: identity.major_version,
+        segment_bytes: identity.segment_size.bytes(),
+        identity: known,
+        slot,
+        postgresql_conf: postgresql_conf(&config),
+    };
+    if args.json { Ok(output::json(&report)?) } else { Ok(print(&report, cluster)) }
+}
+
+fn print(report: &Report, cluster: &ClusterConfig) {
+    let Report { repository, system_identifier, major_version, identity, .. } = report;
+    println!("cluster     {} (PostgreSQL {major_version}, system identifier {system_identifier}): {identity}", report.cluster);
+    println!("repository  {repository}");
+    match report.slot {
+        Some(slot) => println!("slot        {}: {slot}", cluster.slot),
+        None => println!("slot        not created (--offline); the agent creates it when it first connects"),
+    }
+    println!("\nLines for postgresql.conf (archive_mode needs a restart):\n");
+    for line in &report.postgresql_conf {
+        println!("    {line}");
+    }
+    println!("\nThen start the agent (`walkeep agent`), prove it (`walkeep check`) and take the first base backup (`walkeep backup`).");
+}
+
+async fn online_identity(cluster: &ClusterConfig) -> Result<(ClusterIdentity, ReplicationConnection)> {
+    let params = setup::connection(cluster)?;
+    let mut connection = ReplicationConnection::connect(&params, &Options::default()).await.context(
+        "connect to the server for replication (needs a role with REPLICATION and a line for database `replication` in pg_hba.conf; \
+         without a running server use --offline)",
+    )?;
+    let identity = connection.identify_system().await?;
+    let known = ClusterIdentity {
+        system_identifier: identity.system,
+        major_version: MajorVersion::from_version_num(connection.server_version_num().await?),
+        segment_size: connection.segment_size().await?,
+        since: chrono::Utc::now(),
+    };
+    Ok((known, connection))
+}
+
+fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
+    let directory = cluster.data_directory.as_ref().ok_or_else(|| anyhow!("--offline needs data_directory in [cluster.{}]", cluster.name))?;
+    let path = directory.join("global/pg_control");
+    let control = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let control = ControlFile::parse(&control).with_context(|| format!("understand {}", path.display()))?;
+    let path = directory.join("PG_VERSION");
+    let version = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let Ok(major) = version.trim().parse() else { bail!("{} says {:?}, which is no version", path.display(), version.trim()) };
+    Ok(ClusterIdentity {
+        system_identifier: control.system_identifier,
+        major_version: MajorVersion::new(major),
+        segment_size: control.segment_size,
+        since: chrono::Utc::now(),
+    })
+}
+
+async fn make_known(
+    repository: &Repository,
+    cluster: &ClusterConfig,
+    identity: &ClusterIdentity,
+    new_identity: bool,
+) -> Result<&'static str, Failure> {
+    let known = repository.identities(&cluster.name).await?;
+    let number = known.len() as u32 + 1;
+    match known.last() {
+        Some(present) if present.same_cluster(identity) => return Ok("known already"),
+        Some(present) if !new_identity => {
+            let reason = format!(
+                "the repository knows {} as PostgreSQL {} with system identifier {}; this is PostgreSQL {} with {}",
+                cluster.name, present.major_version, present.system_identifier, identity.major_version, identity.system_identifier
+            );
+            let hint = "If the name shall mean this cluster from now on (after pg_upgrade or initdb), run `walkeep init --new-identity`. \
+                        What is stored of the old one stays. Otherwise choose another cluster name.";
+            return Err(Failure::refused(reason).hint(hint));
+        }
+        _ => {}
+    }
+    repository.add_identity(&cluster.name, number, identity).await?;
+    Ok("now known to the repository")
+}
+
+async fn create_slot(connection: &mut ReplicationConnection, cluster: &ClusterConfig) -> Result<&'static str> {
+    let created = connection.create_physical_slot(&cluster.slot).await;
+    Ok(match created.with_context(|| format!("create the replication slot {}", cluster.slot))? {
+        Created::New => "created",
+        Created::Existed => "exists already",
+    })
+}
+
+/// The two commands, short: PostgreSQL 15 and older cut an expanded command at 1023 bytes.
+fn postgresql_conf(config: &Config) -> Vec<String> {
+    let default_socket = format!("/run/walkeep/{}.sock", config.cluster.name);
+    let is_default = config.cluster.name.as_str() == "main" && config.cluster.socket.as_os_str() == default_socket.as_str();
+    let option = if is_default { String::new() } else { format!(" --socket {}", config.cluster.socket.display()) };
+    vec![
+        "wal_level = replica".into(),
+        "archive_mode = on".into(),
+        format!("archive_command = 'walkeep-archive-cmd{option} %p'"),
+    ]
+}

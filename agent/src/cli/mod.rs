@@ -1,0 +1,145 @@
+//! The command line: what can be said, one module a command, and the one place where a failure becomes an exit code.
+//!
+//! Commands print for people, or JSON with `--json`; they contain no logic of their own beyond that.
+
+mod agent;
+mod backup;
+mod catalog;
+mod check;
+mod demo;
+pub mod failure;
+mod init;
+mod output;
+mod plan;
+mod restore;
+mod setup;
+mod target;
+mod wal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Selection;
+use failure::Failure;
+
+/// WAL archiving and point-in-time recovery for PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "walkeep", version, about, max_term_width = 100, after_help = "\
+Examples:
+  walkeep init                          prepare repository and slot, print the lines for postgresql.conf
+  walkeep agent                         stream WAL, serve archive_command and restore_command
+  walkeep backup                        take a base backup
+  walkeep plan --at '2026-11-20 14:30:00+01'
+  walkeep restore --at '2026-11-20 14:30:00+01' --to /var/lib/postgresql/15/restored
+
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused because it cannot or must not be done;
+4 verification found damage.")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Configuration file [default: /etc/walkeep/walkeep.toml]
+    #[arg(long, global = true, env = "WALKEEP_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Which [cluster.NAME] of the configuration, if it has several
+    #[arg(long, global = true, env = "WALKEEP_CLUSTER", value_name = "NAME")]
+    cluster: Option<String>,
+}
+
+impl Global {
+    fn selection(&self) -> Selection {
+        Selection { path: self.config.clone(), cluster: self.cluster.clone() }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prepare the repository and the replication slot; print the lines for postgresql.conf
+    Init(init::InitArgs),
+    /// Run the daemon: stream WAL, serve the archive and restore commands, metrics
+    Agent(agent::AgentArgs),
+    /// Prove end to end that archiving works, or say what is wrong and how to mend it
+    Check(check::CheckArgs),
+    /// Take a base backup
+    Backup(backup::BackupArgs),
+    /// What can be recovered: backups, WAL per timeline, gaps
+    Status(catalog::StatusArgs),
+    /// The base backups
+    Backups(catalog::BackupsArgs),
+    /// The timelines: where each began, what is stored of it
+    Timelines(catalog::TimelinesArgs),
+    /// What a restore would do: the dry run
+    Plan(plan::PlanArgs),
+    /// Lay down a data directory, ready to start and recover to the target
+    Restore(restore::RestoreArgs),
+    /// Single WAL files, without an agent
+    #[command(subcommand)]
+    Wal(wal::WalCommand),
+    /// The whole story on a throw-away server: stream, back up, an accident, plan, restore, proof
+    Demo(demo::DemoArgs),
+    /// Serve restore_command where no agent runs; started by walkeep-restore-cmd, leaves after idling
+    #[command(hide = true)]
+    FetchService(agent::FetchServiceArgs),
+}
+
+/// Reads the arguments, runs the command, answers the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, and are no failure.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::new)?;
+    let Cli { global, command } = cli;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Init(args) => init::run(&global, args).await,
+            Command::Agent(args) => agent::run(&global, args).await,
+            Command::Check(args) => check::run(&global, args).await,
+            Command::Backup(args) => backup::run(&global, args).await,
+            Command::Status(args) => catalog::status(&global, args).await,
+            Command::Backups(args) => catalog::backups(&global, args).await,
+            Command::Timelines(args) => catalog::timelines(&global, args).await,
+            Command::Plan(args) => plan::run(&global, args).await,
+            Command::Restore(args) => restore::run(&global, args).await,
+            Command::Wal(command) => wal::run(&global, command).await,
+            Command::Demo(args) => demo::run(args).await,
+            Command::FetchService(args) => agent::fetch_service(&global, args).await,
+        }
+    });
+    // Blocking work that hangs (a dead file system) must not hold up the exit.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,118 @@
+//! From the configuration to the things a command works with: store, repository, connection.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use tokio_util::sync::CancellationToken;
+use walkeep_store::local::LocalStore;
+use walkeep_store::s3::{self, S3Options, S3Store};
+use walkeep_store::{SharedStore, guarded::GuardedStore};
+
+use super::Global;
+use super::failure::Failure;
+use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
+use crate::postgres::ConnectionParams;
+use crate::repository::{ClusterRepository, Repository};
+
+/// The most one call to a store may take, retries and all: a bound behind the store's own.
+const STORE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Loads the configuration; an error is wrong usage.
+pub fn config(global: &Global) -> Result<Config, Failure> {
+    Config::load(&global.selection()).map_err(Failure::usage)
+}
+
+/// Whether a missing directory is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// By `init`.
+    Create,
+    /// By everything else: a repository that is not there may be a volume that is not mounted.
+    Fail,
+}
+
+/// The store of a cluster; every call ends when `stop` fires.
+pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> Result<SharedStore> {
+    let store: SharedStore = match &cluster.repository {
+        RepositoryConfig::Local { path } => match missing {
+            Missing::Create => Arc::new(LocalStore::create(path.clone()).await?),
+            Missing::Fail => Arc::new(LocalStore::open(path.clone()).await?),
+        },
+        RepositoryConfig::S3(config) => Arc::new(S3Store::open(s3_options(config)?).await?),
+    };
+    Ok(Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop.clone())))
+}
+
+fn s3_options(config: &S3Config) -> Result<S3Options> {
+    let mut options = S3Options::new(config.bucket.clone());
+    options.prefix = config.prefix.clone();
+    options.endpoint = config.endpoint.clone();
+    options.region = config.region.clone();
+    options.path_style = config.path_style;
+    options.storage_class = config.storage_class.clone();
+    options.sse = match &config.encryption {
+        ServerSideEncryption::Bucket => s3::Sse::BucketDefault,
+        ServerSideEncryption::Aes256 => s3::Sse::Aes256,
+        ServerSideEncryption::Kms { key_id } => s3::Sse::Kms { key_id: key_id.clone() },
+    };
+    options.ca_file = config.ca_file.clone();
+    options.credentials = match (&config.access_key_id, &config.secret_access_key_file, &config.profile) {
+        (Some(access_key), Some(secret), _) => s3::Credentials::Static {
+            access_key: access_key.clone(),
+            secret_key: secret_from(secret)?,
+            session_token: config.session_token_file.as_deref().map(secret_from).transpose()?,
+        },
+        (_, _, Some(profile)) => s3::Credentials::Profile(profile.clone()),
+        _ => s3::Credentials::Chain,
+    };
+    if let Some(timeout) = config.timeout {
+        options.timeouts.operation = timeout;
+    }
+    Ok(options)
+}
+
+fn secret_from(path: &Path) -> Result<s3::Secret> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read the secret in {}", path.display()))?;
+    Ok(s3::Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+/// The repository of a cluster as its present identity, read from the repository itself: no server is needed.
+pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> Result<ClusterRepository> {
+    let repository = Repository::open(store(cluster, Missing::Fail, stop).await?).await?;
+    let identities = repository.identities(&cluster.name).await?;
+    let identity = identities.into_iter().next_back();
+    let identity = identity.ok_or_else(|| {
+        anyhow!("the repository at {} does not know a cluster called {}: run `walkeep init` first", repository.url(), cluster.name)
+    })?;
+    Ok(ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level))
+}
+
+/// How to reach the server.
+pub fn connection(cluster: &ClusterConfig) -> Result<ConnectionParams> {
+    let env = |name: &str| std::env::var(name).ok();
+    ConnectionParams::parse(cluster.connection.reveal(), &env).with_context(|| format!("[cluster.{}] connection", cluster.name))
+}
+
+/// Fires at SIGINT or SIGTERM; a second one leaves at once.
+pub fn stop_on_signals() -> Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let fired = token.clone();
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if first {
+                fired.cancel();
+            } else {
+                std::process::exit(1);
+            }
+        }
+    });
+    Ok(token)
+}
