@@ -9,7 +9,15 @@
 #![deny(missing_docs)]
 
 pub mod error;
+pub mod faulty;
+pub mod guarded;
 pub mod key;
+mod listing;
+pub mod local;
+pub mod memory;
+pub mod observed;
+mod probe;
+pub mod s3;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -19,7 +27,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use error::{Error, ErrorKind, Result};
+pub use faulty::{Fault, FaultyStore, Rule};
+pub use guarded::GuardedStore;
 pub use key::Key;
+pub use local::LocalStore;
+pub use memory::MemoryStore;
+pub use observed::{ObservedStore, Observer, Operation};
+pub use s3::{S3Options, S3Store};
 
 /// How a conditional put ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +58,9 @@ pub struct Listed {
 pub struct ListRequest {
     /// Only keys that begin with this text (not necessarily at a `/`).
     pub prefix: String,
-    /// Only keys that sort after this text.
+    /// Only keys that sort after this text; or a page's `next`, unchanged.
+    ///
+    /// Some S3 servers (SeaweedFS) sort folder by folder, `a/` before `a.b`: there this is exact only among the keys of one folder.
     pub start_after: Option<String>,
     /// Group keys by the next `/` after the prefix: those below are answered once, as a prefix that ends with `/`.
     pub by_folder: bool,
@@ -52,14 +68,15 @@ pub struct ListRequest {
     pub limit: Option<usize>,
 }
 
-/// One page of a listing, in the order of keys' bytes.
+/// One page of a listing, in the order of keys' bytes. What [`list_all`] answers is in order on every server; on one that sorts otherwise,
+/// a later page may hold keys that belong before this one's.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
     /// Objects.
     pub objects: Vec<Listed>,
-    /// Folders, each ending with `/`; only when asked for.
+    /// Folders, each ending with `/`; only when asked for. A folder is listed if a key below it sorts after `start_after`.
     pub folders: Vec<String>,
-    /// Continue with this as `start_after`; `None` at the end.
+    /// Continue with this as `start_after` (not a key: only the store can read it); `None` at the end.
     pub next: Option<String>,
 }
 
@@ -97,7 +114,7 @@ pub trait Store: Debug + Send + Sync + 'static {
 /// A store shared between tasks.
 pub type SharedStore = Arc<dyn Store>;
 
-/// Every object and folder that `request` asks for, page by page.
+/// Every object and folder that `request` asks for, page by page, in the order of their bytes.
 pub async fn list_all(store: &dyn Store, mut request: ListRequest) -> Result<Page> {
     let mut all = Page::default();
     loop {
@@ -106,7 +123,12 @@ pub async fn list_all(store: &dyn Store, mut request: ListRequest) -> Result<Pag
         all.folders.extend(page.folders);
         match page.next {
             Some(next) => request.start_after = Some(next),
-            None => return Ok(all),
+            None => {
+                // In order already, but for servers that have another idea of it.
+                all.objects.sort_by(|a, b| a.key.cmp(&b.key));
+                all.folders.sort();
+                return Ok(all);
+            }
         }
     }
 }

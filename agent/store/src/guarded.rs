@@ -1,0 +1,65 @@
+//! A store whose calls end: at a deadline, or as soon as the agent is asked to stop.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Put, Result, SharedStore, Store};
+
+/// A store with a deadline for each call and a way to stop them all.
+///
+/// A put that is stopped may have created its object, whole: the caller must not conclude that it did not.
+#[derive(Debug)]
+pub struct GuardedStore {
+    inner: SharedStore,
+    deadline: Duration,
+    stop: CancellationToken,
+}
+
+impl GuardedStore {
+    /// `inner`, of which no call lasts longer than `deadline` nor goes on after `stop`.
+    pub fn new(inner: SharedStore, deadline: Duration, stop: CancellationToken) -> Self {
+        Self { inner, deadline, stop }
+    }
+
+    async fn guard<T>(&self, action: &'static str, place: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Error::at(ErrorKind::Cancelled, action, place)),
+            outcome = tokio::time::timeout(self.deadline, call) => outcome.unwrap_or_else(|_| {
+                let cause = format!("no answer within {:?}", self.deadline);
+                Err(Error::at(ErrorKind::Transient, action, place).because(cause))
+            }),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for GuardedStore {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put> {
+        self.guard("put", key.as_str(), self.inner.put_if_absent(key, body)).await
+    }
+
+    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
+        self.guard("get", key.as_str(), self.inner.get(key, range)).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<Page> {
+        self.guard("list", &request.prefix, self.inner.list(request)).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.guard("delete", key.as_str(), self.inner.delete(key)).await
+    }
+
+    async fn probe(&self, scratch: &Key) -> Result<()> {
+        self.guard("probe", scratch.as_str(), self.inner.probe(scratch)).await
+    }
+}

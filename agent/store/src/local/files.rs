@@ -1,0 +1,343 @@
+//! Files below the root: created whole, durable before anybody is told, never changed.
+//!
+//! What protects from which crash:
+//! - before the rename: the object is not there; a temporary file may remain, which listings cannot see (`~` is no letter of keys) and a
+//!   later start removes;
+//! - the bytes are fsynced before the rename, so a file with an object's name is never torn;
+//! - after the rename, before the folder's fsync: the object may be there or not, nobody was told;
+//! - a folder's own entry is fsynced in its parent before the first object below it is reported.
+//!
+//! An fsync that failed is never repeated in the hope that it succeeds: Linux reports a lost write once and forgets it. The bytes are
+//! written again from the start.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::{parent, relative};
+use crate::Put;
+
+/// Not a key's component, so no object can ever be in it.
+pub(super) const TEMP: &str = ".tmp~";
+const TEMP_PREFIX: &str = "put-";
+/// A temporary file so old has no writer any more: every put has a deadline far below.
+const TEMP_AGE: Duration = Duration::from_secs(24 * 3600);
+const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
+const FOLDER_MODE: Mode = Mode::from_raw_mode(0o700);
+
+/// The root, opened.
+#[derive(Debug)]
+pub(super) struct Files {
+    root: OwnedFd,
+    /// Folders whose path from the root is known to be durable.
+    durable: Mutex<HashSet<String>>,
+    /// Objects whose bytes are durable but whose name is not: the fsync of their folder failed.
+    doubtful: Mutex<HashSet<String>>,
+}
+
+impl Files {
+    pub(super) fn open(root: &Path) -> io::Result<Self> {
+        let root = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let files = Self { root, durable: Mutex::default(), doubtful: Mutex::default() };
+        files.remove_old_temporaries();
+        Ok(files)
+    }
+
+    /// Creates the file durably. `None` if one with other bytes is there.
+    pub(super) fn create(&self, path: &str, body: &[u8]) -> io::Result<Option<Put>> {
+        self.create_or_compare(path, body).map_err(|error| self.blame_root(error))
+    }
+
+    fn create_or_compare(&self, path: &str, body: &[u8]) -> io::Result<Option<Put>> {
+        // Asked first, so that a repeated put costs no second writing. The rename below decides.
+        if let Some(answer) = self.compare(path, body)? {
+            return Ok(answer.then_some(Put::AlreadySame));
+        }
+        let temporary = self.write_temporary(body)?;
+        let renamed = self.rename_into_place(&temporary, path);
+        if !matches!(renamed, Ok(true)) {
+            self.remove_quietly(&temporary);
+        }
+        if renamed? {
+            self.sync_name(path)?;
+            return Ok(Some(Put::Created));
+        }
+        match self.compare(path, body)? {
+            Some(same) => Ok(same.then_some(Put::AlreadySame)),
+            None => Err(io::Error::other("the object came and went while it was being created")),
+        }
+    }
+
+    /// Reads the file, or a part of it; `None` if there is no such file.
+    pub(super) fn read(&self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Vec<u8>>> {
+        let Some(mut file) = self.open_object(path).map_err(|error| self.blame_root(error))? else {
+            return self.prove_root().map(|()| None);
+        };
+        let size = file.metadata()?.len();
+        let range = range.map_or(0..size, |range| range.start.min(size)..range.end.min(size));
+        let length = range.end.saturating_sub(range.start);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX)).map_err(|_| io::Error::from(Errno::NOMEM))?;
+        file.seek(SeekFrom::Start(range.start))?;
+        file.take(length).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 != length {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file shrank while it was read"));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Removes the file, durably; folders stay, for another writer may be about to use them.
+    pub(super) fn delete(&self, path: &str) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.root, path, AtFlags::empty()) {
+            Ok(()) => self.sync_folder(parent(path)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR) => self.prove_root(),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The entries of a folder; none if there is no such folder.
+    pub(super) fn entries(&self, folder: &str) -> io::Result<Option<Dir>> {
+        match rustix::fs::openat(&self.root, relative(folder), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(folder) => Ok(Some(Dir::new(folder)?)),
+            Err(Errno::NOENT | Errno::NOTDIR) => self.prove_root().map(|()| None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What lies at the path, without following a symbolic link; `None` if nothing does.
+    pub(super) fn stat(&self, path: &str) -> io::Result<Option<rustix::fs::Stat>> {
+        match rustix::fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the file's bytes are these, and then durably so; `None` if there is no file.
+    fn compare(&self, path: &str, body: &[u8]) -> io::Result<Option<bool>> {
+        let mut file = loop {
+            match self.open_object(path)? {
+                Some(file) => break file,
+                None => match self.stat(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                    None => return Ok(None),
+                    // Created since it was looked for.
+                    Some(FileType::RegularFile) => {}
+                    // A folder, a link, a device: whatever it is, it is not to be overwritten.
+                    Some(_) => return Ok(Some(false)),
+                },
+            }
+        };
+        if !same_bytes(&mut file, body)? {
+            return Ok(Some(false));
+        }
+        // Another writer may have put it there and not have come to its folder's fsync yet, or have died before.
+        file.sync_all()?;
+        if locked(&self.doubtful).contains(path) {
+            // The name was lost once already, and a second fsync would not say so: write it again. The bytes are the same.
+            let temporary = self.write_temporary(body)?;
+            if let Err(error) = rustix::fs::renameat(&self.root, &temporary, &self.root, path) {
+                self.remove_quietly(&temporary);
+                return Err(error.into());
+            }
+        }
+        self.make_folder(parent(path))?;
+        self.sync_name(path)?;
+        Ok(Some(true))
+    }
+
+    /// The object's file, opened; `None` if there is no regular file of that name.
+    fn open_object(&self, path: &str) -> io::Result<Option<File>> {
+        // NONBLOCK: opening a pipe that somebody put there must not wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.root, path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(file.metadata()?.is_file().then_some(file))
+    }
+
+    /// A new file with these bytes, fsynced; its path. Removed again if anything fails.
+    fn write_temporary(&self, body: &[u8]) -> io::Result<String> {
+        let (path, mut file) = self.new_temporary()?;
+        // fchmod: a hostile umask takes from the mode given to open.
+        let written = rustix::fs::fchmod(&file, FILE_MODE).map_err(io::Error::from);
+        match written.and_then(|()| file.write_all(body)).and_then(|()| file.sync_all()) {
+            Ok(()) => Ok(path),
+            Err(error) => {
+                self.remove_quietly(&path);
+                Err(error)
+            }
+        }
+    }
+
+    fn new_temporary(&self) -> io::Result<(String, File)> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for _ in 0..3 {
+            self.make_folder(TEMP)?;
+            // Random and not the process id alone: several hosts may share the folder.
+            let path = format!("{TEMP}/{TEMP_PREFIX}{:016x}", RandomState::new().hash_one(std::process::id()));
+            match rustix::fs::openat(&self.root, path.as_str(), flags, FILE_MODE) {
+                Ok(file) => return Ok((path, File::from(file))),
+                Err(Errno::EXIST) => {}
+                // Somebody tidied up: what was known of folders no longer holds.
+                Err(Errno::NOENT) => locked(&self.durable).clear(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::Error::other("the folder for temporary files vanishes again and again"))
+    }
+
+    /// Gives the temporary file its name if that is free; false if it is not.
+    fn rename_into_place(&self, temporary: &str, path: &str) -> io::Result<bool> {
+        // Twice: somebody may have removed an empty folder between its making and its use.
+        for _ in 0..2 {
+            self.make_folder(parent(path))?;
+            match self.rename_if_free(temporary, path) {
+                Err(Errno::NOENT) => locked(&self.durable).clear(),
+                Ok(()) => return Ok(true),
+                Err(Errno::EXIST) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::Error::other("the folder vanished while an object was being created in it"))
+    }
+
+    fn rename_if_free(&self, temporary: &str, path: &str) -> Result<(), Errno> {
+        match rustix::fs::renameat_with(&self.root, temporary, &self.root, path, RenameFlags::NOREPLACE) {
+            // NFS, FUSE and others cannot; there a hard link is the way to create a name only if it is free.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                rustix::fs::linkat(&self.root, temporary, &self.root, path, AtFlags::empty())?;
+                self.remove_quietly(temporary);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Makes the folder and those above it, each durable in its parent.
+    fn make_folder(&self, folder: &str) -> io::Result<()> {
+        if folder.is_empty() || locked(&self.durable).contains(folder) {
+            return Ok(());
+        }
+        self.make_folder(parent(folder))?;
+        match rustix::fs::mkdirat(&self.root, folder, FOLDER_MODE) {
+            Ok(()) => rustix::fs::chmodat(&self.root, folder, FOLDER_MODE, AtFlags::empty())?,
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Also if it was there already: whoever made it may not have come to this.
+        self.sync_folder(parent(folder))?;
+        locked(&self.durable).insert(folder.to_owned());
+        Ok(())
+    }
+
+    /// Makes the object's name durable.
+    fn sync_name(&self, path: &str) -> io::Result<()> {
+        let outcome = self.sync_folder(parent(path));
+        match &outcome {
+            Ok(()) => locked(&self.doubtful).remove(path),
+            Err(_) => locked(&self.doubtful).insert(path.to_owned()),
+        };
+        outcome
+    }
+
+    fn sync_folder(&self, folder: &str) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(&self.root, relative(folder), flags, Mode::empty())?;
+        Ok(rustix::fs::fsync(folder)?)
+    }
+
+    /// Fails if the root was removed: then that a file is not there proves nothing.
+    pub(super) fn prove_root(&self) -> io::Result<()> {
+        match rustix::fs::fstat(&self.root)?.st_nlink {
+            0 => Err(root_is_gone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn blame_root(&self, error: io::Error) -> io::Error {
+        match self.prove_root() {
+            Err(root) if error.kind() == io::ErrorKind::NotFound => root,
+            _ => error,
+        }
+    }
+
+    fn remove_quietly(&self, temporary: &str) {
+        // A leftover costs space until a later start; the put's own outcome matters more.
+        if let Err(error) = rustix::fs::unlinkat(&self.root, temporary, AtFlags::empty()) {
+            tracing::debug!(temporary, %error, "could not remove a temporary file");
+        }
+    }
+
+    /// Removes what crashed puts left: only our own pattern, only regular files, only old ones.
+    fn remove_old_temporaries(&self) {
+        let Ok(Some(folder)) = self.entries(TEMP) else { return };
+        for name in folder.flatten().filter_map(|entry| entry.file_name().to_str().map(str::to_owned).ok()) {
+            let path = format!("{TEMP}/{name}");
+            let ours = name.strip_prefix(TEMP_PREFIX).is_some_and(|rest| rest.len() == 16 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
+            let Some(file) = self.open_object(&path).ok().flatten().filter(|_| ours) else { continue };
+            let age = file.metadata().and_then(|meta| meta.modified()).map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
+            if age.is_ok_and(|age| age > TEMP_AGE) {
+                self.remove_quietly(&path);
+            }
+        }
+    }
+}
+
+/// Creates the root and the folders above it that are missing, durably.
+pub(super) fn create_root(root: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    match root.metadata() {
+        Ok(there) if there.is_dir() => return Ok(()),
+        Ok(_) => return Err(Errno::NOTDIR.into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(_) => {}
+    }
+    let above = match root.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        None => return Err(Errno::NOENT.into()),
+    };
+    create_root(above)?;
+    match std::fs::DirBuilder::new().mode(0o700).create(root) {
+        Ok(()) => std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    File::open(above)?.sync_all()
+}
+
+fn root_is_gone() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the store's root directory was removed")
+}
+
+/// Whether the file holds exactly these bytes, read in pieces.
+fn same_bytes(file: &mut File, body: &[u8]) -> io::Result<bool> {
+    if file.metadata()?.len() != body.len() as u64 {
+        return Ok(false);
+    }
+    let mut piece = vec![0; 128 * 1024];
+    for expected in body.chunks(piece.len()) {
+        let Some(read) = piece.get_mut(..expected.len()) else { return Ok(false) };
+        file.read_exact(read)?;
+        if read != expected {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn locked(set: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+    // A set of names is whole after any panic.
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,114 @@
+//! A store in memory, for tests: the promises of a [`Store`] and nothing else.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::listing::{PageBuilder, folder_of};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Put, Result, Store};
+
+/// Objects in memory.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    objects: Mutex<BTreeMap<Key, Bytes>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Replaces an object's bytes, as damage or an attacker would; a test's tool, no store's call.
+    pub fn overwrite(&self, key: &Key, body: Bytes) {
+        self.objects().insert(key.clone(), body);
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.objects().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.objects().is_empty()
+    }
+
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<Key, Bytes>> {
+        // No code under this lock leaves the map half changed.
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    fn url(&self) -> String {
+        "memory:".to_owned()
+    }
+
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put> {
+        let mut objects = self.objects();
+        match objects.get(key) {
+            None => {
+                // A copy: a body may be a slice of something much larger.
+                objects.insert(key.clone(), Bytes::copy_from_slice(&body));
+                Ok(Put::Created)
+            }
+            Some(there) if *there == body => Ok(Put::AlreadySame),
+            Some(_) => Err(Error::new(ErrorKind::AlreadyExists, "put", key)),
+        }
+    }
+
+    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
+        let objects = self.objects();
+        let body = objects.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, "get", key))?;
+        Ok(match range {
+            None => body.clone(),
+            Some(range) => cut(body, &range),
+        })
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<Page> {
+        let objects = self.objects();
+        let mut page = PageBuilder::new(request);
+        let mut folder = None;
+        // Neither a prefix nor `start_after` need be a key: compare their texts.
+        for (key, body) in objects.iter() {
+            let text = key.as_str();
+            if !text.starts_with(&request.prefix) || request.start_after.as_deref().is_some_and(|after| text <= after) {
+                continue;
+            }
+            let room = match folder_of(request, text) {
+                Some(same) if folder.as_deref() == Some(same) => true,
+                Some(other) => {
+                    folder = Some(other.to_owned());
+                    page.folder(other.to_owned())
+                }
+                None => page.object(Listed { key: key.clone(), size: body.len() as u64 }),
+            };
+            if !room {
+                break;
+            }
+        }
+        Ok(page.finish())
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.objects().remove(key);
+        Ok(())
+    }
+
+    async fn probe(&self, scratch: &Key) -> Result<()> {
+        crate::probe::probe(self, scratch).await
+    }
+}
+
+/// The bytes `range` of `body`, cut at its end.
+pub(crate) fn cut(body: &Bytes, range: &Range<u64>) -> Bytes {
+    let at = |position: u64| usize::try_from(position).map_or(body.len(), |position| position.min(body.len()));
+    let (start, end) = (at(range.start), at(range.end));
+    body.slice(start..end.max(start))
+}

@@ -1,0 +1,103 @@
+//! What only a file system can get wrong.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use walkeep_store::{ErrorKind, ListRequest, LocalStore, Put, Store, list_all};
+
+use crate::suite::key;
+
+async fn names(store: &LocalStore) -> Vec<String> {
+    let page = list_all(store, ListRequest::default()).await.unwrap();
+    page.objects.iter().map(|object| object.key.to_string()).collect()
+}
+
+fn files_below(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
+}
+
+#[tokio::test]
+async fn a_missing_root_is_unusable_and_never_not_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("a/b");
+    assert_eq!(LocalStore::open(&root).await.unwrap_err().kind(), ErrorKind::Unusable);
+    fs::write(folder.path().join("file"), "").unwrap();
+    assert_eq!(LocalStore::open(folder.path().join("file")).await.unwrap_err().kind(), ErrorKind::Unusable);
+
+    let store = LocalStore::create(&root).await.unwrap();
+    store.put_if_absent(&key("x/y"), Bytes::from_static(b"1")).await.unwrap();
+    fs::remove_dir_all(&root).unwrap();
+    assert_eq!(store.get(&key("x/y"), None).await.unwrap_err().kind(), ErrorKind::Unusable);
+    assert_eq!(store.put_if_absent(&key("x/z"), Bytes::new()).await.unwrap_err().kind(), ErrorKind::Unusable);
+    assert_eq!(store.delete(&key("x/y")).await.unwrap_err().kind(), ErrorKind::Unusable);
+    assert_eq!(store.list(&ListRequest::default()).await.unwrap_err().kind(), ErrorKind::Unusable);
+    // Another directory at the same path is not the store's.
+    fs::create_dir_all(&root).unwrap();
+    assert_eq!(store.get(&key("x/y"), None).await.unwrap_err().kind(), ErrorKind::Unusable);
+}
+
+#[tokio::test]
+async fn modes_are_private() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalStore::create(folder.path().join("root")).await.unwrap();
+    store.put_if_absent(&key("a/b"), Bytes::from_static(b"1")).await.unwrap();
+    for (path, mode) in [("root", 0o700), ("root/a", 0o700), ("root/a/b", 0o600)] {
+        assert_eq!(fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o7777, mode, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_object_is_ignored_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(folder.path()).await.unwrap();
+    store.put_if_absent(&key("a/b"), Bytes::from_static(b"1")).await.unwrap();
+    for name in ["a/new\nline", "a/sp ace", "a/\u{e4}", "back~up"] {
+        fs::write(folder.path().join(name), "hostile").unwrap();
+    }
+    symlink("/etc/passwd", folder.path().join("a/link")).unwrap();
+    symlink("/etc", folder.path().join("etc")).unwrap();
+    let files = files_below(&folder.path().join("a"));
+    assert_eq!(names(&store).await, ["a/b"]);
+    assert_eq!(store.get(&key("a/link"), None).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(store.put_if_absent(&key("a/link"), Bytes::new()).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(store.put_if_absent(&key("a"), Bytes::new()).await.unwrap_err().kind(), ErrorKind::AlreadyExists, "a folder");
+    assert_eq!(store.get(&key("a"), None).await.unwrap_err().kind(), ErrorKind::NotFound, "a folder");
+    assert_eq!(store.get(&key("a/b/c"), None).await.unwrap_err().kind(), ErrorKind::NotFound, "below a file");
+    assert!(store.put_if_absent(&key("a/b/c"), Bytes::new()).await.is_err(), "below a file");
+    assert_eq!(files_below(&folder.path().join("a")), files);
+    assert_eq!(fs::read_dir(folder.path().join(".tmp~")).unwrap().count(), 0, "temporary files remain");
+}
+
+#[tokio::test]
+async fn only_old_temporaries_of_ours_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let temp = folder.path().join(".tmp~");
+    fs::create_dir(&temp).unwrap();
+    let old = SystemTime::now() - Duration::from_secs(48 * 3600);
+    for name in ["put-0123456789abcdef", "put-fresh0fresh0fres", "put-fedcba9876543210", "other"] {
+        let file = fs::File::create(temp.join(name)).unwrap();
+        if name != "put-fedcba9876543210" {
+            file.set_modified(old).unwrap();
+        }
+    }
+    symlink("other", temp.join("put-0000000000000000")).unwrap();
+    let store = LocalStore::open(folder.path()).await.unwrap();
+    let mut left: Vec<_> = fs::read_dir(&temp).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, ["other", "put-0000000000000000", "put-fedcba9876543210", "put-fresh0fresh0fres"]);
+    assert_eq!(names(&store).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn tidied_folders_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(folder.path()).await.unwrap();
+    store.put_if_absent(&key("a/b/c"), Bytes::from_static(b"1")).await.unwrap();
+    fs::remove_dir_all(folder.path().join("a")).unwrap();
+    fs::remove_dir_all(folder.path().join(".tmp~")).unwrap();
+    assert_eq!(store.put_if_absent(&key("a/b/c"), Bytes::from_static(b"2")).await.unwrap(), Put::Created);
+}
