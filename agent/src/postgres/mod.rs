@@ -1,0 +1,24 @@
+//! Talking to PostgreSQL servers: connection parameters, TLS, physical replication, base backups and ordinary SQL.
+//!
+//! Physical replication and `BASE_BACKUP` need a protocol that no driver offers, so they have a small client of their own
+//! ([`ReplicationConnection`], [`BaseBackupStream`]); ordinary queries go through `tokio_postgres` over the same transport
+//! ([`connect_sql`]). Nothing here decides what to archive, retries, or writes a file.
+
+mod auth;
+mod base_backup;
+mod conninfo;
+mod dial;
+mod error;
+mod params;
+mod passfile;
+mod replication;
+mod sql;
+pub mod tar;
+mod tls;
+mod wire;
+
+pub use base_backup::{BackupError, BackupOptions, BaseBackupStream, Event as BackupEvent, Tablespace};
+pub use error::{Error, ServerError};
+pub use params::{ChannelBinding, ConnectionParams, Host, ParamsError, RootCertificates, SslMode, TargetSession};
+pub use replication::{Created, Event, Identity, Options, ReplicationConnection, ReplicationError, Slot, Started};
+pub use sql::{ArchiverStats, Settings, SlotState, archiver_stats, connect_sql, is_in_recovery, settings, slot_state};

@@ -1,0 +1,233 @@
+//! Ordinary SQL over the same connection parameters, and the few questions the agent asks a server that way.
+
+use std::convert::Infallible;
+use std::error::Error as _;
+use std::future::{Ready, ready};
+use std::io;
+
+use tokio_postgres::config::{ChannelBinding as SqlChannelBinding, SslMode as SqlSslMode, SslNegotiation};
+use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
+use tokio_postgres::{Client, Config};
+use walkeep_core::{Lsn, PgTimestamp, SegmentSize};
+
+use super::auth::kind_matches;
+use super::dial::{Dialed, Dialer, Transport};
+use super::error::Error;
+use super::params::{ChannelBinding, ConnectionParams, TargetSession};
+
+/// TLS was already negotiated when the transport was opened; this hands it on.
+struct AlreadyOpen;
+
+impl TlsConnect<Transport> for AlreadyOpen {
+    type Stream = Transport;
+    type Error = Infallible;
+    type Future = Ready<Result<Transport, Infallible>>;
+
+    fn connect(self, stream: Transport) -> Self::Future {
+        ready(Ok(stream))
+    }
+}
+
+impl TlsStream for Transport {
+    fn channel_binding(&self) -> Binding {
+        self.endpoint.clone().map_or_else(Binding::none, Binding::tls_server_end_point)
+    }
+}
+
+/// Opens a session for SQL with the first host that lets us in. The task that serves it ends when the client is dropped.
+pub async fn connect_sql(params: &ConnectionParams) -> Result<Client, Error> {
+    let mut dialer = Dialer::new(params);
+    loop {
+        let dialed = dialer.next().await?;
+        let (deadline, host) = (dialed.deadline(), dialed.host.clone());
+        match Dialed::within(deadline, &host, open(dialed, params)).await {
+            Ok(client) => return Ok(client),
+            Err(error) => dialer.refused(error)?,
+        }
+    }
+}
+
+async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<Client, Error> {
+    let Dialed { transport, host, wanted, .. } = dialed;
+    let mut config = Config::new();
+    config.user(params.user()).dbname(params.dbname());
+    if let Some(password) = params.password(&host, params.dbname()) {
+        config.password(password);
+    }
+    if let Some(options) = &params.options {
+        config.options(options);
+    }
+    if let Some(name) = params.application_name() {
+        config.application_name(name);
+    }
+    config.channel_binding(match params.channel_binding {
+        ChannelBinding::Disable => SqlChannelBinding::Disable,
+        ChannelBinding::Prefer => SqlChannelBinding::Prefer,
+        ChannelBinding::Require => SqlChannelBinding::Require,
+    });
+    if transport.tls {
+        config.ssl_mode(SqlSslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+    } else {
+        config.ssl_mode(SqlSslMode::Disable);
+    }
+    let (client, connection) = config.connect_raw(transport, AlreadyOpen).await.map_err(startup_error)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "an SQL connection ended");
+        }
+    });
+    if !matches!(wanted, TargetSession::Any | TargetSession::PreferStandby) {
+        let row = client.query_one("SELECT current_setting('transaction_read_only') = 'on', pg_is_in_recovery()", &[]).await?;
+        if !kind_matches(wanted, row.try_get(0)?, row.try_get(1)?) {
+            return Err(Error::WrongKind { target: host.to_string(), wanted: wanted.as_str() });
+        }
+    }
+    Ok(client)
+}
+
+/// During the startup a broken connection must be told from a refusal: another host may do.
+fn startup_error(error: tokio_postgres::Error) -> Error {
+    match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(source) if error.as_db_error().is_none() && source.kind() != io::ErrorKind::InvalidInput => {
+            Error::Io(io::Error::new(source.kind(), source.to_string()))
+        }
+        _ => error.into(),
+    }
+}
+
+/// A row of `pg_replication_slots`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotState {
+    /// From here on the server keeps WAL.
+    pub restart_lsn: Option<Lsn>,
+    /// Whether a walsender uses it.
+    pub active: bool,
+    /// Which process.
+    pub active_pid: Option<i32>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// How many more bytes of WAL may be written before the slot is in danger of being lost.
+    pub safe_wal_size: Option<i64>,
+}
+
+/// The state of a physical slot; `None` if there is none of that name.
+pub async fn slot_state(client: &Client, name: &str) -> Result<Option<SlotState>, Error> {
+    let query = "SELECT restart_lsn::text, active, active_pid, wal_status, safe_wal_size \
+                 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text AND slot_type = 'physical'";
+    let Some(row) = client.query_opt(query, &[&name]).await? else { return Ok(None) };
+    let restart_lsn: Option<&str> = row.try_get(0)?;
+    Ok(Some(SlotState {
+        restart_lsn: restart_lsn.map(parse_lsn).transpose()?,
+        active: row.try_get(1)?,
+        active_pid: row.try_get(2)?,
+        wal_status: row.try_get(3)?,
+        safe_wal_size: row.try_get(4)?,
+    }))
+}
+
+fn parse_lsn(text: &str) -> Result<Lsn, Error> {
+    text.parse().map_err(|error| Error::Protocol(format!("{error}")))
+}
+
+/// The settings that decide how a cluster can be archived. `None`: this role may not see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Such as 150018.
+    pub server_version_num: u32,
+    /// The size of WAL segments.
+    pub segment_size: SegmentSize,
+    /// Whether data pages have checksums.
+    pub data_checksums: bool,
+    /// `minimal`, `replica` or `logical`.
+    pub wal_level: String,
+    /// `off`, `on` or `always`.
+    pub archive_mode: String,
+    /// The command; `(disabled)` while `archive_mode` is off.
+    pub archive_command: Option<String>,
+    /// Which standbys commits wait for.
+    pub synchronous_standby_names: String,
+    /// What they wait for.
+    pub synchronous_commit: String,
+    /// How much WAL slots may hold back, in MB; `None` without limit.
+    pub max_slot_wal_keep_mb: Option<u64>,
+    /// Where the cluster lies.
+    pub data_directory: Option<String>,
+}
+
+/// Reads [`Settings`].
+pub async fn settings(client: &Client) -> Result<Settings, Error> {
+    let names = [
+        "server_version_num",
+        "wal_segment_size",
+        "data_checksums",
+        "wal_level",
+        "archive_mode",
+        "archive_command",
+        "synchronous_standby_names",
+        "synchronous_commit",
+        "max_slot_wal_keep_size",
+        "data_directory",
+    ];
+    let rows = client.query("SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY($1)", &[&names.as_slice()]).await?;
+    let mut found = std::collections::HashMap::new();
+    for row in rows {
+        found.insert(row.try_get::<_, String>(0)?, row.try_get::<_, Option<String>>(1)?.unwrap_or_default());
+    }
+    let mut take = |name: &str| found.remove(name);
+    let missing = |name: &str| Error::Protocol(format!("the server shows no setting {name}, or one that cannot be read"));
+    let mut need = |name: &str| take(name).ok_or_else(|| missing(name));
+    let segment_size = need("wal_segment_size")?.parse().ok().and_then(|bytes| SegmentSize::new(bytes).ok());
+    Ok(Settings {
+        server_version_num: need("server_version_num")?.parse().map_err(|_| missing("server_version_num"))?,
+        segment_size: segment_size.ok_or_else(|| missing("wal_segment_size"))?,
+        data_checksums: need("data_checksums")? == "on",
+        wal_level: need("wal_level")?,
+        archive_mode: need("archive_mode")?,
+        synchronous_standby_names: need("synchronous_standby_names")?,
+        synchronous_commit: need("synchronous_commit")?,
+        max_slot_wal_keep_mb: need("max_slot_wal_keep_size")?.parse().ok(),
+        archive_command: take("archive_command"),
+        data_directory: take("data_directory"),
+    })
+}
+
+/// `pg_stat_archiver`: how the server's own archiver fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiverStats {
+    /// How many files were archived since the statistics began.
+    pub archived: i64,
+    /// The last of them.
+    pub last_archived: Option<String>,
+    /// When.
+    pub last_archived_at: Option<PgTimestamp>,
+    /// How many attempts failed.
+    pub failed: i64,
+    /// The file that failed last.
+    pub last_failed: Option<String>,
+    /// When.
+    pub last_failed_at: Option<PgTimestamp>,
+}
+
+/// Reads [`ArchiverStats`].
+pub async fn archiver_stats(client: &Client) -> Result<ArchiverStats, Error> {
+    let micros = |column: &str| format!("(extract(epoch FROM {column} - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint");
+    let query = format!(
+        "SELECT archived_count, last_archived_wal, {}, failed_count, last_failed_wal, {} FROM pg_catalog.pg_stat_archiver",
+        micros("last_archived_time"),
+        micros("last_failed_time")
+    );
+    let row = client.query_one(&query, &[]).await?;
+    Ok(ArchiverStats {
+        archived: row.try_get(0)?,
+        last_archived: row.try_get(1)?,
+        last_archived_at: row.try_get::<_, Option<i64>>(2)?.map(PgTimestamp::from_micros),
+        failed: row.try_get(3)?,
+        last_failed: row.try_get(4)?,
+        last_failed_at: row.try_get::<_, Option<i64>>(5)?.map(PgTimestamp::from_micros),
+    })
+}
+
+/// Whether the server is a standby, or still recovering.
+pub async fn is_in_recovery(client: &Client) -> Result<bool, Error> {
+    Ok(client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?.try_get(0)?)
+}
