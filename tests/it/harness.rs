@@ -1,0 +1,5 @@
+//! The harness itself: what stories rely on is checked before a story is believed.
+
+mod cluster;
+mod faults;
+mod store;
