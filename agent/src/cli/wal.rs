@@ -62,7 +62,7 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
             Ok(())
         }
         WalCommand::Fetch(args) => {
-            let name: WalFileName = args.name.parse().map_err(|error| Failure::usage(anyhow::Error::new(error)))?;
+            let name: WalFileName = args.name.parse().map_err(anyhow::Error::new)?;
             if args.destination.symlink_metadata().is_ok() {
                 return Err(Failure::refused(format!("{} exists already; nothing was overwritten", args.destination.display())));
             }

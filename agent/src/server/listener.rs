@@ -1,7 +1,7 @@
 //! The socket's place in the file system: one agent for one path, and nobody else's files touched.
 //!
-//! The directory must be the agent's own with mode 0700: between `bind` and `chmod` a socket has whatever mode the umask gives it, and
-//! in a directory that others may write anybody could put another socket there. A lock file beside the socket, held while the agent
+//! The directory must be writable for the agent's user only, or anybody could put another socket there; one that is missing is made with
+//! mode 0700. A lock file beside the socket, held while the agent
 //! lives, decides between two agents; it is never removed, because whoever removes a lock file may remove another's lock.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -19,7 +19,7 @@ pub enum BindError {
     #[error("{} is not an absolute path in a directory", .0.display())]
     NotAbsolute(PathBuf),
     /// The directory is open to others.
-    #[error("{} has mode {mode:03o} and belongs to user {owner}; the agent's socket needs a directory of its own user ({user}) with mode 700", directory.display())]
+    #[error("{} has mode {mode:03o} and belongs to user {owner}; the agent's socket needs a directory that belongs to its user ({user}) and that nobody else can write; mode 700 is best", directory.display())]
     OpenDirectory {
         /// The directory.
         directory: PathBuf,
@@ -118,7 +118,9 @@ fn own_directory(directory: &Path) -> Result<(), BindError> {
     }
     let found = std::fs::metadata(directory).map_err(because("look at", directory))?;
     let (mode, owner, user) = (found.mode() & 0o7777, found.uid(), rustix::process::geteuid().as_raw());
-    if mode & 0o077 != 0 || owner != user {
+    // Others may look, as they may in /run/postgresql: whoever connects is checked by his user. They must not be able to put a socket of
+    // their own in this place.
+    if mode & 0o022 != 0 || (owner != user && owner != 0) {
         return Err(BindError::OpenDirectory { directory: directory.to_owned(), mode, owner, user });
     }
     Ok(())

@@ -69,7 +69,7 @@ impl Streamer {
             return Ok(connection.read_slot(&self.cluster.slot).await?.map(|slot| slot.restart_lsn));
         }
         let client = sql::connect_sql(&self.params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
-        Ok(sql::slot(&client, &self.cluster.slot).await?.map(|slot| slot.restart_lsn))
+        Ok(sql::slot_state(&client, &self.cluster.slot).await?.map(|slot| slot.restart_lsn))
     }
 
     /// If the position lies in a gap that is recorded already, behind it.

@@ -1,0 +1,65 @@
+//! `walkeep agent`, and the fetch service that walkeep-restore-cmd starts where no agent runs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use futures::FutureExt;
+
+use super::failure::Failure;
+use super::{Global, setup};
+use crate::config::Config;
+use crate::daemon::{self, OpenRepository, Role};
+
+/// Arguments of `walkeep agent`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep agent
+  walkeep agent --config /etc/walkeep/walkeep.toml --cluster main
+
+SIGTERM stores what was received and ends within 5 s; a second one ends at once. With NOTIFY_SOCKET in the
+environment (systemd, Type=notify) readiness is told there; /readyz tells it over HTTP.")]
+pub struct AgentArgs {}
+
+/// Arguments of `walkeep fetch-service`.
+#[derive(Debug, Args)]
+pub struct FetchServiceArgs {
+    /// The socket to serve [default: the cluster's socket, with .fetch behind it]
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// Leave after this long without a request
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    idle: Duration,
+}
+
+/// Runs the agent until it is told to stop.
+pub async fn run(global: &Global, _args: AgentArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    crate::logging::start(&config.log)?;
+    let socket = config.cluster.socket.clone();
+    serve(config, Role::Agent, socket).await
+}
+
+/// Runs the fetch service until it has nothing to do.
+pub async fn fetch_service(global: &Global, args: FetchServiceArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    crate::logging::start(&config.log)?;
+    let socket = args.socket.unwrap_or_else(|| {
+        let mut socket = config.cluster.socket.clone().into_os_string();
+        socket.push(".fetch");
+        socket.into()
+    });
+    serve(config, Role::FetchService { idle: args.idle }, socket).await
+}
+
+async fn serve(config: Config, role: Role, socket: PathBuf) -> Result<(), Failure> {
+    let stop = setup::stop_on_signals()?;
+    let params = setup::connection(&config.cluster).map_err(Failure::usage)?;
+    let (cluster, cut) = (config.cluster.clone(), tokio_util::sync::CancellationToken::new());
+    let open: OpenRepository = Box::new(move || {
+        let (cluster, cut) = (cluster.clone(), cut.clone());
+        async move { setup::cluster_repository(&cluster, &cut).await }.boxed()
+    });
+    Ok(daemon::run(config, role, &socket, params, open, stop).await?)
+}

@@ -1,0 +1,165 @@
+//! The daemon: builds the parts, starts the long-lived tasks, waits for the signal, drains.
+//!
+//! The only place that spawns long-lived tasks. The socket is served first, so that archive_command gets a reason while the repository
+//! or the server cannot be reached; the rest starts as soon as the repository was opened.
+
+mod handler;
+mod watch;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::watch::Sender;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::archive::Archiver;
+use crate::config::Config;
+use crate::fetch::service::Activity;
+use crate::fetch::{Fetcher, PrefetchConfig};
+use crate::http::{self, Pages};
+use crate::metrics::Metrics;
+use crate::postgres::ConnectionParams;
+use crate::progress::{Phase, Progress};
+use crate::recent::Recent;
+use crate::repository::ClusterRepository;
+use crate::retry::{Backoff, retry};
+use crate::server::{self, Limits, Listener};
+use crate::stream::Streamer;
+pub use handler::Services;
+use handler::SocketHandler;
+
+/// SIGTERM has to be over within 5 s; the stream's own drain takes at most 4.
+const DRAIN: Duration = Duration::from_millis(4500);
+
+/// How to open the repository; called again until it succeeds.
+pub type OpenRepository = Box<dyn Fn() -> futures::future::BoxFuture<'static, Result<ClusterRepository>> + Send + Sync>;
+
+/// What a process serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Everything.
+    Agent,
+    /// restore_command only, leaving after this long without a request.
+    FetchService {
+        /// How long it stays idle.
+        idle: Duration,
+    },
+}
+
+/// Runs until `stop`, or until the fetch service has nothing to do.
+pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionParams, open: OpenRepository, stop: CancellationToken) -> Result<()> {
+    let metrics = Arc::new(Metrics::new()?);
+    let progress = Arc::new(Progress::default());
+    let activity = Arc::new(Activity::new());
+    let listener = Listener::bind(socket).context("open the agent's socket")?;
+    let http = match (role, config.http) {
+        (Role::Agent, Some(address)) => Some(http::bind(address).await?),
+        _ => None,
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cluster = %config.cluster.name, socket = %socket.display(), "walkeep starts");
+
+    let tasks = TaskTracker::new();
+    // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
+    let leave = CancellationToken::new();
+    let (ready, services) = tokio::sync::watch::channel(None);
+    let handler = Arc::new(SocketHandler::new(services, role, activity.clone(), metrics.clone()));
+    let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
+    let cluster = config.cluster.name.to_string();
+    let socket_stop = stop.clone();
+    tasks.spawn(async move { server::serve(listener, &cluster, handler, limits, socket_stop).await });
+    if let Some(listener) = http {
+        let pages = Pages { metrics: metrics.clone(), progress: progress.clone() };
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            if let Err(error) = http::serve(listener, pages, stop).await {
+                tracing::error!(error = format!("{error:#}"), "the HTTP server ended");
+            }
+        });
+    }
+    let parts = Parts { config, role, params, metrics, progress, activity, leave: leave.clone() };
+    tasks.spawn(bring_up(parts, open, ready, tasks.clone(), stop.clone()));
+
+    stop.cancelled().await;
+    tracing::info!("stopping: storing what was received");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tasks.close();
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "leaving with work unfinished; nothing of it was confirmed");
+    }
+    leave.cancel();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What the tasks are made of.
+struct Parts {
+    config: Config,
+    role: Role,
+    params: ConnectionParams,
+    metrics: Arc<Metrics>,
+    progress: Arc<Progress>,
+    activity: Arc<Activity>,
+    leave: CancellationToken,
+}
+
+/// Opens the repository, however long that takes, and starts what needs it.
+async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<Services>>>, tasks: TaskTracker, stop: CancellationToken) {
+    let Parts { config, role, params, metrics, progress, activity, leave } = parts;
+    let opened = retry("opening the repository", Backoff::FOREVER, &stop, |_: &anyhow::Error| true, || async {
+        let opened = tokio::select! {
+            opened = open() => opened,
+            () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
+        };
+        opened.inspect_err(|error| {
+            metrics.error("open");
+            progress.set_problem(Some(format!("{error:#}")));
+        })
+    });
+    let Ok(repository) = opened.await else { return };
+    let repository = Arc::new(repository);
+    let identity = repository.identity();
+    tracing::info!(repository = repository.repository().url(), system_identifier = %identity.system_identifier, "repository opened");
+    let recent = Arc::new(Recent::default());
+    let prefetch = PrefetchConfig::for_segments(identity.segment_size);
+    let services = Services {
+        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), leave.clone()),
+        fetcher: Fetcher::new(repository.clone(), prefetch, leave),
+        system: identity.system_identifier,
+    };
+    ready.send_replace(Some(Arc::new(services)));
+    notify(&[sd_notify::NotifyState::Ready]);
+    match role {
+        Role::FetchService { idle } => {
+            tasks.spawn(async move {
+                if activity.wait_idle(idle, &stop).await {
+                    tracing::info!(idle_s = idle.as_secs(), "nothing to fetch any more; leaving");
+                    stop.cancel();
+                }
+            });
+        }
+        Role::Agent => {
+            tasks.spawn(watch::run(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone()));
+            if !config.cluster.stream {
+                progress.set_phase(Phase::Off);
+                return;
+            }
+            match Streamer::new(config.cluster, params, repository, recent, metrics, progress.clone()) {
+                Ok(streamer) => drop(tasks.spawn(streamer.run(stop))),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the stream cannot start; archive_command is served all the same");
+                    progress.set_problem(Some(format!("{error:#}")));
+                }
+            }
+        }
+    }
+}
+
+/// Tells systemd, where it asked to be told.
+fn notify(states: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

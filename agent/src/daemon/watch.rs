@@ -1,0 +1,82 @@
+//! What the agent looks at now and then for its metrics: the slot, the files that wait for archive_command, the gaps.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ClusterConfig;
+use crate::metrics::{Metrics, SlotState};
+use crate::postgres::{ConnectionParams, sql};
+use crate::repository::ClusterRepository;
+
+/// Between two looks at the server and its files.
+const PERIOD: Duration = Duration::from_secs(10);
+/// One look must not take longer.
+const DEADLINE: Duration = Duration::from_secs(8);
+/// Gaps cost a request to the store, so they are counted once every so many looks.
+const GAPS_EVERY: u32 = 30;
+
+/// Looks until `stop`. What fails is logged once until it works again.
+pub async fn run(cluster: ClusterConfig, params: ConnectionParams, repository: Arc<ClusterRepository>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut complained = false;
+    for look in 0u32.. {
+        let looked = tokio::time::timeout(DEADLINE, look_at_slot(&cluster, &params, &metrics)).await;
+        match looked.context("no answer in time").flatten() {
+            Ok(()) => complained = false,
+            Err(error) if complained => tracing::debug!(error = format!("{error:#}"), "cannot look at the slot"),
+            Err(error) => {
+                complained = true;
+                tracing::warn!(error = format!("{error:#}"), "cannot look at the slot; its metrics are old until this works again");
+            }
+        }
+        if let Some(directory) = cluster.data_directory.clone() {
+            let metrics = metrics.clone();
+            let counted = tokio::task::spawn_blocking(move || count_ready(&directory).map(|(files, age)| metrics.ready(files, age))).await;
+            if let Ok(Err(error)) = counted {
+                tracing::debug!(error = format!("{error:#}"), "cannot count what waits for archive_command");
+            }
+        }
+        if look % GAPS_EVERY == 0
+            && let Ok(gaps) = repository.gaps().await
+        {
+            metrics.open_gaps(gaps.len());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn look_at_slot(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics) -> Result<()> {
+    let client = sql::connect_sql(params).await.context("connect for SQL")?;
+    let slot = match sql::slot_state(&client, &cluster.slot).await? {
+        Some(slot) => SlotState { wal_status: slot.wal_status.unwrap_or_default(), active: slot.active, safe_wal_size: slot.safe_wal_size },
+        None => SlotState { wal_status: "missing".into(), ..SlotState::default() },
+    };
+    if matches!(slot.wal_status.as_str(), "unreserved" | "lost") {
+        tracing::error!(slot = cluster.slot, wal_status = slot.wal_status, "the server is about to drop, or has dropped, WAL that is not stored");
+    }
+    metrics.slot(&slot);
+    Ok(())
+}
+
+/// The files that wait for archive_command, and the age of the oldest in seconds.
+fn count_ready(data_directory: &Path) -> Result<(u64, f64)> {
+    let folder = data_directory.join("pg_wal/archive_status");
+    let now = SystemTime::now();
+    let (mut files, mut oldest) = (0, 0f64);
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|extension| extension == "ready")
+            && let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified())
+        {
+            files += 1;
+            oldest = oldest.max(now.duration_since(modified).unwrap_or_default().as_secs_f64());
+        }
+    }
+    Ok((files, oldest))
+}
