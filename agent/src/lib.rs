@@ -1,1 +1,4 @@
 //! agent
+
+pub mod server;
+pub mod wal_path;

@@ -33,16 +33,16 @@ impl Fetch {
                 Err(trouble) => trouble,
             };
             let starting = trouble.is_none();
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let never_came = || Trouble::Nobody { message: self.service.silence() };
-                return Verdict::Trouble(trouble.or(last).unwrap_or_else(never_came));
-            }
             if let Some(trouble) = trouble.filter(|trouble| last.as_ref() != Some(trouble)) {
                 tell(&trouble);
                 last = Some(trouble);
             }
+            let left = self.deadline.saturating_duration_since(Instant::now());
             thread::sleep(left.min(if starting { START_PAUSE } else { pause }));
+            // A try without time could only say that it had none, and not what is wrong.
+            if Instant::now() >= self.deadline {
+                return Verdict::Trouble(last.unwrap_or_else(|| Trouble::Nobody { message: self.service.silence() }));
+            }
             if !starting {
                 pause = LONGEST_PAUSE.min(pause * 2);
             }
