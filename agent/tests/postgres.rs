@@ -526,12 +526,16 @@ impl Server {
         for setting in settings {
             options.push_str(&format!(" -c {setting}"));
         }
-        server.pg_ctl(&["start", "-w", "-t", "60", "-l", &data.with_extension("log").display().to_string(), "-o", &options]);
+        server.pg_ctl(&["start", "-w", "-t", "60", "-l", &server.log(), "-o", &options]);
         server
     }
 
     fn unix(&self) -> String {
         format!("host={} port={} user=postgres dbname=postgres", self.dir.display(), self.port)
+    }
+
+    fn log(&self) -> String {
+        self.data.with_extension("log").display().to_string()
     }
 
     fn pg_ctl(&self, args: &[&str]) {
@@ -552,7 +556,7 @@ impl Server {
         let replication: String = all.lines().map(|line| line.replacen(" all ", " replication ", 1) + "\n").collect();
         all.push_str(&replication);
         fs::write(self.data.join("pg_hba.conf"), all).expect("written");
-        self.pg_ctl(&["restart", "-w", "-m", "fast"]);
+        self.pg_ctl(&["restart", "-w", "-m", "fast", "-l", &self.log()]);
     }
 
     fn pgbench(&self) -> std::process::Child {
