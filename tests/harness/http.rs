@@ -28,6 +28,10 @@ pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)]
     let mut answer = Vec::new();
     // A connection that is cut still gives what came before.
     let ended = stream.read_to_end(&mut answer);
+    if answer.starts_with(b"HTTP/1.1 100") {
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |end| end + 4);
+        answer.drain(..end);
+    }
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
     let Some(end) = end else {
         ended.with_context(|| format!("read the answer of {address}"))?;

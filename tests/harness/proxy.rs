@@ -131,8 +131,9 @@ pub enum Fault {
     Delay(Duration),
     /// Both bodies go at so many bytes a second.
     Rate(u64),
-    /// The server does not see the conditions `If-None-Match` and `If-Match`, as one that ignores them.
-    IgnoreConditions,
+    /// The object is put over what is there in spite of `If-None-Match`, as by a server that does not know the condition. (The proxy deletes
+    /// what is there first: the header cannot be taken away, it is part of what was signed.)
+    IgnoreIfNoneMatch,
     /// The answer's `ETag` is not the content's MD5.
     StrangeEtag,
 }

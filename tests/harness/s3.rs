@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::ports::Port;
 use crate::proxy::FaultProxy;
-use crate::{Scratch, cache, http, process, try_wait_for, user};
+use crate::{Scratch, cache, process, try_wait_for, user};
 
 /// The region of every bucket.
 pub const REGION: &str = "us-east-1";
@@ -24,7 +24,7 @@ pub const ACCESS_KEY: &str = "walkeeptest";
 /// Its secret. Tests look for it where it must not appear.
 pub const SECRET_KEY: &str = "walkeeptestSENTINELsecret";
 
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(30);
 
 /// The server.
 #[derive(Debug)]
@@ -47,8 +47,12 @@ impl S3Server {
     /// The server of this test process.
     #[track_caller]
     pub fn get() -> &'static Self {
-        static SERVER: OnceLock<S3Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start().expect("start the S3 server: run tests/setup.sh"))
+        // A failure is kept as well: the tests after the first do not wait for it again.
+        static SERVER: OnceLock<Result<S3Server, String>> = OnceLock::new();
+        match SERVER.get_or_init(|| Self::start().map_err(|error| format!("{error:#}"))) {
+            Ok(server) => server,
+            Err(error) => panic!("start the S3 server (run tests/setup.sh): {error}"),
+        }
     }
 
     /// `http://127.0.0.1:PORT`.
@@ -118,9 +122,12 @@ impl S3Server {
 
         let log_path = folder.join("log");
         let log = File::create(&log_path)?;
-        let script = r#"cd "$1" || exit; shift; "$@" & p=$!; cat > /dev/null; kill -s KILL $p; wait $p; rm -rf "$PWD""#;
+        // Its own sockets lie in /tmp, named after ports.
+        let numbers = [&http, &master, &volume, &filer].map(Port::number);
+        let sockets = numbers.map(|port| format!("/tmp/seaweedfs-*-{port}.sock /tmp/seaweedfs-*-{}.sock", port + 10_000));
+        let script = r#"cd "$1" || exit; s=$2; shift 2; "$@" & p=$!; cat > /dev/null; kill -s KILL $p; wait $p; rm -rf "$PWD" $s"#;
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", script, "sh"]).arg(&folder).arg(server.get_program()).args(server.get_args());
+        keeper.args(["-c", script, "sh"]).arg(&folder).arg(sockets.join(" ")).arg(server.get_program()).args(server.get_args());
         keeper.env_clear().stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).process_group(0);
         user::clean_environment(&mut keeper);
         keeper.env("WEED_S3_SSE_KEY", "walkeep");
@@ -128,13 +135,15 @@ impl S3Server {
         std::mem::forget(scratch);
 
         let started = Self { http, https, folder, _others: vec![master, volume, filer], _keeper: keeper };
+        let mut last = String::new();
         let ready = || {
-            let made = curl(&started.endpoint(), "PUT", "/ready", &[], None).is_ok();
-            made.then(|| curl(&started.endpoint(), "PUT", "/ready/probe", &[], Some(b"1")).ok()).flatten()
+            let made = curl(&started.endpoint(), "PUT", "/ready", &[], None);
+            let put = made.and_then(|_| curl(&started.endpoint(), "PUT", "/ready/probe", &[], Some(b"1")));
+            put.map_err(|error| last = format!("{error:#}")).ok()
         };
         match try_wait_for(START, ready) {
             Some(_) => Ok(started),
-            None => bail!("it did not answer in {START:?}:\n{}", process::tail(&process::read_log(&log_path))),
+            None => bail!("{last} after {START:?}; its log ends\n{}", process::tail(&process::read_log(&log_path))),
         }
     }
 }
@@ -186,13 +195,18 @@ impl Bucket {
     }
 }
 
+/// Deletes what lies at this encoded path (`/bucket/key`) of a server with the test server's credentials, if anything does.
+pub(crate) fn delete_at(endpoint: &str, path: &str) -> Result<()> {
+    curl(endpoint, "DELETE", path, &[], None).map(drop)
+}
+
 /// One signed request, by the curl program, which can sign.
 fn curl(endpoint: &str, method: &str, path: &str, query: &[(&str, &str)], body: Option<&[u8]>) -> Result<Vec<u8>> {
     let query: Vec<_> = query.iter().map(|(name, value)| format!("{name}={}", encode(value, ""))).collect();
     let url = format!("{endpoint}{path}{}{}", if query.is_empty() { "" } else { "?" }, query.join("&"));
     let mut command = Command::new("curl");
     command.args(["-q", "-sS", "--noproxy", "*", "--max-time", "60", "--aws-sigv4", &format!("aws:amz:{REGION}:s3")]);
-    command.args(["--user", &format!("{ACCESS_KEY}:{SECRET_KEY}"), "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", "-H", "Expect:"]);
+    command.args(["--user", &format!("{ACCESS_KEY}:{SECRET_KEY}"), "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]);
     command.args(["-X", method, "-w", "\n%{http_code}", &url]);
     let mut file = tempfile::NamedTempFile::new()?;
     if let Some(body) = body {
@@ -240,9 +254,4 @@ fn make_certificates(folder: &Path) -> Result<()> {
     let sign = "x509 -req -in s.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -out s.crt -extfile names";
     openssl(&sign.split(' ').collect::<Vec<_>>())?;
     Ok(())
-}
-
-/// Whether something answers HTTP there.
-pub fn answers(address: &str) -> bool {
-    http::get(address, "/").is_ok()
 }

@@ -1,5 +1,6 @@
 //! The harness itself: what stories rely on is checked before a story is believed.
 
+mod binaries;
 mod cluster;
 mod faults;
 mod store;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::wire::{Head, Length, pump};
 use super::{Fault, Request, Shared};
+use crate::s3;
 
 /// How long the server is waited for after `Expect: 100-continue` before the body is sent all the same.
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
@@ -87,16 +88,16 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Whether the client's connection can be used again.
-    fn run(&mut self, mut head: Head, from_client: &mut BufReader<&TcpStream>) -> Result<bool> {
+    fn run(&mut self, head: Head, from_client: &mut BufReader<&TcpStream>) -> Result<bool> {
         match self.fault.clone() {
             Some(Fault::Status(status, code)) => return self.answer(&head, from_client, status, code),
             Some(Fault::ErrorInOk(code)) => return self.answer(&head, from_client, 200, code),
             Some(Fault::DropRequest) => return Ok(false),
             Some(Fault::Hang) if !self.held() => return Ok(false),
             Some(Fault::Delay(delay)) => std::thread::sleep(delay),
-            Some(Fault::IgnoreConditions) => {
-                head.remove("if-none-match");
-                head.remove("if-match");
+            Some(Fault::IgnoreIfNoneMatch) if head.get("if-none-match").is_some() => {
+                let target = head.first.split(' ').nth(1).and_then(|target| target.split('?').next()).unwrap_or_default();
+                s3::delete_at(&format!("http://{}", self.shared.upstream), target).map_err(Error::other)?;
             }
             _ => {}
         }

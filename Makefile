@@ -1,0 +1,30 @@
+# Walkeep's commands. `make test` is what CI runs; `make demo` shows what Walkeep does. CARGO_TARGET_DIR and CARGO_TERM_COLOR are respected.
+.PHONY: help demo test build fmt it clean-test
+
+help:
+	@echo "make demo        build, then the whole story on a throw-away server and a local repository"
+	@echo "make test        everything CI checks; installs what the tests need (tests/setup.sh)"
+	@echo "make build       the release binaries"
+	@echo "make it T=name   the binaries, then the story tests whose names contain T"
+	@echo "make fmt         format the code"
+	@echo "make clean-test  remove scratch folders that failed tests left"
+
+demo:
+	@tests/demo.sh
+
+test:
+	@tests/run.sh
+
+build:
+	cargo build --locked --release --bins
+
+it:
+	@tests/setup.sh
+	@cargo build --locked --workspace --quiet
+	@cargo test --locked -p walkeep-tests --test it -- --test-threads $${WALKEEP_TEST_THREADS:-3} $(T)
+
+fmt:
+	cargo fmt --all
+
+clean-test:
+	rm -rf /tmp/wk-* /tmp/walkeep-test-ports

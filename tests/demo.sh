@@ -1,0 +1,19 @@
+#!/bin/bash
+# Builds Walkeep and runs its demo: a throw-away PostgreSQL, a local repository, an accident and the way back.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tests/setup.sh --demo
+cargo build --locked --release --quiet --bins -p walkeep -p walkeep-archive-cmd -p walkeep-restore-cmd
+built=${CARGO_TARGET_DIR:-target}/release
+
+# PostgreSQL refuses to run as root, and the target folder may lie where others cannot read.
+bin=$(mktemp -d /tmp/walkeep-demo.XXXXXX)
+trap 'rm -rf "$bin"' EXIT
+cp "$built"/walkeep "$built"/walkeep-archive-cmd "$built"/walkeep-restore-cmd "$bin/"
+chmod -R a+rX "$bin"
+if [ "$(id -u)" = 0 ]; then
+  cd /
+  setpriv --reuid=postgres --regid=postgres --clear-groups env HOME=/tmp PATH="$bin:$PATH" "$bin/walkeep" demo "$@"
+else
+  PATH="$bin:$PATH" "$bin/walkeep" demo "$@"
+fi
