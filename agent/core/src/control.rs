@@ -1,7 +1,7 @@
 //! `global/pg_control`: a data directory's identity, segment size and last checkpoint.
 //!
-//! The layout is that of control file versions 1300 (PostgreSQL 13 to 17) and 1800 (18) on a 64-bit little-endian machine. Which of
-//! 13 to 17 wrote a file it does not tell; `PG_VERSION` does. Nothing here writes one.
+//! The layout is that of control file versions 1300 (PostgreSQL 13 to 16), 1700 and 1800 on a 64-bit little-endian machine. Which of
+//! 13 to 16 wrote a file it does not tell; `PG_VERSION` does. Nothing here writes one.
 
 use crate::identity::{SystemIdentifier, TimelineId};
 use crate::le::{u32_at, u64_at};
@@ -77,7 +77,7 @@ pub enum ControlError {
         found: usize,
     },
     /// Not a version that Walkeep knows, or written on a machine of the other byte order.
-    #[error("pg_control version {found} is neither 1300 (PostgreSQL 13 to 17) nor 1800 (18)")]
+    #[error("pg_control version {found} is not one of 1300 (PostgreSQL 13 to 16), 1700 and 1800")]
     Version {
         /// The version in the file.
         found: u32,
@@ -111,7 +111,7 @@ impl ControlFile {
         let control_version = u32_at(bytes, 8).ok_or(too_short(12))?;
         // 18 put one more flag before the nonce that precedes the CRC; what is read below lies before both.
         let crc_offset = match control_version {
-            1300 => 288,
+            1300 | 1700 => 288,
             1800 => 292,
             found => return Err(ControlError::Version { found }),
         };
@@ -168,6 +168,21 @@ mod tests {
         assert_eq!(ControlFile::parse(OF_15), Ok(expected));
     }
 
+    /// Of 17.10 and 18.4; what they hold is what `pg_control_checkpoint()` and its kin said.
+    #[test]
+    fn reads_what_later_versions_write() {
+        let of = |bytes: &[u8]| {
+            let file = ControlFile::parse(bytes).expect("parses");
+            assert_eq!((file.state, file.timeline, file.checksum_version), (ClusterState::InProduction, TimelineId::FIRST, 1));
+            assert_eq!(file.segment_size.bytes(), 1 << 20);
+            (file.system.get(), file.control_version, file.catalog_version, file.checkpoint.get(), file.redo.get())
+        };
+        let of_17 = of(include_bytes!("../tests/fixtures/pg_control-17.bin"));
+        assert_eq!(of_17, (7_710_480_333_846_415_840, 1700, 202_406_281, 0x182_E278, 0x182_E220));
+        let of_18 = of(include_bytes!("../tests/fixtures/pg_control-18.bin"));
+        assert_eq!(of_18, (7_710_480_361_724_009_191, 1800, 202_506_291, 0x193_4C40, 0x193_4BE8));
+    }
+
     #[test]
     fn refuses_what_cannot_be_believed() {
         let changed = |offset: usize, value: u8| {
@@ -186,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..400), version in prop_oneof![Just(1300u32), Just(1800)]) {
+        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..400), version in prop_oneof![Just(1300u32), Just(1700), Just(1800)]) {
             let mut bytes = bytes;
             let _ = ControlFile::parse(&bytes);
             if let Some(field) = bytes.get_mut(8..12) {
