@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use walkeep_core::decoder::{DecodeError, Decoder};
 use walkeep_core::event::{WalEvent, WalEventKind};
 use walkeep_core::page::{SegmentHeader, check_segment};
-use walkeep_core::{Lsn, MajorVersion, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId};
+use walkeep_core::{Lsn, MajorVersion, SegmentNumber, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId};
 
 const START: Lsn = Lsn::new(0x60_0000);
 const VALID_END: Lsn = Lsn::new(0xC0_3460);
@@ -158,6 +158,20 @@ fn a_lost_record_is_void_when_the_page_says_so() {
     wal[0x40_0002] = 0x02;
     let error = run(&mut Decoder::new(START, size()), &wal, 8192).expect_err("refused");
     assert!(matches!(error, DecodeError::Continuation { found: 0, .. }), "{error}");
+}
+
+/// Segment 6 of timeline 1 and 7 of timeline 2 of a server that crashed, lost the end of a record, started again
+/// (`OVERWRITE_CONTRECORD`) and was promoted; checked against `pg_waldump` one segment at a time, as it follows no promotion.
+#[test]
+fn follows_a_crash_and_a_promotion() {
+    let wal = zstd::decode_all(&include_bytes!("fixtures/wal-15-promoted.bin")[..]).expect("the fixture is zstd");
+    let (decoder, events) = decode(START, &wal);
+    assert_eq!(text(&events), include_str!("fixtures/wal-15-promoted.events"));
+    assert_eq!((decoder.records(), decoder.end()), (64, Some(Lsn::new(0x70_03C8))));
+    let second = SegmentNumber::new(7).name(TimelineId::new(2).expect("not zero"), size());
+    let system = SegmentHeader::read(&wal).expect("a header").system;
+    let history = TimelineHistory::parse(second.timeline(), b"1\t0/7001B0\tno recovery target specified\n").expect("a history");
+    assert_eq!(check_segment(second, size(), system, Some(&history), &wal[1 << 20..]), Ok(()), "begins with its parent's page");
 }
 
 #[test]
