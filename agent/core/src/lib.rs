@@ -5,12 +5,19 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
+pub mod backup;
+pub mod catalog;
 pub mod event;
 pub mod history;
 pub mod identity;
 pub mod layout;
 pub mod lsn;
+pub mod manifest;
+pub mod plan;
+pub mod relative_path;
 pub mod segment;
+pub mod sha256;
+pub mod target;
 pub mod time;
 pub mod wal_file;
 
