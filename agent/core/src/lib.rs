@@ -5,6 +5,8 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
+pub mod backup;
+pub mod catalog;
 pub mod control;
 pub mod decoder;
 pub mod event;
@@ -14,11 +16,16 @@ pub mod label;
 pub mod layout;
 mod le;
 pub mod lsn;
+pub mod manifest;
 pub mod page;
 pub mod parts;
+pub mod plan;
 mod record;
+pub mod relative_path;
 pub mod resume;
 pub mod segment;
+pub mod sha256;
+pub mod target;
 pub mod time;
 pub mod wal_file;
 
