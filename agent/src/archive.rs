@@ -138,7 +138,7 @@ impl Archiver {
         let identity = self.repository.identity();
         match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
-                page::check_segment(segment, identity.segment_size, identity.system_identifier, content)
+                page::check_segment(segment, identity.segment_size, identity.system_identifier, None, content)
                     .map_err(|source| ArchiveError::NotWal { name, source })
             }
             WalFileName::History(timeline) => {

@@ -116,3 +116,13 @@ pub fn stop_on_signals() -> Result<CancellationToken> {
     });
     Ok(token)
 }
+
+/// Whether an agent answers on the cluster's socket.
+pub async fn agent_answers(cluster: &ClusterConfig) -> bool {
+    let (socket, name) = (cluster.socket.clone(), cluster.name.to_string());
+    let asked = tokio::task::spawn_blocking(move || {
+        let request = walkeep_protocol::Request { cluster: Some(name), verb: walkeep_protocol::Verb::Ping };
+        walkeep_protocol::call(&socket, &request, std::time::Instant::now() + Duration::from_secs(3))
+    });
+    matches!(asked.await, Ok(Ok(walkeep_protocol::Response::Done)))
+}

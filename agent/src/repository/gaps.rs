@@ -1,7 +1,7 @@
 //! Gaps: stretches of WAL that are known to be missing, each an immutable record.
 
 use bytes::Bytes;
-use walkeep_core::catalog::GapRecord;
+use walkeep_core::catalog::{GapCause, GapRecord};
 use walkeep_core::layout::{GapName, ObjectName};
 use walkeep_store::{ErrorKind, ListRequest, list_all};
 
@@ -9,8 +9,8 @@ use super::{ClusterRepository, Error, Result};
 
 impl ClusterRepository {
     /// Records a gap; a gap that is recorded already keeps its first record.
-    pub async fn put_gap(&self, gap: GapName, cause: &str) -> Result<()> {
-        let record = GapRecord { name: gap, cause: cause.to_owned(), recorded_at: chrono::Utc::now() };
+    pub async fn put_gap(&self, gap: GapName, cause: GapCause) -> Result<()> {
+        let record = GapRecord { name: gap, cause, recorded_at: chrono::Utc::now(), closed_at: None };
         let body = Bytes::from(serde_json::to_vec_pretty(&record).map_err(Error::encode)?);
         match self.store().put_if_absent(&self.key(&ObjectName::Gap(gap))?, body).await {
             Ok(_) => Ok(()),

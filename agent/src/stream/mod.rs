@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::catalog::GapCause;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentName};
@@ -214,7 +215,7 @@ impl Streamer {
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
     async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
         match error.downcast_ref::<ReplicationError>() {
-            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history, "the server had removed the WAL").await {
+            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history, GapCause::SlotLost).await {
                 Ok(()) => error,
                 Err(failed) => failed.context(format!("record a gap after: {error:#}")),
             },

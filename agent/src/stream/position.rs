@@ -1,6 +1,7 @@
 //! Where to begin: gathers what the pure decision needs, and records a gap when the server no longer has what was decided.
 
 use anyhow::{Context, Result};
+use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
 use walkeep_core::resume::{self, Known, Position};
 use walkeep_core::{Lsn, TimelineHistory};
@@ -113,7 +114,7 @@ impl Streamer {
     }
 
     /// Records what is missing between `begin` and what the server still has.
-    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory, cause: &str) -> Result<()> {
+    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory, cause: GapCause) -> Result<()> {
         let size = self.repository.identity().segment_size;
         let (mut connection, identity) = self.connect().await?;
         let mut slot = self.slot_position(&mut connection, true).await?;
@@ -131,9 +132,9 @@ impl Streamer {
         }
         for (timeline, from, to) in resume::unstored(history, begin.lsn, resumes, &stored) {
             let gap = GapName { timeline, from, to };
-            self.repository.put_gap(gap, cause).await.with_context(|| format!("record the gap from {from} to {to}"))?;
+            self.repository.put_gap(gap, cause.clone()).await.with_context(|| format!("record the gap from {from} to {to}"))?;
             tracing::error!(
-                timeline = timeline.get(), %from, %to, cause,
+                timeline = timeline.get(), %from, %to, cause = ?cause,
                 "GAP in the archive: nothing in it can be restored, and no backup from before it beyond it; take a new base backup"
             );
         }

@@ -252,7 +252,7 @@ impl Receiving<'_> {
         let identity = self.session.identity;
         let name = segment.writer.segment();
         let first_page = segment.writer.read(0, FIRST_PAGE)?;
-        page::check_first_page(name, identity.segment_size, identity.system_identifier, &first_page)
+        page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
             .with_context(|| format!("refuse {name} as streamed"))?;
         let name = segment.writer.seal()?;
         self.spooled = self.at;
@@ -336,7 +336,7 @@ impl Receiving<'_> {
         if segment.handed_over == 0 && segment.writer.written() >= FIRST_PAGE {
             let first_page = segment.writer.read(0, FIRST_PAGE)?;
             let identity = self.session.identity;
-            page::check_first_page(name, identity.segment_size, identity.system_identifier, &first_page)
+            page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
                 .with_context(|| format!("refuse {name} as streamed"))?;
         }
         while segment.handed_over < segment.writer.written() {
