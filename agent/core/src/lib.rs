@@ -5,12 +5,18 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
+pub mod control;
+pub mod decoder;
 pub mod event;
 pub mod history;
 pub mod identity;
+pub mod label;
 pub mod layout;
+mod le;
 pub mod lsn;
+pub mod page;
 pub mod parts;
+mod record;
 pub mod resume;
 pub mod segment;
 pub mod time;
