@@ -1,0 +1,198 @@
+//! What a repository holds for one cluster identity, as a value.
+//!
+//! Built from listings and the few small objects worth reading (histories, backups' records, gaps); answers questions about what can
+//! be replayed. It neither lists nor reads, and it decides nothing: see [`crate::plan`].
+
+mod coverage;
+mod gap;
+mod stored;
+mod windows;
+
+#[cfg(test)]
+pub(crate) mod oracle;
+
+use std::collections::BTreeMap;
+
+use crate::backup::BackupRecord;
+use crate::history::TimelineHistory;
+use crate::identity::{SystemIdentifier, TimelineId};
+use crate::layout::{BackupId, ClusterName, ObjectName};
+use crate::lsn::Lsn;
+use crate::segment::SegmentSize;
+use crate::wal_file::WalFileName;
+
+pub use coverage::{FirstMissing, NeededFile, Reach, legs};
+pub use gap::{GapCause, GapRecord};
+pub use stored::WalRange;
+pub use windows::{Restorable, TimelineReport, Window};
+
+use stored::Stored;
+
+/// Gathers what listings say.
+#[derive(Debug)]
+pub struct CatalogBuilder {
+    catalog: Catalog,
+}
+
+/// What a repository holds for one cluster identity.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    cluster: ClusterName,
+    system: SystemIdentifier,
+    size: SegmentSize,
+    stored: BTreeMap<TimelineId, Stored>,
+    histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// Sorted by stop and timeline.
+    backups: Vec<BackupRecord>,
+    gaps: Vec<GapRecord>,
+    ignored: u64,
+}
+
+impl CatalogBuilder {
+    /// Adds a listed object of `bytes` stored bytes. Those that say nothing about WAL are passed over.
+    pub fn object(&mut self, name: &ObjectName, bytes: u64) {
+        let size = self.catalog.size;
+        let (segment, part) = match name {
+            ObjectName::Wal(WalFileName::Segment(segment)) => (*segment, None),
+            ObjectName::Part(part) => (part.segment, Some(*part)),
+            _ => return,
+        };
+        let Some(number) = segment.number(size) else {
+            self.catalog.ignored += 1;
+            return;
+        };
+        let stored = self.catalog.stored.entry(segment.timeline()).or_default();
+        match part {
+            None => stored.add_segment(number, bytes),
+            Some(part) => stored.add_part(number, part, bytes),
+        }
+    }
+
+    /// Adds a timeline's history.
+    pub fn history(&mut self, history: TimelineHistory) {
+        self.catalog.histories.insert(history.timeline(), history);
+    }
+
+    /// Adds a backup. One of another identity or segment size is counted as ignored: it cannot be replayed with this WAL.
+    pub fn backup(&mut self, record: BackupRecord) {
+        let ours = record.system_identifier == self.catalog.system && record.segment_size == self.catalog.size;
+        match ours && record.start_lsn < record.stop_lsn {
+            true => self.catalog.backups.push(record),
+            false => self.catalog.ignored += 1,
+        }
+    }
+
+    /// Adds a recorded gap.
+    pub fn gap(&mut self, gap: GapRecord) {
+        self.catalog.gaps.push(gap);
+    }
+
+    /// The catalog of all that was added.
+    pub fn build(mut self) -> Catalog {
+        let size = self.catalog.size;
+        self.catalog.stored.values_mut().for_each(|stored| stored.seal(size));
+        // Order is LSN and timeline, never a clock.
+        self.catalog.backups.sort_by(|a, b| (a.stop_lsn, a.stops_on(), &a.id).cmp(&(b.stop_lsn, b.stops_on(), &b.id)));
+        self.catalog.gaps.sort_by_key(|gap| gap.name);
+        self.catalog
+    }
+}
+
+impl Catalog {
+    /// Begins the catalog of one cluster identity.
+    pub fn builder(cluster: ClusterName, system: SystemIdentifier, size: SegmentSize) -> CatalogBuilder {
+        let (stored, histories) = (BTreeMap::new(), BTreeMap::new());
+        CatalogBuilder { catalog: Catalog { cluster, system, size, stored, histories, backups: Vec::new(), gaps: Vec::new(), ignored: 0 } }
+    }
+
+    /// The operator's name of the cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// The cluster's identity.
+    pub fn system_identifier(&self) -> SystemIdentifier {
+        self.system
+    }
+
+    /// The cluster's segment size.
+    pub fn segment_size(&self) -> SegmentSize {
+        self.size
+    }
+
+    /// The backups, by where they ended.
+    pub fn backups(&self) -> &[BackupRecord] {
+        &self.backups
+    }
+
+    /// The backup with this name.
+    pub fn backup(&self, id: &BackupId) -> Option<&BackupRecord> {
+        self.backups.iter().find(|backup| backup.id == *id)
+    }
+
+    /// The recorded gaps.
+    pub fn gaps(&self) -> &[GapRecord] {
+        &self.gaps
+    }
+
+    /// Things that were added but cannot belong here: names of another segment size, backups of another identity.
+    pub fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    /// The timelines of which anything is known: a history, WAL, or a backup; those named as ancestors too.
+    pub fn timelines(&self) -> Vec<TimelineId> {
+        let ancestors = self.histories.values().flat_map(|history| history.ancestors().iter().map(|ancestor| ancestor.timeline));
+        let backups = self.backups.iter().flat_map(|backup| [backup.timeline, backup.stops_on()]);
+        let mut all: Vec<TimelineId> =
+            self.stored.keys().copied().chain(self.histories.keys().copied()).chain(ancestors).chain(backups).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The history of a timeline: the stored one, or for timeline 1, which has no file, the one without ancestors.
+    /// `None` for a timeline that is unknown, and for one whose history is not stored: PostgreSQL cannot recover to it.
+    pub fn history(&self, timeline: TimelineId) -> Option<TimelineHistory> {
+        match self.histories.get(&timeline) {
+            Some(history) => Some(history.clone()),
+            None => (timeline == TimelineId::FIRST && self.timelines().contains(&timeline)).then(|| TimelineHistory::root(timeline)),
+        }
+    }
+
+    /// The newest timeline whose history is known.
+    pub fn newest_timeline(&self) -> Option<TimelineId> {
+        self.timelines().into_iter().rev().find(|timeline| self.history(*timeline).is_some())
+    }
+
+    /// The timelines that grew out of `timeline`.
+    pub fn children(&self, timeline: TimelineId) -> Vec<TimelineId> {
+        let grew = |history: &&TimelineHistory| history.parent().is_some_and(|parent| parent.timeline == timeline);
+        self.histories.values().filter(grew).map(TimelineHistory::timeline).collect()
+    }
+
+    /// Stretches of a timeline's own files without a hole, in order; the first may begin with pages of its parent.
+    pub fn stored_ranges(&self, timeline: TimelineId) -> &[WalRange] {
+        self.stored(timeline).map_or(&[], Stored::ranges)
+    }
+
+    /// The holes between those stretches.
+    pub fn holes(&self, timeline: TimelineId) -> Vec<WalRange> {
+        let ranges = self.stored_ranges(timeline);
+        ranges.windows(2).map(|pair| WalRange { from: pair[0].to, to: pair[1].from }).collect()
+    }
+
+    /// The end of a timeline's newest stretch.
+    pub fn frontier(&self, timeline: TimelineId) -> Option<Lsn> {
+        self.stored_ranges(timeline).last().map(|range| range.to)
+    }
+
+    /// How many finished segments of a timeline are stored, and their stored bytes.
+    pub fn segment_totals(&self, timeline: TimelineId) -> (u64, u64) {
+        self.stored(timeline).map_or((0, 0), Stored::segment_totals)
+    }
+
+    fn stored(&self, timeline: TimelineId) -> Option<&Stored> {
+        self.stored.get(&timeline)
+    }
+}

@@ -1,0 +1,202 @@
+//! The WAL stored of one timeline, as ranges.
+//!
+//! Segments are merged into ranges, so that questions cost as many steps as there are ranges, not segments. Which timeline a byte
+//! belongs to is not known here; see [`super::coverage`].
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use serde::Serialize;
+
+use crate::layout::PartName;
+use crate::lsn::Lsn;
+use crate::segment::{SegmentNumber, SegmentSize};
+
+/// WAL without a hole: `[from, to)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct WalRange {
+    /// The first position.
+    pub from: Lsn,
+    /// The first position after.
+    pub to: Lsn,
+}
+
+impl WalRange {
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        self.to.bytes_since(self.from)
+    }
+}
+
+/// Parts of an unfinished segment that together hold its bytes from the beginning.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Chain {
+    /// Bytes from the segment's beginning.
+    pub len: u64,
+    /// The parts needed, with their stored sizes.
+    pub parts: Vec<(PartName, u64)>,
+}
+
+/// What is stored of one timeline.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Stored {
+    segments: BTreeMap<SegmentNumber, u64>,
+    parts: BTreeMap<SegmentNumber, Vec<(PartName, u64)>>,
+    /// Whole segments in a row, `[from, to)`, keyed by the first.
+    runs: BTreeMap<SegmentNumber, SegmentNumber>,
+    chains: BTreeMap<SegmentNumber, Chain>,
+    ranges: Vec<WalRange>,
+}
+
+/// What is stored at and after a position's segment.
+pub(crate) enum Supply<'a> {
+    /// The segment is whole, and so are all before the given one.
+    Whole { until: SegmentNumber },
+    /// Parts hold its beginning.
+    Parts(&'a Chain),
+}
+
+impl Stored {
+    pub fn add_segment(&mut self, number: SegmentNumber, bytes: u64) {
+        self.segments.insert(number, bytes);
+    }
+
+    pub fn add_part(&mut self, number: SegmentNumber, part: PartName, bytes: u64) {
+        self.parts.entry(number).or_default().push((part, bytes));
+    }
+
+    /// Makes ranges of what was added. Parts of a finished segment count no more: they are on their way out.
+    pub fn seal(&mut self, size: SegmentSize) {
+        let mut last: Option<SegmentNumber> = None;
+        for number in self.segments.keys() {
+            match last.and_then(|first| self.runs.get_mut(&first)) {
+                Some(end) if *end == *number => *end = number.next(),
+                _ => {
+                    self.runs.insert(*number, number.next());
+                    last = Some(*number);
+                }
+            }
+        }
+        for (number, parts) in std::mem::take(&mut self.parts) {
+            if !self.segments.contains_key(&number)
+                && let Some(chain) = longest_chain(parts, size)
+            {
+                self.chains.insert(number, chain);
+            }
+        }
+        let runs = self.runs.iter().map(|(first, end)| (first.start(size), end.start(size)));
+        let tails = self.chains.iter().map(|(number, chain)| (number.start(size), number.start(size).saturating_add(chain.len)));
+        let mut stretches: Vec<(Lsn, Lsn)> = runs.chain(tails).collect();
+        stretches.sort_unstable();
+        for (from, to) in stretches {
+            match self.ranges.last_mut() {
+                Some(range) if range.to == from => range.to = to,
+                _ => self.ranges.push(WalRange { from, to }),
+            }
+        }
+    }
+
+    /// Stretches without a hole, in order.
+    pub fn ranges(&self) -> &[WalRange] {
+        &self.ranges
+    }
+
+    /// What a reader asking for the segment is given.
+    pub fn supply(&self, number: SegmentNumber) -> Option<Supply<'_>> {
+        let run = self.runs.range(..=number).next_back().filter(|(_, end)| number < **end);
+        match run {
+            Some((_, end)) => Some(Supply::Whole { until: *end }),
+            None => self.chains.get(&number).map(Supply::Parts),
+        }
+    }
+
+    /// The first stored position in `[from, to)`.
+    pub fn first_in(&self, from: Lsn, to: Lsn) -> Option<Lsn> {
+        let index = self.ranges.partition_point(|range| range.to <= from);
+        self.ranges.get(index).map(|range| range.from.max(from)).filter(|at| *at < to)
+    }
+
+    /// Whether the byte at `at` is stored.
+    pub fn holds(&self, at: Lsn) -> bool {
+        let index = self.ranges.partition_point(|range| range.to <= at);
+        self.ranges.get(index).is_some_and(|range| range.from <= at)
+    }
+
+    /// Whole segments in `[from, to)` with their stored sizes.
+    pub fn segments_in(&self, from: SegmentNumber, to: SegmentNumber) -> impl Iterator<Item = (SegmentNumber, u64)> {
+        self.segments.range((Bound::Included(from), Bound::Excluded(to.max(from)))).map(|(number, bytes)| (*number, *bytes))
+    }
+
+    /// How many whole segments are stored, and their stored bytes.
+    pub fn segment_totals(&self) -> (u64, u64) {
+        (self.segments.len() as u64, self.segments.values().sum())
+    }
+}
+
+/// The longest row of parts from the segment's beginning. Parts of different epochs are never joined: another writer may have seen
+/// another server. Of two rows of one length the later epoch's is taken.
+fn longest_chain(mut parts: Vec<(PartName, u64)>, size: SegmentSize) -> Option<Chain> {
+    parts.sort_unstable_by_key(|(part, _)| (part.epoch, part.from, part.to));
+    parts.chunk_by(|(a, _), (b, _)| a.epoch == b.epoch).filter_map(|epoch| chain(epoch, size)).max_by_key(|chain| chain.len)
+}
+
+/// The fewest of one epoch's parts, sorted by their beginning, that reach furthest without a hole.
+fn chain(parts: &[(PartName, u64)], size: SegmentSize) -> Option<Chain> {
+    let (mut taken, mut reached, mut next) = (Vec::new(), 0, 0);
+    loop {
+        let mut best: Option<(PartName, u64)> = None;
+        while let Some((part, bytes)) = parts.get(next).filter(|(part, _)| part.from <= reached) {
+            let fits = u64::from(part.to) <= size.bytes();
+            if fits && part.to > best.map_or(reached, |(best, _)| best.to) {
+                best = Some((*part, *bytes));
+            }
+            next += 1;
+        }
+        match best {
+            Some((part, bytes)) => {
+                reached = part.to;
+                taken.push((part, bytes));
+            }
+            None => return (reached > 0).then(|| Chain { len: u64::from(reached), parts: taken }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::TimelineId;
+
+    fn chain_of(parts: &[(u32, u32, u32)]) -> Option<(u64, Vec<(u32, u32)>)> {
+        let segment = SegmentNumber::new(3).name(TimelineId::FIRST, SegmentSize::DEFAULT);
+        let parts = parts.iter().map(|(from, to, epoch)| (PartName { segment, from: *from, to: *to, epoch: *epoch }, 1)).collect();
+        longest_chain(parts, SegmentSize::DEFAULT)
+            .map(|chain| (chain.len, chain.parts.iter().map(|(part, _)| (part.from, part.to)).collect()))
+    }
+
+    #[test]
+    fn parts_adjoin_and_overlap() {
+        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 1), (20, 25, 1)]), Some((25, vec![(0, 10), (10, 20), (20, 25)])));
+        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 1), (0, 20, 1), (20, 25, 1)]), Some((25, vec![(0, 20), (20, 25)])));
+        assert_eq!(chain_of(&[(5, 30, 1), (0, 10, 1)]), Some((30, vec![(0, 10), (5, 30)])));
+    }
+
+    #[test]
+    fn a_hole_ends_the_chain() {
+        assert_eq!(chain_of(&[(0, 10, 1), (11, 20, 1)]), Some((10, vec![(0, 10)])));
+        assert_eq!(chain_of(&[(1, 10, 1)]), None);
+        assert_eq!(chain_of(&[]), None);
+    }
+
+    #[test]
+    fn epochs_are_not_joined() {
+        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 2)]), Some((10, vec![(0, 10)])));
+        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 1), (0, 15, 2)]), Some((20, vec![(0, 10), (10, 20)])));
+        assert_eq!(chain_of(&[(0, 10, 2), (0, 5, 1), (5, 10, 1)]), Some((10, vec![(0, 10)])));
+    }
+
+    #[test]
+    fn a_part_longer_than_the_segment_is_not_believed() {
+        assert_eq!(chain_of(&[(0, 10, 1), (0, u32::MAX, 1)]), Some((10, vec![(0, 10)])));
+    }
+}

@@ -1,0 +1,430 @@
+//! Which backup and which WAL lead to a recovery target, or why none do.
+//!
+//! Decided in two steps, so that the agent can read WAL in between and this module stays pure: [`candidates`] names backups that may
+//! lead there, best first, with the WAL to search; [`finish`] turns one of them and what the search found into a [`RestorePlan`].
+//! A plan never crosses a hole. Where a target cannot be reached the [`Refusal`] says why, and what can be reached instead.
+//!
+//! An agent goes through the candidates in order and takes the first plan; after a refusal that [`Refusal::tries_older`] it goes on.
+
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::backup::BackupRecord;
+use crate::catalog::{Catalog, FirstMissing, NeededFile, WalRange, legs};
+use crate::history::TimelineHistory;
+use crate::identity::{MajorVersion, TimelineId};
+use crate::layout::BackupId;
+use crate::lsn::Lsn;
+use crate::target::{RecoveryTarget, RestorePointName, SearchOutcome, Stop, StopAt, TargetKind, Transaction};
+use crate::time::PgTimestamp;
+
+pub use refusal::{Hole, Reachable, Refusal};
+
+/// A backup that may lead to the target.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The backup.
+    pub backup: BackupRecord,
+    /// The history to replay along.
+    pub path: TimelineHistory,
+    /// What was asked for.
+    pub target: RecoveryTarget,
+    /// The WAL in which to search for the target, along `path`: `[from, to)`.
+    pub search: WalRange,
+    /// Everything from the backup's start to here can be replayed.
+    pub covered_to: Lsn,
+    /// What comes there.
+    pub missing: FirstMissing,
+    /// Newer backups that would have led there, and the WAL of their own range that is missing.
+    pub passed_over: Vec<(BackupId, FirstMissing)>,
+}
+
+/// A target as PostgreSQL is told.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResolvedTarget {
+    /// No target: everything that is stored.
+    EndOfWal,
+    /// `recovery_target = immediate`.
+    Immediate,
+    /// `recovery_target_time`.
+    Time {
+        /// The moment.
+        time: PgTimestamp,
+        /// With what stands exactly there.
+        inclusive: bool,
+    },
+    /// `recovery_target_lsn`.
+    Lsn {
+        /// The position.
+        lsn: Lsn,
+        /// With the record that begins there.
+        inclusive: bool,
+    },
+    /// `recovery_target_xid`.
+    Xid {
+        /// The transaction.
+        xid: u32,
+        /// With the transaction itself.
+        inclusive: bool,
+    },
+    /// `recovery_target_name`.
+    RestorePoint {
+        /// The name.
+        name: RestorePointName,
+    },
+}
+
+/// The backup of a plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PlannedBackup {
+    /// Its name.
+    pub id: BackupId,
+    /// The operator's words.
+    pub label: String,
+    /// Its timeline at the start.
+    pub timeline: TimelineId,
+    /// Where replay begins.
+    pub start_lsn: Lsn,
+    /// From where on it is consistent.
+    pub stop_lsn: Lsn,
+    /// The server's clock at the start.
+    pub started_at: DateTime<Utc>,
+    /// The server's clock at the stop.
+    pub ended_at: DateTime<Utc>,
+    /// The major version that can run it.
+    pub major_version: MajorVersion,
+}
+
+/// A stretch of the timeline path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct PathLeg {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Replayed from here.
+    pub from: Lsn,
+    /// To here.
+    pub to: Lsn,
+}
+
+/// How a target will be reached. Accepted means that every object it needs is stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RestorePlan {
+    /// The cluster.
+    pub cluster: String,
+    /// Where it begins.
+    pub backup: PlannedBackup,
+    /// The timeline whose history is followed: `recovery_target_timeline`.
+    pub timeline: TimelineId,
+    /// That history, as far as it is replayed.
+    pub path: Vec<PathLeg>,
+    /// What was asked for.
+    pub target: RecoveryTarget,
+    /// What PostgreSQL is told.
+    pub resolved: ResolvedTarget,
+    /// Everything before this position is replayed.
+    pub stop_lsn: Lsn,
+    /// Whether WAL was read to find the stop; otherwise the transactions are not known.
+    pub searched: bool,
+    /// The last commit that will be there.
+    pub last_replayed: Option<Transaction>,
+    /// The first commit or abort that will not.
+    pub first_not_replayed: Option<Transaction>,
+    /// The WAL files PostgreSQL will ask for, in order.
+    pub wal: Vec<NeededFile>,
+    /// Objects of WAL to fetch: segments and parts.
+    pub wal_objects: u64,
+    /// Bytes of WAL to fetch.
+    pub wal_bytes: u64,
+    /// Bytes to fetch in all.
+    pub fetch_bytes: u64,
+    /// Bytes the data directory has before replay.
+    pub restore_bytes: u64,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// The backups that may lead to `target`, best first.
+pub fn candidates(catalog: &Catalog, target: &RecoveryTarget) -> Result<Vec<Candidate>, Refusal> {
+    let path = choose_path(catalog, target)?;
+    let backups = choose_backups(catalog, target, &path)?;
+    let (mut found, mut passed_over): (Vec<Candidate>, Vec<(BackupId, FirstMissing)>) = Default::default();
+    for backup in backups {
+        let reach = catalog.reach(&path, backup.start_lsn);
+        if reach.to < backup.stop_lsn {
+            passed_over.push((backup.id.clone(), reach.missing));
+            continue;
+        }
+        // What a newer candidate covers from its end on it has searched already.
+        let to = found.last().map_or(reach.to, |newer| newer.backup.stop_lsn.min(reach.to));
+        found.push(Candidate {
+            search: WalRange { from: backup.start_lsn, to },
+            backup: backup.clone(),
+            path: path.clone(),
+            target: target.clone(),
+            covered_to: reach.to,
+            missing: reach.missing,
+            passed_over: passed_over.clone(),
+        });
+    }
+    // The newest reaches furthest: they share one path.
+    let Some(furthest) = found.first() else {
+        let holes = passed_over.into_iter().map(|(backup, missing)| (backup, Hole::new(catalog, &missing))).collect();
+        return Err(Refusal::BackupsUnusable { timeline: path.timeline(), holes });
+    };
+    match target.kind {
+        TargetKind::Latest if !furthest.missing.is_end_of_wal() => return Err(unreachable(catalog, furthest, None)),
+        TargetKind::Lsn(lsn) if furthest.covered_to <= lsn => return Err(unreachable(catalog, furthest, None)),
+        _ => {}
+    }
+    match target.kind {
+        TargetKind::Latest => found.retain(|candidate| candidate.missing.is_end_of_wal()),
+        TargetKind::Lsn(lsn) => found.retain(|candidate| candidate.covered_to > lsn),
+        _ => {}
+    }
+    Ok(found)
+}
+
+/// The plan that begins with `candidate`, a search of its WAL having had this outcome.
+pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog) -> Result<RestorePlan, Refusal> {
+    let Candidate { target, backup, covered_to, .. } = candidate;
+    let (resolved, stop, read_to) = match (&target.kind, outcome) {
+        (_, SearchOutcome::BeforeConsistency(stop)) => {
+            let reachable = Reachable::from_backup(backup);
+            return Err(Refusal::BeforeConsistency {
+                target: target.kind.clone(),
+                stop: stop.at.lsn(),
+                backup: backup.id.clone(),
+                reachable,
+            });
+        }
+        (TargetKind::Latest, outcome) => {
+            if !candidate.missing.is_end_of_wal() {
+                return Err(unreachable(catalog, candidate, None));
+            }
+            (ResolvedTarget::EndOfWal, known(outcome, StopAt::Before(*covered_to)), *covered_to)
+        }
+        (TargetKind::Immediate, outcome) => {
+            let stop = known(outcome, StopAt::After(backup.stop_lsn));
+            (ResolvedTarget::Immediate, stop.clone(), stop.read_to)
+        }
+        (TargetKind::Lsn(lsn), SearchOutcome::Skipped) => {
+            let Some(past) = lsn.checked_add(1).filter(|past| past <= covered_to) else {
+                return Err(unreachable(catalog, candidate, None));
+            };
+            (resolve(target), known(outcome, StopAt::Before(*lsn)), past)
+        }
+        (TargetKind::Time(_), SearchOutcome::NotFound { last_commit, passed: Some(passed), .. }) => {
+            // No transaction ended after the time asked for, which PostgreSQL would take for a target never reached.
+            if passed.start < backup.stop_lsn {
+                let (kind, reachable) = (target.kind.clone(), Reachable::from_backup(backup));
+                return Err(Refusal::BeforeConsistency { target: kind, stop: passed.start, backup: backup.id.clone(), reachable });
+            }
+            let at = StopAt::Before(passed.start);
+            let stop = Stop { at, read_to: passed.end, last_replayed: *last_commit, first_not_replayed: None, left_behind: 0 };
+            (ResolvedTarget::Lsn { lsn: passed.start, inclusive: false }, stop, passed.end)
+        }
+        (_, SearchOutcome::Found(stop)) => (resolve(target), stop.clone(), stop.read_to),
+        (TargetKind::Time(_) | TargetKind::Lsn(_), SearchOutcome::NotFound { last_commit, .. }) => {
+            return Err(unreachable(catalog, candidate, *last_commit));
+        }
+        (_, SearchOutcome::NotFound { last_commit, end, .. }) => {
+            return Err(Refusal::NotFound {
+                target: target.kind.clone(),
+                timeline: candidate.path.timeline(),
+                searched: WalRange { from: candidate.search.from, to: *end },
+                hole: (!candidate.missing.is_end_of_wal()).then(|| Box::new(Hole::new(catalog, &candidate.missing))),
+                last_commit: *last_commit,
+            });
+        }
+        (_, SearchOutcome::Skipped) => return Err(Refusal::NotSearched { target: target.kind.clone() }),
+    };
+    if stop.at.lsn() < backup.stop_lsn {
+        let (kind, reachable) = (target.kind.clone(), Reachable::from_backup(backup));
+        return Err(Refusal::BeforeConsistency { target: kind, stop: stop.at.lsn(), backup: backup.id.clone(), reachable });
+    }
+    // Asked once more, of the catalog itself: whatever a search claims, no plan crosses a hole.
+    let wal = catalog
+        .coverage(&candidate.path, backup.start_lsn, read_to)
+        .map_err(|missing| unreachable(catalog, &Candidate { missing: *missing, ..candidate.clone() }, stop.last_replayed))?;
+    Ok(assemble(candidate, catalog, resolved, stop, wal, !matches!(outcome, SearchOutcome::Skipped)))
+}
+
+/// The stop of a search, or where no WAL need be read the stop known without one.
+fn known(outcome: &SearchOutcome, at: StopAt) -> Stop {
+    match outcome {
+        SearchOutcome::Found(stop) => stop.clone(),
+        SearchOutcome::NotFound { last_commit, .. } => {
+            Stop { at, read_to: at.lsn(), last_replayed: *last_commit, first_not_replayed: None, left_behind: 0 }
+        }
+        _ => Stop { at, read_to: at.lsn(), last_replayed: None, first_not_replayed: None, left_behind: 0 },
+    }
+}
+
+fn choose_path(catalog: &Catalog, target: &RecoveryTarget) -> Result<TimelineHistory, Refusal> {
+    let known = catalog.timelines();
+    let timeline = match target.timeline {
+        Some(timeline) if !known.contains(&timeline) => return Err(Refusal::UnknownTimeline { timeline, known }),
+        Some(timeline) => timeline,
+        None if catalog.backups().is_empty() => return Err(Refusal::NoBackups { cluster: catalog.cluster().to_string() }),
+        None => match catalog.newest_timeline().or(known.last().copied()) {
+            Some(timeline) => timeline,
+            None => return Err(Refusal::NoBackups { cluster: catalog.cluster().to_string() }),
+        },
+    };
+    catalog.history(timeline).ok_or(Refusal::NoHistory { timeline })
+}
+
+/// The backups of `path` that ended before the target, newest first.
+fn choose_backups<'a>(catalog: &'a Catalog, target: &RecoveryTarget, path: &TimelineHistory) -> Result<Vec<&'a BackupRecord>, Refusal> {
+    let timeline = path.timeline();
+    let on_path: Vec<&BackupRecord> = catalog.backups().iter().rev().filter(|backup| catalog.is_on(backup, path)).collect();
+    let elsewhere = |backup: &BackupRecord| -> Vec<TimelineId> {
+        let paths = catalog.timelines().into_iter().filter_map(|timeline| catalog.history(timeline));
+        paths.filter(|path| catalog.is_on(backup, path)).map(|path| path.timeline()).collect()
+    };
+    let asked = match &target.backup {
+        None => on_path,
+        Some(id) => {
+            let record = catalog.backup(id);
+            let record = record
+                .ok_or_else(|| Refusal::UnknownBackup { backup: id.clone(), newest: catalog.backups().last().map(|b| b.id.clone()) })?;
+            if !catalog.is_on(record, path) {
+                return Err(Refusal::NotAncestor { backup: id.clone(), stop: record.stop_lsn, timeline, reachable_on: elsewhere(record) });
+            }
+            vec![record]
+        }
+    };
+    if asked.is_empty() {
+        if catalog.backups().is_empty() {
+            return Err(Refusal::NoBackups { cluster: catalog.cluster().to_string() });
+        }
+        let mut reachable_on: Vec<TimelineId> = catalog.backups().iter().flat_map(elsewhere).collect();
+        reachable_on.sort_unstable();
+        reachable_on.dedup();
+        return Err(Refusal::NoBackupOnTimeline { timeline, reachable_on });
+    }
+    let ended: Vec<&BackupRecord> = asked.iter().copied().filter(|backup| ended_before(backup, &target.kind)).collect();
+    if ended.is_empty() {
+        let earliest = match &target.backup {
+            Some(_) => asked.first().map(|backup| Reachable::from_backup(backup)),
+            None => asked.iter().rev().find(|b| catalog.reach(path, b.start_lsn).to >= b.stop_lsn).map(|b| Reachable::from_backup(b)),
+        };
+        return Err(Refusal::BeforeFirstBackup { target: target.kind.clone(), timeline, earliest });
+    }
+    Ok(ended)
+}
+
+fn ended_before(backup: &BackupRecord, target: &TargetKind) -> bool {
+    match target {
+        TargetKind::Time(time) => PgTimestamp::from_utc(backup.ended_at) <= *time,
+        TargetKind::Lsn(lsn) => backup.stop_lsn <= *lsn,
+        TargetKind::Latest | TargetKind::Immediate | TargetKind::Xid(_) | TargetKind::RestorePoint(_) => true,
+    }
+}
+
+fn resolve(target: &RecoveryTarget) -> ResolvedTarget {
+    let inclusive = target.inclusive;
+    match &target.kind {
+        TargetKind::Latest => ResolvedTarget::EndOfWal,
+        TargetKind::Immediate => ResolvedTarget::Immediate,
+        TargetKind::Time(time) => ResolvedTarget::Time { time: *time, inclusive },
+        TargetKind::Lsn(lsn) => ResolvedTarget::Lsn { lsn: *lsn, inclusive },
+        TargetKind::Xid(xid) => ResolvedTarget::Xid { xid: *xid, inclusive },
+        TargetKind::RestorePoint(name) => ResolvedTarget::RestorePoint { name: name.clone() },
+    }
+}
+
+/// The refusal of a target that lies behind what the candidate can reach.
+fn unreachable(catalog: &Catalog, candidate: &Candidate, last_commit: Option<Transaction>) -> Refusal {
+    let (target, backup) = (candidate.target.kind.clone(), candidate.backup.id.clone());
+    let timeline = candidate.path.timeline();
+    match candidate.missing.is_end_of_wal() {
+        true => Refusal::AfterEndOfWal { target, timeline, end: candidate.covered_to, backup, last_commit },
+        false => Refusal::WalMissing { target, timeline, hole: Box::new(Hole::new(catalog, &candidate.missing)), backup, last_commit },
+    }
+}
+
+fn assemble(
+    candidate: &Candidate,
+    catalog: &Catalog,
+    resolved: ResolvedTarget,
+    stop: Stop,
+    wal: Vec<NeededFile>,
+    searched: bool,
+) -> RestorePlan {
+    let backup = &candidate.backup;
+    let stop_lsn = stop.at.lsn();
+    let clip = |(timeline, leg): (TimelineId, WalRange)| {
+        let (from, to) = (leg.from.max(backup.start_lsn), leg.to.min(stop_lsn));
+        (from < to).then_some(PathLeg { timeline, from, to })
+    };
+    let wal_bytes = wal.iter().map(|file| file.stored).sum();
+    RestorePlan {
+        cluster: catalog.cluster().to_string(),
+        backup: PlannedBackup {
+            id: backup.id.clone(),
+            label: backup.label.clone(),
+            timeline: backup.timeline,
+            start_lsn: backup.start_lsn,
+            stop_lsn: backup.stop_lsn,
+            started_at: backup.started_at,
+            ended_at: backup.ended_at,
+            major_version: backup.major_version,
+        },
+        timeline: candidate.path.timeline(),
+        path: legs(&candidate.path).into_iter().filter_map(clip).collect(),
+        target: candidate.target.clone(),
+        warnings: warnings(candidate, catalog, &stop, searched),
+        resolved,
+        stop_lsn,
+        searched,
+        last_replayed: stop.last_replayed,
+        first_not_replayed: stop.first_not_replayed,
+        wal_objects: wal.iter().map(|file| file.parts.len().max(1) as u64).sum(),
+        wal_bytes,
+        fetch_bytes: backup.bytes_referenced.saturating_add(wal_bytes),
+        restore_bytes: backup.bytes,
+        wal,
+    }
+}
+
+fn warnings(candidate: &Candidate, catalog: &Catalog, stop: &Stop, searched: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (backup, missing) in &candidate.passed_over {
+        warnings.push(format!(
+            "backup {backup} is newer but of no use: WAL of its own range is missing from {} ({})",
+            missing.at, missing.segment
+        ));
+    }
+    if stop.left_behind > 0 {
+        let commits = stop.left_behind;
+        warnings.push(format!(
+            "the server's clock ran backwards: {commits} commits at or before the time asked for come after {} and will not be there; choose by --lsn or --xid",
+            stop.at.lsn()
+        ));
+    }
+    if candidate.target.timeline.is_none() {
+        for (timeline, leg) in legs(&candidate.path) {
+            let beyond = catalog.frontier(timeline).filter(|frontier| *frontier > leg.to && stop.at.lsn() >= leg.to);
+            if let Some(frontier) = beyond {
+                warnings.push(format!(
+                    "timeline {timeline}, which was left at {}, is stored up to {frontier}: that WAL is reached with --timeline {timeline}",
+                    leg.to
+                ));
+            }
+        }
+        let unknown = catalog.timelines().into_iter().filter(|timeline| *timeline > candidate.path.timeline());
+        for timeline in unknown {
+            warnings.push(format!("timeline {timeline} is newer but its history is not stored: it cannot be followed"));
+        }
+    }
+    if !searched && matches!(candidate.target.kind, TargetKind::Lsn(_)) {
+        warnings.push("no WAL was read: that a record begins at or after the LSN is not proven".to_owned());
+    }
+    warnings
+}

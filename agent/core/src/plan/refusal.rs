@@ -1,0 +1,268 @@
+//! Why a target cannot be reached, and what can be reached instead.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::backup::BackupRecord;
+use crate::catalog::{Catalog, FirstMissing, GapRecord, WalRange};
+use crate::identity::TimelineId;
+use crate::layout::BackupId;
+use crate::lsn::Lsn;
+use crate::segment::SegmentName;
+use crate::target::{TargetKind, Transaction, print_time};
+
+/// A state that can be restored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Reachable {
+    /// From this backup.
+    pub backup: BackupId,
+    /// At this position.
+    pub lsn: Lsn,
+    /// The server's clock then.
+    pub time: DateTime<Utc>,
+}
+
+impl Reachable {
+    /// The first state a backup offers.
+    pub(super) fn from_backup(backup: &BackupRecord) -> Self {
+        Self { backup: backup.id.clone(), lsn: backup.stop_lsn, time: backup.ended_at }
+    }
+}
+
+impl fmt::Display for Reachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (LSN {}, the end of backup {})", self.time.format("%Y-%m-%d %H:%M:%S+00"), self.lsn, self.backup)
+    }
+}
+
+/// WAL that is not there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Hole {
+    /// The first missing position.
+    pub at: Lsn,
+    /// Where WAL of the same history is stored again.
+    pub resumes: Option<Lsn>,
+    /// The first file missing or too short.
+    pub first: SegmentName,
+    /// The last one, where the hole ends.
+    pub last: Option<SegmentName>,
+    /// A timeline into whose WAL PostgreSQL would stray from here.
+    pub strays: Option<TimelineId>,
+    /// What the agent recorded about it.
+    pub gap: Option<GapRecord>,
+}
+
+impl Hole {
+    pub(super) fn new(catalog: &Catalog, missing: &FirstMissing) -> Self {
+        let size = catalog.segment_size();
+        let last_byte = missing.resumes.and_then(|at| at.get().checked_sub(1)).map(Lsn::new);
+        Self {
+            at: missing.at,
+            resumes: missing.resumes,
+            first: missing.segment,
+            last: last_byte.map(|lsn| size.segment_of(lsn).name(missing.segment.timeline(), size)),
+            strays: missing.strays,
+            gap: missing.gap.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Hole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let forbidden = self.gap.as_ref().filter(|gap| gap.blocks());
+        match (forbidden, self.last) {
+            (Some(gap), _) => {
+                write!(f, "the WAL from {} to {} was written with wal_level = minimal and cannot be replayed", self.at, gap.name.to)?
+            }
+            (None, Some(last)) if last != self.first => write!(f, "WAL is missing from {}: {} to {last}", self.at, self.first)?,
+            (None, _) => write!(f, "WAL is missing from {}: {}", self.at, self.first)?,
+        }
+        if let Some(strays) = self.strays {
+            write!(f, " (PostgreSQL would read on in timeline {strays}, which this history has left)")?;
+        }
+        if let Some(gap) = self.gap.as_ref().filter(|gap| !gap.blocks()) {
+            write!(f, "; recorded {} as {:?}", gap.recorded_at.format("%Y-%m-%d %H:%M:%S+00"), gap.cause)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Nothing to begin from.
+    #[error("cluster {cluster} has no base backup: nothing can be restored; take one with walkeep backup")]
+    NoBackups {
+        /// The cluster.
+        cluster: String,
+    },
+    /// A timeline nobody has heard of.
+    #[error("timeline {timeline} is unknown; known are {}", list(known))]
+    UnknownTimeline {
+        /// The timeline asked for.
+        timeline: TimelineId,
+        /// Those known.
+        known: Vec<TimelineId>,
+    },
+    /// A timeline whose ancestors are not known.
+    #[error("the history of timeline {timeline} is not stored, and PostgreSQL cannot recover to a timeline without it; archive {}.history", timeline.hex())]
+    NoHistory {
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// A backup nobody has heard of.
+    #[error("backup {backup} does not exist{}", newest.as_ref().map(|id| format!("; the newest is {id}")).unwrap_or_default())]
+    UnknownBackup {
+        /// The backup asked for.
+        backup: BackupId,
+        /// The newest there is.
+        newest: Option<BackupId>,
+    },
+    /// The backup asked for is not part of the history.
+    #[error(
+        "backup {backup} ended at {stop}, which is not part of the history of timeline {timeline}; it can be used with --timeline {}",
+        list(reachable_on)
+    )]
+    NotAncestor {
+        /// The backup asked for.
+        backup: BackupId,
+        /// Its stop.
+        stop: Lsn,
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// Timelines it is part of.
+        reachable_on: Vec<TimelineId>,
+    },
+    /// No backup is part of the history.
+    #[error("no backup is part of the history of timeline {timeline}; there are some for --timeline {}", list(reachable_on))]
+    NoBackupOnTimeline {
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// Timelines with backups.
+        reachable_on: Vec<TimelineId>,
+    },
+    /// The target lies before the first state any backup offers.
+    #[error("{target} lies before the end of the first backup for timeline {timeline}{}", earliest_text(earliest))]
+    BeforeFirstBackup {
+        /// The target.
+        target: TargetKind,
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// The earliest state that can be restored.
+        earliest: Option<Reachable>,
+    },
+    /// The target lies within the backup's own range.
+    #[error("{target} would stop replay at {stop}, before backup {backup} is consistent; its earliest reachable state is {reachable}")]
+    BeforeConsistency {
+        /// The target.
+        target: TargetKind,
+        /// Where PostgreSQL would stop.
+        stop: Lsn,
+        /// The backup.
+        backup: BackupId,
+        /// The first state it offers.
+        reachable: Reachable,
+    },
+    /// Every backup that ended in time lacks WAL of its own range.
+    #[error("no backup for timeline {timeline} can be made consistent: {}", unusable_text(holes))]
+    BackupsUnusable {
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// The backups, newest first, and what they lack.
+        holes: Vec<(BackupId, Hole)>,
+    },
+    /// There is a hole before the target.
+    #[error("{target} cannot be reached along timeline {timeline} from backup {backup}: {hole}; {}", latest_text(hole.at, last_commit))]
+    WalMissing {
+        /// The target.
+        target: TargetKind,
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// The hole.
+        hole: Box<Hole>,
+        /// The best backup.
+        backup: BackupId,
+        /// The last commit before the hole, where WAL was read.
+        last_commit: Option<Transaction>,
+    },
+    /// The WAL ends before the target.
+    #[error("{target} lies after the end of the stored WAL of timeline {timeline}; {}, or --latest for everything stored", latest_text(*end, last_commit))]
+    AfterEndOfWal {
+        /// The target.
+        target: TargetKind,
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// The end of the WAL.
+        end: Lsn,
+        /// The best backup.
+        backup: BackupId,
+        /// The last commit, where WAL was read.
+        last_commit: Option<Transaction>,
+    },
+    /// A transaction or restore point that is not in the WAL.
+    #[error("{target} is not in the WAL of timeline {timeline} from {} to {}{}", searched.from, searched.to, not_found_text(hole, last_commit))]
+    NotFound {
+        /// The target.
+        target: TargetKind,
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// What was searched.
+        searched: WalRange,
+        /// A hole behind which it may be.
+        hole: Option<Box<Hole>>,
+        /// The last commit searched.
+        last_commit: Option<Transaction>,
+    },
+    /// A target that only the WAL can tell.
+    #[error("{target} can be planned only by reading WAL")]
+    NotSearched {
+        /// The target.
+        target: TargetKind,
+    },
+}
+
+impl Refusal {
+    /// Whether an older candidate may still lead to the target.
+    pub fn tries_older(&self) -> bool {
+        matches!(self, Self::BeforeConsistency { .. } | Self::NotFound { .. })
+    }
+}
+
+fn list(timelines: &[TimelineId]) -> String {
+    match timelines {
+        [] => "none".to_owned(),
+        some => some.iter().map(TimelineId::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn earliest_text(earliest: &Option<Reachable>) -> String {
+    match earliest {
+        Some(earliest) => format!("; the earliest reachable is {earliest}"),
+        None => "; no backup there can be made consistent, since WAL of its own range is missing".to_owned(),
+    }
+}
+
+fn unusable_text(holes: &[(BackupId, Hole)]) -> String {
+    holes.iter().map(|(backup, hole)| format!("{backup}: {hole}")).collect::<Vec<_>>().join("; ")
+}
+
+fn commit_text(commit: &Transaction) -> String {
+    let time = print_time(commit.time).unwrap_or_else(|| commit.time.to_string());
+    format!("transaction {} at {time} (--xid {})", commit.xid, commit.xid)
+}
+
+fn latest_text(end: Lsn, last_commit: &Option<Transaction>) -> String {
+    match last_commit {
+        Some(commit) => format!("the latest reachable commit is {}, before {end}", commit_text(commit)),
+        None => format!("the latest reachable position lies before {end}"),
+    }
+}
+
+fn not_found_text(hole: &Option<Box<Hole>>, last_commit: &Option<Transaction>) -> String {
+    let hole = hole.as_ref().map(|hole| format!("; what follows could not be searched: {hole}")).unwrap_or_default();
+    let commit = last_commit.as_ref().map(|commit| format!("; the last commit there is {}", commit_text(commit))).unwrap_or_default();
+    hole + &commit
+}
