@@ -7,5 +7,6 @@
 pub mod codec;
 pub mod config;
 pub mod durable;
+pub mod fetch;
 pub mod repository;
 pub mod retry;
