@@ -5,44 +5,6 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
-<<<<<<< HEAD
-pub mod control;
-pub mod decoder;
-=======
-pub mod backup;
-pub mod catalog;
->>>>>>> h-plan
-pub mod event;
-pub mod history;
-pub mod identity;
-pub mod label;
-pub mod layout;
-mod le;
-pub mod lsn;
-<<<<<<< HEAD
-pub mod page;
-pub mod parts;
-mod record;
-pub mod resume;
-=======
-pub mod manifest;
-pub mod plan;
-pub mod relative_path;
->>>>>>> h-plan
-pub mod segment;
-pub mod sha256;
-pub mod target;
-pub mod time;
-pub mod wal_file;
-
-pub use history::TimelineHistory;
-pub use identity::{MajorVersion, SystemIdentifier, TimelineId};
-pub use lsn::Lsn;
-pub use segment::{SegmentName, SegmentNumber, SegmentSize};
-pub use time::PgTimestamp;
-pub use wal_file::WalFileName;
-
-
 pub mod backup;
 pub mod catalog;
 pub mod control;

@@ -121,7 +121,7 @@ fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
     let version = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let Ok(major) = version.trim().parse() else { bail!("{} says {:?}, which is no version", path.display(), version.trim()) };
     Ok(ClusterIdentity {
-        system_identifier: control.system_identifier,
+        system_identifier: control.system,
         major_version: MajorVersion::new(major),
         segment_size: control.segment_size,
         since: chrono::Utc::now(),
