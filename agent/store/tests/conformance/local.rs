@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -40,13 +41,30 @@ async fn a_missing_root_is_unusable_and_never_not_found() {
     assert_eq!(store.get(&key("x/y"), None).await.unwrap_err().kind(), ErrorKind::Unusable);
 }
 
+/// Where the test below works when it is run again under another umask.
+const FOLDER: &str = "WALKEEP_TEST_FOLDER";
+
 #[tokio::test]
 async fn modes_are_private() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = LocalStore::create(folder.path().join("root")).await.unwrap();
+    let own = tempfile::tempdir();
+    let folder = std::env::var_os(FOLDER).map_or_else(|| own.as_ref().unwrap().path().to_owned(), PathBuf::from);
+    let store = LocalStore::create(folder.join("root")).await.unwrap();
     store.put_if_absent(&key("a/b"), Bytes::from_static(b"1")).await.unwrap();
-    for (path, mode) in [("root", 0o700), ("root/a", 0o700), ("root/a/b", 0o600)] {
-        assert_eq!(fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o7777, mode, "{path}");
+    for (path, mode) in [("root", 0o700), ("root/a", 0o700), ("root/.tmp~", 0o700), ("root/a/b", 0o600)] {
+        assert_eq!(fs::metadata(folder.join(path)).unwrap().permissions().mode() & 0o7777, mode, "{path}");
+    }
+    fs::remove_dir_all(folder.join("root")).unwrap();
+}
+
+#[test]
+fn modes_do_not_depend_on_the_umask() {
+    for umask in ["000", "777"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "umask $1; exec \"$2\" --exact local::modes_are_private", "sh", umask]);
+        let output = shell.arg(std::env::current_exe().unwrap()).env(FOLDER, folder.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "umask {umask}: {text}");
     }
 }
 
