@@ -70,7 +70,9 @@ impl ArchiveError {
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Path(_) => "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster.",
+            Self::Path(_) => {
+                "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster."
+            }
             Self::Read { .. } => "Check the disk and the permissions of pg_wal; the agent must run as the server's user.",
             Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => {
                 "Nothing was stored. If this server was initialised anew or upgraded, run `walkeep init --new-identity`."

@@ -112,7 +112,13 @@ fn print_timeline(report: &TimelineReport) {
     }
     for window in &report.windows {
         let earliest = &window.earliest;
-        println!("  recoverable from {} ({}) to {}, {} backups", output::time(earliest.time), earliest.lsn, window.latest, window.backups.len());
+        println!(
+            "  recoverable from {} ({}) to {}, {} backups",
+            output::time(earliest.time),
+            earliest.lsn,
+            window.latest,
+            window.backups.len()
+        );
     }
     if report.windows.is_empty() {
         println!("  nothing recoverable: no backup with all its WAL");

@@ -141,7 +141,8 @@ struct Server {
 impl Server {
     async fn connect(params: &ConnectionParams) -> Result<Self> {
         let connected = ReplicationConnection::connect(params, &Options::default()).await;
-        let mut replication = connected.context("connect for replication (a role with REPLICATION, a line for `replication` in pg_hba.conf)")?;
+        let mut replication =
+            connected.context("connect for replication (a role with REPLICATION, a line for `replication` in pg_hba.conf)")?;
         let identity = replication.identify_system().await?;
         let client = sql::connect_sql(params).await.context("connect for SQL")?;
         let settings = sql::settings(&client).await.context("read the settings")?;
@@ -163,8 +164,11 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
     findings.add("wal_level", level);
     let command = settings.archive_command.as_deref().unwrap_or_default();
     match (settings.archive_mode.as_str(), command) {
-        ("off", _) => findings.warn("archiving", "archive_mode is off: only the stream brings WAL; set it on, so that nothing is lost with the slot".into()),
-        (_, "") => findings.warn("archiving", "archive_command is empty: finished WAL piles up in pg_wal; see `walkeep init` for the line".into()),
+        ("off", _) => findings
+            .warn("archiving", "archive_mode is off: only the stream brings WAL; set it on, so that nothing is lost with the slot".into()),
+        (_, "") => {
+            findings.warn("archiving", "archive_command is empty: finished WAL piles up in pg_wal; see `walkeep init` for the line".into())
+        }
         (mode, command) if command.contains("walkeep") => drop(findings.add("archiving", Ok(format!("archive_mode = {mode}, {command}")))),
         (_, command) => findings.warn("archiving", format!("archive_command is not Walkeep's: {command}")),
     }
@@ -172,7 +176,11 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
         let slot = slot.ok_or_else(|| anyhow!("the slot {} does not exist: run `walkeep init`, or start the agent", cluster.slot))?;
         let status = slot.wal_status.unwrap_or_else(|| "not yet reserving".into());
         ensure!(status != "lost", "the slot {} is lost: the server dropped WAL that was not stored; take a new base backup", cluster.slot);
-        ensure!(slot.active || !cluster.stream, "nobody streams from the slot {} (wal_status {status}): is the agent running?", cluster.slot);
+        ensure!(
+            slot.active || !cluster.stream,
+            "nobody streams from the slot {} (wal_status {status}): is the agent running?",
+            cluster.slot
+        );
         Ok(format!("{}: {status}, {}", cluster.slot, if slot.active { "in use" } else { "not in use" }))
     });
     findings.add("slot", slot);
@@ -183,7 +191,10 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
         );
     }
     if settings.synchronous_commit == "remote_apply" && !settings.synchronous_standby_names.is_empty() {
-        findings.warn("synchronous", "synchronous_commit = remote_apply never returns if the agent is the synchronous standby: it applies nothing".into());
+        findings.warn(
+            "synchronous",
+            "synchronous_commit = remote_apply never returns if the agent is the synchronous standby: it applies nothing".into(),
+        );
     }
 }
 
@@ -220,7 +231,10 @@ async fn end_to_end(server: &Server, repository: &ClusterRepository, timeout: Du
     loop {
         if let Some(found) = repository.get_wal(WalFileName::Segment(segment)).await? {
             page::check_segment(segment, size, repository.identity().system_identifier, None, &found.content)?;
-            return Ok(format!("{segment} was stored {} after the server ended it, and read back whole", output::duration(began.elapsed())));
+            return Ok(format!(
+                "{segment} was stored {} after the server ended it, and read back whole",
+                output::duration(began.elapsed())
+            ));
         }
         ensure!(
             began.elapsed() < timeout,

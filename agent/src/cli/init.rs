@@ -113,7 +113,8 @@ async fn online_identity(cluster: &ClusterConfig) -> Result<(ClusterIdentity, Re
 }
 
 fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
-    let directory = cluster.data_directory.as_ref().ok_or_else(|| anyhow!("--offline needs data_directory in [cluster.{}]", cluster.name))?;
+    let directory =
+        cluster.data_directory.as_ref().ok_or_else(|| anyhow!("--offline needs data_directory in [cluster.{}]", cluster.name))?;
     let path = directory.join("global/pg_control");
     let control = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let control = ControlFile::parse(&control).with_context(|| format!("understand {}", path.display()))?;
@@ -166,9 +167,5 @@ fn postgresql_conf(config: &Config) -> Vec<String> {
     let default_socket = format!("/run/walkeep/{}.sock", config.cluster.name);
     let is_default = config.cluster.name.as_str() == "main" && config.cluster.socket.as_os_str() == default_socket.as_str();
     let option = if is_default { String::new() } else { format!(" --socket {}", config.cluster.socket.display()) };
-    vec![
-        "wal_level = replica".into(),
-        "archive_mode = on".into(),
-        format!("archive_command = 'walkeep-archive-cmd{option} %p'"),
-    ]
+    vec!["wal_level = replica".into(), "archive_mode = on".into(), format!("archive_command = 'walkeep-archive-cmd{option} %p'")]
 }

@@ -26,7 +26,12 @@ use failure::Failure;
 
 /// WAL archiving and point-in-time recovery for PostgreSQL.
 #[derive(Debug, Parser)]
-#[command(name = "walkeep", version, about, max_term_width = 100, after_help = "\
+#[command(
+    name = "walkeep",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   walkeep init                          prepare repository and slot, print the lines for postgresql.conf
   walkeep agent                         stream WAL, serve archive_command and restore_command
@@ -35,7 +40,8 @@ Examples:
   walkeep restore --at '2026-11-20 14:30:00+01' --to /var/lib/postgresql/15/restored
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused because it cannot or must not be done;
-4 verification found damage.")]
+4 verification found damage."
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,

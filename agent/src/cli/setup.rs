@@ -64,7 +64,7 @@ fn s3_options(config: &S3Config) -> Result<S3Options> {
             secret_key: secret_from(secret)?,
             session_token: config.session_token_file.as_deref().map(secret_from).transpose()?,
         },
-        (_, _, Some(profile)) => s3::Credentials::Profile(profile.clone()),
+        (_, _, Some(profile)) => s3::Credentials::Profile { name: profile.clone(), file: None },
         _ => s3::Credentials::Chain,
     };
     if let Some(timeout) = config.timeout {

@@ -10,7 +10,7 @@ use walkeep_core::WalFileName;
 use super::failure::{Exit, Failure};
 use super::{Global, setup};
 use crate::archive::Archiver;
-use crate::fetch::{FetchMode, Fetcher, Outcome};
+use crate::fetch::{FetchConfig, FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::repository::wal::Stored;
 use crate::{recent::Recent, wal_path};
@@ -67,11 +67,11 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
                 return Err(Failure::refused(format!("{} exists already; nothing was overwritten", args.destination.display())));
             }
             let destination = std::path::absolute(&args.destination).context("make the path absolute")?;
-            let fetcher = Fetcher::without_prefetch(repository, stop);
-            match fetcher.fetch(name, &destination, FetchMode::Recovery).await {
+            let fetcher = Fetcher::new(repository, FetchConfig::one_file(), &stop);
+            match fetcher.fetch(name, &destination, FetchMode { standby: false }).await {
                 Outcome::Done => Ok(()),
                 Outcome::Absent { why } => Err(Failure { exit: Exit::Refused, error: anyhow!(why), hint: None }),
-                Outcome::Failed { why, hint } => Err(Failure { exit: Exit::Failed, error: why, hint }),
+                Outcome::Failed { why, hint } => Err(Failure { exit: Exit::Failed, error: why, hint: Some(hint) }),
             }
         }
     }

@@ -17,8 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
 use crate::config::Config;
-use crate::fetch::service::Activity;
-use crate::fetch::{Fetcher, PrefetchConfig};
+use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
@@ -50,10 +49,16 @@ pub enum Role {
 }
 
 /// Runs until `stop`, or until the fetch service has nothing to do.
-pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionParams, open: OpenRepository, stop: CancellationToken) -> Result<()> {
+pub async fn run(
+    config: Config,
+    role: Role,
+    socket: &Path,
+    params: ConnectionParams,
+    open: OpenRepository,
+    stop: CancellationToken,
+) -> Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let progress = Arc::new(Progress::default());
-    let activity = Arc::new(Activity::new());
     let listener = Listener::bind(socket).context("open the agent's socket")?;
     let http = match (role, config.http) {
         (Role::Agent, Some(address)) => Some(http::bind(address).await?),
@@ -65,7 +70,7 @@ pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionPa
     // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
     let leave = CancellationToken::new();
     let (ready, services) = tokio::sync::watch::channel(None);
-    let handler = Arc::new(SocketHandler::new(services, role, activity.clone(), metrics.clone()));
+    let handler = Arc::new(SocketHandler::new(services, role, metrics.clone()));
     let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
     let cluster = config.cluster.name.to_string();
     let socket_stop = stop.clone();
@@ -79,7 +84,7 @@ pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionPa
             }
         });
     }
-    let parts = Parts { config, role, params, metrics, progress, activity, leave: leave.clone() };
+    let parts = Parts { config, role, params, metrics, progress, leave: leave.clone() };
     tasks.spawn(bring_up(parts, open, ready, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
@@ -101,40 +106,44 @@ struct Parts {
     params: ConnectionParams,
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
-    activity: Arc<Activity>,
     leave: CancellationToken,
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
 async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<Services>>>, tasks: TaskTracker, stop: CancellationToken) {
-    let Parts { config, role, params, metrics, progress, activity, leave } = parts;
-    let opened = retry("opening the repository", Backoff::FOREVER, &stop, |_: &anyhow::Error| true, || async {
-        let opened = tokio::select! {
-            opened = open() => opened,
-            () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
-        };
-        opened.inspect_err(|error| {
-            metrics.error("open");
-            progress.set_problem(Some(format!("{error:#}")));
-        })
-    });
+    let Parts { config, role, params, metrics, progress, leave } = parts;
+    let opened = retry(
+        "opening the repository",
+        Backoff::FOREVER,
+        &stop,
+        |_: &anyhow::Error| true,
+        || async {
+            let opened = tokio::select! {
+                opened = open() => opened,
+                () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
+            };
+            opened.inspect_err(|error| {
+                metrics.error("open");
+                progress.set_problem(Some(format!("{error:#}")));
+            })
+        },
+    );
     let Ok(repository) = opened.await else { return };
     let repository = Arc::new(repository);
     let identity = repository.identity();
     tracing::info!(repository = repository.repository().url(), system_identifier = %identity.system_identifier, "repository opened");
     let recent = Arc::new(Recent::default());
-    let prefetch = PrefetchConfig::for_segments(identity.segment_size);
-    let services = Services {
+    let services = Arc::new(Services {
         archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), leave.clone()),
-        fetcher: Fetcher::new(repository.clone(), prefetch, leave),
+        fetcher: Fetcher::new(repository.clone(), FetchConfig::default(), &leave),
         system: identity.system_identifier,
-    };
-    ready.send_replace(Some(Arc::new(services)));
+    });
+    ready.send_replace(Some(services.clone()));
     notify(&[sd_notify::NotifyState::Ready]);
     match role {
         Role::FetchService { idle } => {
             tasks.spawn(async move {
-                if activity.wait_idle(idle, &stop).await {
+                if services.fetcher.activity().wait_idle(idle, &stop).await {
                     tracing::info!(idle_s = idle.as_secs(), "nothing to fetch any more; leaving");
                     stop.cancel();
                 }

@@ -4,6 +4,7 @@
 //! an object is created once and never changed ([`wal`]), what is read back is proven by its hash, and "absent" is answered only when
 //! the repository's marker was read in the same breath ([`Repository::prove_reached`]).
 
+pub mod catalog;
 pub mod error;
 pub mod frontier;
 pub mod gaps;

@@ -50,7 +50,10 @@ impl Streamer {
                 Some(restart) => return Ok(Some(restart)),
                 // It never reserved WAL, or was invalidated: it protects nothing, so another one takes its place.
                 None => {
-                    tracing::error!(slot, "the replication slot holds no WAL (invalidated, or created without RESERVE_WAL): making it anew");
+                    tracing::error!(
+                        slot,
+                        "the replication slot holds no WAL (invalidated, or created without RESERVE_WAL): making it anew"
+                    );
                     connection.drop_slot(slot).await.with_context(|| format!("drop the lost slot {slot}"))?;
                 }
             }
@@ -77,9 +80,9 @@ impl Streamer {
     async fn behind_known_gaps(&self, mut position: Position, history: &TimelineHistory) -> Result<Position> {
         let size = self.repository.identity().segment_size;
         let gaps = self.repository.gaps().await?;
-        while let Some(gap) = gaps.iter().find(|gap| {
-            gap.timeline == position.timeline && size.align_down(gap.from) <= position.lsn && position.lsn < gap.to
-        }) {
+        while let Some(gap) =
+            gaps.iter().find(|gap| gap.timeline == position.timeline && size.align_down(gap.from) <= position.lsn && position.lsn < gap.to)
+        {
             let timeline = history.timeline_at(gap.to);
             position = Position { timeline, lsn: size.align_down(gap.to) };
             if position.lsn < gap.to && position.timeline == gap.timeline {

@@ -158,7 +158,12 @@ impl Receiving<'_> {
                 }
             }
             Event::EndOfTimeline { next, switch } => {
-                ensure!(self.at == switch, "timeline {} ends at {switch}, but WAL up to {} was received", self.session.begin.timeline, self.at);
+                ensure!(
+                    self.at == switch,
+                    "timeline {} ends at {switch}, but WAL up to {} was received",
+                    self.session.begin.timeline,
+                    self.at
+                );
                 self.hand_over_tail()?;
                 return Ok(Some(Ended::Timeline { next, switch }));
             }

@@ -99,7 +99,8 @@ impl Uploads {
 async fn store_segment(to: &Destination, segment: SegmentName, cancel: &CancellationToken) -> Result<(), Error> {
     let spool = to.spool.clone();
     let read = tokio::task::spawn_blocking(move || spool.read(segment)).await;
-    let content = Bytes::from(read.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?);
+    let content =
+        Bytes::from(read.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?);
     let began = Instant::now();
     let put = || to.repository.put_wal(WalFileName::Segment(segment), content.clone());
     let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;

@@ -1,0 +1,9 @@
+//! temporary
+use walkeep_core::catalog::Catalog;
+use super::{ClusterRepository, Result};
+impl ClusterRepository {
+    /// temporary
+    pub async fn load_catalog(&self) -> Result<Catalog> {
+        Ok(Catalog::builder(self.cluster().clone(), self.identity().system_identifier, self.identity().segment_size).build())
+    }
+}
