@@ -186,16 +186,23 @@ impl Finder {
         // Every key of a segment is its name, a dot and more; '/' is the next character after the dot.
         let behind = if itself { "" } else { "/" };
         let start_after = format!("{}{segment}{behind}", layout.log_prefix(segment.timeline(), segment.log()));
-        let later = self.first_wal(segment.timeline(), Some(start_after)).await?;
-        Ok(later.filter(|name| *name != ObjectName::Wal(WalFileName::Partial(segment))).map(|name| match name {
+        // What another timeline's promotion left of this very segment says nothing about what comes after it.
+        let own_partial = ObjectName::Wal(WalFileName::Partial(segment));
+        let later = self.first_wal(segment.timeline(), Some(start_after), |name| *name != own_partial).await?;
+        Ok(later.map(|name| match name {
             ObjectName::Wal(WalFileName::Segment(found)) if found == segment => Later::Itself(layout.key(&name)),
             ObjectName::Part(part) if part.segment == segment => Later::Itself(layout.key(&name)),
             name => Later::Behind(layout.key(&name)),
         }))
     }
 
-    /// The first object with WAL in the order of a timeline's keys.
-    async fn first_wal(&self, timeline: TimelineId, start_after: Option<String>) -> Result<Option<ObjectName>, Trouble> {
+    /// The first object with WAL, in the order of a timeline's keys, that `counts`.
+    async fn first_wal(
+        &self,
+        timeline: TimelineId,
+        start_after: Option<String>,
+        counts: impl Fn(&ObjectName) -> bool + Send,
+    ) -> Result<Option<ObjectName>, Trouble> {
         let layout = self.repository.layout();
         let prefix = layout.timeline_prefix(timeline);
         let mut request = ListRequest { prefix, start_after, limit: Some(LOOK), ..ListRequest::default() };
@@ -205,7 +212,8 @@ impl Finder {
             let is_wal = |name: &ObjectName| {
                 matches!(name, ObjectName::Wal(WalFileName::Segment(_) | WalFileName::Partial(_)) | ObjectName::Part(_))
             };
-            if let Some(found) = page.objects.iter().filter_map(|listed| layout.parse(listed.key.as_str())).find(is_wal) {
+            let mut names = page.objects.iter().filter_map(|listed| layout.parse(listed.key.as_str()));
+            if let Some(found) = names.find(|name| is_wal(name) && counts(name)) {
                 return Ok(Some(found));
             }
             match page.next {
@@ -225,7 +233,7 @@ impl Finder {
     /// servers would write one timeline.
     async fn absent_history(&self, timeline: TimelineId) -> Result<Found, Trouble> {
         let file = WalFileName::History(timeline);
-        let wal = if timeline == TimelineId::FIRST { None } else { self.first_wal(timeline, None).await? };
+        let wal = if timeline == TimelineId::FIRST { None } else { self.first_wal(timeline, None, |_| true).await? };
         match wal {
             Some(wal) => Err(Trouble::Hole { missing: file.to_string(), later: self.repository.layout().key(&wal) }),
             None => Ok(self.absent(file)),

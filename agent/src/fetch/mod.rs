@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use walkeep_core::WalFileName;
 
@@ -176,6 +177,7 @@ impl Fetcher {
 
     /// What was read ahead, or else what the repository has, tried again while that may help.
     async fn find(&self, name: WalFileName, deadline: Duration) -> Result<Found, Trouble> {
+        let began = Instant::now();
         if let WalFileName::Segment(segment) = name
             && let Some(entry) = self.prefetch.claim(segment)
             && let Some(content) = entry.content(deadline).await
@@ -188,7 +190,8 @@ impl Fetcher {
             Remedy::Reread => rereads.fetch_add(1, Ordering::Relaxed) < REREADS,
             Remedy::None => false,
         };
-        retry("reading the file", Backoff::within(deadline), &self.cancel, again, || self.finder.find(name)).await
+        let left = deadline.saturating_sub(began.elapsed());
+        retry("reading the file", Backoff::within(left), &self.cancel, again, || self.finder.find(name)).await
     }
 
     /// Writes the file and gives it its name.

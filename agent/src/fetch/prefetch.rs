@@ -22,7 +22,7 @@ use super::find::Finder;
 pub struct PrefetchConfig {
     /// Segments at most; 0: never read ahead.
     pub depth: usize,
-    /// Bytes of segments at most, those being read included. Compressed bytes on their way come on top.
+    /// Bytes of segments at most, those being read included. The one that is being put in place and compressed bytes on their way come on top.
     pub budget: u64,
     /// Segments read at the same time.
     pub parallel: usize,

@@ -175,10 +175,11 @@ impl Rig {
         walkeep_core::SegmentNumber::new(number).name(walkeep_core::TimelineId::new(timeline).unwrap(), self.size)
     }
 
-    /// Bytes that no other segment has.
+    /// Bytes that no other segment has, different in each of its stretches.
     fn content(&self, segment: SegmentName) -> Bytes {
-        let seed = segment.to_string();
-        seed.bytes().cycle().zip(0u32..).take(self.size.bytes() as usize).map(|(b, i)| b ^ (i >> 11) as u8).collect::<Vec<_>>().into()
+        let stretch = |n: u32| [segment.to_string().as_bytes(), &n.to_be_bytes(), &[0xA5; 36]].concat().repeat(256);
+        let stretches = (0..self.size.bytes() as u32 >> 14).map(stretch);
+        stretches.collect::<Vec<_>>().concat().into()
     }
 
     async fn put(&self, segment: SegmentName) {
@@ -362,6 +363,8 @@ async fn foreign_objects_and_notes_are_no_wal() {
     rig.repository.put_wal("000000010000000000000004.00000028.backup".parse().unwrap(), Bytes::from_static(b"x")).await.unwrap();
     rig.repository.put_wal(WalFileName::Partial(rig.segment(1, 3)), Bytes::from_static(b"x")).await.unwrap();
     assert!(rig.fetch(rig.segment(1, 3)).await.starts_with("absent"), "PostgreSQL does not want its .partial either");
+    rig.put(rig.segment(1, 5)).await;
+    failed_with(&rig.fetch(rig.segment(1, 3)).await, "hole");
 }
 
 #[tokio::test]
@@ -561,31 +564,46 @@ async fn a_fetcher_that_is_dropped_stops_reading() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-#[tokio::test]
-async fn a_request_that_is_dropped_leaves_the_destination_alone() {
-    let rig = Rig::new().await;
-    let segment = rig.segment(1, 3);
-    rig.put(segment).await;
-    // Dropped at each of its awaits in turn.
-    for polls in 0..6 {
-        std::fs::write(rig.destination(), OLD).unwrap();
-        let destination = rig.destination();
-        let mut request = Box::pin(rig.fetcher.fetch(WalFileName::Segment(segment), &destination, FetchMode::default()));
-        for _ in 0..polls {
-            if futures::poll!(&mut request).is_ready() {
+#[test]
+fn a_request_that_is_dropped_leaves_the_destination_alone() {
+    // One thread for blocking work, in order: so the test can hold it up and knows when it is done.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let drained = || async { tokio::task::spawn_blocking(|| ()).await.unwrap() };
+        let rig = Rig::new().await;
+        let (segment, destination) = (rig.segment(1, 3), rig.destination());
+        rig.put(segment).await;
+        // Dropped before it is polled, in each of its waits, and when it is done.
+        let mut finished = false;
+        for polls in 0.. {
+            std::fs::write(&destination, OLD).unwrap();
+            let mut request = Box::pin(rig.fetcher.fetch(WalFileName::Segment(segment), &destination, FetchMode::default()));
+            for _ in 1..polls {
+                if futures::poll!(&mut request).is_ready() {
+                    finished = true;
+                    break;
+                }
+                drained().await;
+            }
+            if finished {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            // What the last poll begins does not get far before the request is gone.
+            let (release, held) = std::sync::mpsc::channel::<()>();
+            let hold = tokio::task::spawn_blocking(move || held.recv());
+            if polls > 0 {
+                assert!(futures::poll!(&mut request).is_pending() || std::fs::read(&destination).unwrap() == rig.content(segment));
+            }
+            let before = std::fs::read(&destination).unwrap();
+            drop(request);
+            drop(release);
+            assert!(hold.await.unwrap().is_err());
+            drained().await;
+            assert!(std::fs::read(&destination).unwrap() == before, "after {polls} polls nothing changes any more");
+            assert_eq!(std::fs::read_dir(rig.folder.path()).unwrap().count(), 1);
+            assert!(polls < 20);
         }
-        drop(request);
-        let after = std::fs::read(&destination).unwrap();
-        // Until what was being written is gone, however long that takes.
-        while std::fs::read_dir(rig.folder.path()).unwrap().count() > 1 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        assert!(std::fs::read(&destination).unwrap() == after, "nothing changes after the request is gone");
-        assert!(after == OLD || after == rig.content(segment));
-    }
+    });
 }
 
 #[tokio::test]
