@@ -135,7 +135,6 @@ struct Server {
     settings: sql::Settings,
     system: walkeep_core::SystemIdentifier,
     timeline: TimelineId,
-    replication: tokio::sync::Mutex<ReplicationConnection>,
 }
 
 impl Server {
@@ -147,11 +146,7 @@ impl Server {
         let client = sql::connect_sql(params).await.context("connect for SQL")?;
         let settings = sql::settings(&client).await.context("read the settings")?;
         let (system, timeline) = (identity.system, identity.timeline);
-        Ok(Self { client, settings, system, timeline, replication: replication.into() })
-    }
-
-    async fn flushed(&self) -> Result<Lsn> {
-        Ok(self.replication.lock().await.identify_system().await?.flush)
+        Ok(Self { client, settings, system, timeline })
     }
 }
 
@@ -218,15 +213,20 @@ fn identity(server: &Server, repository: &ClusterRepository) -> Result<String> {
 /// Has the server write WAL and end its segment, waits until that segment is stored, reads it back and looks at it.
 async fn end_to_end(server: &Server, repository: &ClusterRepository, timeout: Duration) -> Result<String> {
     let size = repository.identity().segment_size;
-    let before = server.flushed().await?;
-    let switched = server.client.batch_execute("select txid_current(); select pg_switch_wal()").await;
-    if let Err(error) = switched {
-        bail!(
+    // A message makes sure that there is something to switch away from; in a statement of its own, so that it is written before the switch.
+    let switched = match server.client.batch_execute("select pg_logical_emit_message(false, 'walkeep', 'check')").await {
+        Ok(()) => server.client.query_one("select pg_switch_wal()::text", &[]).await.and_then(|row| row.try_get::<_, String>(0)),
+        Err(error) => Err(error),
+    };
+    let switched: Lsn = match switched {
+        Ok(text) => text.parse()?,
+        Err(error) => bail!(
             "the server did not end its WAL segment: {}; grant it: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO the role",
             crate::chain(&error)
-        );
-    }
-    let segment = size.segment_of(before).name(server.timeline, size);
+        ),
+    };
+    // The switch record ends there, in the segment it ends.
+    let segment = size.segment_of(Lsn::new(switched.get().saturating_sub(1))).name(server.timeline, size);
     let began = Instant::now();
     loop {
         if let Some(found) = repository.get_wal(WalFileName::Segment(segment)).await? {

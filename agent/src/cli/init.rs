@@ -78,7 +78,12 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
         slot,
         postgresql_conf: postgresql_conf(&config),
     };
-    if args.json { Ok(output::json(&report)?) } else { Ok(print(&report, cluster)) }
+    if args.json {
+        output::json(&report)?;
+    } else {
+        print(&report, cluster);
+    }
+    Ok(())
 }
 
 fn print(report: &Report, cluster: &ClusterConfig) {

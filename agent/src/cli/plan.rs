@@ -38,12 +38,13 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let planned = make(&repository, &args.target).await;
-    match (planned, args.json) {
-        (Ok(plan), true) => Ok(output::json(&plan)?),
-        (Ok(plan), false) => Ok(print(&plan)),
-        (Err(failure), _) => Err(failure),
+    let plan = make(&repository, &args.target).await?;
+    if args.json {
+        output::json(&plan)?;
+    } else {
+        print(&plan);
     }
+    Ok(())
 }
 
 /// Makes the plan, showing how far the reading of WAL has come.

@@ -8,6 +8,7 @@ mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -84,7 +85,8 @@ pub async fn run(
             }
         });
     }
-    let parts = Parts { config, role, params, metrics, progress, leave: leave.clone() };
+    let crashed = Arc::new(AtomicBool::new(false));
+    let parts = Parts { crashed: crashed.clone(), config, role, params, metrics, progress, leave: leave.clone() };
     tasks.spawn(bring_up(parts, open, ready, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
@@ -96,6 +98,7 @@ pub async fn run(
     }
     leave.cancel();
     tracing::info!("stopped");
+    anyhow::ensure!(!crashed.load(Ordering::Relaxed), "a task of the agent died; see the log above");
     Ok(())
 }
 
@@ -107,11 +110,13 @@ struct Parts {
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
     leave: CancellationToken,
+    /// A task died.
+    crashed: Arc<AtomicBool>,
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
 async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<Services>>>, tasks: TaskTracker, stop: CancellationToken) {
-    let Parts { config, role, params, metrics, progress, leave } = parts;
+    let Parts { config, role, params, metrics, progress, leave, crashed } = parts;
     let opened = retry(
         "opening the repository",
         Backoff::FOREVER,
@@ -156,13 +161,22 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
                 return;
             }
             match Streamer::new(config.cluster, params, repository, recent, metrics, progress.clone()) {
-                Ok(streamer) => drop(tasks.spawn(streamer.run(stop))),
+                Ok(streamer) => drop(tasks.spawn(supervise("stream", streamer.run(stop.clone()), crashed, stop))),
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "the stream cannot start; archive_command is served all the same");
                     progress.set_problem(Some(format!("{error:#}")));
                 }
             }
         }
+    }
+}
+
+/// A task that dies of a defect takes the agent with it, loudly: a service manager starts it anew, and silence would be worse.
+async fn supervise(name: &'static str, task: impl Future<Output = ()> + Send + 'static, crashed: Arc<AtomicBool>, stop: CancellationToken) {
+    if let Err(error) = tokio::spawn(task).await {
+        tracing::error!(task = name, %error, "a task of the agent died: leaving, so that a service manager starts the agent anew");
+        crashed.store(true, Ordering::Relaxed);
+        stop.cancel();
     }
 }
 

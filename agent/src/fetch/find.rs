@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use walkeep_core::layout::ObjectName;
-use walkeep_core::{SegmentName, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
+use walkeep_core::{SegmentName, SegmentNumber, TimelineHistory, TimelineId, WalFileName, page};
 use walkeep_store::{ErrorKind, ListRequest};
 
 use crate::repository::{ClusterIdentity, ClusterRepository, Error};
@@ -265,10 +265,9 @@ enum Later {
 /// The last look at a file's content before PostgreSQL can see it. Name, cluster and hash are proven by the repository already.
 fn check_before_visible(file: WalFileName, content: &[u8], identity: &ClusterIdentity) -> Result<(), String> {
     match file {
-        WalFileName::Segment(_) => {
-            let (found, size) = (content.len() as u64, identity.segment_size.bytes());
-            // The page headers' check (walkeep_core::page::check_segment) belongs here.
-            if found == size { Ok(()) } else { Err(format!("a segment has {size} bytes, this has {found}")) }
+        WalFileName::Segment(segment) => {
+            let checked = page::check_segment(segment, identity.segment_size, identity.system_identifier, None, content);
+            checked.map_err(|error| error.to_string())
         }
         WalFileName::History(timeline) => TimelineHistory::parse(timeline, content).map(drop).map_err(|error| error.to_string()),
         WalFileName::Partial(_) | WalFileName::BackupHistory { .. } => Ok(()),

@@ -1,6 +1,6 @@
 //! temporary
-use walkeep_core::catalog::Catalog;
 use super::{ClusterRepository, Result};
+use walkeep_core::catalog::Catalog;
 impl ClusterRepository {
     /// temporary
     pub async fn load_catalog(&self) -> Result<Catalog> {

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::SegmentName;
 use walkeep_core::catalog::GapCause;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
-use walkeep_core::SegmentName;
 
 use crate::config::ClusterConfig;
 use crate::metrics::Metrics;
