@@ -175,11 +175,25 @@ impl Rig {
         walkeep_core::SegmentNumber::new(number).name(walkeep_core::TimelineId::new(timeline).unwrap(), self.size)
     }
 
-    /// Bytes that no other segment has, different in each of its stretches.
+    /// Bytes that no other segment has, different in each of its stretches, behind the header of a segment of PostgreSQL 15.
     fn content(&self, segment: SegmentName) -> Bytes {
         let stretch = |n: u32| [segment.to_string().as_bytes(), &n.to_be_bytes(), &[0xA5; 36]].concat().repeat(256);
         let stretches = (0..self.size.bytes() as u32 >> 14).map(stretch);
-        stretches.collect::<Vec<_>>().concat().into()
+        let mut content = stretches.collect::<Vec<_>>().concat();
+        let start = segment.number(self.size).map_or(0, |number| number.start(self.size).get());
+        let header = [
+            &0xD110u16.to_le_bytes()[..],
+            &2u16.to_le_bytes(),
+            &segment.timeline().get().to_le_bytes(),
+            &start.to_le_bytes(),
+            &[0; 8],
+            &self.repository.identity().system_identifier.get().to_le_bytes(),
+            &(self.size.bytes() as u32).to_le_bytes(),
+            &8192u32.to_le_bytes(),
+        ]
+        .concat();
+        content[..header.len()].copy_from_slice(&header);
+        content.into()
     }
 
     async fn put(&self, segment: SegmentName) {
@@ -327,7 +341,7 @@ async fn what_is_no_whole_segment_of_its_place_is_not_given() {
     };
     let (start, whole) = (Some(Lsn::new(3 << 20)), 1 << 20);
     offer(segment, SYSTEM, start, whole - 1);
-    failed_with(&rig.fetch(segment).await, "has 1048576 bytes, this has 1048575");
+    failed_with(&rig.fetch(segment).await, "expected 1048576 bytes, found 1048575");
     offer(segment, SYSTEM, Some(Lsn::new(4 << 20)), whole);
     failed_with(&rig.fetch(segment).await, "begins at 0/300000");
     offer(other, SYSTEM, start, whole);
