@@ -114,6 +114,10 @@ impl Archiver {
             WalFileName::Segment(segment) => Some(segment),
             _ => None,
         };
+        let _turn = match segment {
+            Some(segment) => Some(self.recent.turn(segment).await),
+            None => None,
+        };
         if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) {
             return Ok(Stored::Already);
         }
