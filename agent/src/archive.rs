@@ -5,6 +5,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,9 @@ use crate::wal_path;
 
 /// The most bytes of a history or `.backup` file; PostgreSQL writes a few lines.
 const SMALL_FILE: u64 = 1 << 20;
+
+/// How long to wait for the stream to store the same segment.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Why a file was not archived. PostgreSQL keeps it and offers it again.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +119,8 @@ impl Archiver {
             _ => None,
         };
         let _turn = match segment {
-            Some(segment) => Some(self.recent.turn(segment).await),
+            // Not for long: if the stream cannot store it, the reason is PostgreSQL's to know now.
+            Some(segment) => tokio::time::timeout(TURN, self.recent.turn(segment)).await.ok(),
             None => None,
         };
         if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) {
