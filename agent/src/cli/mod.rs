@@ -3,16 +3,17 @@
 //! Commands print for people, or JSON with `--json`; they contain no logic of their own beyond that.
 
 mod agent;
-//NOW mod backup;
+mod backup;
 mod catalog;
 mod check;
-//NOW mod demo;
+mod demo;
 pub mod failure;
 mod init;
 mod output;
 mod plan;
-//NOW mod restore;
-mod setup;
+mod progress;
+mod restore;
+pub(crate) mod setup;
 mod target;
 mod wal;
 
@@ -74,7 +75,8 @@ enum Command {
     Agent(agent::AgentArgs),
     /// Prove end to end that archiving works, or say what is wrong and how to mend it
     Check(check::CheckArgs),
-    //NOW Backup(backup::BackupArgs),
+    /// Take a base backup
+    Backup(backup::BackupArgs),
     /// What can be recovered: backups, WAL per timeline, gaps
     Status(catalog::StatusArgs),
     /// The base backups
@@ -83,11 +85,13 @@ enum Command {
     Timelines(catalog::TimelinesArgs),
     /// What a restore would do: the dry run
     Plan(plan::PlanArgs),
-    //NOW Restore(restore::RestoreArgs),
+    /// Lay down a data directory, ready to start and recover to the target
+    Restore(restore::RestoreArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
-    //NOW Demo(demo::DemoArgs),
+    /// The whole story on a throw-away server: stream, back up, an accident, plan, restore, proof
+    Demo(demo::DemoArgs),
     /// Serve restore_command where no agent runs; started by walkeep-restore-cmd, leaves after idling
     #[command(hide = true)]
     FetchService(agent::FetchServiceArgs),
@@ -120,14 +124,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Init(args) => init::run(&global, args).await,
             Command::Agent(args) => agent::run(&global, args).await,
             Command::Check(args) => check::run(&global, args).await,
-            //NOW Command::Backup(args) => backup::run(&global, args).await,
+            Command::Backup(args) => backup::run(&global, args).await,
             Command::Status(args) => catalog::status(&global, args).await,
             Command::Backups(args) => catalog::backups(&global, args).await,
             Command::Timelines(args) => catalog::timelines(&global, args).await,
             Command::Plan(args) => plan::run(&global, args).await,
-            //NOW Command::Restore(args) => restore::run(&global, args).await,
+            Command::Restore(args) => restore::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
-            //NOW Command::Demo(args) => demo::run(args).await,
+            Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,
         }
     });
