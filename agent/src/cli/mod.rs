@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Selection;
-use failure::Failure;
+use failure::{Exit, Failure};
 
 /// WAL archiving and point-in-time recovery for PostgreSQL.
 #[derive(Debug, Parser)]
@@ -104,7 +104,13 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version come this way too, and are no failure.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            let fetching = std::env::args().skip(1).any(|argument| argument == "fetch");
+            return match error.exit_code() {
+                0 => ExitCode::SUCCESS,
+                // A misspelt restore_command must not look like the end of the archive.
+                _ if fetching => Exit::NotFetched.into(),
+                _ => Exit::Usage.into(),
+            };
         }
     };
     match run(cli) {
