@@ -1,9 +1,152 @@
-//! temporary
-use super::{ClusterRepository, Result};
-use walkeep_core::catalog::Catalog;
+//! A catalog out of listings: what the repository holds, as the value that plans are made from.
+//!
+//! Which questions a catalog answers is [`walkeep_core::catalog`]'s; here is only how it is read.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use walkeep_core::catalog::{Catalog, CatalogBuilder};
+use walkeep_core::layout::ObjectName;
+use walkeep_core::{SegmentNumber, TimelineHistory, TimelineId, WalFileName};
+use walkeep_store::{ListRequest, list_all};
+
+use super::backups::Damaged;
+use super::{ClusterRepository, Error, Result};
+
+/// Small objects read at the same time.
+const READS: usize = 8;
+
+/// A catalog, and what could not be taken into it.
+#[derive(Debug, Clone)]
+pub struct LoadedCatalog {
+    /// What is there and can be believed.
+    pub catalog: Catalog,
+    /// Records and histories that cannot be believed. A plan is made without them.
+    pub damaged: Vec<Damaged>,
+    /// Objects that were listed under the archive's prefix and are none of Walkeep's.
+    pub foreign: u64,
+}
+
 impl ClusterRepository {
-    /// temporary
-    pub async fn load_catalog(&self) -> Result<Catalog> {
-        Ok(Catalog::builder(self.cluster().clone(), self.identity().system_identifier, self.identity().segment_size).build())
+    /// Reads the whole catalog: three listings and every small object.
+    pub async fn load_catalog(&self) -> Result<LoadedCatalog> {
+        // An empty listing of a volume that is not mounted must not become "nothing is stored".
+        self.repository().prove_reached().await?;
+        let mut builder = self.catalog_builder();
+        // Backups first: one that is committed meanwhile has its WAL in the listing that comes after.
+        let mut backups = self.backups().await?;
+        backups.records.into_iter().for_each(|record| builder.backup(record));
+        let request = ListRequest { prefix: self.layout().wal_prefix(), ..ListRequest::default() };
+        let page = list_all(self.store().as_ref(), request).await?;
+        let (mut histories, mut foreign) = (Vec::new(), 0);
+        for listed in &page.objects {
+            match self.layout().parse(listed.key.as_str()) {
+                Some(ObjectName::Wal(WalFileName::History(timeline))) => histories.push(timeline),
+                Some(name) => builder.object(&name, listed.size),
+                None => foreign += 1,
+            }
+        }
+        let read = |timeline| async move { self.read_or_damaged(self.get_history(timeline).await) };
+        let histories: Vec<_> = stream::iter(histories.into_iter().map(read)).buffered(READS).try_collect().await?;
+        let read = |gap| async move { self.read_or_damaged(self.gap(gap).await.map(Some)) };
+        let gaps: Vec<_> = stream::iter(self.gaps().await?.into_iter().map(read)).buffered(READS).try_collect().await?;
+        for history in histories {
+            match history {
+                Ok(history) => history.into_iter().for_each(|history| builder.history(history)),
+                Err(damaged) => backups.damaged.push(damaged),
+            }
+        }
+        for gap in gaps {
+            match gap {
+                Ok(gap) => gap.into_iter().for_each(|gap| builder.gap(gap)),
+                Err(damaged) => backups.damaged.push(damaged),
+            }
+        }
+        Ok(LoadedCatalog { catalog: builder.build(), damaged: backups.damaged, foreign })
+    }
+
+    /// A catalog of the WAL along `path` from segment `from` on, without backups: for asking whether a stretch is complete. One short listing
+    /// for each timeline.
+    pub async fn wal_catalog(&self, path: &TimelineHistory, from: SegmentNumber) -> Result<Catalog> {
+        let size = self.identity().segment_size;
+        let mut builder = self.catalog_builder();
+        builder.history(path.clone());
+        for timeline in path.ancestors().iter().map(|ancestor| ancestor.timeline).chain([path.timeline()]) {
+            // Just before the wanted segment's key: keys sort in LSN order, and the segment before it ends in `.zst`.
+            let start_after = from.previous().map(|before| self.layout().wal_key(WalFileName::Segment(before.name(timeline, size))));
+            let request = ListRequest { prefix: self.layout().timeline_prefix(timeline), start_after, ..ListRequest::default() };
+            for listed in list_all(self.store().as_ref(), request).await?.objects {
+                if let Some(name) = self.layout().parse(listed.key.as_str()) {
+                    builder.object(&name, listed.size);
+                }
+            }
+        }
+        Ok(builder.build())
+    }
+
+    /// The history to replay along to `timeline`: the stored one; timeline 1 has none. `None` if it is not stored.
+    pub async fn replay_path(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+        match timeline {
+            TimelineId::FIRST => Ok(Some(TimelineHistory::root(timeline))),
+            timeline => self.get_history(timeline).await,
+        }
+    }
+
+    fn catalog_builder(&self) -> CatalogBuilder {
+        Catalog::builder(self.cluster().clone(), self.identity().system_identifier, self.identity().segment_size)
+    }
+
+    fn read_or_damaged<T>(&self, read: Result<T>) -> Result<std::result::Result<T, Damaged>> {
+        match read {
+            Ok(value) => Ok(Ok(value)),
+            Err(Error::Corrupt { key, reason }) => Ok(Err(Damaged { key, reason })),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::tests::{memory, record, segment};
+    use bytes::Bytes;
+    use walkeep_core::Lsn;
+    use walkeep_core::catalog::GapCause;
+    use walkeep_core::layout::GapName;
+
+    #[tokio::test]
+    async fn everything_that_is_stored_is_in_the_catalog() {
+        let (repository, store) = memory().await;
+        repository.commit_backup(&record(1)).await.unwrap();
+        for number in [1, 2, 4] {
+            repository.put_wal(WalFileName::Segment(segment(number)), Bytes::from(vec![1; 1 << 20])).await.unwrap();
+        }
+        let two = TimelineId::new(2).unwrap();
+        repository.put_wal(WalFileName::History(two), Bytes::from_static(b"1\t0/280000\tno reason\n")).await.unwrap();
+        let gap = GapName { timeline: TimelineId::FIRST, from: Lsn::new(3 << 20), to: Lsn::new(4 << 20) };
+        repository.put_gap(gap, GapCause::SlotLost).await.unwrap();
+        store.overwrite(&format!("{}foreign", repository.layout().wal_prefix()).parse().unwrap(), Bytes::new());
+
+        let loaded = repository.load_catalog().await.unwrap();
+        assert_eq!((loaded.foreign, loaded.damaged.len(), loaded.catalog.ignored()), (1, 0, 0));
+        let catalog = loaded.catalog;
+        assert_eq!(catalog.stored_ranges(TimelineId::FIRST).len(), 2);
+        assert_eq!((catalog.backups().len(), catalog.gaps().len()), (1, 1));
+        assert_eq!(catalog.newest_timeline(), Some(two));
+
+        let path = TimelineHistory::root(TimelineId::FIRST);
+        let catalog = repository.wal_catalog(&path, SegmentNumber::new(2)).await.unwrap();
+        assert!(catalog.coverage(&path, Lsn::new(2 << 20), Lsn::new(3 << 20)).is_ok());
+        assert_eq!(catalog.coverage(&path, Lsn::new(2 << 20), Lsn::new((3 << 20) + 1)).unwrap_err().at, Lsn::new(3 << 20));
+
+        store.overwrite(&repository.layout().wal_key(WalFileName::History(two)).parse().unwrap(), Bytes::from_static(b"x"));
+        let loaded = repository.load_catalog().await.unwrap();
+        assert_eq!(loaded.damaged.len(), 1);
+        assert_eq!(loaded.catalog.newest_timeline(), Some(TimelineId::FIRST));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_no_repository_has_no_catalog() {
+        let (repository, store) = memory().await;
+        walkeep_store::Store::delete(store.as_ref(), &walkeep_core::layout::MARKER_KEY.parse().unwrap()).await.unwrap();
+        assert!(matches!(repository.load_catalog().await, Err(Error::NoRepository { .. })));
     }
 }

@@ -4,11 +4,13 @@
 //! an object is created once and never changed ([`wal`]), what is read back is proven by its hash, and "absent" is answered only when
 //! the repository's marker was read in the same breath ([`Repository::prove_reached`]).
 
+pub mod backups;
 pub mod catalog;
 pub mod error;
 pub mod frontier;
 pub mod gaps;
 pub mod identity;
+pub mod manifest;
 pub mod wal;
 
 use bytes::Bytes;
@@ -117,6 +119,11 @@ impl ClusterRepository {
         &self.layout
     }
 
+    /// zstd's level for what is stored.
+    pub fn compression_level(&self) -> i32 {
+        self.level
+    }
+
     fn store(&self) -> &SharedStore {
         &self.repository.store
     }
@@ -135,3 +142,6 @@ fn key(text: &str) -> Result<Key> {
 async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(Error::encode)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,232 @@
+//! Base backups in the repository: packs of compressed extents, manifests, and the records that make backups exist.
+//!
+//! The record, `backup.json`, is put last ([`ClusterRepository::commit_backup`]): whatever was stored before for a backup that never got
+//! one is invisible to plans and is removed by the next sweep. How files are cut and what is waited for is [`crate::backup`]'s.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::layout::{BackupId, ObjectName, PackId};
+use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
+
+use super::manifest::ManifestEntries;
+use super::wal::Stored;
+use super::{ClusterRepository, Error, Result, on_blocking_thread};
+use crate::codec;
+
+/// Small objects read at the same time.
+const READS: usize = 8;
+
+/// An object that cannot be believed and is left out, so that one damaged record does not hide the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its key.
+    pub key: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// What is stored of base backups.
+#[derive(Debug, Clone, Default)]
+pub struct Backups {
+    /// The backups, by name, which begins with the time.
+    pub records: Vec<BackupRecord>,
+    /// Records that cannot be believed.
+    pub damaged: Vec<Damaged>,
+    /// Backups without a record: under way at this moment, or never finished.
+    pub incomplete: Vec<BackupId>,
+}
+
+impl ClusterRepository {
+    /// Stores a pack under the SHA-256 of its bytes.
+    pub async fn put_pack(&self, pack: Bytes) -> Result<(PackId, Stored)> {
+        let hashed = pack.clone();
+        let id = PackId::new(on_blocking_thread(move || codec::sha256(&hashed)).await?);
+        let bytes = pack.len() as u64;
+        match self.store().put_if_absent(&self.key(&ObjectName::Pack(id))?, pack).await {
+            Ok(Put::Created) => Ok((id, Stored::New { bytes })),
+            Ok(Put::AlreadySame) => Ok((id, Stored::Already)),
+            // The name is the content's hash: other bytes there are damage, not another pack.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                Err(Error::corrupt(self.layout().key(&ObjectName::Pack(id)), "its bytes do not have the SHA-256 that names it"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A stretch of a pack, which may span several extents. Their hashes are the caller's to check.
+    pub async fn get_extents(&self, pack: PackId, range: Range<u64>) -> Result<Bytes> {
+        let key = self.key(&ObjectName::Pack(pack))?;
+        let bytes = match self.store().get(&key, Some(range.clone())).await {
+            Ok(bytes) => bytes,
+            // Nothing is decided on absence here, and whoever asks was promised the pack.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.repository().prove_reached().await?;
+                return Err(Error::corrupt(key.as_str(), "a manifest refers to it and it is gone"));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match bytes.len() as u64 == range.end.saturating_sub(range.start) {
+            true => Ok(bytes),
+            false => Err(Error::corrupt(key.as_str(), format!("it ends before byte {}", range.end))),
+        }
+    }
+
+    /// Stores a manifest, made by [`super::manifest::ManifestEncoder`].
+    pub async fn put_manifest(&self, id: &BackupId, object: Bytes) -> Result<Stored> {
+        let bytes = object.len() as u64;
+        match self.store().put_if_absent(&self.key(&ObjectName::BackupManifest(id.clone()))?, object).await {
+            Ok(Put::Created) => Ok(Stored::New { bytes }),
+            Ok(Put::AlreadySame) => Ok(Stored::Already),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(another_backup(id, "manifest")),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The manifest of a backup, to be read entry by entry, as often as one likes.
+    pub async fn get_manifest(&self, record: &BackupRecord) -> Result<ManifestEntries> {
+        let key = self.key(&ObjectName::BackupManifest(record.id.clone()))?;
+        match self.store().get(&key, None).await {
+            Ok(object) => Ok(ManifestEntries::new(key.as_str(), record, object)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.repository().prove_reached().await?;
+                Err(Error::corrupt(key.as_str(), "the backup has a record and no manifest"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a backup exist. Everything it needs must be stored.
+    pub async fn commit_backup(&self, record: &BackupRecord) -> Result<()> {
+        let body = Bytes::from(record.to_json().map_err(Error::encode)?);
+        match self.store().put_if_absent(&self.key(&ObjectName::BackupRecord(record.id.clone()))?, body).await {
+            Ok(Put::Created | Put::AlreadySame) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(another_backup(&record.id, "record")),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A backup's record; `None` only if the repository was reached and proves it absent.
+    pub async fn backup(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+        let record = self.read_record(id).await?;
+        if record.is_none() {
+            self.repository().prove_reached().await?;
+        }
+        Ok(record)
+    }
+
+    /// Everything that is known of base backups.
+    pub async fn backups(&self) -> Result<Backups> {
+        let prefix = self.layout().backups_prefix();
+        let request = ListRequest { prefix: prefix.clone(), by_folder: true, ..ListRequest::default() };
+        let folders = list_all(self.store().as_ref(), request).await?.folders;
+        let ids = folders.iter().filter_map(|folder| folder.strip_prefix(&prefix)?.strip_suffix('/')?.parse::<BackupId>().ok());
+        let read = |id: BackupId| async move {
+            let record = self.read_record(&id).await;
+            match record {
+                // Something else than damage says nothing about the record: no answer is better than one that hides a backup.
+                Err(Error::Corrupt { key, reason }) => Ok((id, Err(Damaged { key, reason }))),
+                other => other.map(|record| (id, Ok(record))),
+            }
+        };
+        let read: Vec<_> = stream::iter(ids.map(read)).buffered(READS).try_collect().await?;
+        let mut backups = Backups::default();
+        for (id, found) in read {
+            match found {
+                Ok(Some(record)) => backups.records.push(record),
+                Ok(None) => backups.incomplete.push(id),
+                Err(damaged) => backups.damaged.push(damaged),
+            }
+        }
+        Ok(backups)
+    }
+
+    /// Backups without a record: under way at this moment, or never finished.
+    pub async fn incomplete_backups(&self) -> Result<Vec<BackupId>> {
+        Ok(self.backups().await?.incomplete)
+    }
+
+    async fn read_record(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+        let key = self.key(&ObjectName::BackupRecord(id.clone()))?;
+        let body = match self.store().get(&key, None).await {
+            Ok(body) => body,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Err(Error::corrupt(key.as_str(), error)),
+            Err(error) => return Err(error.into()),
+        };
+        let record = BackupRecord::parse(id, &body).map_err(|error| Error::corrupt(key.as_str(), error))?;
+        if record.system_identifier != self.identity().system_identifier {
+            return Err(Error::corrupt(key.as_str(), format!("it belongs to the cluster {}", record.system_identifier)));
+        }
+        Ok(Some(record))
+    }
+}
+
+fn another_backup(id: &BackupId, what: &str) -> Error {
+    Error::Conflict { name: format!("the {what} of backup {id}"), stored: "another backup's".into(), offered: "this one's".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::tests::{memory, record};
+    use walkeep_store::{Fault, FaultyStore, Operation, Rule};
+
+    #[tokio::test]
+    async fn a_backup_exists_from_its_record_on() {
+        let (repository, _) = memory().await;
+        let record = record(1);
+        repository.put_manifest(&record.id, Bytes::from_static(b"x")).await.unwrap();
+        let before = repository.backups().await.unwrap();
+        assert!(before.records.is_empty() && before.damaged.is_empty());
+        assert_eq!(before.incomplete, [record.id.clone()]);
+        assert_eq!(repository.backup(&record.id).await.unwrap(), None);
+        repository.commit_backup(&record).await.unwrap();
+        repository.commit_backup(&record).await.expect("the same again");
+        let mut other = record.clone();
+        other.files += 1;
+        assert!(matches!(repository.commit_backup(&other).await, Err(Error::Conflict { .. })));
+        assert_eq!(repository.backups().await.unwrap().records, [record]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_does_not_hide_the_others() {
+        let (repository, store) = memory().await;
+        for number in 1..=3 {
+            repository.commit_backup(&record(number)).await.unwrap();
+        }
+        let key = repository.key(&ObjectName::BackupRecord(record(2).id)).unwrap();
+        store.overwrite(&key, Bytes::from_static(b"{"));
+        let found = repository.backups().await.unwrap();
+        assert_eq!(found.records.iter().map(|record| record.start_lsn.get()).collect::<Vec<_>>(), [1 << 20, 3 << 20]);
+        assert_eq!(found.damaged.iter().map(|damaged| damaged.key.as_str()).collect::<Vec<_>>(), [key.as_str()]);
+        assert!(found.incomplete.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_not_an_absent_backup() {
+        let (repository, store) = memory().await;
+        repository.commit_backup(&record(1)).await.unwrap();
+        let faulty = std::sync::Arc::new(FaultyStore::new(store));
+        let repository = crate::repository::tests::over(faulty.clone()).await;
+        faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Transient)).on("backup.json"));
+        assert!(repository.backups().await.unwrap_err().is_transient());
+    }
+
+    #[tokio::test]
+    async fn packs_are_named_by_their_content_and_read_in_pieces() {
+        let (repository, store) = memory().await;
+        let (id, stored) = repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap();
+        assert_eq!(stored, Stored::New { bytes: 10 });
+        assert_eq!(repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap(), (id, Stored::Already));
+        assert_eq!(repository.get_extents(id, 2..5).await.unwrap(), "234");
+        let short = repository.get_extents(id, 8..12).await.unwrap_err();
+        assert!(matches!(short, Error::Corrupt { .. }), "{short}");
+        let gone = repository.get_extents(PackId::new([1; 32]), 0..1).await.unwrap_err();
+        assert!(matches!(gone, Error::Corrupt { .. }), "{gone}");
+        store.overwrite(&repository.key(&ObjectName::Pack(id)).unwrap(), Bytes::from_static(b"other"));
+        assert!(matches!(repository.put_pack(Bytes::from_static(b"0123456789")).await, Err(Error::Corrupt { .. })));
+    }
+}
