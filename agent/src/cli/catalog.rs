@@ -1,6 +1,5 @@
 //! `walkeep status`, `backups`, `timelines`: what is in the repository, for people and as JSON.
 
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::backup::BackupRecord;
@@ -55,7 +54,7 @@ async fn load(global: &Global) -> Result<(crate::config::Config, crate::reposito
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = setup::cluster_repository(&config.cluster, &stop).await?;
-    let catalog = repository.load_catalog().await.context("read the catalog")?;
+    let catalog = setup::catalog(&repository).await?;
     Ok((config, repository, catalog))
 }
 

@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
-use anyhow::Context;
 use clap::Args;
 use walkeep_core::plan::{Refusal, RestorePlan};
 use walkeep_core::target::Transaction;
@@ -49,7 +48,7 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
 
 /// Makes the plan, showing how far the reading of WAL has come.
 pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> Result<RestorePlan, Failure> {
-    let catalog = repository.load_catalog().await.context("read the catalog")?;
+    let catalog = setup::catalog(repository).await?;
     let backups: Vec<_> = catalog.backups().iter().map(|backup| backup.id.clone()).collect();
     let target = target.target(&backups).map_err(Failure::usage)?;
     let shown = std::io::stderr().is_terminal();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio_util::sync::CancellationToken;
+use walkeep_core::catalog::Catalog;
 use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, S3Options, S3Store};
 use walkeep_store::{SharedStore, guarded::GuardedStore};
@@ -87,6 +88,18 @@ pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToke
         anyhow!("the repository at {} does not know a cluster called {}: run `walkeep init` first", repository.url(), cluster.name)
     })?;
     Ok(ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level))
+}
+
+/// What the repository holds; what cannot be believed is told on standard error and left out.
+pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
+    let loaded = repository.load_catalog().await.context("read the catalog")?;
+    for damaged in &loaded.damaged {
+        eprintln!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
+    }
+    if loaded.foreign > 0 {
+        eprintln!("warning: {} objects in the archive are not Walkeep's; they are left alone", loaded.foreign);
+    }
+    Ok(loaded.catalog)
 }
 
 /// How to reach the server.
