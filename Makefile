@@ -27,4 +27,4 @@ fmt:
 	cargo fmt --all
 
 clean-test:
-	rm -rf /tmp/wk-* /tmp/walkeep-test-ports
+	@for kept in /tmp/wkt-*/.kept; do if [ -e "$$kept" ]; then echo "removing $${kept%/.kept}"; rm -rf "$${kept%/.kept}"; fi; done

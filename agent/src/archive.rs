@@ -5,6 +5,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,9 @@ use crate::wal_path;
 
 /// The most bytes of a history or `.backup` file; PostgreSQL writes a few lines.
 const SMALL_FILE: u64 = 1 << 20;
+
+/// How long to wait for the stream to store the same segment.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Why a file was not archived. PostgreSQL keeps it and offers it again.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +74,9 @@ impl ArchiveError {
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Path(_) => "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster.",
+            Self::Path(_) => {
+                "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster."
+            }
             Self::Read { .. } => "Check the disk and the permissions of pg_wal; the agent must run as the server's user.",
             Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => {
                 "Nothing was stored. If this server was initialised anew or upgraded, run `walkeep init --new-identity`."
@@ -112,6 +118,11 @@ impl Archiver {
             WalFileName::Segment(segment) => Some(segment),
             _ => None,
         };
+        let _turn = match segment {
+            // Not for long: if the stream cannot store it, the reason is PostgreSQL's to know now.
+            Some(segment) => tokio::time::timeout(TURN, self.recent.turn(segment)).await.ok(),
+            None => None,
+        };
         if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) {
             return Ok(Stored::Already);
         }
@@ -138,7 +149,7 @@ impl Archiver {
         let identity = self.repository.identity();
         match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
-                page::check_segment(segment, identity.segment_size, identity.system_identifier, content)
+                page::check_segment(segment, identity.segment_size, identity.system_identifier, None, content)
                     .map_err(|source| ArchiveError::NotWal { name, source })
             }
             WalFileName::History(timeline) => {

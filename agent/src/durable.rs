@@ -5,29 +5,88 @@
 //! drops the dirty pages), so it is an error and never repeated on the same file. Segment files that grow while WAL streams in are the
 //! spool's own (see [`crate::spool`]), with the same rules.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Mode of files that hold WAL, data or secrets.
 pub const PRIVATE_FILE: u32 = 0o600;
 /// Mode of folders that hold such files.
 pub const PRIVATE_DIR: u32 = 0o700;
 
+/// How the names of files end that are still being written.
+const TEMPORARY: &str = ".walkeep-tmp";
+
 /// Writes `content` to `path`, replacing a file of that name at once or not at all.
 pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    let temporary = temporary_name(path)?;
-    let write = || -> io::Result<()> {
-        let mut file = create_private(&temporary, mode)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().inspect_err(|_| remove_leftover(&temporary)).with_context(|| format!("write {}", path.display()))?;
+    Staged::write(path, content, mode)?.publish()?;
     sync_parent(path)
+}
+
+/// A file that is whole and fsynced but does not have its name yet. Dropped without [`Staged::publish`], it is removed.
+#[derive(Debug)]
+pub struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+    /// Keeps the temporary file locked: how [`remove_abandoned`] knows it from one whose writer died.
+    file: File,
+}
+
+impl Staged {
+    /// Writes `content` under a temporary name beside `path`.
+    pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<Self> {
+        let create = || -> Result<Self> {
+            let (temporary, file) = loop {
+                let temporary = temporary_name(path)?;
+                match create_private(&temporary, mode) {
+                    // Left by a process of this number that was killed, as every process in a container may be.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    created => break (temporary, created?),
+                }
+            };
+            let mut staged = Self { temporary, path: path.to_owned(), file };
+            if let Err(TryLockError::WouldBlock) = staged.file.try_lock() {
+                bail!("{} was taken for a leftover", staged.temporary.display());
+            }
+            staged.file.write_all(content)?;
+            staged.file.sync_all()?;
+            Ok(staged)
+        };
+        create().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Gives the file its name, in the place of a file that had it, at once or not at all. Whether the name survives a crash is open until
+    /// [`sync_parent`]; that the content does, is certain.
+    pub fn publish(self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path).with_context(|| format!("give {} its name", self.path.display()))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        remove_leftover(&self.temporary);
+    }
+}
+
+/// Removes the temporary files in `folder` whose writers died. Those being written are locked and stay.
+pub fn remove_abandoned(folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = name.as_encoded_bytes().starts_with(b".") && name.as_encoded_bytes().ends_with(TEMPORARY.as_bytes());
+        if ours && entry.file_type()?.is_file() {
+            // Its writer may just have given it its name.
+            let Ok(file) = File::open(entry.path()) else { continue };
+            if file.try_lock().is_ok() {
+                tracing::info!(path = %entry.path().display(), "removing what a killed process left");
+                remove_leftover(&entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Creates a file that must not exist yet, with exactly this mode whatever the umask.
@@ -81,7 +140,7 @@ pub fn temporary_name(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().with_context(|| format!("{} has no file name", path.display()))?;
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
-    temporary.push(format!(".{}-{}.walkeep-tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    temporary.push(format!(".{}-{}{TEMPORARY}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     Ok(path.with_file_name(temporary))
 }
 
@@ -116,6 +175,31 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         assert!(write_file(&path, b"x", PRIVATE_FILE).is_err(), "a folder has the name");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_staged_file_has_no_name_until_it_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        drop(Staged::write(&path, b"one", PRIVATE_FILE).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let staged = Staged::write(&path, b"two", PRIVATE_FILE).unwrap();
+        assert!(!path.exists());
+        staged.publish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+    }
+
+    #[test]
+    fn only_what_nobody_writes_is_abandoned() {
+        let dir = tempfile::tempdir().unwrap();
+        let staged = Staged::write(&dir.path().join("a"), b"one", PRIVATE_FILE).unwrap();
+        std::fs::write(dir.path().join(".b.1-1.walkeep-tmp"), b"torn").unwrap();
+        std::fs::write(dir.path().join("b.walkeep-tmp"), b"not ours").unwrap();
+        remove_abandoned(dir.path()).unwrap();
+        staged.publish().unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "b.walkeep-tmp"]);
     }
 
     #[test]

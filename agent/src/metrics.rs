@@ -3,7 +3,7 @@
 //! Gauges that follow the stream are set from [`Progress`] when a scrape comes; counters are counted where things happen. Names say their
 //! unit. Nothing here decides anything.
 
-use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Gauge, Opts, Registry, TextEncoder};
+use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::progress::{Phase, Progress};
 use crate::repository::wal::Stored;
@@ -77,7 +77,8 @@ impl Metrics {
             durable: maker.gauge("walkeep_wal_durable_bytes", "End of the WAL durable in the repository, as a byte position (LSN).")?,
             server_end: maker.gauge("walkeep_wal_server_bytes", "End of the server's WAL as it last told, as a byte position (LSN).")?,
             lag_bytes: maker.int_gauge("walkeep_wal_lag_bytes", "WAL the server has that is not durable in the repository, in bytes.")?,
-            lag_seconds: maker.gauge("walkeep_wal_lag_seconds", "For how long the oldest WAL that is not durable has been waiting, in seconds.")?,
+            lag_seconds: maker
+                .gauge("walkeep_wal_lag_seconds", "For how long the oldest WAL that is not durable has been waiting, in seconds.")?,
             contact_seconds: maker.gauge("walkeep_server_contact_seconds", "Seconds since the server was last heard of; -1 if never.")?,
             phase: maker.int_gauge_vec("walkeep_stream_phase", "1 for what the stream is doing, 0 for the others.", "phase")?,
             objects: maker.counter_vec("walkeep_stored_objects_total", "Objects stored: segments and other files, and parts.", "source")?,
@@ -86,11 +87,13 @@ impl Metrics {
             conflicts: maker.counter("walkeep_conflicts_total", "Files refused because their name holds other content: alarm on any.")?,
             archived: maker.counter_vec("walkeep_archive_requests_total", "Answers to archive_command.", "answer")?,
             fetched: maker.counter_vec("walkeep_fetch_requests_total", "Answers to restore_command.", "answer")?,
-            oldest_ready: maker.gauge("walkeep_oldest_ready_seconds", "Age of the oldest .ready file in archive_status, in seconds; 0 if none.")?,
+            oldest_ready: maker
+                .gauge("walkeep_oldest_ready_seconds", "Age of the oldest .ready file in archive_status, in seconds; 0 if none.")?,
             ready_files: maker.int_gauge("walkeep_ready_files", "Files that wait for archive_command.")?,
             slot_status: maker.int_gauge_vec("walkeep_slot_wal_status", "1 for the slot's wal_status, 0 for the others.", "status")?,
             slot_active: maker.int_gauge("walkeep_slot_active", "1 while somebody streams from the slot.")?,
-            slot_safe_bytes: maker.int_gauge("walkeep_slot_safe_wal_bytes", "WAL until max_slot_wal_keep_size endangers the slot; -1 without a limit.")?,
+            slot_safe_bytes: maker
+                .int_gauge("walkeep_slot_safe_wal_bytes", "WAL until max_slot_wal_keep_size endangers the slot; -1 without a limit.")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
             registry: registry.clone(),
         };

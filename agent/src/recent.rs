@@ -1,9 +1,10 @@
 //! Which segments were stored lately, and their hashes: so that archive_command's question about a segment the stream has stored is
-//! answered without a request to the store.
+//! answered without a request to the store, and so that the two do not store one segment at the same time.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use tokio::sync::OwnedMutexGuard;
 use walkeep_core::SegmentName;
 
 use crate::codec::Hash;
@@ -15,7 +16,11 @@ const REMEMBERED: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Recent {
     state: Mutex<(HashMap<SegmentName, Hash>, VecDeque<SegmentName>)>,
+    turns: Mutex<HashMap<SegmentName, Weak<tokio::sync::Mutex<()>>>>,
 }
+
+/// The right to store one segment; the next in turn finds it stored.
+pub type Turn = OwnedMutexGuard<()>;
 
 impl Recent {
     /// `segment` is durable in the repository, with this content.
@@ -32,6 +37,21 @@ impl Recent {
         }
     }
 
+    /// Waits until nobody else is storing `segment`. Ask [`Recent::hash_of`] after it, not before.
+    pub async fn turn(&self, segment: SegmentName) -> Turn {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let known = turns.get(&segment).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let turn = Arc::default();
+                turns.insert(segment, Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
+
     /// The content with which `segment` was stored, if that was lately.
     pub fn hash_of(&self, segment: SegmentName) -> Option<Hash> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0.get(&segment).copied()
@@ -41,6 +61,18 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_at_a_time_for_each_segment() {
+        let recent = Recent::default();
+        let segment = "000000010000000000000001".parse().unwrap();
+        let first = recent.turn(segment).await;
+        let _other = recent.turn("000000010000000000000002".parse().unwrap()).await;
+        let mut second = Box::pin(recent.turn(segment));
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(first);
+        assert!(futures::poll!(&mut second).is_ready());
+    }
 
     #[test]
     fn forgets_the_oldest_beyond_its_size() {

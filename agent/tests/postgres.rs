@@ -195,9 +195,16 @@ async fn streams_the_same_wal_that_the_server_has() {
         let mut busy = server.pgbench();
         let (mut received, mut keepalives) = (Vec::new(), 0);
         let mut end = None;
+        let deadline = tokio::time::Instant::now() + 2 * PATIENCE;
         loop {
+            assert!(tokio::time::Instant::now() < deadline, "{version}: {} bytes, waiting for {end:?}", received.len());
             let position = Lsn::new(start.get() + received.len() as u64);
-            if end.is_none() && busy.try_wait().expect("a child").is_some_and(|status| status.success()) {
+            if end.is_none()
+                && busy.try_wait().expect("a child").is_some_and(|status| {
+                    assert!(status.success(), "pgbench failed");
+                    true
+                })
+            {
                 let row = sql.query_one("SELECT pg_switch_wal()::text", &[]).await.expect("switches");
                 end = Some(row.get::<_, &str>(0).parse::<Lsn>().expect("an LSN"));
             }
@@ -323,7 +330,7 @@ async fn refusals_of_a_stream_have_their_kinds() {
                 Ok(Event::Keepalive { .. }) => {}
                 other => return other,
             }
-            connection.send_status(position, position, Lsn::ZERO, false).await.expect("sent");
+            connection.send_status(position, position, Lsn::ZERO, false).await?;
         }
     });
     match ended.await.expect("ends") {
@@ -568,7 +575,7 @@ impl Server {
         .expect("written");
         self.psql("CREATE TABLE load (a int, b text)");
         let mut command = Command::new(format!("{DEBIAN_15}/pgbench"));
-        command.args(["-n", "-c", "2", "-t", "80", "-U", "postgres", "-h"]).arg(&self.dir);
+        command.args(["-n", "-c", "2", "-t", "120", "-U", "postgres", "-h"]).arg(&self.dir);
         command.args(["-p", &self.port.to_string(), "-f"]).arg(script).arg("postgres");
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("runs")
     }

@@ -16,7 +16,7 @@ pub struct Scratch {
     _lock: File,
 }
 
-const PREFIX: &str = "wk-";
+const PREFIX: &str = "wkt-";
 const LOCK: &str = ".test-process";
 const KEPT: &str = ".kept";
 

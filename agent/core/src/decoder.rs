@@ -522,3 +522,12 @@ enum Progress {
 fn align(lsn: Lsn) -> Lsn {
     Lsn::new(lsn.get().next_multiple_of(ALIGNMENT))
 }
+/// How far `bytes`, WAL from the segment start `start` on, hold whole records. What lies behind was never written, or only in part.
+pub fn valid_end(start: Lsn, segment_size: SegmentSize, bytes: &[u8]) -> Lsn {
+    let mut decoder = Decoder::new(start, segment_size);
+    for piece in bytes.chunks(1 << 20) {
+        decoder.feed(piece);
+        while let Ok(Some(_)) = decoder.next_event() {}
+    }
+    decoder.position()
+}

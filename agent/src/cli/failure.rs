@@ -15,6 +15,10 @@ pub enum Exit {
     Refused,
     /// Verification found damage.
     Damaged,
+    /// `wal fetch`: the file is proven absent. PostgreSQL reads 1 to 125 from a restore_command as just that.
+    Absent,
+    /// `wal fetch`: it could not be had, or nobody knows. Above 125, or PostgreSQL would take it for the end of WAL and open the server.
+    NotFetched,
 }
 
 impl From<Exit> for ExitCode {
@@ -24,6 +28,8 @@ impl From<Exit> for ExitCode {
             Exit::Usage => 2,
             Exit::Refused => 3,
             Exit::Damaged => 4,
+            Exit::Absent => 1,
+            Exit::NotFetched => 126,
         })
     }
 }

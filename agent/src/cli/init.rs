@@ -78,7 +78,12 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
         slot,
         postgresql_conf: postgresql_conf(&config),
     };
-    if args.json { Ok(output::json(&report)?) } else { Ok(print(&report, cluster)) }
+    if args.json {
+        output::json(&report)?;
+    } else {
+        print(&report, cluster);
+    }
+    Ok(())
 }
 
 fn print(report: &Report, cluster: &ClusterConfig) {
@@ -113,7 +118,8 @@ async fn online_identity(cluster: &ClusterConfig) -> Result<(ClusterIdentity, Re
 }
 
 fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
-    let directory = cluster.data_directory.as_ref().ok_or_else(|| anyhow!("--offline needs data_directory in [cluster.{}]", cluster.name))?;
+    let directory =
+        cluster.data_directory.as_ref().ok_or_else(|| anyhow!("--offline needs data_directory in [cluster.{}]", cluster.name))?;
     let path = directory.join("global/pg_control");
     let control = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let control = ControlFile::parse(&control).with_context(|| format!("understand {}", path.display()))?;
@@ -121,7 +127,7 @@ fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
     let version = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let Ok(major) = version.trim().parse() else { bail!("{} says {:?}, which is no version", path.display(), version.trim()) };
     Ok(ClusterIdentity {
-        system_identifier: control.system_identifier,
+        system_identifier: control.system,
         major_version: MajorVersion::new(major),
         segment_size: control.segment_size,
         since: chrono::Utc::now(),
@@ -166,9 +172,5 @@ fn postgresql_conf(config: &Config) -> Vec<String> {
     let default_socket = format!("/run/walkeep/{}.sock", config.cluster.name);
     let is_default = config.cluster.name.as_str() == "main" && config.cluster.socket.as_os_str() == default_socket.as_str();
     let option = if is_default { String::new() } else { format!(" --socket {}", config.cluster.socket.display()) };
-    vec![
-        "wal_level = replica".into(),
-        "archive_mode = on".into(),
-        format!("archive_command = 'walkeep-archive-cmd{option} %p'"),
-    ]
+    vec!["wal_level = replica".into(), "archive_mode = on".into(), format!("archive_command = 'walkeep-archive-cmd{option} %p'")]
 }

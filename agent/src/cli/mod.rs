@@ -11,8 +11,9 @@ pub mod failure;
 mod init;
 mod output;
 mod plan;
+mod progress;
 mod restore;
-mod setup;
+pub(crate) mod setup;
 mod target;
 mod wal;
 
@@ -22,11 +23,16 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Selection;
-use failure::Failure;
+use failure::{Exit, Failure};
 
 /// WAL archiving and point-in-time recovery for PostgreSQL.
 #[derive(Debug, Parser)]
-#[command(name = "walkeep", version, about, max_term_width = 100, after_help = "\
+#[command(
+    name = "walkeep",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   walkeep init                          prepare repository and slot, print the lines for postgresql.conf
   walkeep agent                         stream WAL, serve archive_command and restore_command
@@ -35,7 +41,8 @@ Examples:
   walkeep restore --at '2026-11-20 14:30:00+01' --to /var/lib/postgresql/15/restored
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused because it cannot or must not be done;
-4 verification found damage.")]
+4 verification found damage."
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -97,7 +104,13 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version come this way too, and are no failure.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            let fetching = std::env::args().skip(1).any(|argument| argument == "fetch");
+            return match error.exit_code() {
+                0 => ExitCode::SUCCESS,
+                // A misspelt restore_command must not look like the end of the archive.
+                _ if fetching => Exit::NotFetched.into(),
+                _ => Exit::Usage.into(),
+            };
         }
     };
     match run(cli) {

@@ -25,7 +25,8 @@ pub fn bytes(bytes: u64) -> String {
 
 /// A duration for people, to the second or better.
 pub fn duration(duration: Duration) -> String {
-    let rounded = if duration.as_secs() > 0 { Duration::from_secs(duration.as_secs()) } else { Duration::from_millis(duration.as_millis() as u64) };
+    let rounded =
+        if duration.as_secs() > 0 { Duration::from_secs(duration.as_secs()) } else { Duration::from_millis(duration.as_millis() as u64) };
     humantime::format_duration(rounded).to_string()
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio_util::sync::CancellationToken;
+use walkeep_core::catalog::Catalog;
 use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, S3Options, S3Store};
 use walkeep_store::{SharedStore, guarded::GuardedStore};
@@ -64,7 +65,7 @@ fn s3_options(config: &S3Config) -> Result<S3Options> {
             secret_key: secret_from(secret)?,
             session_token: config.session_token_file.as_deref().map(secret_from).transpose()?,
         },
-        (_, _, Some(profile)) => s3::Credentials::Profile(profile.clone()),
+        (_, _, Some(profile)) => s3::Credentials::Profile { name: profile.clone(), file: None },
         _ => s3::Credentials::Chain,
     };
     if let Some(timeout) = config.timeout {
@@ -87,6 +88,18 @@ pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToke
         anyhow!("the repository at {} does not know a cluster called {}: run `walkeep init` first", repository.url(), cluster.name)
     })?;
     Ok(ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level))
+}
+
+/// What the repository holds; what cannot be believed is told on standard error and left out.
+pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
+    let loaded = repository.load_catalog().await.context("read the catalog")?;
+    for damaged in &loaded.damaged {
+        eprintln!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
+    }
+    if loaded.foreign > 0 {
+        eprintln!("warning: {} objects in the archive are not Walkeep's; they are left alone", loaded.foreign);
+    }
+    Ok(loaded.catalog)
 }
 
 /// How to reach the server.
@@ -115,4 +128,14 @@ pub fn stop_on_signals() -> Result<CancellationToken> {
         }
     });
     Ok(token)
+}
+
+/// Whether an agent answers on the cluster's socket.
+pub async fn agent_answers(cluster: &ClusterConfig) -> bool {
+    let (socket, name) = (cluster.socket.clone(), cluster.name.to_string());
+    let asked = tokio::task::spawn_blocking(move || {
+        let request = walkeep_protocol::Request { cluster: Some(name), verb: walkeep_protocol::Verb::Ping };
+        walkeep_protocol::call(&socket, &request, std::time::Instant::now() + Duration::from_secs(3))
+    });
+    matches!(asked.await, Ok(Ok(walkeep_protocol::Response::Done)))
 }

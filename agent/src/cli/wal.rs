@@ -10,7 +10,7 @@ use walkeep_core::WalFileName;
 use super::failure::{Exit, Failure};
 use super::{Global, setup};
 use crate::archive::Archiver;
-use crate::fetch::{FetchMode, Fetcher, Outcome};
+use crate::fetch::{FetchConfig, FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::repository::wal::Stored;
 use crate::{recent::Recent, wal_path};
@@ -22,7 +22,11 @@ pub enum WalCommand {
     #[command(after_help = "Example (in postgresql.conf, where no agent runs):\n  archive_command = 'walkeep wal push %p'")]
     Push(PushArgs),
     /// Fetch one file by name: segments, .history, .backup, .partial
-    #[command(after_help = "Example:\n  walkeep wal fetch 000000010000000000000003 /tmp/000000010000000000000003")]
+    #[command(after_help = "\
+Example:
+  walkeep wal fetch 000000010000000000000003 /tmp/000000010000000000000003
+
+Exit codes as restore_command needs them: 0 done, 1 proven absent, 126 everything else.")]
     Fetch(FetchArgs),
 }
 
@@ -42,8 +46,19 @@ pub struct FetchArgs {
     destination: PathBuf,
 }
 
-/// Runs the command. `fetch` exits 3 if the file is proven absent.
+/// Runs the command.
 pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
+    let fetching = matches!(command, WalCommand::Fetch(_));
+    let result = push_or_fetch(global, command).await;
+    // Whatever goes wrong, the configuration included, must not look like the end of the archive.
+    result.map_err(|failure| match failure.exit {
+        Exit::Absent => failure,
+        _ if fetching => Failure { exit: Exit::NotFetched, ..failure },
+        _ => failure,
+    })
+}
+
+async fn push_or_fetch(global: &Global, command: WalCommand) -> Result<(), Failure> {
     let config = setup::config(global)?;
     crate::logging::start(&config.log)?;
     let stop = setup::stop_on_signals()?;
@@ -67,11 +82,11 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
                 return Err(Failure::refused(format!("{} exists already; nothing was overwritten", args.destination.display())));
             }
             let destination = std::path::absolute(&args.destination).context("make the path absolute")?;
-            let fetcher = Fetcher::without_prefetch(repository, stop);
-            match fetcher.fetch(name, &destination, FetchMode::Recovery).await {
+            let fetcher = Fetcher::new(repository, FetchConfig::one_file(), &stop);
+            match fetcher.fetch(name, &destination, FetchMode { standby: false }).await {
                 Outcome::Done => Ok(()),
-                Outcome::Absent { why } => Err(Failure { exit: Exit::Refused, error: anyhow!(why), hint: None }),
-                Outcome::Failed { why, hint } => Err(Failure { exit: Exit::Failed, error: why, hint }),
+                Outcome::Absent { why } => Err(Failure { exit: Exit::Absent, error: anyhow!(why), hint: None }),
+                Outcome::Failed { why, hint } => Err(Failure { exit: Exit::Failed, error: why, hint: Some(hint) }),
             }
         }
     }

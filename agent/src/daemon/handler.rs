@@ -11,7 +11,6 @@ use walkeep_protocol::Response;
 
 use super::Role;
 use crate::archive::{ArchiveError, Archiver};
-use crate::fetch::service::Activity;
 use crate::fetch::{FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::server::Handler;
@@ -36,14 +35,13 @@ pub struct Services {
 pub struct SocketHandler {
     services: Receiver<Option<Arc<Services>>>,
     role: Role,
-    activity: Arc<Activity>,
     metrics: Arc<Metrics>,
 }
 
 impl SocketHandler {
     /// Answers with what `services` holds once it does.
-    pub fn new(services: Receiver<Option<Arc<Services>>>, role: Role, activity: Arc<Activity>, metrics: Arc<Metrics>) -> Self {
-        Self { services, role, activity, metrics }
+    pub fn new(services: Receiver<Option<Arc<Services>>>, role: Role, metrics: Arc<Metrics>) -> Self {
+        Self { services, role, metrics }
     }
 
     async fn services(&self) -> Result<Arc<Services>, Response> {
@@ -94,11 +92,10 @@ impl SocketHandler {
             }
             Err(died) => return failed(died.to_string(), "See the agent's log."),
         }
-        let mode = if standby { FetchMode::Standby } else { FetchMode::Recovery };
-        match services.fetcher.fetch(name, &destination, mode).await {
+        match services.fetcher.fetch(name, &destination, FetchMode { standby }).await {
             Outcome::Done => Response::Done,
             Outcome::Absent { why } => Response::Absent { message: why },
-            Outcome::Failed { why, hint } => Response::Failed { message: format!("{why:#}"), hint },
+            Outcome::Failed { why, hint } => Response::Failed { message: format!("{why:#}"), hint: Some(hint) },
         }
     }
 }
@@ -112,7 +109,6 @@ impl Handler for SocketHandler {
     }
 
     async fn fetch(&self, name: String, destination: PathBuf, standby: bool) -> Response {
-        let _busy = self.activity.begin();
         let response = self.fetch_file(name, destination, standby).await;
         self.metrics.fetch_answer(match response {
             Response::Done => "done",

@@ -8,6 +8,7 @@ mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,8 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
 use crate::config::Config;
-use crate::fetch::service::Activity;
-use crate::fetch::{Fetcher, PrefetchConfig};
+use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
@@ -50,10 +50,16 @@ pub enum Role {
 }
 
 /// Runs until `stop`, or until the fetch service has nothing to do.
-pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionParams, open: OpenRepository, stop: CancellationToken) -> Result<()> {
+pub async fn run(
+    config: Config,
+    role: Role,
+    socket: &Path,
+    params: ConnectionParams,
+    open: OpenRepository,
+    stop: CancellationToken,
+) -> Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let progress = Arc::new(Progress::default());
-    let activity = Arc::new(Activity::new());
     let listener = Listener::bind(socket).context("open the agent's socket")?;
     let http = match (role, config.http) {
         (Role::Agent, Some(address)) => Some(http::bind(address).await?),
@@ -65,7 +71,7 @@ pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionPa
     // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
     let leave = CancellationToken::new();
     let (ready, services) = tokio::sync::watch::channel(None);
-    let handler = Arc::new(SocketHandler::new(services, role, activity.clone(), metrics.clone()));
+    let handler = Arc::new(SocketHandler::new(services, role, metrics.clone()));
     let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
     let cluster = config.cluster.name.to_string();
     let socket_stop = stop.clone();
@@ -79,7 +85,8 @@ pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionPa
             }
         });
     }
-    let parts = Parts { config, role, params, metrics, progress, activity, leave: leave.clone() };
+    let crashed = Arc::new(AtomicBool::new(false));
+    let parts = Parts { crashed: crashed.clone(), config, role, params, metrics, progress, leave: leave.clone() };
     tasks.spawn(bring_up(parts, open, ready, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
@@ -91,6 +98,7 @@ pub async fn run(config: Config, role: Role, socket: &Path, params: ConnectionPa
     }
     leave.cancel();
     tracing::info!("stopped");
+    anyhow::ensure!(!crashed.load(Ordering::Relaxed), "a task of the agent died; see the log above");
     Ok(())
 }
 
@@ -101,40 +109,46 @@ struct Parts {
     params: ConnectionParams,
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
-    activity: Arc<Activity>,
     leave: CancellationToken,
+    /// A task died.
+    crashed: Arc<AtomicBool>,
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
 async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<Services>>>, tasks: TaskTracker, stop: CancellationToken) {
-    let Parts { config, role, params, metrics, progress, activity, leave } = parts;
-    let opened = retry("opening the repository", Backoff::FOREVER, &stop, |_: &anyhow::Error| true, || async {
-        let opened = tokio::select! {
-            opened = open() => opened,
-            () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
-        };
-        opened.inspect_err(|error| {
-            metrics.error("open");
-            progress.set_problem(Some(format!("{error:#}")));
-        })
-    });
+    let Parts { config, role, params, metrics, progress, leave, crashed } = parts;
+    let opened = retry(
+        "opening the repository",
+        Backoff::FOREVER,
+        &stop,
+        |_: &anyhow::Error| true,
+        || async {
+            let opened = tokio::select! {
+                opened = open() => opened,
+                () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
+            };
+            opened.inspect_err(|error| {
+                metrics.error("open");
+                progress.set_problem(Some(format!("{error:#}")));
+            })
+        },
+    );
     let Ok(repository) = opened.await else { return };
     let repository = Arc::new(repository);
     let identity = repository.identity();
     tracing::info!(repository = repository.repository().url(), system_identifier = %identity.system_identifier, "repository opened");
     let recent = Arc::new(Recent::default());
-    let prefetch = PrefetchConfig::for_segments(identity.segment_size);
-    let services = Services {
+    let services = Arc::new(Services {
         archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), leave.clone()),
-        fetcher: Fetcher::new(repository.clone(), prefetch, leave),
+        fetcher: Fetcher::new(repository.clone(), FetchConfig::default(), &leave),
         system: identity.system_identifier,
-    };
-    ready.send_replace(Some(Arc::new(services)));
+    });
+    ready.send_replace(Some(services.clone()));
     notify(&[sd_notify::NotifyState::Ready]);
     match role {
         Role::FetchService { idle } => {
             tasks.spawn(async move {
-                if activity.wait_idle(idle, &stop).await {
+                if services.fetcher.activity().wait_idle(idle, &stop).await {
                     tracing::info!(idle_s = idle.as_secs(), "nothing to fetch any more; leaving");
                     stop.cancel();
                 }
@@ -147,13 +161,22 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
                 return;
             }
             match Streamer::new(config.cluster, params, repository, recent, metrics, progress.clone()) {
-                Ok(streamer) => drop(tasks.spawn(streamer.run(stop))),
+                Ok(streamer) => drop(tasks.spawn(supervise("stream", streamer.run(stop.clone()), crashed, stop))),
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "the stream cannot start; archive_command is served all the same");
                     progress.set_problem(Some(format!("{error:#}")));
                 }
             }
         }
+    }
+}
+
+/// A task that dies of a defect takes the agent with it, loudly: a service manager starts it anew, and silence would be worse.
+async fn supervise(name: &'static str, task: impl Future<Output = ()> + Send + 'static, crashed: Arc<AtomicBool>, stop: CancellationToken) {
+    if let Err(error) = tokio::spawn(task).await {
+        tracing::error!(task = name, %error, "a task of the agent died: leaving, so that a service manager starts the agent anew");
+        crashed.store(true, Ordering::Relaxed);
+        stop.cancel();
     }
 }
 

@@ -20,7 +20,13 @@ const DEADLINE: Duration = Duration::from_secs(8);
 const GAPS_EVERY: u32 = 30;
 
 /// Looks until `stop`. What fails is logged once until it works again.
-pub async fn run(cluster: ClusterConfig, params: ConnectionParams, repository: Arc<ClusterRepository>, metrics: Arc<Metrics>, stop: CancellationToken) {
+pub async fn run(
+    cluster: ClusterConfig,
+    params: ConnectionParams,
+    repository: Arc<ClusterRepository>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
     let mut complained = false;
     for look in 0u32.. {
         let looked = tokio::time::timeout(DEADLINE, look_at_slot(&cluster, &params, &metrics)).await;
@@ -58,7 +64,11 @@ async fn look_at_slot(cluster: &ClusterConfig, params: &ConnectionParams, metric
         None => SlotState { wal_status: "missing".into(), ..SlotState::default() },
     };
     if matches!(slot.wal_status.as_str(), "unreserved" | "lost") {
-        tracing::error!(slot = cluster.slot, wal_status = slot.wal_status, "the server is about to drop, or has dropped, WAL that is not stored");
+        tracing::error!(
+            slot = cluster.slot,
+            wal_status = slot.wal_status,
+            "the server is about to drop, or has dropped, WAL that is not stored"
+        );
     }
     metrics.slot(&slot);
     Ok(())

@@ -32,12 +32,10 @@ async fn open(dialed: Dialed, params: &ConnectionParams, settings: &[(&str, &str
     frontend::startup_message(fixed.into_iter().chain(settings.iter().copied()), wire.outgoing())?;
     wire.flush().await?;
     authenticate(&mut wire, params, &host).await?;
-    loop {
-        match wire.next().await? {
-            Message::Ready => break,
-            Message::Error(error) => return Err(Error::Server(error)),
-            other => return Err(unexpected("starting the session", &other)),
-        }
+    match wire.next().await? {
+        Message::Ready => {}
+        Message::Error(error) => return Err(Error::Server(error)),
+        other => return Err(unexpected("starting the session", &other)),
     }
     check_kind(&mut wire, wanted, &host).await?;
     Ok(wire)
@@ -101,7 +99,7 @@ async fn authenticate(wire: &mut Wire, params: &ConnectionParams, host: &Host) -
                 wire.flush().await?;
             }
             10 => bound = scram(wire, params, body, &password()?, host).await?,
-            7 | 8 | 9 => return Err(Error::Auth(format!("{host} asks for GSSAPI, which is not supported"))),
+            7..=9 => return Err(Error::Auth(format!("{host} asks for GSSAPI, which is not supported"))),
             other => return Err(Error::Auth(format!("{host} asks for authentication method {other}, which is not supported"))),
         }
     }

@@ -142,7 +142,7 @@ pub enum BackupError {
     #[error("the server found damaged pages: {error}{}", remarks(.notices))]
     ChecksumFailures {
         /// The server's summary.
-        error: ServerError,
+        error: Box<ServerError>,
         /// Its warnings, which name files and blocks.
         notices: Vec<ServerError>,
     },
@@ -151,7 +151,7 @@ pub enum BackupError {
     Archive(#[from] TarError),
     /// The server or the connection failed.
     #[error(transparent)]
-    Replication(#[from] ReplicationError),
+    Replication(Box<ReplicationError>),
 }
 
 fn remarks(notices: &[ServerError]) -> String {
@@ -160,7 +160,13 @@ fn remarks(notices: &[ServerError]) -> String {
 
 impl From<Error> for BackupError {
     fn from(error: Error) -> Self {
-        Self::Replication(error.into())
+        Self::from(ReplicationError::from(error))
+    }
+}
+
+impl From<ReplicationError> for BackupError {
+    fn from(error: ReplicationError) -> Self {
+        Self::Replication(Box::new(error))
     }
 }
 
@@ -264,7 +270,7 @@ impl BaseBackupStream {
                 let error = self.connection.wire().recover(error).await;
                 let notices = self.connection.wire().take_notices();
                 match error {
-                    Error::Server(error) if error.code == "XX001" => Err(BackupError::ChecksumFailures { error, notices }),
+                    Error::Server(error) if error.code == "XX001" => Err(BackupError::ChecksumFailures { error: Box::new(error), notices }),
                     other => Err(other.into()),
                 }
             }

@@ -167,7 +167,7 @@ impl<'a> Dialer<'a> {
         let attempt = self.current.take();
         let may_pass = error.is_unavailable_now() || matches!(error, Error::WrongKind { .. });
         let final_refusal = match &error {
-            Error::Server(_) => !may_pass && !attempt.as_ref().is_some_and(|attempt| attempt.fallback.is_some()),
+            Error::Server(_) => !may_pass && attempt.as_ref().is_none_or(|attempt| attempt.fallback.is_none()),
             _ => !error.is_connection_closed() && !may_pass,
         };
         if final_refusal && self.errors.is_empty() {

@@ -39,7 +39,7 @@ pub enum ReplicationError {
         /// The process that has it, if the server said so.
         pid: Option<u32>,
         /// The server's words.
-        error: ServerError,
+        error: Box<ServerError>,
     },
     /// The server has invalidated the slot; it keeps no WAL for us any more.
     #[error("the replication slot is lost: {0}")]
@@ -58,14 +58,14 @@ pub enum ReplicationError {
     BadSlotName(String),
     /// The connection, not the command, failed.
     #[error(transparent)]
-    Connection(Error),
+    Connection(Box<Error>),
 }
 
 impl From<Error> for ReplicationError {
     fn from(error: Error) -> Self {
         match error {
             Error::Server(error) => Self::Server(error),
-            other => Self::Connection(other),
+            other => Self::Connection(Box::new(other)),
         }
     }
 }
@@ -75,7 +75,8 @@ impl ReplicationError {
     pub fn server(&self) -> Option<&ServerError> {
         match self {
             Self::WalRemoved(error) | Self::SlotMissing(error) | Self::SlotLost(error) => Some(error),
-            Self::SlotInUse { error, .. } | Self::AheadOfFlush(error) | Self::NotInHistory(error) | Self::Server(error) => Some(error),
+            Self::SlotInUse { error, .. } => Some(error),
+            Self::AheadOfFlush(error) | Self::NotInHistory(error) | Self::Server(error) => Some(error),
             Self::BadSlotName(_) => None,
             Self::Connection(error) => error.server(),
         }
@@ -95,7 +96,7 @@ impl ReplicationError {
         match error.code.as_str() {
             "58P01" if streaming => Self::WalRemoved(error),
             "42704" => Self::SlotMissing(error),
-            "55006" => Self::SlotInUse { pid: trailing_number(&error.message), error },
+            "55006" => Self::SlotInUse { pid: trailing_number(&error.message), error: Box::new(error) },
             "55000" if !error.message.contains("logical") => Self::SlotLost(error),
             "XX000" if error.message.contains("is ahead of the WAL flush position") => Self::AheadOfFlush(error),
             "XX000" if error.message.contains("is not in this server's history") => Self::NotInHistory(error),
@@ -106,7 +107,7 @@ impl ReplicationError {
     fn of_slot(error: Error) -> Self {
         match error {
             Error::Server(error) => Self::classify(error, false),
-            other => Self::Connection(other),
+            other => Self::Connection(Box::new(other)),
         }
     }
 }
@@ -333,7 +334,9 @@ impl ReplicationConnection {
             return Err(Error::Protocol("no WAL is being streamed".into()).into());
         }
         loop {
-            self.wire.flush().await?;
+            if let Err(error) = self.wire.flush().await {
+                return Err(self.last_words(error).await);
+            }
             match (self.wire.next().await?, self.state) {
                 (Message::CopyData(body), State::Streaming) => return Ok(stream_message(body)?),
                 (Message::CopyDone, State::Streaming) => {
@@ -372,7 +375,10 @@ impl ReplicationConnection {
         body.put_i64(PgTimestamp::from_utc(Utc::now()).micros());
         body.put_u8(u8::from(reply_now));
         frontend::CopyData::new(body).map_err(Error::Io)?.write(self.wire.outgoing());
-        Ok(within(REPLY_TIMEOUT, "reporting the WAL position", self.wire.flush()).await?)
+        match within(REPLY_TIMEOUT, "reporting the WAL position", self.wire.flush()).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.last_words(error).await),
+        }
     }
 
     /// Ends the stream from this side; afterwards the connection takes commands again. WAL still under way is thrown away.
@@ -424,12 +430,25 @@ impl ReplicationConnection {
         result
     }
 
+    /// What the server said before it hung up, if that arrived: it tells more than the broken pipe that a write met.
+    async fn last_words(&mut self, error: Error) -> ReplicationError {
+        self.state = State::Busy;
+        let read = within(Duration::from_secs(1), "reading the rest", async {
+            loop {
+                if let Message::Error(error) = self.wire.next().await? {
+                    return Ok(error);
+                }
+            }
+        });
+        read.await.map_or_else(|_| error.into(), |error| ReplicationError::classify(error, true))
+    }
+
     async fn failed(&mut self, error: ServerError, streaming: bool) -> ReplicationError {
         self.state = State::Busy;
         let fatal = error.is_fatal();
         let error = match self.wire.recover(error).await {
             Error::Server(error) => error,
-            other => return ReplicationError::Connection(other),
+            other => return ReplicationError::Connection(Box::new(other)),
         };
         if !fatal {
             self.state = State::Idle;

@@ -244,9 +244,9 @@ async fn directory_and_socket_are_the_users_alone() {
     let listener = Listener::bind(&run.join("s")).unwrap();
     assert_eq!((mode(&run), mode(&run.join("s")), mode(&run.join("s.lock"))), (0o700, 0o600, 0o600));
     drop(listener);
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o750)).unwrap();
+    fs::set_permissions(&run, fs::Permissions::from_mode(0o770)).unwrap();
     let error = Listener::bind(&run.join("s")).unwrap_err().to_string();
-    assert!(error.contains("has mode 750") && error.contains("with mode 700"), "{error}");
+    assert!(error.contains("has mode 770") && error.contains("mode 700 is best"), "{error}");
     assert!(matches!(Listener::bind(Path::new("s")), Err(BindError::NotAbsolute(_))));
     assert!(matches!(Listener::bind(&directory.path().join("a/b/s")), Err(BindError::Io { .. })), "only one directory is made");
 }

@@ -14,12 +14,15 @@ impl Streamer {
         if timeline == TimelineId::FIRST {
             return Ok(TimelineHistory::root(timeline));
         }
-        let history = self.store_history(connection, timeline).await.with_context(|| format!("fetch the history of timeline {timeline}"))?;
+        let history =
+            self.store_history(connection, timeline).await.with_context(|| format!("fetch the history of timeline {timeline}"))?;
         for ancestor in history.ancestors().iter().map(|ancestor| ancestor.timeline).filter(|ancestor| *ancestor != TimelineId::FIRST) {
             match self.store_history(connection, ancestor).await {
                 Ok(_) => {}
                 // An old ancestor's file may be gone; the descendant's file holds the same lines.
-                Err(error) if is_missing_file(&error) => tracing::debug!(timeline = ancestor.get(), "the server no longer has this history"),
+                Err(error) if is_missing_file(&error) => {
+                    tracing::debug!(timeline = ancestor.get(), "the server no longer has this history")
+                }
                 Err(error) => return Err(error).with_context(|| format!("fetch the history of timeline {ancestor}")),
             }
         }

@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::SegmentName;
+use walkeep_core::catalog::GapCause;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
-use walkeep_core::{Lsn, SegmentName};
 
 use crate::config::ClusterConfig;
 use crate::metrics::Metrics;
-use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
 use crate::postgres::ConnectionParams;
+use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
 use crate::repository::{self, ClusterRepository};
@@ -183,7 +184,8 @@ impl Streamer {
         let identity = self.repository.identity();
         let Some(number) = segment.number(identity.segment_size) else { return Ok(()) };
         let bytes = self.spool.read_unfinished(segment)?;
-        let end = valid_end(number.start(identity.segment_size), identity.segment_size, &bytes).bytes_since(number.start(identity.segment_size));
+        let end =
+            valid_end(number.start(identity.segment_size), identity.segment_size, &bytes).bytes_since(number.start(identity.segment_size));
         let stored_whole = self.repository.describe_wal(walkeep_core::WalFileName::Segment(segment)).await?.is_some();
         let stored = walkeep_core::parts::reach(&self.repository.list_parts(segment).await?);
         if !stored_whole && end > u64::from(stored) {
@@ -214,7 +216,7 @@ impl Streamer {
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
     async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
         match error.downcast_ref::<ReplicationError>() {
-            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history, "the server had removed the WAL").await {
+            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history, GapCause::SlotLost).await {
                 Ok(()) => error,
                 Err(failed) => failed.context(format!("record a gap after: {error:#}")),
             },
@@ -234,7 +236,9 @@ fn hint(error: &anyhow::Error) -> &'static str {
             "The archive has more than the server: was it restored from an older copy without a new timeline? Do not archive from both."
         }
         Some(ReplicationError::WalRemoved(_)) => "WAL is missing in the archive from here on: take a new base backup (`walkeep backup`).",
-        Some(ReplicationError::NotInHistory(_)) => "The server's timeline does not continue the archived one; `walkeep timelines` shows both.",
+        Some(ReplicationError::NotInHistory(_)) => {
+            "The server's timeline does not continue the archived one; `walkeep timelines` shows both."
+        }
         _ => "See the message; `walkeep check` tests each step.",
     }
 }

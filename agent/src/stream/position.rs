@@ -50,7 +50,10 @@ impl Streamer {
                 Some(restart) => return Ok(Some(restart)),
                 // It never reserved WAL, or was invalidated: it protects nothing, so another one takes its place.
                 None => {
-                    tracing::error!(slot, "the replication slot holds no WAL (invalidated, or created without RESERVE_WAL): making it anew");
+                    tracing::error!(
+                        slot,
+                        "the replication slot holds no WAL (invalidated, or created without RESERVE_WAL): making it anew"
+                    );
                     connection.drop_slot(slot).await.with_context(|| format!("drop the lost slot {slot}"))?;
                 }
             }
@@ -77,9 +80,9 @@ impl Streamer {
     async fn behind_known_gaps(&self, mut position: Position, history: &TimelineHistory) -> Result<Position> {
         let size = self.repository.identity().segment_size;
         let gaps = self.repository.gaps().await?;
-        while let Some(gap) = gaps.iter().find(|gap| {
-            gap.timeline == position.timeline && size.align_down(gap.from) <= position.lsn && position.lsn < gap.to
-        }) {
+        while let Some(gap) =
+            gaps.iter().find(|gap| gap.timeline == position.timeline && size.align_down(gap.from) <= position.lsn && position.lsn < gap.to)
+        {
             let timeline = history.timeline_at(gap.to);
             position = Position { timeline, lsn: size.align_down(gap.to) };
             if position.lsn < gap.to && position.timeline == gap.timeline {
@@ -114,7 +117,7 @@ impl Streamer {
     }
 
     /// Records what is missing between `begin` and what the server still has.
-    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory, cause: &str) -> Result<()> {
+    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory, cause: GapCause) -> Result<()> {
         let size = self.repository.identity().segment_size;
         let (mut connection, identity) = self.connect().await?;
         let mut slot = self.slot_position(&mut connection, true).await?;
@@ -132,9 +135,9 @@ impl Streamer {
         }
         for (timeline, from, to) in resume::unstored(history, begin.lsn, resumes, &stored) {
             let gap = GapName { timeline, from, to };
-            self.repository.put_gap(gap, GapCause::Other(cause.to_owned())).await.with_context(|| format!("record the gap from {from} to {to}"))?;
+            self.repository.put_gap(gap, cause.clone()).await.with_context(|| format!("record the gap from {from} to {to}"))?;
             tracing::error!(
-                timeline = timeline.get(), %from, %to, cause,
+                timeline = timeline.get(), %from, %to, cause = ?cause,
                 "GAP in the archive: nothing in it can be restored, and no backup from before it beyond it; take a new base backup"
             );
         }

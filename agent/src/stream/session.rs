@@ -28,6 +28,8 @@ const ANSWER_DELAY: Duration = Duration::from_millis(100);
 /// A server that keeps asking for a reply while nothing new comes is shutting down and waits for us. If the repository cannot be reached
 /// for this long, we let go: the slot keeps the WAL, and a shutdown does not hang on us.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+/// A server answers within this time, or the connection is dead: a host that vanished says nothing.
+const SERVER_SILENT: Duration = Duration::from_secs(45);
 /// Time to store the tail when the agent stops; SIGTERM has to be over within 5 s.
 const DRAIN: Duration = Duration::from_secs(4);
 /// The most one part holds.
@@ -86,6 +88,8 @@ struct Receiving<'a> {
     /// An answer is owed at this moment.
     answer_at: Option<Instant>,
     spool_full: bool,
+    /// When the server was last heard.
+    heard: Instant,
 }
 
 /// The segment being received.
@@ -112,6 +116,7 @@ impl<'a> Session<'a> {
             asked_since: None,
             answer_at: None,
             spool_full: false,
+            heard: Instant::now(),
         };
         receiving.send_status().await?;
         receiving.receive(stop).await
@@ -140,6 +145,7 @@ impl Receiving<'_> {
     }
 
     async fn handle(&mut self, event: Event) -> Result<Option<Ended>> {
+        self.heard = Instant::now();
         match event {
             Event::Wal { start, server_end, data, .. } => {
                 self.session.progress.heard(server_end.max(start.saturating_add(data.len() as u64)));
@@ -158,7 +164,12 @@ impl Receiving<'_> {
                 }
             }
             Event::EndOfTimeline { next, switch } => {
-                ensure!(self.at == switch, "timeline {} ends at {switch}, but WAL up to {} was received", self.session.begin.timeline, self.at);
+                ensure!(
+                    self.at == switch,
+                    "timeline {} ends at {switch}, but WAL up to {} was received",
+                    self.session.begin.timeline,
+                    self.at
+                );
                 self.hand_over_tail()?;
                 return Ok(Some(Ended::Timeline { next, switch }));
             }
@@ -222,8 +233,9 @@ impl Receiving<'_> {
             }
         };
         let from = segment.writer.written() as usize;
-        let overlap = segment.stored.len().saturating_sub(from).min(bytes.len());
-        if bytes[..overlap] != segment.stored[from..from + overlap] {
+        let stored = segment.stored.get(from..).unwrap_or_default();
+        let overlap = stored.len().min(bytes.len());
+        if bytes[..overlap] != stored[..overlap] {
             return Err(repository::Error::Conflict {
                 name: format!("{} from byte {from}", segment.writer.segment()),
                 stored: "the parts stored before".into(),
@@ -252,7 +264,7 @@ impl Receiving<'_> {
         let identity = self.session.identity;
         let name = segment.writer.segment();
         let first_page = segment.writer.read(0, FIRST_PAGE)?;
-        page::check_first_page(name, identity.segment_size, identity.system_identifier, &first_page)
+        page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
             .with_context(|| format!("refuse {name} as streamed"))?;
         let name = segment.writer.seal()?;
         self.spooled = self.at;
@@ -291,6 +303,8 @@ impl Receiving<'_> {
         self.sync()?;
         if self.spool_full {
             self.check_spool()?;
+        } else if self.heard.elapsed() > SERVER_SILENT {
+            bail!("the server has not been heard of for {} s: taking the connection for dead", SERVER_SILENT.as_secs());
         }
         self.send_status().await
     }
@@ -336,7 +350,7 @@ impl Receiving<'_> {
         if segment.handed_over == 0 && segment.writer.written() >= FIRST_PAGE {
             let first_page = segment.writer.read(0, FIRST_PAGE)?;
             let identity = self.session.identity;
-            page::check_first_page(name, identity.segment_size, identity.system_identifier, &first_page)
+            page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
                 .with_context(|| format!("refuse {name} as streamed"))?;
         }
         while segment.handed_over < segment.writer.written() {
@@ -364,7 +378,9 @@ impl Receiving<'_> {
         self.answer_at = None;
         let flushed = self.flushed();
         // Nothing is applied here: with remote_apply a commit would never return, as with pg_receivewal.
-        let sent = self.session.connection.send_status(self.at.max(flushed), flushed, Lsn::ZERO, false).await;
+        // A server that is silent is asked for a sign of life.
+        let ask = self.heard.elapsed() > SERVER_SILENT / 3;
+        let sent = self.session.connection.send_status(self.at.max(flushed), flushed, Lsn::ZERO, ask).await;
         sent.context("tell the server how far we are")
     }
 

@@ -99,20 +99,33 @@ impl Uploads {
 async fn store_segment(to: &Destination, segment: SegmentName, cancel: &CancellationToken) -> Result<(), Error> {
     let spool = to.spool.clone();
     let read = tokio::task::spawn_blocking(move || spool.read(segment)).await;
-    let content = Bytes::from(read.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?);
+    let content =
+        Bytes::from(read.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?);
+    let hashed = content.clone();
+    let hash = tokio::task::spawn_blocking(move || codec::sha256(&hashed)).await.map_err(|died| Error::Internal(died.to_string()))?;
+    let _turn = to.recent.turn(segment).await;
+    if to.recent.hash_of(segment) == Some(hash) {
+        tracing::debug!(%segment, "archive_command brought it first");
+        remove_from_spool(to, segment);
+        return Ok(());
+    }
     let began = Instant::now();
     let put = || to.repository.put_wal(WalFileName::Segment(segment), content.clone());
     let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;
     to.metrics.stored(Source::Stream, stored);
-    to.recent.note(segment, codec::sha256(&content));
+    to.recent.note(segment, hash);
     match stored {
         Stored::New { bytes } => tracing::info!(%segment, bytes, ms = began.elapsed().as_millis() as u64, "stored"),
         Stored::Already => tracing::info!(%segment, "was stored already, with the same content"),
     }
+    remove_from_spool(to, segment);
+    Ok(())
+}
+
+fn remove_from_spool(to: &Destination, segment: SegmentName) {
     if let Err(error) = to.spool.remove(segment) {
         tracing::warn!(%segment, error = %format_args!("{error:#}"), "it is stored, but stays in the spool");
     }
-    Ok(())
 }
 
 async fn retried<F, Fut>(to: &Destination, what: &str, cancel: &CancellationToken, put: F) -> Result<Stored, Error>

@@ -89,7 +89,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Where the store is, for messages: no secrets.
     fn url(&self) -> String;
 
-    /// Creates the object, durably, if no object has this key.
+    /// Creates the object, durably, if no object has this key. No key may be a folder of another (`a` and `a/b`): files cannot be so.
     ///
     /// Fails with [`ErrorKind::AlreadyExists`] if an object with other bytes is there; that object is untouched.
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put>;

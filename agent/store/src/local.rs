@@ -2,11 +2,12 @@
 //!
 //! The directory is opened once and everything happens relative to that handle. So a root that is unmounted or renamed while the agent
 //! runs is never quietly replaced by whatever lies at its path then; whether the right directory was opened is for the caller to prove
-//! with the repository's marker. How files become durable is in [`files`], how they are listed in [`walk`].
+//! with the repository's marker. How files become durable is in `files`, how they are listed in `walk`.
 //!
 //! One key must not be a folder of another (`a` and `a/b`): a file system cannot hold both.
 
 mod files;
+mod temporary;
 mod walk;
 
 use std::io;
@@ -109,7 +110,7 @@ async fn blocking<T: Send + 'static>(
 /// What a caller can do about a failed system call.
 ///
 /// A full disk empties without us, so it is transient. So is EIO: on NFS and FUSE it is a time-out as often as a bad block, and calling
-/// it corrupt would report damage that nobody has proven. ENOENT gets here only where it is about the root, see [`files`].
+/// it corrupt would report damage that nobody has proven. ENOENT gets here only where it is about the root, see `files`.
 fn kind_of(error: &io::Error) -> ErrorKind {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::ACCESS | Errno::PERM) => ErrorKind::Denied,

@@ -15,10 +15,11 @@ mod tls;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
@@ -141,7 +142,7 @@ impl S3Store {
             };
             // The SDK's own tries end where the body begins.
             match collect(output, range, self.options.timeouts.idle).await {
-                Err(_) if attempt < self.options.attempts => tokio::time::sleep(pause).await,
+                Err(failure) if failure.is_about_this_answer() && attempt < self.options.attempts => tokio::time::sleep(pause).await,
                 outcome => return outcome,
             }
             pause = (pause * 2).min(Duration::from_secs(2));
@@ -258,13 +259,14 @@ async fn region(options: &S3Options, http: &SharedHttpClient) -> Option<Region> 
     }
     let loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http.clone()).no_credentials();
     let loader = match &options.credentials {
-        Credentials::Profile(name) => loader.profile_name(name),
+        Credentials::Profile { name, .. } => loader.profile_name(name),
         _ => loader,
     };
     loader.load().await.region().cloned()
 }
 
 fn client(options: &S3Options, http: SharedHttpClient, region: Region, credentials: Refreshing) -> aws_sdk_s3::Client {
+    static OPENED: AtomicU64 = AtomicU64::new(0);
     let timeouts = &options.timeouts;
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(timeouts.connect)
@@ -283,6 +285,8 @@ fn client(options: &S3Options, http: SharedHttpClient, region: Region, credentia
         .identity_cache(IdentityCache::no_cache())
         .force_path_style(options.path_style.unwrap_or(options.endpoint.is_some()))
         .retry_config(retries)
+        // The SDK's budget of retries is per region and process; the trouble of one store must not take another's.
+        .retry_partition(RetryPartition::new(format!("walkeep store {}", OPENED.fetch_add(1, Ordering::Relaxed))))
         .retry_classifier(RetryMore)
         .timeout_config(timeouts)
         .request_checksum_calculation(checksums)

@@ -12,12 +12,10 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
@@ -26,20 +24,14 @@ use rustix::io::Errno;
 use super::{parent, relative};
 use crate::Put;
 
-/// Not a key's component, so no object can ever be in it.
-pub(super) const TEMP: &str = ".tmp~";
-const TEMP_PREFIX: &str = "put-";
-/// A temporary file so old has no writer any more: every put has a deadline far below.
-const TEMP_AGE: Duration = Duration::from_secs(24 * 3600);
-const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o700);
 
 /// The root, opened.
 #[derive(Debug)]
 pub(super) struct Files {
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     /// Folders whose path from the root is known to be durable.
-    durable: Mutex<HashSet<String>>,
+    pub(super) durable: Mutex<HashSet<String>>,
     /// Objects whose bytes are durable but whose name is not: the fsync of their folder failed.
     doubtful: Mutex<HashSet<String>>,
 }
@@ -155,7 +147,7 @@ impl Files {
     }
 
     /// The object's file, opened; `None` if there is no regular file of that name.
-    fn open_object(&self, path: &str) -> io::Result<Option<File>> {
+    pub(super) fn open_object(&self, path: &str) -> io::Result<Option<File>> {
         // NONBLOCK: opening a pipe that somebody put there must not wait for its writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&self.root, path, flags, Mode::empty()) {
@@ -164,37 +156,6 @@ impl Files {
             Err(error) => return Err(error.into()),
         };
         Ok(file.metadata()?.is_file().then_some(file))
-    }
-
-    /// A new file with these bytes, fsynced; its path. Removed again if anything fails.
-    fn write_temporary(&self, body: &[u8]) -> io::Result<String> {
-        let (path, mut file) = self.new_temporary()?;
-        // fchmod: a hostile umask takes from the mode given to open.
-        let written = rustix::fs::fchmod(&file, FILE_MODE).map_err(io::Error::from);
-        match written.and_then(|()| file.write_all(body)).and_then(|()| file.sync_all()) {
-            Ok(()) => Ok(path),
-            Err(error) => {
-                self.remove_quietly(&path);
-                Err(error)
-            }
-        }
-    }
-
-    fn new_temporary(&self) -> io::Result<(String, File)> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for _ in 0..3 {
-            self.make_folder(TEMP)?;
-            // Random and not the process id alone: several hosts may share the folder.
-            let path = format!("{TEMP}/{TEMP_PREFIX}{:016x}", RandomState::new().hash_one(std::process::id()));
-            match rustix::fs::openat(&self.root, path.as_str(), flags, FILE_MODE) {
-                Ok(file) => return Ok((path, File::from(file))),
-                Err(Errno::EXIST) => {}
-                // Somebody tidied up: what was known of folders no longer holds.
-                Err(Errno::NOENT) => locked(&self.durable).clear(),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(io::Error::other("the folder for temporary files vanishes again and again"))
     }
 
     /// Gives the temporary file its name if that is free; false if it is not.
@@ -225,7 +186,7 @@ impl Files {
     }
 
     /// Makes the folder and those above it, each durable in its parent.
-    fn make_folder(&self, folder: &str) -> io::Result<()> {
+    pub(super) fn make_folder(&self, folder: &str) -> io::Result<()> {
         if folder.is_empty() || locked(&self.durable).contains(folder) {
             return Ok(());
         }
@@ -236,7 +197,11 @@ impl Files {
             Err(error) => return Err(error.into()),
         }
         // Also if it was there already: whoever made it may not have come to this.
-        self.sync_folder(parent(folder))?;
+        if let Err(error) = self.sync_folder(parent(folder)) {
+            // Made anew by the next try, which a second fsync alone would not do. Not if it holds something; then it has served before.
+            let _ = rustix::fs::unlinkat(&self.root, folder, AtFlags::REMOVEDIR);
+            return Err(error);
+        }
         locked(&self.durable).insert(folder.to_owned());
         Ok(())
     }
@@ -269,27 +234,6 @@ impl Files {
         match self.prove_root() {
             Err(root) if error.kind() == io::ErrorKind::NotFound => root,
             _ => error,
-        }
-    }
-
-    fn remove_quietly(&self, temporary: &str) {
-        // A leftover costs space until a later start; the put's own outcome matters more.
-        if let Err(error) = rustix::fs::unlinkat(&self.root, temporary, AtFlags::empty()) {
-            tracing::debug!(temporary, %error, "could not remove a temporary file");
-        }
-    }
-
-    /// Removes what crashed puts left: only our own pattern, only regular files, only old ones.
-    fn remove_old_temporaries(&self) {
-        let Ok(Some(folder)) = self.entries(TEMP) else { return };
-        for name in folder.flatten().filter_map(|entry| entry.file_name().to_str().map(str::to_owned).ok()) {
-            let path = format!("{TEMP}/{name}");
-            let ours = name.strip_prefix(TEMP_PREFIX).is_some_and(|rest| rest.len() == 16 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
-            let Some(file) = self.open_object(&path).ok().flatten().filter(|_| ours) else { continue };
-            let age = file.metadata().and_then(|meta| meta.modified()).map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
-            if age.is_ok_and(|age| age > TEMP_AGE) {
-                self.remove_quietly(&path);
-            }
         }
     }
 }
@@ -337,7 +281,7 @@ fn same_bytes(file: &mut File, body: &[u8]) -> io::Result<bool> {
     Ok(true)
 }
 
-fn locked(set: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+pub(super) fn locked(set: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
     // A set of names is whole after any panic.
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

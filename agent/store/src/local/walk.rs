@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 
-use super::files::{Files, TEMP};
+use super::files::Files;
+use super::temporary::TEMP;
 use crate::listing::PageBuilder;
 use crate::{Key, ListRequest, Listed, Page};
 

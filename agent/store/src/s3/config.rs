@@ -74,8 +74,13 @@ pub enum Credentials {
     /// AWS's chain: environment, shared profile, web identity, container and instance roles.
     #[default]
     Chain,
-    /// A named profile of the shared files; they are read again when they expire or are refused.
-    Profile(String),
+    /// A profile of the shared files, which are read again from time to time and when its keys are refused.
+    Profile {
+        /// Its name.
+        name: String,
+        /// The file of credentials; by default AWS's files where AWS's environment variables say.
+        file: Option<PathBuf>,
+    },
     /// These.
     Static {
         /// The access key's id.

@@ -12,6 +12,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials as Keys;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials, future};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::config::{BehaviorVersion, Region, SharedHttpClient};
 use tokio::sync::Mutex;
 
@@ -89,8 +90,13 @@ impl Refreshing {
                 let token = session_token.as_ref().map(|token| token.reveal());
                 Ok(Keys::new(access_key, secret_key.reveal(), token, None, "walkeep"))
             }
-            Credentials::Profile(name) => {
-                ProfileFileCredentialsProvider::builder().configure(&config).profile_name(name).build().provide_credentials().await
+            Credentials::Profile { name, file } => {
+                let provider = ProfileFileCredentialsProvider::builder().configure(&config).profile_name(name);
+                let provider = match file {
+                    Some(file) => provider.profile_files(EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build()),
+                    None => provider,
+                };
+                provider.build().provide_credentials().await
             }
             Credentials::Chain => DefaultCredentialsChain::builder().configure(config).build().await.provide_credentials().await,
         }

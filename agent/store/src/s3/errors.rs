@@ -58,6 +58,11 @@ impl Failure {
         self.status == Some(416)
     }
 
+    /// The same request may be answered well.
+    pub(super) fn is_about_this_answer(&self) -> bool {
+        matches!(self.kind, ErrorKind::Transient | ErrorKind::Corrupt)
+    }
+
     /// Other keys may be accepted where these were not.
     pub(super) fn is_about_keys(&self) -> bool {
         self.code.as_deref().is_some_and(|code| KEYS.contains(&code))
@@ -137,15 +142,8 @@ fn kind_of_failed_dispatch(error: &(dyn StdError + 'static)) -> ErrorKind {
 
 /// The first cause of this type. An `io::Error` skips the error it wraps when asked for its source, so it is looked into.
 fn find<'e, T: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<T>());
-        if let Some(found) = error.downcast_ref::<T>().or(wrapped) {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
+    let wrapped = || error.downcast_ref::<io::Error>()?.get_ref().and_then(|inner| find::<T>(inner));
+    error.downcast_ref::<T>().or_else(wrapped).or_else(|| error.source().and_then(find::<T>))
 }
 
 /// The error and its causes as one sentence, without repetitions.

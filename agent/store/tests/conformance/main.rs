@@ -5,6 +5,7 @@
 // Helpers outside test functions unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
+mod decorators;
 mod local;
 mod s3;
 mod s3_faults;

@@ -30,6 +30,26 @@ impl Weed {
         }
     }
 
+    /// Puts an object under a name that no store would give.
+    pub async fn put_foreign(&self, name: &str) {
+        self.client().put_object().bucket(BUCKET).key(name).body(b"foreign".to_vec().into()).send().await.unwrap();
+    }
+
+    /// The SDK itself, for what stores do not do.
+    fn client(&self) -> aws_sdk_s3::Client {
+        use aws_sdk_s3::config::retry::RetryConfig;
+        use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .region(Region::new("us-east-1"))
+            .endpoint_url(format!("http://127.0.0.1:{}", self.http))
+            .force_path_style(true)
+            .retry_config(RetryConfig::disabled())
+            .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test"));
+        aws_sdk_s3::Client::from_conf(config.build())
+    }
+
     pub async fn store(&self, prefix: &str) -> S3Store {
         S3Store::open(self.options(prefix)).await.unwrap()
     }
@@ -112,7 +132,8 @@ pub fn reader() -> Credentials {
 /// Five ports that are free, and so are those 10000 above, which the server takes for gRPC.
 fn free_ports() -> [u16; 5] {
     let mut held = Vec::new();
-    for base in (20000..42000).step_by(20).map(|base| base + (std::process::id() % 1000) as u16 * 20 % 11000) {
+    // Below the kernel's own choice of ports; another test process begins elsewhere.
+    for base in (0..500).map(|i| 12000 + (std::process::id() % 500 + i) as u16 % 500 * 20) {
         held.clear();
         for port in base..base + 5 {
             let both = [port, port + 10000].map(|port| TcpListener::bind(("127.0.0.1", port)));
@@ -139,20 +160,8 @@ fn wait_until_it_serves(server: &Weed, folder: &Path) {
 
 /// On a thread with a runtime of its own: the caller is inside one.
 fn create_bucket(server: &Weed) -> bool {
-    use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, retry::RetryConfig};
-    let endpoint = format!("http://127.0.0.1:{}", server.http);
-    let create = async move {
-        let http = aws_smithy_http_client::Builder::new().build_http();
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::v2026_01_12())
-            .http_client(http)
-            .region(Region::new("us-east-1"))
-            .endpoint_url(endpoint)
-            .force_path_style(true)
-            .retry_config(RetryConfig::disabled())
-            .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test"));
-        aws_sdk_s3::Client::from_conf(config.build()).create_bucket().bucket(BUCKET).send().await.is_ok()
-    };
+    let client = server.client();
+    let create = async move { client.create_bucket().bucket(BUCKET).send().await.is_ok() };
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     std::thread::spawn(move || runtime().block_on(create)).join().unwrap()
 }

@@ -1,0 +1,154 @@
+//! `walkeep backup`: a base backup, with progress.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use chrono::{DateTime, Utc};
+use clap::Args;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::{BackupRecord, Keep};
+
+use super::failure::Failure;
+use super::{Global, output, progress, setup};
+use crate::backup::{self, Options};
+use crate::config::ClusterConfig;
+use crate::metrics::Metrics;
+use crate::postgres::ConnectionParams;
+use crate::progress::Progress;
+use crate::recent::Recent;
+use crate::repository::ClusterRepository;
+use crate::stream::Streamer;
+
+/// Arguments of `walkeep backup`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep backup
+  walkeep backup --label before-upgrade --keep forever
+  walkeep backup --max-rate 50000 --spread-checkpoint     be gentle with the server
+
+The backup exists once all WAL it needs is in the repository. Where no agent answers, this command streams that WAL itself.")]
+pub struct BackupArgs {
+    /// Store every file anew (this version always does)
+    #[arg(long)]
+    full: bool,
+    /// Words to know it by
+    #[arg(long, default_value = "walkeep")]
+    label: String,
+    /// Keep it beyond the retention policy: for ever, or for a time such as 30d
+    #[arg(long, value_name = "30d|forever")]
+    keep: Option<String>,
+    /// The most the server may send, in kB a second (32 to 1048576)
+    #[arg(long, value_name = "KB")]
+    max_rate: Option<u32>,
+    /// Let the starting checkpoint take its time instead of hurrying it
+    #[arg(long)]
+    spread_checkpoint: bool,
+    /// How long to wait for the backup's WAL once its files are stored
+    #[arg(long, default_value = "10min", value_parser = humantime::parse_duration)]
+    wal_timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
+    let keep = args.keep.as_deref().map(|text| parse_keep(text, Utc::now())).transpose().map_err(Failure::usage)?;
+    let config = setup::config(global)?;
+    crate::logging::start(&crate::config::LogConfig { level: quiet(&config.log.level), ..config.log.clone() })?;
+    let stop = setup::stop_on_signals()?;
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);
+    let params = setup::connection(&config.cluster).map_err(Failure::usage)?;
+    let mut options = Options::new(args.label);
+    options.keep = keep;
+    options.max_rate_kb = args.max_rate;
+    options.fast_checkpoint = !args.spread_checkpoint;
+    options.wal_timeout = args.wal_timeout;
+    let own_stream = OwnStream::start_if_needed(&config.cluster, &params, &repository).await?;
+    let bar = progress::Bar::new("backing up");
+    let taken = backup::take(repository, &params, options, &|state| bar.show(state), &stop).await;
+    bar.finish();
+    own_stream.stop().await;
+    let record = taken.context("take the base backup")?;
+    if args.json {
+        output::json(&record)?;
+    } else {
+        print(&record);
+    }
+    Ok(())
+}
+
+fn print(record: &BackupRecord) {
+    let took = (record.ended_at - record.started_at).to_std().unwrap_or_default();
+    println!("backup {}", record.id);
+    println!("  {} files, {}, stored as {}", record.files, output::bytes(record.bytes), output::bytes(record.bytes_stored));
+    println!("  timeline {}, {} to {}, {}", record.timeline, record.start_lsn, record.stop_lsn, output::duration(took));
+    println!("  all WAL it needs is in the repository: it can be restored from {} on", output::time(record.ended_at));
+}
+
+/// What the terminal should not be flooded with.
+fn quiet(level: &str) -> String {
+    if level == "info" { "warn".into() } else { level.into() }
+}
+
+fn parse_keep(text: &str, now: DateTime<Utc>) -> Result<Keep> {
+    if text == "forever" {
+        return Ok(Keep::Forever);
+    }
+    let time = humantime::parse_duration(text).with_context(|| format!("--keep {text:?} is neither forever nor a time such as 30d"))?;
+    let until = chrono::Duration::from_std(time).ok().and_then(|time| now.checked_add_signed(time));
+    Ok(Keep::Until(until.ok_or_else(|| anyhow!("--keep {text} is too long"))?))
+}
+
+/// The stream that brings the backup's WAL where no agent does.
+struct OwnStream {
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl OwnStream {
+    async fn start_if_needed(cluster: &ClusterConfig, params: &ConnectionParams, repository: &Arc<ClusterRepository>) -> Result<Self> {
+        let stop = CancellationToken::new();
+        if !cluster.stream || setup::agent_answers(cluster).await {
+            return Ok(Self { stop, task: None });
+        }
+        eprintln!("no agent answers on {}: streaming the backup's WAL from here", cluster.socket.display());
+        let metrics = Arc::new(Metrics::new()?);
+        let streamer = Streamer::new(
+            cluster.clone(),
+            params.clone(),
+            repository.clone(),
+            Arc::new(Recent::default()),
+            metrics,
+            Arc::new(Progress::default()),
+        )?;
+        let task = tokio::spawn(streamer.run(stop.clone()));
+        Ok(Self { stop, task: Some(task) })
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        if let Some(task) = self.task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the stream of the backup's WAL died");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keep_is_forever_or_a_time() {
+        let now = DateTime::from_timestamp(0, 0).unwrap();
+        assert_eq!(parse_keep("forever", now).unwrap(), Keep::Forever);
+        assert_eq!(parse_keep("30d", now).unwrap(), Keep::Until(now + chrono::Duration::days(30)));
+        assert!(parse_keep("30", now).is_err());
+        assert!(parse_keep("99999999999y", now).is_err());
+    }
+}

@@ -1,0 +1,186 @@
+//! `walkeep status`, `backups`, `timelines`: what is in the repository, for people and as JSON.
+
+use clap::Args;
+use serde::Serialize;
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::catalog::{Catalog, GapRecord, TimelineReport};
+
+use super::failure::Failure;
+use super::{Global, output, setup};
+
+/// Arguments of `walkeep status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  walkeep status\n  walkeep status --json | jq '.timelines[].windows'")]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `walkeep backups`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  walkeep backups --json | jq -r '.[-1].id'")]
+pub struct BackupsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `walkeep timelines`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  walkeep timelines")]
+pub struct TimelinesArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `walkeep status --json` prints.
+#[derive(Debug, Serialize)]
+struct Status {
+    cluster: String,
+    repository: String,
+    system_identifier: walkeep_core::SystemIdentifier,
+    major_version: walkeep_core::MajorVersion,
+    segment_bytes: u64,
+    backups: usize,
+    newest_backup: Option<BackupRecord>,
+    timelines: Vec<TimelineReport>,
+    gaps: Vec<GapRecord>,
+    agent: &'static str,
+}
+
+async fn load(global: &Global) -> Result<(crate::config::Config, crate::repository::ClusterRepository, Catalog), Failure> {
+    let config = setup::config(global)?;
+    let stop = setup::stop_on_signals()?;
+    let repository = setup::cluster_repository(&config.cluster, &stop).await?;
+    let catalog = setup::catalog(&repository).await?;
+    Ok((config, repository, catalog))
+}
+
+/// Runs `walkeep status`.
+pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
+    let (config, repository, catalog) = load(global).await?;
+    let identity = repository.identity();
+    let answers = setup::agent_answers(&config.cluster).await;
+    let status = Status {
+        cluster: catalog.cluster().to_string(),
+        repository: repository.repository().url(),
+        system_identifier: identity.system_identifier,
+        major_version: identity.major_version,
+        segment_bytes: identity.segment_size.bytes(),
+        backups: catalog.backups().len(),
+        newest_backup: catalog.backups().last().cloned(),
+        timelines: catalog.report(),
+        gaps: catalog.gaps().to_vec(),
+        agent: if answers { "answers" } else { "does not answer" },
+    };
+    if args.json {
+        return Ok(output::json(&status)?);
+    }
+    println!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
+    println!("repository  {}", status.repository);
+    println!("agent       {} on {}", status.agent, config.cluster.socket.display());
+    match &status.newest_backup {
+        Some(backup) => {
+            let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
+            println!("backups     {}, the newest {} ended {} ago", status.backups, backup.id, output::duration(age));
+        }
+        None => println!("backups     none: nothing can be restored yet; take one with `walkeep backup`"),
+    }
+    for report in &status.timelines {
+        print_timeline(report);
+    }
+    print_gaps(&status.gaps);
+    Ok(())
+}
+
+fn print_timeline(report: &TimelineReport) {
+    let origin = match &report.parent {
+        Some((parent, at)) => format!("left timeline {parent} at {at}"),
+        None if report.has_history => "the first".into(),
+        None => "its history is missing: nothing can be restored along it".into(),
+    };
+    println!("\ntimeline {} ({origin})", report.timeline);
+    match report.frontier {
+        Some(end) => println!("  WAL stored up to {end}"),
+        None => println!("  no WAL stored"),
+    }
+    for hole in &report.holes {
+        println!("  HOLE: WAL from {} to {} is missing", hole.from, hole.to);
+    }
+    for window in &report.windows {
+        let earliest = &window.earliest;
+        println!(
+            "  recoverable from {} ({}) to {}, {} backups",
+            output::time(earliest.time),
+            earliest.lsn,
+            window.latest,
+            window.backups.len()
+        );
+    }
+    if report.windows.is_empty() {
+        println!("  nothing recoverable: no backup with all its WAL");
+    }
+    for backup in &report.unusable {
+        println!("  backup {backup} is of no use: WAL of its own range is missing");
+    }
+}
+
+fn print_gaps(gaps: &[GapRecord]) {
+    for gap in gaps {
+        let name = gap.name;
+        let state = if gap.closed_at.is_some() { "closed" } else { "GAP" };
+        println!(
+            "\n{state}: timeline {} from {} to {} ({:?}), noticed {}",
+            name.timeline,
+            name.from,
+            name.to,
+            gap.cause,
+            output::time(gap.recorded_at)
+        );
+    }
+}
+
+/// Runs `walkeep backups`.
+pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> {
+    let (_, _, catalog) = load(global).await?;
+    if args.json {
+        return Ok(output::json(&catalog.backups())?);
+    }
+    if catalog.backups().is_empty() {
+        println!("no backups; take one with `walkeep backup`");
+        return Ok(());
+    }
+    let mut table = output::table(&["ID", "label", "ended", "timeline", "start", "stop", "size", "stored"]);
+    for backup in catalog.backups() {
+        table.add_row([
+            backup.id.to_string(),
+            backup.label.clone(),
+            output::time(backup.ended_at),
+            backup.timeline.to_string(),
+            backup.start_lsn.to_string(),
+            backup.stop_lsn.to_string(),
+            output::bytes(backup.bytes),
+            output::bytes(backup.bytes_stored),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+/// Runs `walkeep timelines`.
+pub async fn timelines(global: &Global, args: TimelinesArgs) -> Result<(), Failure> {
+    let (_, _, catalog) = load(global).await?;
+    let report = catalog.report();
+    if args.json {
+        return Ok(output::json(&report)?);
+    }
+    if report.is_empty() {
+        println!("no WAL stored yet");
+    }
+    for timeline in &report {
+        print_timeline(timeline);
+    }
+    Ok(())
+}

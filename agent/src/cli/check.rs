@@ -1,0 +1,246 @@
+//! `walkeep check`: each link of the chain, one after the other, and what to do about the one that is broken.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+use serde::Serialize;
+use walkeep_core::{Lsn, TimelineId, WalFileName, page};
+
+use super::failure::{Exit, Failure};
+use super::{Global, output, setup};
+use crate::config::{ClusterConfig, Config};
+use crate::postgres::replication::{Options, ReplicationConnection};
+use crate::postgres::{ConnectionParams, sql};
+use crate::repository::ClusterRepository;
+
+/// Arguments of `walkeep check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  walkeep check\n  walkeep check --timeout 5min --json")]
+pub struct CheckArgs {
+    /// How long to wait for WAL written now to be in the repository
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One link.
+#[derive(Debug, Serialize)]
+struct Finding {
+    step: &'static str,
+    ok: bool,
+    /// It works, but not as it should.
+    warning: bool,
+    text: String,
+}
+
+/// Collects findings and shows them as they come.
+struct Findings {
+    all: Vec<Finding>,
+    json: bool,
+}
+
+impl Findings {
+    fn add(&mut self, step: &'static str, result: Result<String>) -> bool {
+        let (ok, text) = match result {
+            Ok(text) => (true, text),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        self.push(Finding { step, ok, warning: false, text });
+        ok
+    }
+
+    fn warn(&mut self, step: &'static str, text: String) {
+        self.push(Finding { step, ok: true, warning: true, text });
+    }
+
+    fn push(&mut self, finding: Finding) {
+        if !self.json {
+            let mark = match (finding.ok, finding.warning) {
+                (false, _) => "FAIL",
+                (true, true) => "warn",
+                (true, false) => "ok",
+            };
+            println!("{mark:<5} {:<12} {}", finding.step, finding.text);
+        }
+        self.all.push(finding);
+    }
+}
+
+/// Runs the command: exit 0 if every link holds, else 1.
+pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    let mut findings = Findings { all: Vec::new(), json: args.json };
+    check(&config, &args, &mut findings).await;
+    if args.json {
+        output::json(&findings.all)?;
+    }
+    let failed: Vec<&str> = findings.all.iter().filter(|finding| !finding.ok).map(|finding| finding.step).collect();
+    if failed.is_empty() {
+        if !args.json {
+            println!("\nWAL written now is in the repository, and what was read back is what the server wrote.");
+        }
+        return Ok(());
+    }
+    Err(Failure { exit: Exit::Failed, error: anyhow!("{} did not pass: {}", config.cluster.name, failed.join(", ")), hint: None })
+}
+
+async fn check(config: &Config, args: &CheckArgs, findings: &mut Findings) {
+    let cluster = &config.cluster;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let repository = setup::cluster_repository(cluster, &stop).await;
+    let reached = repository.as_ref().map(|repository| format!("{} knows {}", repository.repository().url(), cluster.name));
+    findings.add("repository", reached.map_err(|error| anyhow!("{error:#}")));
+    if let Ok(repository) = &repository {
+        findings.add("permissions", probe(repository).await);
+    }
+    let answers = setup::agent_answers(cluster).await;
+    let silent = || anyhow!("nobody answers on {}: start `walkeep agent`, as the server's user", cluster.socket.display());
+    findings.add("agent", answers.then(|| format!("answers on {}", cluster.socket.display())).ok_or_else(silent));
+    let params = match setup::connection(cluster) {
+        Ok(params) => params,
+        Err(error) => {
+            findings.add("server", Err(error));
+            return;
+        }
+    };
+    let server = match Server::connect(&params).await {
+        Ok(server) => server,
+        Err(error) => {
+            findings.add("server", Err(error));
+            return;
+        }
+    };
+    findings.add("server", Ok(format!("PostgreSQL {}, timeline {}", server.settings.server_version_num / 10_000, server.timeline)));
+    settings(&server, cluster, findings).await;
+    if let Ok(repository) = repository {
+        findings.add("identity", identity(&server, &repository));
+        if answers {
+            findings.add("end to end", end_to_end(&server, &repository, args.timeout).await);
+        }
+    }
+}
+
+async fn probe(repository: &ClusterRepository) -> Result<String> {
+    let key = format!("{}/probe-{}-{}", repository.cluster(), std::process::id(), chrono::Utc::now().timestamp_micros());
+    repository.repository().store().probe(&key.parse()?).await?;
+    Ok("objects can be created once, read and listed; other content under the same name is refused".into())
+}
+
+/// What was learned from the server.
+struct Server {
+    client: tokio_postgres::Client,
+    settings: sql::Settings,
+    system: walkeep_core::SystemIdentifier,
+    timeline: TimelineId,
+}
+
+impl Server {
+    async fn connect(params: &ConnectionParams) -> Result<Self> {
+        let connected = ReplicationConnection::connect(params, &Options::default()).await;
+        let mut replication =
+            connected.context("connect for replication (a role with REPLICATION, a line for `replication` in pg_hba.conf)")?;
+        let identity = replication.identify_system().await?;
+        let client = sql::connect_sql(params).await.context("connect for SQL")?;
+        let settings = sql::settings(&client).await.context("read the settings")?;
+        let (system, timeline) = (identity.system, identity.timeline);
+        Ok(Self { client, settings, system, timeline })
+    }
+}
+
+async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findings) {
+    let settings = &server.settings;
+    let level = match settings.wal_level.as_str() {
+        "minimal" => Err(anyhow!("wal_level is minimal: set it to replica and restart the server")),
+        level => Ok(format!("wal_level = {level}")),
+    };
+    findings.add("wal_level", level);
+    let command = settings.archive_command.as_deref().unwrap_or_default();
+    match (settings.archive_mode.as_str(), command) {
+        ("off", _) => findings
+            .warn("archiving", "archive_mode is off: only the stream brings WAL; set it on, so that nothing is lost with the slot".into()),
+        (_, "") => {
+            findings.warn("archiving", "archive_command is empty: finished WAL piles up in pg_wal; see `walkeep init` for the line".into())
+        }
+        (mode, command) if command.contains("walkeep") => drop(findings.add("archiving", Ok(format!("archive_mode = {mode}, {command}")))),
+        (_, command) => findings.warn("archiving", format!("archive_command is not Walkeep's: {command}")),
+    }
+    let slot = sql::slot_state(&server.client, &cluster.slot).await.map_err(anyhow::Error::from).and_then(|slot| {
+        let slot = slot.ok_or_else(|| anyhow!("the slot {} does not exist: run `walkeep init`, or start the agent", cluster.slot))?;
+        let status = slot.wal_status.unwrap_or_else(|| "not yet reserving".into());
+        ensure!(status != "lost", "the slot {} is lost: the server dropped WAL that was not stored; take a new base backup", cluster.slot);
+        ensure!(
+            slot.active || !cluster.stream,
+            "nobody streams from the slot {} (wal_status {status}): is the agent running?",
+            cluster.slot
+        );
+        Ok(format!("{}: {status}, {}", cluster.slot, if slot.active { "in use" } else { "not in use" }))
+    });
+    findings.add("slot", slot);
+    if settings.max_slot_wal_keep_mb.is_none() {
+        findings.warn(
+            "slot limit",
+            "max_slot_wal_keep_size is unlimited: while the repository cannot be reached WAL fills the server's disk; set a limit that fits it".into(),
+        );
+    }
+    if settings.synchronous_commit == "remote_apply" && !settings.synchronous_standby_names.is_empty() {
+        findings.warn(
+            "synchronous",
+            "synchronous_commit = remote_apply never returns if the agent is the synchronous standby: it applies nothing".into(),
+        );
+    }
+}
+
+fn identity(server: &Server, repository: &ClusterRepository) -> Result<String> {
+    let known = repository.identity();
+    ensure!(
+        server.system == known.system_identifier,
+        "the server has system identifier {}, the repository keeps {}: is this the right server? After initdb or pg_upgrade: `walkeep init --new-identity`",
+        server.system,
+        known.system_identifier
+    );
+    ensure!(
+        server.settings.segment_size == known.segment_size,
+        "the server has WAL segments of {} bytes, the repository expects {}",
+        server.settings.segment_size.bytes(),
+        known.segment_size.bytes()
+    );
+    Ok(format!("system identifier {} on both sides", known.system_identifier))
+}
+
+/// Has the server write WAL and end its segment, waits until that segment is stored, reads it back and looks at it.
+async fn end_to_end(server: &Server, repository: &ClusterRepository, timeout: Duration) -> Result<String> {
+    let size = repository.identity().segment_size;
+    // A message makes sure that there is something to switch away from; in a statement of its own, so that it is written before the switch.
+    let switched = match server.client.batch_execute("select pg_logical_emit_message(false, 'walkeep', 'check')").await {
+        Ok(()) => server.client.query_one("select pg_switch_wal()::text", &[]).await.and_then(|row| row.try_get::<_, String>(0)),
+        Err(error) => Err(error),
+    };
+    let switched: Lsn = match switched {
+        Ok(text) => text.parse()?,
+        Err(error) => bail!(
+            "the server did not end its WAL segment: {}; grant it: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO the role",
+            crate::chain(&error)
+        ),
+    };
+    // The switch record ends there, in the segment it ends.
+    let segment = size.segment_of(Lsn::new(switched.get().saturating_sub(1))).name(server.timeline, size);
+    let began = Instant::now();
+    loop {
+        if let Some(found) = repository.get_wal(WalFileName::Segment(segment)).await? {
+            page::check_segment(segment, size, repository.identity().system_identifier, None, &found.content)?;
+            return Ok(format!(
+                "{segment} was stored {} after the server ended it, and read back whole",
+                output::duration(began.elapsed())
+            ));
+        }
+        ensure!(
+            began.elapsed() < timeout,
+            "{segment} is not in the repository {} after the server ended it; see the agent's log and pg_stat_archiver",
+            output::duration(timeout)
+        );
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}

@@ -1,0 +1,163 @@
+//! Where the demo plays: a temporary folder, the programs, the agent.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::{Child, Command};
+
+use super::server::Server;
+use super::within;
+use crate::config::{Config, Selection};
+use crate::durable;
+
+/// The temporary folder and what is in it.
+pub struct Stage {
+    folder: PathBuf,
+    program: PathBuf,
+    pg_bin: PathBuf,
+    keep: bool,
+}
+
+impl Stage {
+    /// Finds the programs and makes the folder.
+    pub fn set(pg_bin: Option<PathBuf>, keep: bool) -> Result<Self> {
+        let program = std::env::current_exe().context("find this program")?;
+        for shim in ["walkeep-archive-cmd", "walkeep-restore-cmd"] {
+            ensure!(program.with_file_name(shim).is_file(), "{shim} is not beside {}", program.display());
+        }
+        let pg_bin = match pg_bin {
+            Some(folder) => folder,
+            None => newest_postgresql().context("no PostgreSQL in /usr/lib/postgresql: install one, or name its programs' folder with --pg-bin")?,
+        };
+        // Short, since a socket's path has at most 107 bytes.
+        let folder = std::env::temp_dir().join(format!("walkeep-demo-{}", std::process::id()));
+        ensure!(!folder.exists(), "{} exists already", folder.display());
+        durable::create_dir(&folder, durable::PRIVATE_DIR)?;
+        println!("PostgreSQL from {}, everything in {}", pg_bin.display(), folder.display());
+        Ok(Self { folder, program, pg_bin, keep })
+    }
+
+    /// PostgreSQL's programs.
+    pub fn pg_bin(&self) -> &Path {
+        &self.pg_bin
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The archive command.
+    pub fn archive_command(&self) -> String {
+        let shim = self.program.with_file_name("walkeep-archive-cmd");
+        format!("{} --socket {} %p", shim.display(), self.path("agent.sock").display())
+    }
+
+    /// Writes Walkeep's configuration for `server`.
+    pub fn write_config(&self, server: &Server) -> Result<()> {
+        let folder = self.folder.display();
+        let text = format!(
+            "[cluster.main]\nconnection = \"{}\"\ndata_directory = \"{}\"\nspool = \"{folder}/spool\"\nsocket = \"{folder}/agent.sock\"\n\n\
+             [[cluster.main.repository]]\nurl = \"file://{folder}/repository\"\n",
+            server.connection(),
+            server.data().display()
+        );
+        durable::write_file(&self.path("walkeep.toml"), text.as_bytes(), durable::PRIVATE_FILE)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("WALKEEP_CONFIG", self.path("walkeep.toml")).kill_on_drop(true);
+        command
+    }
+
+    /// Shows a command and runs it, its output indented.
+    pub async fn walkeep(&self, arguments: &[&str]) -> Result<()> {
+        let shown: Vec<String> =
+            arguments.iter().map(|argument| if argument.contains(' ') { format!("'{argument}'") } else { (*argument).into() }).collect();
+        println!("   $ walkeep {}", shown.join(" "));
+        let output = self.command(arguments).stderr(Stdio::inherit()).output().await.context("run walkeep")?;
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            println!("   | {line}");
+        }
+        ensure!(output.status.success(), "walkeep {} failed", shown.join(" "));
+        Ok(())
+    }
+
+    /// Starts the agent and waits until it answers.
+    pub async fn start_agent(&self) -> Result<Agent> {
+        println!("   $ walkeep agent &");
+        let log = File::create(self.path("agent.log"))?;
+        let child = self.command(&["agent"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("start the agent")?;
+        let cluster = self.config()?.cluster;
+        within("the agent", Duration::from_secs(30), async || Ok(crate::cli::setup::agent_answers(&cluster).await)).await?;
+        let log = self.path("agent.log");
+        within("the stream", Duration::from_secs(30), async || Ok(std::fs::read_to_string(&log)?.contains(" streaming "))).await?;
+        Ok(Agent { child })
+    }
+
+    fn config(&self) -> Result<Config> {
+        Config::load(&Selection { path: Some(self.path("walkeep.toml")), cluster: None })
+    }
+
+    /// Waits until the agent has stored what it received of the last segment before the server died.
+    pub async fn wait_for_tail(&self) -> Result<()> {
+        let log = self.path("agent.log");
+        within("storing the last WAL", Duration::from_secs(30), async || {
+            Ok(std::fs::read_to_string(&log)?.contains("storing what an earlier run received of it") && self.spool_is_empty()?)
+        })
+        .await
+    }
+
+    fn spool_is_empty(&self) -> Result<bool> {
+        Ok(std::fs::read_dir(self.path("spool"))?.next().is_none())
+    }
+
+    /// Shows the ends of the logs, when something went wrong.
+    pub fn show_logs(&self) {
+        for name in ["agent.log", "data.log", "restored.log"] {
+            if let Ok(text) = std::fs::read_to_string(self.path(name)) {
+                let lines: Vec<&str> = text.lines().collect();
+                eprintln!("--- the end of {name}");
+                lines.iter().skip(lines.len().saturating_sub(15)).for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if self.keep {
+            println!("everything is left in {}", self.folder.display());
+        } else if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            eprintln!("could not remove {}: {error}", self.folder.display());
+        }
+    }
+}
+
+/// The agent's process; killed when dropped.
+pub struct Agent {
+    child: Child,
+}
+
+impl Agent {
+    /// Stops it in good order.
+    pub async fn stop(&mut self) -> Result<()> {
+        if let Some(pid) = self.child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).context("stop the agent")?;
+        }
+        let status = self.child.wait().await?;
+        ensure!(status.success(), "the agent ended with {status}");
+        Ok(())
+    }
+}
+
+fn newest_postgresql() -> Option<PathBuf> {
+    let entries = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let version = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let versions = entries.flatten().filter_map(version).filter(|version| walkeep_core::MajorVersion::new(*version).is_supported());
+    versions.max().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")))
+}

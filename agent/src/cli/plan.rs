@@ -1,0 +1,97 @@
+//! `walkeep plan`: what a restore would do, without doing it.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use clap::Args;
+use walkeep_core::plan::{Refusal, RestorePlan};
+use walkeep_core::target::Transaction;
+
+use super::failure::{Exit, Failure};
+use super::target::TargetArgs;
+use super::{Global, output, setup};
+use crate::planning;
+use crate::repository::ClusterRepository;
+
+/// Arguments of `walkeep plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep plan                                        to the end of what is stored
+  walkeep plan --at '2026-11-20 14:30:00+01'          to a moment; a zone is needed
+  walkeep plan --xid 4711 --exclusive                 to just before a transaction
+  walkeep plan --lsn 16/B374D848 --timeline 2
+  walkeep plan --restore-point before_migration --json
+
+Exit code 3 if the target cannot be reached; the reason and the nearest reachable moment are printed.")]
+pub struct PlanArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    let stop = setup::stop_on_signals()?;
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let plan = make(&repository, &args.target).await?;
+    if args.json {
+        output::json(&plan)?;
+    } else {
+        print(&plan);
+    }
+    Ok(())
+}
+
+/// Makes the plan, showing how far the reading of WAL has come.
+pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> Result<RestorePlan, Failure> {
+    let catalog = setup::catalog(repository).await?;
+    let backups: Vec<_> = catalog.backups().iter().map(|backup| backup.id.clone()).collect();
+    let target = target.target(&backups).map_err(Failure::usage)?;
+    let shown = std::io::stderr().is_terminal();
+    let mut on_progress = |done: u64, total: u64| {
+        if shown {
+            eprint!("\rreading WAL to find the target: {done} of {total} segments{}", if done == total { "\n" } else { "" });
+        }
+    };
+    let planned = planning::plan(repository, &catalog, &target, &mut on_progress).await?;
+    planned.map_err(refused)
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    Failure { exit: Exit::Refused, error: anyhow::Error::new(refusal), hint: None }
+}
+
+/// Prints a plan for people.
+pub fn print(plan: &RestorePlan) {
+    let RestorePlan { backup, .. } = plan;
+    println!("target        {}", plan.target.kind);
+    let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
+    println!("backup        {} {:?}, ended {} ({} ago)", backup.id, backup.label, output::time(backup.ended_at), output::duration(age));
+    for leg in &plan.path {
+        println!("timeline      {}: {} to {}", leg.timeline, leg.from, leg.to);
+    }
+    println!("stops at      {}", plan.stop_lsn);
+    match (plan.searched, &plan.last_replayed) {
+        (true, Some(last)) => println!("last commit   {}", transaction(last)),
+        (true, None) => println!("last commit   none after the backup"),
+        (false, _) => {}
+    }
+    if let Some(first) = &plan.first_not_replayed {
+        println!("not replayed  {}", transaction(first));
+    }
+    println!("WAL           {} files, {} objects, {}", plan.wal.len(), plan.wal_objects, output::bytes(plan.wal_bytes));
+    println!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
+    for warning in &plan.warnings {
+        println!("warning       {warning}");
+    }
+    println!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
+}
+
+fn transaction(transaction: &Transaction) -> String {
+    let ended = if transaction.committed { "committed" } else { "aborted" };
+    format!("xid {}, {ended} {} at {}", transaction.xid, transaction.time, transaction.start)
+}

@@ -1,0 +1,157 @@
+//! `walkeep restore`: the plan, then a data directory that starts and recovers to the target.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, ValueEnum};
+use walkeep_core::target::TargetAction;
+
+use super::failure::Failure;
+use super::target::TargetArgs;
+use super::{Global, output, plan, progress, setup};
+use crate::config::Config;
+use crate::restore::{self, Options, Refusal, Summary};
+
+/// Arguments of `walkeep restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep restore --to /var/lib/postgresql/15/restored
+  walkeep restore --at '2026-11-20 14:30:00+01' --to /srv/restored --action pause
+  walkeep restore --to /srv/restored --tablespace /mnt/fast=/srv/restored-fast
+
+The directory must be absent or empty; nothing is ever overwritten. Archiving is switched off in the restored server
+unless --keep-archiving is given. Start the server on the directory: it fetches WAL by walkeep-restore-cmd and recovers.")]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// The data directory to make
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Another place for a tablespace; may be given several times
+    #[arg(long, value_name = "OLD=NEW")]
+    tablespace: Vec<String>,
+    /// What the server does once the target is reached
+    #[arg(long, value_enum, default_value_t = Action::Promote)]
+    action: Action,
+    /// Leave archive_mode as it was
+    #[arg(long)]
+    keep_archiving: bool,
+    /// Leave synchronous_standby_names as it was
+    #[arg(long)]
+    keep_synchronous_standbys: bool,
+    /// Files read at the same time
+    #[arg(long, default_value_t = 8)]
+    parallel: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Action {
+    /// Open for writes, on a new timeline
+    Promote,
+    /// Stay in recovery, readable; pg_wal_replay_resume() goes on
+    Pause,
+    /// Shut down
+    Shutdown,
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    let to = std::path::absolute(&args.to).context("make the path absolute")?;
+    let tablespaces = args.tablespace.iter().map(|text| mapping(text)).collect::<Result<Vec<_>>>().map_err(Failure::usage)?;
+    let stop = setup::stop_on_signals()?;
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let plan = plan::make(&repository, &args.target).await?;
+    if !args.json {
+        plan::print(&plan);
+    }
+    let mut options = Options::new(to, restore_command(&config)?);
+    options.tablespaces = tablespaces;
+    options.action = match args.action {
+        Action::Promote => TargetAction::Promote,
+        Action::Pause => TargetAction::Pause,
+        Action::Shutdown => TargetAction::Shutdown,
+    };
+    options.keep_archiving = args.keep_archiving;
+    options.keep_synchronous_standbys = args.keep_synchronous_standbys;
+    options.parallelism = args.parallel.clamp(1, 64);
+    let bar = progress::Bar::new("restoring");
+    let restored = restore::restore(repository, &plan, options, &|state| bar.show(state), &stop).await;
+    bar.finish();
+    let summary = restored.map_err(refusal_or_failure)?;
+    if args.json {
+        output::json(&summary)?;
+    } else {
+        print(&summary);
+    }
+    Ok(())
+}
+
+fn refusal_or_failure(error: anyhow::Error) -> Failure {
+    match error.downcast::<Refusal>() {
+        Ok(refusal) => Failure::refused(refusal.to_string()),
+        Err(error) => error.into(),
+    }
+}
+
+fn print(summary: &Summary) {
+    println!("\nrestored      {} files, {} in {:.1} s", summary.files, output::bytes(summary.bytes), summary.seconds);
+    println!("to            {}", summary.data_directory.display());
+    for (oid, place) in &summary.tablespaces {
+        println!("tablespace    {oid} at {}", place.display());
+    }
+    for warning in &summary.warnings {
+        println!("warning       {warning}");
+    }
+    println!("\nStart the server on it; it recovers by itself: pg_ctl -D {} start", summary.data_directory.display());
+}
+
+fn mapping(text: &str) -> Result<(PathBuf, PathBuf)> {
+    let (old, new) = text.split_once('=').ok_or_else(|| anyhow!("--tablespace {text:?}: write OLD=NEW"))?;
+    let path = |text: &str| -> Result<PathBuf> {
+        let path = Path::new(text);
+        if path.is_absolute() { Ok(path.to_owned()) } else { Err(anyhow!("--tablespace: {text:?} is not an absolute path")) }
+    };
+    Ok((path(old)?, path(new)?))
+}
+
+/// The command that the restored server fetches WAL with: the shim beside this program, else the one on the server's PATH.
+fn restore_command(config: &Config) -> Result<String> {
+    let beside = std::env::current_exe().context("find this program")?.with_file_name("walkeep-restore-cmd");
+    let shim = if beside.is_file() { word(&beside)? } else { "walkeep-restore-cmd".into() };
+    let place = match &config.path {
+        Some(path) => format!("--config {} --cluster {}", word(path)?, config.cluster.name),
+        None => format!("--socket {}", word(&config.cluster.socket)?),
+    };
+    Ok(format!("{shim} {place} %f %p"))
+}
+
+/// A path as one word for the shell, with PostgreSQL's `%` doubled.
+fn word(path: &Path) -> Result<String> {
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8, so it cannot stand in restore_command", path.display()))?;
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+    let quoted = if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) };
+    Ok(quoted.replace('%', "%%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_words_for_the_shell() {
+        assert_eq!(word(Path::new("/a/b.toml")).unwrap(), "/a/b.toml");
+        assert_eq!(word(Path::new("/a b/100%'s")).unwrap(), r"'/a b/100%%'\''s'");
+    }
+
+    #[test]
+    fn tablespaces_are_mapped_by_absolute_paths() {
+        assert_eq!(mapping("/a=/b").unwrap(), (PathBuf::from("/a"), PathBuf::from("/b")));
+        assert!(mapping("/a").is_err() && mapping("a=/b").is_err() && mapping("/a=b").is_err());
+    }
+}

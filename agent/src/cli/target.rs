@@ -1,0 +1,75 @@
+//! TARGET on the command line: what `plan` and `restore` share.
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+use walkeep_core::layout::BackupId;
+use walkeep_core::target::{RecoveryTarget, RestorePointName, TargetKind, parse_time};
+use walkeep_core::{Lsn, TimelineId};
+
+/// Where the recovery is to stop.
+#[derive(Debug, Clone, Args)]
+pub struct TargetArgs {
+    #[command(flatten)]
+    kind: KindArgs,
+    /// Along this timeline's history [default: the newest]
+    #[arg(long, value_name = "N")]
+    timeline: Option<TimelineId>,
+    /// Stop just before the target instead of just after
+    #[arg(long)]
+    exclusive: bool,
+    /// From this backup; a unique beginning of its ID will do [default: the newest that leads to the target]
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+struct KindArgs {
+    /// The end of what is stored (the default)
+    #[arg(long)]
+    latest: bool,
+    /// A moment of the server's clock, with its zone: '2026-11-20 14:30:00+01' or 2026-11-20T13:30:00Z
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// A position, as in 16/B374D848
+    #[arg(long, value_name = "LSN")]
+    lsn: Option<Lsn>,
+    /// A transaction's number, as pg_current_xact_id() told it (its lower 32 bits)
+    #[arg(long, value_name = "XID")]
+    xid: Option<u32>,
+    /// A name given by pg_create_restore_point
+    #[arg(long, value_name = "NAME")]
+    restore_point: Option<String>,
+    /// As soon as the backup is consistent
+    #[arg(long)]
+    immediate: bool,
+}
+
+impl TargetArgs {
+    /// The target; `backups` are the IDs that a beginning may stand for.
+    pub fn target(&self, backups: &[BackupId]) -> Result<RecoveryTarget> {
+        let KindArgs { latest: _, at, lsn, xid, restore_point, immediate } = &self.kind;
+        let kind = match (at, lsn, xid, restore_point, immediate) {
+            (Some(time), ..) => TargetKind::Time(parse_time(time)?),
+            (_, Some(lsn), ..) => TargetKind::Lsn(*lsn),
+            (_, _, Some(xid), ..) => TargetKind::Xid(*xid),
+            (_, _, _, Some(name), _) => TargetKind::RestorePoint(RestorePointName::parse(name)?),
+            (_, _, _, _, true) => TargetKind::Immediate,
+            _ => TargetKind::Latest,
+        };
+        let backup = self.backup.as_deref().map(|begin| choose(begin, backups)).transpose()?;
+        Ok(RecoveryTarget { kind, timeline: self.timeline, inclusive: !self.exclusive, backup })
+    }
+}
+
+fn choose(begin: &str, backups: &[BackupId]) -> Result<BackupId> {
+    let fitting: Vec<&BackupId> = backups.iter().filter(|id| id.as_str().starts_with(begin)).collect();
+    match fitting.as_slice() {
+        [only] => Ok((*only).clone()),
+        [] => Err(anyhow!("no backup's ID begins with {begin:?}; `walkeep backups` lists them")),
+        several => {
+            let listed = several.iter().map(|id| id.as_str()).collect::<Vec<_>>().join(", ");
+            Err(anyhow!("several backups' IDs begin with {begin:?}: {listed}"))
+        }
+    }
+}

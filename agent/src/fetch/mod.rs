@@ -1,0 +1,224 @@
+//! One file of the archive back to PostgreSQL.
+//!
+//! Three answers exist, and the second is the dangerous one: *done*, the whole file is at its destination; *absent*, which ends recovery
+//! and is said only when [`find`] proves it; *failed*, which is everything else.
+//!
+//! A file is proven before it is visible: it is written beside its destination, fsynced, and takes the name as the last step of the
+//! request itself. So a request that is given up (the shim was killed) leaves the destination alone, and so does a crash: under the name
+//! lies the old file or the whole new one. The fsync costs nothing in the end, because PostgreSQL fsyncs a restored file before it
+//! renames it; but pg_rewind and people read the destination as it is. The folder is not fsynced: at worst the name is lost, and
+//! PostgreSQL asks again.
+
+pub mod find;
+pub mod prefetch;
+pub mod service;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use walkeep_core::WalFileName;
+
+use crate::durable::{self, PRIVATE_FILE, Staged};
+use crate::repository::ClusterRepository;
+use crate::retry::{Backoff, retry};
+
+use find::{Finder, Found, Remedy, Trouble};
+use prefetch::Prefetch;
+pub use prefetch::PrefetchConfig;
+pub use service::Activity;
+
+/// How often something damaged is read again: a bit may have flipped on the way.
+const REREADS: u32 = 2;
+
+/// How to fetch.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchConfig {
+    /// No further try is begun this long after a request came. A read under way is not cut off: on a slow line it would never end.
+    pub deadline: Duration,
+    /// The same for a standby, which can stream from its primary while the repository is out of reach, but not while it waits here.
+    pub standby_deadline: Duration,
+    /// How much to read ahead.
+    pub prefetch: PrefetchConfig,
+}
+
+impl FetchConfig {
+    /// For one file, without a service: nothing is read ahead.
+    pub fn one_file() -> Self {
+        Self { prefetch: PrefetchConfig::NONE, ..Self::default() }
+    }
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(60), standby_deadline: Duration::from_secs(10), prefetch: PrefetchConfig::default() }
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FetchMode {
+    /// A standby, which asks again and again.
+    pub standby: bool,
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The file is at its destination, whole and proven.
+    Done,
+    /// The repository was reached and proves that it has no such file.
+    Absent {
+        /// What was looked at.
+        why: String,
+    },
+    /// Nobody knows, or it is known and cannot be given. Never to be taken for absent.
+    Failed {
+        /// What went wrong.
+        why: anyhow::Error,
+        /// What the operator can do.
+        hint: String,
+    },
+}
+
+/// Fetches files of one cluster.
+#[derive(Debug)]
+pub struct Fetcher {
+    finder: Arc<Finder>,
+    prefetch: Prefetch,
+    config: FetchConfig,
+    activity: Activity,
+    /// Folders in which leftovers of killed processes were looked for.
+    tidied: Arc<Mutex<HashSet<PathBuf>>>,
+    cancel: CancellationToken,
+    _stop: DropGuard,
+}
+
+impl Fetcher {
+    /// Fetches from `repository` until `cancel`.
+    pub fn new(repository: Arc<ClusterRepository>, config: FetchConfig, cancel: &CancellationToken) -> Self {
+        let finder = Arc::new(Finder::new(repository));
+        let cancel = cancel.child_token();
+        Self {
+            prefetch: Prefetch::new(Arc::clone(&finder), config.prefetch, cancel.clone()),
+            finder,
+            config,
+            activity: Activity::new(),
+            tidied: Arc::default(),
+            _stop: cancel.clone().drop_guard(),
+            cancel,
+        }
+    }
+
+    /// Puts the archived file `name` at `destination`, with mode 0600, in the place of a file that is there. Which paths may be written is
+    /// the caller's matter. May be dropped at any time: the destination is then as it was.
+    #[tracing::instrument(skip_all, fields(file = %name))]
+    pub async fn fetch(&self, name: WalFileName, destination: &Path, mode: FetchMode) -> Outcome {
+        let _busy = self.activity.begin();
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {
+                Outcome::Failed { why: anyhow!("fetching {name} was given up because Walkeep stops"), hint: "Ask again.".into() }
+            }
+            outcome = self.answer(name, destination, mode) => outcome,
+        }
+    }
+
+    /// When there was work last.
+    pub fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    /// Bytes that are read ahead or being read ahead.
+    pub fn prefetched_bytes(&self) -> u64 {
+        self.prefetch.bytes()
+    }
+
+    /// Gives up what is under way and waits until nothing is.
+    pub async fn close(&self) {
+        self.cancel.cancel();
+        self.prefetch.close().await;
+    }
+
+    async fn answer(&self, name: WalFileName, destination: &Path, mode: FetchMode) -> Outcome {
+        let deadline = if mode.standby { self.config.standby_deadline } else { self.config.deadline };
+        let found = match self.find(name, deadline).await {
+            Ok(found) => found,
+            Err(trouble) => {
+                let hint = trouble.hint().into();
+                return Outcome::Failed { why: anyhow::Error::new(trouble).context(format!("cannot fetch {name}")), hint };
+            }
+        };
+        let (content, finished) = match found {
+            Found::Whole(content) => (content, true),
+            Found::Tail { content, wal } => {
+                tracing::info!(wal, "giving the unfinished end of the WAL, filled up with zeros");
+                (content, false)
+            }
+            Found::Absent(why) => return Outcome::Absent { why },
+        };
+        if let Err(why) = self.place(content, destination).await {
+            let hint = format!("Check free space and permissions of the folder of {}.", destination.display());
+            return Outcome::Failed { why: why.context(format!("cannot put {name} in place")), hint };
+        }
+        if let WalFileName::Segment(segment) = name
+            && finished
+        {
+            self.prefetch.served(segment);
+        }
+        Outcome::Done
+    }
+
+    /// What was read ahead, or else what the repository has, tried again while that may help.
+    async fn find(&self, name: WalFileName, deadline: Duration) -> Result<Found, Trouble> {
+        let began = Instant::now();
+        if let WalFileName::Segment(segment) = name
+            && let Some(entry) = self.prefetch.claim(segment)
+            && let Some(content) = entry.content(deadline).await
+        {
+            return Ok(Found::Whole(content));
+        }
+        let rereads = AtomicU32::new(0);
+        let again = |trouble: &Trouble| match trouble.remedy() {
+            Remedy::Wait => true,
+            Remedy::Reread => rereads.fetch_add(1, Ordering::Relaxed) < REREADS,
+            Remedy::None => false,
+        };
+        let left = deadline.saturating_sub(began.elapsed());
+        retry("reading the file", Backoff::within(left), &self.cancel, again, || self.finder.find(name)).await
+    }
+
+    /// Writes the file and gives it its name.
+    async fn place(&self, content: Bytes, destination: &Path) -> anyhow::Result<()> {
+        let (tidied, path) = (Arc::clone(&self.tidied), destination.to_owned());
+        let write = move || {
+            tidy(&tidied, &path);
+            Staged::write(&path, &content, PRIVATE_FILE)
+        };
+        // If this is dropped while it waits, the file is written to its end on its thread, and removed.
+        let staged = tokio::task::spawn_blocking(write).await.context("write the file")??;
+        // From here on there is no await: a request that was given up must not change the destination afterwards.
+        staged.publish()
+    }
+}
+
+/// Removes what killed processes left in the folder of `path`, once.
+fn tidy(tidied: &Mutex<HashSet<PathBuf>>, path: &Path) {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let first = tidied.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+    if first && let Err(error) = durable::remove_abandoned(folder) {
+        tracing::debug!(folder = %folder.display(), %error, "could not look for leftovers");
+    }
+}
+
+#[cfg(test)]
+mod tests;

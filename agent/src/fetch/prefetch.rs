@@ -1,0 +1,192 @@
+//! Reads ahead for a server that replays one segment after the other.
+//!
+//! What is read ahead waits in memory, not in files: it goes from there into its place with one write, nothing can be left over from a
+//! killed process, nothing torn can be taken for whole, and a full disk does not matter. The price is bounded by a budget, and is
+//! paid only while somebody replays. Only finished segments are kept, proven, each under its name, which has the timeline in it; and a
+//! name has one content for ever. So what is kept cannot grow stale, nor hide a timeline switch.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use walkeep_core::{SegmentName, WalFileName};
+
+use super::find::Finder;
+
+/// How much to read ahead.
+#[derive(Debug, Clone, Copy)]
+pub struct PrefetchConfig {
+    /// Segments at most; 0: never read ahead.
+    pub depth: usize,
+    /// Bytes of segments at most, those being read included. The one that is being put in place and compressed bytes on their way come on top.
+    pub budget: u64,
+    /// Segments read at the same time.
+    pub parallel: usize,
+}
+
+impl PrefetchConfig {
+    /// For one file only.
+    pub const NONE: PrefetchConfig = PrefetchConfig { depth: 0, budget: 0, parallel: 1 };
+}
+
+impl Default for PrefetchConfig {
+    fn default() -> Self {
+        Self { depth: 8, budget: 256 << 20, parallel: 4 }
+    }
+}
+
+/// The read-ahead of one cluster.
+#[derive(Debug)]
+pub struct Prefetch {
+    finder: Arc<Finder>,
+    /// Segments that may be kept or under way.
+    pub(super) slots: usize,
+    /// One permit a slot: it travels with the content, so that what nobody looks at any more counts until it is freed.
+    room: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    state: Arc<Mutex<State>>,
+    pub(super) tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+/// Where the reader is, and what lies ready for it.
+#[derive(Debug, Default)]
+struct State {
+    last: Option<SegmentName>,
+    ahead: BTreeMap<SegmentName, Entry>,
+    /// The first segment that was not there when it was looked for; nothing at or after it is read ahead until the reader has it.
+    end: Option<SegmentName>,
+}
+
+/// A segment that is read ahead or ready. Dropped, its reading stops and its bytes are freed.
+#[derive(Debug)]
+pub struct Entry {
+    content: oneshot::Receiver<Ready>,
+    _stop: DropGuard,
+}
+
+#[derive(Debug)]
+struct Ready {
+    content: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Entry {
+    /// Waits for the segment; `None` if it could not be read ahead, or not within `time`: then the caller tries for itself.
+    pub async fn content(self, time: Duration) -> Option<Bytes> {
+        tokio::time::timeout(time, self.content).await.ok()?.ok().map(|ready| ready.content)
+    }
+}
+
+impl Prefetch {
+    /// Reads ahead through `finder` until `cancel`.
+    pub fn new(finder: Arc<Finder>, config: PrefetchConfig, cancel: CancellationToken) -> Self {
+        let fitting = config.budget / finder.identity().segment_size.bytes();
+        let slots = usize::try_from(fitting).unwrap_or(usize::MAX).min(config.depth).min(Semaphore::MAX_PERMITS);
+        Self {
+            finder,
+            slots,
+            room: Arc::new(Semaphore::new(slots)),
+            turns: Arc::new(Semaphore::new(config.parallel.clamp(1, Semaphore::MAX_PERMITS))),
+            state: Arc::default(),
+            tasks: TaskTracker::new(),
+            cancel,
+        }
+    }
+
+    /// The reader asks for `segment`: answers what was read ahead of it, and forgets what it passed over.
+    pub fn claim(&self, segment: SegmentName) -> Option<Entry> {
+        let mut state = lock(&self.state);
+        let entry = state.ahead.remove(&segment);
+        let goes_on = entry.is_some() || state.last.is_some_and(|last| last == segment || self.next(last) == Some(segment));
+        if goes_on {
+            state.ahead.retain(|name, _| *name > segment);
+        } else {
+            *state = State::default();
+        }
+        entry
+    }
+
+    /// The reader was given `segment`, finished. From the second of two in a row on, those that follow are read ahead.
+    pub fn served(&self, segment: SegmentName) {
+        let mut state = lock(&self.state);
+        let in_a_row = state.last.and_then(|last| self.next(last)) == Some(segment);
+        state.last = Some(segment);
+        if state.end.is_some_and(|end| end <= segment) {
+            state.end = None;
+        }
+        if !in_a_row {
+            return;
+        }
+        let mut name = segment;
+        for _ in 0..self.slots {
+            let Some(next) = self.next(name).filter(|next| state.end.is_none_or(|end| *next < end)) else { return };
+            name = next;
+            if state.ahead.contains_key(&name) {
+                continue;
+            }
+            let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return };
+            state.ahead.insert(name, self.begin(name, room));
+        }
+    }
+
+    /// Bytes that are kept or under way.
+    pub fn bytes(&self) -> u64 {
+        (self.slots - self.room.available_permits()) as u64 * self.finder.identity().segment_size.bytes()
+    }
+
+    /// Ends all reading.
+    pub async fn close(&self) {
+        self.cancel.cancel();
+        *lock(&self.state) = State::default();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn next(&self, segment: SegmentName) -> Option<SegmentName> {
+        let size = self.finder.identity().segment_size;
+        Some(segment.number(size)?.next().name(segment.timeline(), size))
+    }
+
+    fn begin(&self, segment: SegmentName, room: OwnedSemaphorePermit) -> Entry {
+        let (sender, content) = oneshot::channel();
+        let stop = self.cancel.child_token();
+        let (finder, turns, state) = (Arc::clone(&self.finder), Arc::clone(&self.turns), Arc::clone(&self.state));
+        let stopped = stop.clone();
+        self.tasks.spawn(async move {
+            let read = async {
+                let Ok(_turn) = turns.acquire().await else { return };
+                match finder.whole(WalFileName::Segment(segment)).await {
+                    // If nobody waits for it any more, it is freed.
+                    Ok(Some(content)) => drop(sender.send(Ready { content, _room: room })),
+                    Ok(None) => ends_at(&state, segment, &stopped),
+                    Err(error) => tracing::debug!(%segment, %error, "could not read ahead; the request will try for itself"),
+                }
+            };
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = read => {}
+            }
+        });
+        Entry { content, _stop: stop.drop_guard() }
+    }
+}
+
+/// `segment` is not there, or not finished: what follows is not worth a try.
+fn ends_at(state: &Mutex<State>, segment: SegmentName, stopped: &CancellationToken) {
+    let mut state = lock(state);
+    // Entries are dropped under this lock: one that was not is of the reader as it is now.
+    if !stopped.is_cancelled() {
+        state.end = Some(state.end.map_or(segment, |end| end.min(segment)));
+        state.ahead.retain(|name, _| *name < segment);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // Nothing in it can be half changed.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
