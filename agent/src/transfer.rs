@@ -43,11 +43,11 @@ impl Transfer {
 }
 
 /// Who watches.
-pub type Watch = dyn Fn(&Transfer) + Send + Sync;
+pub type Watch<'w> = dyn Fn(&Transfer) + Send + Sync + 'w;
 
 /// Tells a watcher, several times a second at most.
 pub(crate) struct Meter<'w> {
-    watch: &'w Watch,
+    watch: &'w Watch<'w>,
     state: Transfer,
     began: Instant,
     moving_since: Option<Instant>,
@@ -57,7 +57,7 @@ pub(crate) struct Meter<'w> {
 const INTERVAL: Duration = Duration::from_millis(100);
 
 impl<'w> Meter<'w> {
-    pub fn new(watch: &'w Watch) -> Self {
+    pub fn new(watch: &'w Watch<'w>) -> Self {
         let state = Transfer { stage: Stage::Starting, done: 0, total: None, files: 0, elapsed: Duration::ZERO, moving: Duration::ZERO };
         let mut meter = Self { watch, state, began: Instant::now(), moving_since: None, told: None };
         meter.tell();

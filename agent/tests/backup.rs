@@ -1,5 +1,7 @@
 //! Backup and restore with a real server: what comes back is what was there, and what was interrupted shows nothing.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

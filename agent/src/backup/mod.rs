@@ -87,7 +87,7 @@ pub async fn take(
     repository: Arc<ClusterRepository>,
     params: &ConnectionParams,
     options: Options,
-    watch: &Watch,
+    watch: &Watch<'_>,
     cancel: &CancellationToken,
 ) -> Result<BackupRecord> {
     options.check()?;

@@ -130,7 +130,7 @@ pub async fn restore(
     repository: Arc<ClusterRepository>,
     plan: &RestorePlan,
     options: Options,
-    watch: &Watch,
+    watch: &Watch<'_>,
     cancel: &CancellationToken,
 ) -> Result<Summary> {
     let mut meter = Meter::new(watch);
