@@ -10,17 +10,17 @@ mod session;
 mod uploads;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::SegmentName;
-use walkeep_core::catalog::GapCause;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
 
-use crate::config::ClusterConfig;
+use crate::config::{ByteSize, ClusterConfig};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
@@ -47,20 +47,29 @@ pub struct Streamer {
     recent: Arc<Recent>,
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
+    /// The server had invalidated the slot: the cause of a gap that shows soon after.
+    slot_was_lost: AtomicBool,
 }
 
 impl Streamer {
     /// Prepares the stream; opens the spool, connects to nothing.
     pub fn new(
-        cluster: ClusterConfig,
+        mut cluster: ClusterConfig,
         params: ConnectionParams,
         repository: Arc<ClusterRepository>,
         recent: Arc<Recent>,
         metrics: Arc<Metrics>,
         progress: Arc<Progress>,
     ) -> Result<Self> {
-        let spool = Spool::open(&cluster.spool, repository.identity().segment_size)?;
-        Ok(Self { cluster, params, repository, spool, recent, metrics, progress })
+        let segment_size = repository.identity().segment_size;
+        let spool = Spool::open(&cluster.spool, segment_size)?;
+        // One segment being received and one being stored: with less room the stream could never go on.
+        let least = ByteSize(2 * segment_size.bytes());
+        if cluster.spool_limit < least {
+            tracing::warn!(limit = cluster.spool_limit.0, using = least.0, "spool_limit is less than two WAL segments");
+            cluster.spool_limit = least;
+        }
+        Ok(Self { cluster, params, repository, spool, recent, metrics, progress, slot_was_lost: AtomicBool::new(false) })
     }
 
     /// Streams until `stop`. Every failure is told in the log and the progress note, and tried again.
@@ -216,7 +225,7 @@ impl Streamer {
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
     async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
         match error.downcast_ref::<ReplicationError>() {
-            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history, GapCause::SlotLost).await {
+            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history).await {
                 Ok(()) => error,
                 Err(failed) => failed.context(format!("record a gap after: {error:#}")),
             },

@@ -1,5 +1,7 @@
 //! Where to begin: gathers what the pure decision needs, and records a gap when the server no longer has what was decided.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::{Context, Result};
 use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
@@ -50,6 +52,7 @@ impl Streamer {
                 Some(restart) => return Ok(Some(restart)),
                 // It never reserved WAL, or was invalidated: it protects nothing, so another one takes its place.
                 None => {
+                    self.slot_was_lost.store(known_cluster, Ordering::Relaxed);
                     tracing::error!(
                         slot,
                         "the replication slot holds no WAL (invalidated, or created without RESERVE_WAL): making it anew"
@@ -117,7 +120,8 @@ impl Streamer {
     }
 
     /// Records what is missing between `begin` and what the server still has.
-    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory, cause: GapCause) -> Result<()> {
+    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory) -> Result<()> {
+        let cause = if self.slot_was_lost.load(Ordering::Relaxed) { GapCause::SlotInvalidated } else { GapCause::SlotLost };
         let size = self.repository.identity().segment_size;
         let (mut connection, identity) = self.connect().await?;
         let mut slot = self.slot_position(&mut connection, true).await?;
@@ -132,6 +136,11 @@ impl Streamer {
         for timeline in ancestors.chain([history.timeline()]) {
             let stretches = self.repository.stored_stretches(timeline, size.segment_of(begin.lsn)).await?;
             stored.extend(stretches.into_iter().map(|(from, to)| (timeline, from, to)));
+        }
+        let parts = self.repository.list_parts(size.segment_of(begin.lsn).name(begin.timeline, size)).await?;
+        let tail = u64::from(walkeep_core::parts::reach(&parts));
+        if tail > 0 {
+            stored.push((begin.timeline, begin.lsn, begin.lsn.saturating_add(tail)));
         }
         for (timeline, from, to) in resume::unstored(history, begin.lsn, resumes, &stored) {
             let gap = GapName { timeline, from, to };
