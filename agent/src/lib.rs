@@ -5,6 +5,7 @@
 //! [`postgres`] beside them. Decisions live in [`walkeep_core`]; ARCHITECTURE.md at the top of the repository has the map.
 
 pub mod archive;
+pub mod backup;
 pub mod cli;
 pub mod codec;
 pub mod config;
@@ -19,10 +20,12 @@ pub mod postgres;
 pub mod progress;
 pub mod recent;
 pub mod repository;
+pub mod restore;
 pub mod retry;
 pub mod server;
 pub mod spool;
 pub mod stream;
+pub mod transfer;
 pub mod wal_path;
 
 /// An error with all its causes, as one sentence.

@@ -13,7 +13,7 @@ mod output;
 mod plan;
 mod progress;
 mod restore;
-pub(crate) mod setup;
+mod setup;
 mod target;
 mod wal;
 

@@ -181,7 +181,7 @@ mod tests {
         repository.put_manifest(&record.id, Bytes::from_static(b"x")).await.unwrap();
         let before = repository.backups().await.unwrap();
         assert!(before.records.is_empty() && before.damaged.is_empty());
-        assert_eq!(before.incomplete, [record.id.clone()]);
+        assert_eq!(before.incomplete, std::slice::from_ref(&record.id));
         assert_eq!(repository.backup(&record.id).await.unwrap(), None);
         repository.commit_backup(&record).await.unwrap();
         repository.commit_backup(&record).await.expect("the same again");

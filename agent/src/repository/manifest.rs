@@ -89,7 +89,8 @@ impl<R: BufRead> Entries<R> {
         let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.key.clone(), reason);
         while let Some(lines) = &mut self.lines {
             self.buffer.clear();
-            let read = Read::by_ref(&mut self.input).take(LINE_LIMIT).read_until(b'\n', &mut self.buffer).map_err(|error| corrupt(&error))?;
+            let read =
+                Read::by_ref(&mut self.input).take(LINE_LIMIT).read_until(b'\n', &mut self.buffer).map_err(|error| corrupt(&error))?;
             if read == 0 {
                 let finished = self.lines.take().map_or(Ok(()), ManifestReader::finish);
                 return finished.map(|()| None).map_err(|error| corrupt(&error));

@@ -1,0 +1,224 @@
+//! Base backups over a replication connection: [`take`] one, from the first byte to its record.
+//!
+//! The server sends its files (`BASE_BACKUP`), they become packs ([`pack`]), they are compared with the server's own manifest
+//! ([`postgres_manifest`]), the WAL that makes them consistent is waited for ([`wal`]), and only then the record is put that makes the
+//! backup exist. Whatever ends a backup before, the repository shows none. Retention, schedules and the command line are not here.
+
+pub mod pack;
+pub mod postgres_manifest;
+mod receive;
+pub mod wal;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::{BackupMethod, BackupRecord, Keep};
+use walkeep_core::sha256::Sha256Sum;
+use walkeep_core::{MajorVersion, PgTimestamp};
+
+use crate::postgres::{self, BackupOptions, BaseBackupStream, ConnectionParams, Options as ConnectionOptions, ReplicationConnection};
+use crate::repository::{self, ClusterRepository};
+use crate::retry::{Backoff, retry};
+use crate::transfer::{Meter, Stage, Watch};
+use receive::{Received, receive};
+use wal::{NeededWal, wait_for_wal};
+
+/// PostgreSQL's own limit for labels.
+const LONGEST_LABEL: usize = 1000;
+/// How long the repository may fail before the backup does.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How to take a backup.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The operator's words.
+    pub label: String,
+    /// Whether the server hurries the checkpoint it begins with.
+    pub fast_checkpoint: bool,
+    /// The most the server may send, in kB a second (32 to 1048576).
+    pub max_rate_kb: Option<u32>,
+    /// Keeps the backup beyond the retention policy.
+    pub keep: Option<Keep>,
+    /// How long the starting checkpoint may take.
+    pub start_timeout: Duration,
+    /// How long the server may be silent while it sends.
+    pub idle_timeout: Duration,
+    /// How long WAL may fail to come at the end.
+    pub wal_timeout: Duration,
+}
+
+impl Options {
+    /// The usual: at once and at full speed.
+    pub fn new(label: impl Into<String>) -> Self {
+        Self {
+            label: label.into(),
+            fast_checkpoint: true,
+            max_rate_kb: None,
+            keep: None,
+            start_timeout: Duration::from_secs(3600),
+            idle_timeout: Duration::from_secs(600),
+            wal_timeout: Duration::from_secs(600),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        // A line break in a label forges lines of backup_label, which PostgreSQL writes without a check.
+        if self.label.chars().any(char::is_control) {
+            bail!("a backup's label must not have control characters or line breaks");
+        }
+        if self.label.len() > LONGEST_LABEL {
+            bail!("a backup's label has {} bytes; at most {LONGEST_LABEL} are possible", self.label.len());
+        }
+        match self.max_rate_kb {
+            Some(rate) if !(32..=1_048_576).contains(&rate) => bail!("a rate of {rate} kB/s is not possible: 32 kB/s to 1 GB/s"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Takes a base backup of the server that `params` lead to. When it answers, the backup is in the repository with all WAL it needs.
+///
+/// Firing `cancel`, dropping the future or killing the process leaves a repository that shows no new backup, and a server that has ended its
+/// backup mode.
+pub async fn take(
+    repository: Arc<ClusterRepository>,
+    params: &ConnectionParams,
+    options: Options,
+    watch: &Watch<'_>,
+    cancel: &CancellationToken,
+) -> Result<BackupRecord> {
+    options.check()?;
+    let mut meter = Meter::new(watch);
+    let record = tokio::select! {
+        result = store(repository.clone(), params, options, &mut meter, cancel) => result?,
+        () = cancel.cancelled() => bail!("the backup was cancelled; it was not recorded"),
+    };
+    // One small object: not worth a cancellation of which nobody could say whether it came in time.
+    retry("recording the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || repository.commit_backup(&record))
+        .await
+        .context("record the backup")?;
+    tracing::info!(
+        backup = %record.id, files = record.files, bytes = record.bytes, stored = record.bytes_stored,
+        seconds = meter.elapsed().as_secs(), "backup: complete"
+    );
+    Ok(record)
+}
+
+/// Stores everything of a backup but its record.
+async fn store(
+    repository: Arc<ClusterRepository>,
+    params: &ConnectionParams,
+    options: Options,
+    meter: &mut Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<BackupRecord> {
+    repository.repository().prove_reached().await?;
+    let (server, mut connection) = connect(&repository, params).await?;
+    let server_version_num = connection.server_version_num().await?;
+    let command = BackupOptions {
+        label: options.label.clone(),
+        fast_checkpoint: options.fast_checkpoint,
+        max_rate_kb: options.max_rate_kb,
+        verify_checksums: true,
+        start_timeout: options.start_timeout,
+        idle_timeout: options.idle_timeout,
+    };
+    tracing::info!(label = options.label, "backup: waiting for the server's checkpoint");
+    let stream = BaseBackupStream::start(connection, command).await.context("start the base backup")?;
+    let received = receive(repository.clone(), stream, server.now, meter, cancel).await?;
+    // After the stop position was taken: no commit before it has a later time.
+    let ended_at = server_state(params).await.context("ask the server for its time")?.now;
+
+    meter.stage(Stage::WaitingForWal, None);
+    let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
+    wait_for_wal(&repository, need, options.wal_timeout).await?;
+
+    meter.stage(Stage::Finishing, None);
+    let Received { id, label, manifest, trailer, totals, .. } = received;
+    let stored = retry("storing the manifest", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || {
+        repository.put_manifest(&id, manifest.clone())
+    })
+    .await
+    .context("store the manifest")?;
+    let manifest_bytes = if let repository::wal::Stored::New { bytes } = stored { bytes } else { 0 };
+    Ok(BackupRecord {
+        format: BackupRecord::FORMAT,
+        id,
+        cluster: repository.cluster().to_string(),
+        system_identifier: repository.identity().system_identifier,
+        label: options.label,
+        timeline: received.timeline,
+        stop_timeline: (received.stop_timeline != received.timeline).then_some(received.stop_timeline),
+        start_lsn: received.start_lsn,
+        stop_lsn: received.stop_lsn,
+        checkpoint_lsn: Some(label.checkpoint),
+        started_at: server.now,
+        ended_at,
+        server_version_num,
+        major_version: MajorVersion::from_version_num(server_version_num),
+        segment_size: repository.identity().segment_size,
+        method: BackupMethod::BaseBackup,
+        from_standby: label.from_standby,
+        files: totals.files,
+        bytes: totals.bytes,
+        bytes_stored: totals.stored + manifest_bytes,
+        bytes_referenced: totals.referenced,
+        tablespaces: received.tablespaces,
+        manifest_sha256: Sha256Sum::new(*trailer.sha256.bytes()),
+        keep: options.keep,
+        data_checksums: Some(server.data_checksums),
+    })
+}
+
+/// What is asked of the server by SQL.
+struct ServerState {
+    now: DateTime<Utc>,
+    data_checksums: bool,
+}
+
+/// Connects twice, for SQL and for the backup, and makes sure that it is the cluster of the repository.
+async fn connect(repository: &ClusterRepository, params: &ConnectionParams) -> Result<(ServerState, ReplicationConnection)> {
+    let server = server_state(params).await.context("connect to the server")?;
+    let mut connection = ReplicationConnection::connect(params, &ConnectionOptions::default()).await.context("connect for the backup")?;
+    let (identity, size, expected) = (connection.identify_system().await?, connection.segment_size().await?, repository.identity());
+    if identity.system != expected.system_identifier {
+        bail!(
+            "the server has system identifier {}, the repository keeps {} under the name {}: another cluster answers there, or it was \
+             initialised anew or upgraded. Nothing was stored; check `connection`",
+            identity.system,
+            expected.system_identifier,
+            repository.cluster()
+        );
+    }
+    if size != expected.segment_size {
+        bail!("the server's WAL segments have {} bytes, those in the repository {}", size.bytes(), expected.segment_size.bytes());
+    }
+    Ok((server, connection))
+}
+
+async fn server_state(params: &ConnectionParams) -> Result<ServerState> {
+    let client = postgres::connect_sql(params).await?;
+    // On a standby the commits' times are the primary's: its clock may be ahead.
+    let query = "SELECT (extract(epoch FROM greatest(clock_timestamp(), pg_catalog.pg_last_xact_replay_timestamp()) \
+                 - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, pg_catalog.current_setting('data_checksums') = 'on'";
+    let row = client.query_one(query, &[]).await?;
+    let now = PgTimestamp::from_micros(row.try_get(0)?).to_utc().context("the server's clock is beyond all years")?;
+    Ok(ServerState { now, data_checksums: row.try_get(1)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_cannot_forge_lines() {
+        assert!(Options::new("nightly, it's \"fine\" ü").check().is_ok());
+        for label in ["a\nSTART TIMELINE: 9", "a\rb", "a\0b", &"x".repeat(1001)] {
+            assert!(Options::new(label).check().is_err(), "{label:?}");
+        }
+        assert!(Options { max_rate_kb: Some(31), ..Options::new("") }.check().is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! The stream of a base backup, read to its end and checked.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::Tablespace;
+use walkeep_core::label::BackupLabel;
+use walkeep_core::layout::BackupId;
+use walkeep_core::manifest::{Entry, EntryKind, ManifestTrailer};
+use walkeep_core::relative_path::RelativePath;
+use walkeep_core::{Lsn, TimelineId};
+
+use super::pack::{EXTENT, FileFacts, Packed, Packer, Totals};
+use super::postgres_manifest::{Expected, compare};
+use crate::codec::Hash;
+use crate::postgres::{BackupError, BackupEvent, BaseBackupStream};
+use crate::repository::ClusterRepository;
+use crate::repository::manifest::ManifestEncoder;
+use crate::transfer::{Meter, Stage};
+
+const LABEL_FILE: &str = "backup_label";
+const MANIFEST_FILE: &str = "backup_manifest";
+/// PostgreSQL writes a few hundred bytes.
+const LABEL_LIMIT: usize = 64 << 10;
+/// Without these a directory is no cluster, or not a copy that can be recovered.
+const REQUIRED: [&str; 3] = [LABEL_FILE, "PG_VERSION", "global/pg_control"];
+
+/// Where events come from: a server, or a test.
+pub trait Source: Send {
+    fn next(&mut self) -> impl Future<Output = Result<Option<BackupEvent>, BackupError>> + Send;
+}
+
+impl Source for BaseBackupStream {
+    fn next(&mut self) -> impl Future<Output = Result<Option<BackupEvent>, BackupError>> + Send {
+        BaseBackupStream::next(self)
+    }
+}
+
+/// A base backup whose data is stored; nothing shows it yet.
+#[derive(Debug)]
+pub struct Received {
+    pub id: BackupId,
+    pub start_lsn: Lsn,
+    pub timeline: TimelineId,
+    pub stop_lsn: Lsn,
+    pub stop_timeline: TimelineId,
+    pub label: BackupLabel,
+    pub tablespaces: Vec<Tablespace>,
+    /// The manifest's object.
+    pub manifest: Bytes,
+    pub trailer: ManifestTrailer,
+    pub totals: Totals,
+}
+
+/// Reads a base backup that began at `began` by the server's clock, stores its data and compares it with the server's manifest.
+pub async fn receive(
+    repository: Arc<ClusterRepository>,
+    mut source: impl Source,
+    began: DateTime<Utc>,
+    meter: &mut Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<Received> {
+    let Some(BackupEvent::Started { start_lsn, timeline, tablespaces, data_directory_kb }) = source.next().await? else {
+        bail!("the server's base backup does not begin as it should");
+    };
+    let id = BackupId::new(began, start_lsn);
+    tracing::info!(backup = %id, %start_lsn, timeline = timeline.get(), "backup: receiving");
+    let sizes = tablespaces.iter().map(|space| space.size_kb).chain([data_directory_kb]);
+    meter.stage(Stage::Copying, sizes.sum::<Option<u64>>().map(|kb| kb.saturating_mul(1024)));
+    let encoder = ManifestEncoder::new(id.clone(), EXTENT as u64, repository.compression_level())?;
+    let mut receiver = Receiver {
+        packer: Packer::new(repository.clone(), encoder, cancel.clone()),
+        files: HashMap::new(),
+        present: None,
+        label: Vec::new(),
+        postgres_manifest: Vec::new(),
+    };
+    // A tablespace created with allow_in_place_tablespaces lies within the data directory and moves with it.
+    let (outside, inside): (Vec<_>, Vec<_>) = tablespaces.into_iter().partition(|space| space.location.starts_with('/'));
+    for (oid, kind) in outside.iter().map(|s| (s.oid, EntryKind::Tablespace)).chain(inside.iter().map(|s| (s.oid, EntryKind::Dir))) {
+        let path = RelativePath::parse(&format!("pg_tblspc/{oid}"))?;
+        receiver.packer.other(Entry { path, mode: 0o700, mtime: None, kind }).await?;
+    }
+    let (stop_lsn, stop_timeline) = loop {
+        match source.next().await? {
+            Some(BackupEvent::Finished { stop_lsn, timeline, notices }) => {
+                notices.iter().for_each(|notice| tracing::warn!(message = notice.message, "backup: the server remarks"));
+                break (stop_lsn, timeline);
+            }
+            Some(event) => receiver.take(event, meter).await?,
+            None => bail!("the server's base backup ended without a stop position"),
+        }
+    };
+    let Receiver { packer, mut files, label, postgres_manifest, .. } = receiver;
+    let (manifest, trailer, totals, packed) = packer.finish().await?;
+    note(&mut files, packed);
+
+    if let Some(missing) = REQUIRED.iter().find(|required| !files.contains_key(**required)) {
+        bail!("the server sent no {missing}: this is no base backup");
+    }
+    let label = BackupLabel::parse(&label).context("read the backup_label the server sent")?;
+    if (label.start, label.timeline) != (start_lsn, timeline) {
+        bail!("the backup_label the server sent begins at {}, the backup at {start_lsn}", label.start);
+    }
+    files.remove(MANIFEST_FILE);
+    let sizes = tablespace_sizes(&files);
+    let system = repository.identity().system_identifier;
+    tokio::task::spawn_blocking(move || compare(&postgres_manifest, &Expected { system, start: start_lsn, stop: stop_lsn, files: &files }))
+        .await??;
+    let tablespace = |space: crate::postgres::Tablespace| Tablespace {
+        oid: space.oid,
+        path: space.location,
+        bytes: sizes.get(&space.oid).copied().unwrap_or_default(),
+    };
+    let tablespaces = outside.into_iter().map(tablespace).collect();
+    Ok(Received { id, start_lsn, timeline, stop_lsn, stop_timeline, label, tablespaces, manifest, trailer, totals })
+}
+
+struct Receiver {
+    packer: Packer,
+    /// Everything received, to be compared with the server's manifest.
+    files: HashMap<String, (u64, Hash)>,
+    /// The file being received, and how many bytes it still lacks.
+    present: Option<(FileFacts, u64)>,
+    label: Vec<u8>,
+    postgres_manifest: Vec<u8>,
+}
+
+impl Receiver {
+    async fn take(&mut self, event: BackupEvent, meter: &mut Meter<'_>) -> Result<()> {
+        match event {
+            BackupEvent::File { path, mode, size, mtime } => {
+                let path = RelativePath::parse(&path)?;
+                // Size and hash follow when it is packed.
+                if self.files.insert(path.as_str().to_owned(), (0, [0; 32])).is_some() {
+                    bail!("the server sent {path} twice");
+                }
+                let mtime = i64::try_from(mtime).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+                self.present = Some((FileFacts { path, mode: mode & 0o777, mtime }, size));
+                Ok(())
+            }
+            BackupEvent::Data(bytes) => {
+                let Some((facts, left)) = &mut self.present else { bail!("the server sent data of no file") };
+                let Some(less) = left.checked_sub(bytes.len() as u64) else { bail!("{} is longer than announced", facts.path) };
+                *left = less;
+                if facts.path.as_str() == LABEL_FILE && self.label.len() + bytes.len() <= LABEL_LIMIT {
+                    self.label.extend_from_slice(&bytes);
+                }
+                self.packer.data(&bytes).await?;
+                meter.bytes(bytes.len() as u64);
+                Ok(())
+            }
+            BackupEvent::FileEnd => {
+                let Some((facts, 0)) = self.present.take() else { bail!("the server ended a file before its end") };
+                meter.file();
+                self.end_file(facts).await
+            }
+            BackupEvent::Directory { path, mode } => {
+                let entry = Entry { path: RelativePath::parse(&path)?, mode: mode & 0o777, mtime: None, kind: EntryKind::Dir };
+                self.packer.other(entry).await
+            }
+            BackupEvent::Symlink { path, target } => {
+                // Tablespaces' links come as the file tablespace_map; pg_wal comes as a folder even where it is a link.
+                bail!("the server sent a link, {path} to {target}: Walkeep keeps none but those of tablespaces")
+            }
+            BackupEvent::Manifest(bytes) => {
+                self.postgres_manifest.extend_from_slice(&bytes);
+                Ok(self.packer.data(&bytes).await?)
+            }
+            BackupEvent::ManifestEnd => {
+                self.end_file(FileFacts { path: RelativePath::parse(MANIFEST_FILE)?, mode: 0o600, mtime: None }).await
+            }
+            BackupEvent::Progress(_) => Ok(()),
+            BackupEvent::Started { .. } | BackupEvent::Finished { .. } => bail!("the server's base backup is out of order"),
+        }
+    }
+
+    async fn end_file(&mut self, facts: FileFacts) -> Result<()> {
+        self.packer.file(facts).await?;
+        note(&mut self.files, self.packer.take_finished());
+        Ok(())
+    }
+}
+
+fn note(files: &mut HashMap<String, (u64, Hash)>, packed: Vec<Packed>) {
+    files.extend(packed.into_iter().map(|file| (file.path.as_str().to_owned(), (file.size, file.sha256))));
+}
+
+fn tablespace_sizes(files: &HashMap<String, (u64, Hash)>) -> HashMap<u32, u64> {
+    let mut sizes = HashMap::new();
+    for (path, (size, _)) in files {
+        if let Some((oid, _)) = RelativePath::parse(path).ok().and_then(|path| path.tablespace().map(|(oid, _)| (oid, ()))) {
+            *sizes.entry(oid).or_default() += size;
+        }
+    }
+    sizes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! Waiting until the WAL that makes a backup consistent is in the repository.
+//!
+//! A backup without it is worth nothing, so it is not recorded before. Who brings the WAL (the stream, archive_command) does not matter here.
+//! The question asked is the one that plans ask later, so that a recorded backup is one a plan accepts.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::Instant;
+use walkeep_core::catalog::FirstMissing;
+use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId};
+
+use crate::repository::{self, ClusterRepository};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The WAL of a backup.
+#[derive(Debug, Clone, Copy)]
+pub struct NeededWal {
+    /// Replay begins here.
+    pub start: Lsn,
+    /// And is consistent here.
+    pub stop: Lsn,
+    /// The timeline at the stop.
+    pub timeline: TimelineId,
+}
+
+/// The WAL did not come. The backup is not recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum WalMissing {
+    /// A segment is missing.
+    #[error(
+        "the WAL from {start} to {stop} that makes this backup consistent is not in the repository: {segment} is missing (from {at}), and for {} \
+         nothing came. Start `walkeep agent` or check archive_command and pg_stat_archiver, then take the backup again; it was not recorded",
+        humantime::format_duration(*.waited)
+    )]
+    Segment {
+        /// Replay begins here.
+        start: Lsn,
+        /// And is consistent here.
+        stop: Lsn,
+        /// The first file that is missing.
+        segment: SegmentName,
+        /// The first position that is missing.
+        at: Lsn,
+        /// For how long nothing came.
+        waited: Duration,
+    },
+    /// A history file is missing.
+    #[error(
+        "{}.history is not in the repository, and without it no server can follow the backup's timeline; nothing came for {}. Start `walkeep agent` or \
+         check archive_command, then take the backup again; it was not recorded",
+        .timeline.hex(),
+        humantime::format_duration(*.waited)
+    )]
+    History {
+        /// The timeline.
+        timeline: TimelineId,
+        /// For how long nothing came.
+        waited: Duration,
+    },
+}
+
+enum Missing {
+    History,
+    Segment(Box<FirstMissing>),
+}
+
+/// Waits until `need` is stored; gives up when nothing of it has come for `patience`.
+pub async fn wait_for_wal(repository: &ClusterRepository, need: NeededWal, patience: Duration) -> Result<()> {
+    let (mut waiting_since, mut reached, mut pause) = (Instant::now(), Lsn::ZERO, FIRST_PAUSE);
+    loop {
+        let waited = waiting_since.elapsed();
+        match look(repository, need).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Missing::Segment(missing))) if missing.at > reached => {
+                tracing::info!(segment = %missing.segment, "waiting for WAL");
+                (waiting_since, reached, pause) = (Instant::now(), missing.at, FIRST_PAUSE);
+            }
+            Ok(Some(Missing::Segment(missing))) if waited > patience => {
+                let FirstMissing { segment, at, .. } = *missing;
+                return Err(WalMissing::Segment { start: need.start, stop: need.stop, segment, at, waited: patience }.into());
+            }
+            Ok(Some(Missing::History)) if waited > patience => {
+                return Err(WalMissing::History { timeline: need.timeline, waited: patience }.into());
+            }
+            Ok(Some(_)) => {}
+            Err(error) if error.is_transient() && waited <= patience => tracing::warn!(%error, "could not look for the backup's WAL"),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn look(repository: &ClusterRepository, need: NeededWal) -> repository::Result<Option<Missing>> {
+    let path: TimelineHistory = match repository.replay_path(need.timeline).await? {
+        Some(path) => path,
+        None => return Ok(Some(Missing::History)),
+    };
+    let from = repository.identity().segment_size.segment_of(need.start);
+    let catalog = repository.wal_catalog(&path, from).await?;
+    Ok(catalog.coverage(&path, need.start, need.stop).err().map(Missing::Segment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::tests::{memory, segment};
+    use bytes::Bytes;
+    use walkeep_core::WalFileName;
+    use walkeep_core::layout::PartName;
+
+    const MIB: u64 = 1 << 20;
+
+    fn need(timeline: u32) -> NeededWal {
+        NeededWal { start: Lsn::new(2 * MIB + 40), stop: Lsn::new(4 * MIB + 100), timeline: TimelineId::new(timeline).unwrap() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn segments_and_then_parts_are_enough() {
+        let (repository, _) = memory().await;
+        for number in [2, 3] {
+            repository.put_wal(WalFileName::Segment(segment(number)), Bytes::from(vec![1; MIB as usize])).await.unwrap();
+        }
+        let waiting = wait_for_wal(&repository, need(1), Duration::from_secs(600));
+        let coming = async {
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            let part = PartName { segment: segment(4), from: 0, to: 100, epoch: 1 };
+            repository.put_part(part, Bytes::from(vec![1; 100])).await.unwrap();
+        };
+        tokio::join!(waiting, coming).0.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_missing_file_is_named() {
+        let (repository, _) = memory().await;
+        repository.put_wal(WalFileName::Segment(segment(2)), Bytes::from(vec![1; MIB as usize])).await.unwrap();
+        let error = wait_for_wal(&repository, need(1), Duration::from_secs(60)).await.unwrap_err();
+        assert!(error.to_string().contains("000000010000000000000003 is missing (from 0/300000)"), "{error}");
+        let error = wait_for_wal(&repository, need(2), Duration::from_secs(60)).await.unwrap_err();
+        assert!(error.to_string().starts_with("00000002.history is not in the repository"), "{error}");
+    }
+}

@@ -1,0 +1,159 @@
+//! A manifest, read through once before anything is written.
+//!
+//! A manifest is input: whoever can write to the repository can write one. Paths cannot leave the directory by their text (core sees to
+//! that); here is checked that there is nothing twice, that nothing lies below a file, and that it is a whole cluster.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::manifest::{Entry, EntryKind, Extent};
+
+use super::{Refusal, empty_hash};
+use crate::codec;
+use crate::repository::ClusterRepository;
+use crate::repository::manifest::ManifestEntries;
+
+/// Written last: without it no server starts.
+pub const CONTROL: &str = "global/pg_control";
+/// Where links to tablespaces are described; rewritten.
+pub const TABLESPACE_MAP: &str = "tablespace_map";
+/// Files that say what kind of start it is. A backup of a standby brings one, which would make the copy a standby too: not restored.
+pub const SIGNALS: [&str; 2] = ["standby.signal", "recovery.signal"];
+const REQUIRED: [&str; 3] = ["PG_VERSION", "backup_label", CONTROL];
+/// PG_VERSION has three bytes, a map one line for each tablespace.
+const SMALL: u64 = 4 << 20;
+
+/// What a manifest says on the whole.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    /// Files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of each tablespace's files that lie outside the data directory.
+    pub outside: HashMap<u32, u64>,
+    /// Whether the group may read: then folders have mode 0750.
+    pub group_access: bool,
+    small: HashMap<String, Vec<Extent>>,
+}
+
+/// The few files that are read before the others.
+#[derive(Debug, Clone)]
+pub struct Small {
+    /// `PG_VERSION`.
+    pub version: Vec<u8>,
+    /// `tablespace_map`, if there is one.
+    pub tablespace_map: Option<Vec<u8>>,
+}
+
+impl Layout {
+    /// Reads and checks the manifest. CPU work.
+    pub fn read(manifest: &ManifestEntries, record: &BackupRecord) -> Result<Self> {
+        let refuse = |reason: String| Refusal::Backup { backup: record.id.to_string(), reason };
+        let mut layout = Self::default();
+        let mut files: HashSet<String> = HashSet::new();
+        let mut folders: HashSet<String> = HashSet::new();
+        for entry in manifest.iter()? {
+            let entry = entry?;
+            let path = entry.path.as_str();
+            for (at, _) in path.match_indices('/') {
+                if !folders.contains(&path[..at]) {
+                    folders.insert(path[..at].to_owned());
+                }
+            }
+            match &entry.kind {
+                EntryKind::Dir => drop(folders.insert(path.to_owned())),
+                EntryKind::Tablespace => {
+                    let known = entry.path.tablespace().is_some_and(|(oid, _)| record.tablespaces.iter().any(|space| space.oid == oid));
+                    if !known {
+                        bail!(refuse(format!("its manifest has a tablespace, {path}, that its record has not")));
+                    }
+                }
+                EntryKind::File { .. } => {
+                    if !files.insert(path.to_owned()) {
+                        bail!(refuse(format!("its manifest has {path} twice")));
+                    }
+                    layout.note_file(&entry, record).map_err(refuse)?;
+                }
+            }
+        }
+        if let Some(both) = files.iter().find(|file| folders.contains(*file)) {
+            bail!(refuse(format!("its manifest has {both} as a file and as a folder")));
+        }
+        if let Some(missing) = REQUIRED.iter().find(|required| !files.contains(**required)) {
+            bail!(refuse(format!("its manifest has no {missing}")));
+        }
+        if (layout.files, layout.bytes) != (record.files, record.bytes) {
+            let (files, bytes) = (layout.files, layout.bytes);
+            bail!(refuse(format!("its manifest has {files} files of {bytes} bytes, its record {} of {}", record.files, record.bytes)));
+        }
+        Ok(layout)
+    }
+
+    fn note_file(&mut self, entry: &Entry, record: &BackupRecord) -> std::result::Result<(), String> {
+        let EntryKind::File { size, sha256, extents } = &entry.kind else { return Ok(()) };
+        let path = entry.path.as_str();
+        // Where a file is one extent its own sum need not be computed again.
+        let contradicts = match extents.as_slice() {
+            [] => *sha256.bytes() != empty_hash(),
+            [only] => *sha256 != only.sha256,
+            _ => false,
+        };
+        if contradicts {
+            return Err(format!("its manifest contradicts itself about the SHA-256 of {path}"));
+        }
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(*size);
+        if let Some((oid, _)) = entry.path.tablespace()
+            && record.tablespaces.iter().any(|space| space.oid == oid)
+        {
+            let sum = self.outside.entry(oid).or_default();
+            *sum = sum.saturating_add(*size);
+        }
+        if path == "PG_VERSION" {
+            self.group_access = entry.mode & 0o040 != 0;
+        }
+        if path == "PG_VERSION" || path == TABLESPACE_MAP {
+            if *size > SMALL {
+                return Err(format!("{path} has {size} bytes"));
+            }
+            self.small.insert(path.to_owned(), extents.clone());
+        }
+        Ok(())
+    }
+}
+
+impl Small {
+    /// Reads them out of the repository, which also proves that its packs can be read.
+    pub async fn read(repository: &ClusterRepository, layout: &Layout, cancel: &CancellationToken) -> Result<Self> {
+        let read = |name: &'static str| async move {
+            let Some(extents) = layout.small.get(name) else { return Ok::<_, anyhow::Error>(None) };
+            let mut content = Vec::new();
+            for extent in extents {
+                content.extend_from_slice(&read_extent(repository, extent, name, cancel).await?);
+            }
+            Ok(Some(content))
+        };
+        Ok(Self { version: read("PG_VERSION").await?.unwrap_or_default(), tablespace_map: read(TABLESPACE_MAP).await? })
+    }
+
+    /// Refuses a backup whose record names another major version than its files.
+    pub fn check_version(&self, record: &BackupRecord) -> Result<()> {
+        let found = String::from_utf8_lossy(&self.version);
+        if found.trim() != record.major_version.to_string() {
+            let reason = format!("its PG_VERSION says {:?}, its record PostgreSQL {}", found.trim(), record.major_version);
+            bail!(Refusal::Backup { backup: record.id.to_string(), reason });
+        }
+        Ok(())
+    }
+}
+
+async fn read_extent(repository: &ClusterRepository, extent: &Extent, file: &str, cancel: &CancellationToken) -> Result<Bytes> {
+    let frame = super::files::get(repository, extent.pack, extent.offset..extent.offset + extent.stored, cancel).await;
+    let frame = frame.with_context(|| format!("read {file}"))?;
+    let plain = codec::decompress(&frame, extent.plain as usize).ok().filter(|plain| codec::sha256(plain) == *extent.sha256.bytes());
+    plain.map(Bytes::from).ok_or_else(|| super::files::damaged(repository, extent, file).into())
+}

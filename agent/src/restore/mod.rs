@@ -1,0 +1,236 @@
+//! Restores: carries out a [`RestorePlan`] into an empty directory, ready for PostgreSQL to start.
+//!
+//! Everything that can be refused is refused before the first byte is written (`layout`, `target_dir`). Then files come in parallel
+//! (`files`), every extent proven by its hash; the settings of the recovery are written (`settings`); and only when all of that
+//! is durable pg_control gets its name, without which no server starts: a restore that was killed cannot be mistaken for a whole one. What to
+//! restore is decided by the plan; WAL is fetched by PostgreSQL itself when it starts, through `restore_command`.
+
+mod files;
+mod layout;
+mod settings;
+mod target_dir;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::plan::RestorePlan;
+use walkeep_core::target::TargetAction;
+
+use crate::codec;
+use crate::repository::ClusterRepository;
+use crate::repository::manifest::ManifestEntries;
+use crate::transfer::{Meter, Stage, Watch};
+use layout::{Layout, Small};
+use target_dir::Target;
+
+/// How to restore.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The data directory to make: absent, or empty.
+    pub to: PathBuf,
+    /// Other places for tablespaces, by the place they had: `--tablespace OLD=NEW`. Those not named keep their place, which must be
+    /// absent or empty too.
+    pub tablespaces: Vec<(PathBuf, PathBuf)>,
+    /// What the server does at the target.
+    pub action: TargetAction,
+    /// How the server gets WAL.
+    pub restore_command: String,
+    /// Leaves `archive_mode` as it was in the backup. A second server that archives under the same name as the first is refused by the
+    /// repository, but its own WAL then fills its disk.
+    pub keep_archiving: bool,
+    /// Leaves `synchronous_standby_names` as it was in the backup: without the standbys, commits hang.
+    pub keep_synchronous_standbys: bool,
+    /// Ranged reads at a time.
+    pub parallelism: usize,
+}
+
+impl Options {
+    /// Into `to`, opening for writing at the target, with everything neutralised that ties a server to others.
+    pub fn new(to: impl Into<PathBuf>, restore_command: impl Into<String>) -> Self {
+        Self {
+            to: to.into(),
+            tablespaces: Vec::new(),
+            action: TargetAction::Promote,
+            restore_command: restore_command.into(),
+            keep_archiving: false,
+            keep_synchronous_standbys: false,
+            parallelism: 8,
+        }
+    }
+}
+
+/// It cannot or must not be done. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// A directory to be filled is not empty, a link, or something else.
+    #[error("{}: {reason}", .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is in the way.
+        reason: String,
+    },
+    /// There is not enough room.
+    #[error(
+        "{} has {available} bytes free, and {needed} are needed (files, and room for WAL during recovery): restore elsewhere or make room",
+        .path.display()
+    )]
+    Space {
+        /// Where.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// `--tablespace` names a place no tablespace had.
+    #[error("no tablespace of the backup was at {}; it has: {known}", .path.display())]
+    NoSuchTablespace {
+        /// The place named.
+        path: PathBuf,
+        /// The places there are.
+        known: String,
+    },
+    /// The backup cannot be believed.
+    #[error("backup {backup} cannot be restored: {reason}")]
+    Backup {
+        /// The backup.
+        backup: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Summary {
+    /// The data directory.
+    pub data_directory: PathBuf,
+    /// Where tablespaces are now, by OID.
+    pub tablespaces: Vec<(u32, PathBuf)>,
+    /// Files written.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// What the operator should look at before starting the server.
+    pub warnings: Vec<String>,
+}
+
+/// Carries out `plan`. Answers when everything is durable and a server can be started on the directory.
+///
+/// After a failure, or when `cancel` fires while files are written, the directory holds files but no pg_control: it starts no server, and a new
+/// restore asks for it to be emptied.
+pub async fn restore(
+    repository: Arc<ClusterRepository>,
+    plan: &RestorePlan,
+    options: Options,
+    watch: &Watch<'_>,
+    cancel: &CancellationToken,
+) -> Result<Summary> {
+    let mut meter = Meter::new(watch);
+    let written = tokio::select! {
+        result = write_files(repository, plan, &options, &mut meter, cancel) => result?,
+        () = cancel.cancelled() => bail!("the restore was cancelled; what was written has no pg_control and cannot be started"),
+    };
+    // From here on it is only local and short, and either it is done or the directory cannot be started.
+    meter.stage(Stage::Finishing, None);
+    let lines = settings::lines(plan, &options);
+    let (target, files, bytes) = (written.target.clone(), written.layout.files, written.layout.bytes);
+    let warnings = spawn_blocking(move || finish(&written, &lines)).await??;
+    for warning in &warnings {
+        tracing::warn!(warning, "restore");
+    }
+    tracing::info!(to = %target.data.display(), seconds = meter.elapsed().as_secs(), "restore: complete");
+    Ok(Summary {
+        data_directory: target.data.clone(),
+        tablespaces: target.tablespaces.iter().map(|space| (space.oid, space.new.clone())).collect(),
+        files,
+        bytes,
+        seconds: meter.elapsed().as_secs_f64(),
+        warnings,
+    })
+}
+
+/// A directory with all files, which lacks settings, links and pg_control's name.
+struct Written {
+    target: Arc<Target>,
+    manifest: ManifestEntries,
+    layout: Layout,
+    small: Small,
+}
+
+async fn write_files(
+    repository: Arc<ClusterRepository>,
+    plan: &RestorePlan,
+    options: &Options,
+    meter: &mut Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<Written> {
+    let record = read_record(&repository, plan).await?;
+    let manifest = repository.get_manifest(&record).await?;
+    // Everything is looked at before anything is written: what the manifest says, what the directories are, what the disks hold.
+    let layout = {
+        let (manifest, record) = (manifest.clone(), record.clone());
+        spawn_blocking(move || Layout::read(&manifest, &record)).await??
+    };
+    let small = Small::read(&repository, &layout, cancel).await?;
+    small.check_version(&record)?;
+    let target = Arc::new(Target::choose(options, &record, &layout, &small)?);
+    target.check(&layout, wal_headroom(plan, &record))?;
+
+    meter.stage(Stage::Copying, Some(layout.bytes));
+    tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.bytes, "restore: begins");
+    let files = files::Files { repository, target: target.clone(), parallelism: options.parallelism.max(1), cancel: cancel.clone() };
+    files.write(&manifest, &layout, meter).await?;
+    Ok(Written { target, manifest, layout, small })
+}
+
+/// The record of the plan's backup, unchanged since the plan was made.
+async fn read_record(repository: &ClusterRepository, plan: &RestorePlan) -> Result<BackupRecord> {
+    let refuse = |reason: &str| Refusal::Backup { backup: plan.backup.id.to_string(), reason: reason.to_owned() };
+    let record = repository.backup(&plan.backup.id).await?.ok_or_else(|| refuse("it is no longer in the repository; make a new plan"))?;
+    let same = record.start_lsn == plan.backup.start_lsn && record.stop_lsn == plan.backup.stop_lsn && record.bytes == plan.restore_bytes;
+    if !same {
+        bail!(refuse("its record is not the one the plan was made with; make a new plan"));
+    }
+    Ok(record)
+}
+
+/// Room for the WAL that recovery leaves in pg_wal between two restartpoints: PostgreSQL's default of 1 GiB, or less if there is less to
+/// replay, and what a new timeline begins with.
+fn wal_headroom(plan: &RestorePlan, record: &BackupRecord) -> u64 {
+    let segment = record.segment_size.bytes();
+    let replayed = (plan.wal.len() as u64).saturating_mul(segment);
+    replayed.min(1 << 30) + 2 * segment
+}
+
+/// Settings, links, and the flush of everything; pg_control last. Answers warnings.
+fn finish(written: &Written, lines: &settings::Lines) -> Result<Vec<String>> {
+    let Written { target, manifest, small, .. } = written;
+    let mut warnings = settings::write(target, lines)?;
+    target.link_tablespaces(small.tablespace_map.as_deref())?;
+    files::sync(target, manifest)?;
+    target.publish_control().context("give pg_control its name")?;
+    if rustix::process::geteuid().is_root() {
+        warnings.push(format!(
+            "the files belong to root, and PostgreSQL refuses to run so: chown -R postgres:postgres {}{}",
+            target.data.display(),
+            target.tablespaces.iter().map(|space| format!(" {}", space.new.display())).collect::<String>()
+        ));
+    }
+    Ok(warnings)
+}
+
+/// SHA-256 of nothing.
+fn empty_hash() -> codec::Hash {
+    codec::sha256(&[])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! The directories a restore fills: chosen and checked before the first byte, and finished after the last.
+//!
+//! Nothing is ever written outside of them, and none of them had anything in it. All that is followed on the way is this module's own links
+//! to tablespaces, which are made when the files are written.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::relative_path::RelativePath;
+
+use super::layout::{CONTROL, Layout, SIGNALS, Small, TABLESPACE_MAP};
+use super::{Options, Refusal};
+use crate::durable;
+
+/// pg_control's name until everything else is durable.
+const CONTROL_WAITING: &str = "global/.pg_control.walkeep-restore";
+
+/// A tablespace outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Space {
+    /// Its OID.
+    pub oid: u32,
+    /// Where it goes.
+    pub new: PathBuf,
+}
+
+/// Where everything goes.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The data directory.
+    pub data: PathBuf,
+    /// Tablespaces outside it.
+    pub tablespaces: Vec<Space>,
+    /// Mode of folders: 0700, or 0750 where the group may read.
+    pub dir_mode: u32,
+}
+
+impl Target {
+    /// Decides where everything goes; looks at no disk.
+    pub fn choose(options: &Options, record: &BackupRecord, layout: &Layout, small: &Small) -> Result<Self> {
+        let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()));
+        let data = absolute(&options.to)?;
+        let known = || match record.tablespaces.as_slice() {
+            [] => "none".to_owned(),
+            spaces => spaces.iter().map(|space| space.path.as_str()).collect::<Vec<_>>().join(", "),
+        };
+        if let Some((old, _)) = options.tablespaces.iter().find(|(old, _)| !record.tablespaces.iter().any(|s| Path::new(&s.path) == old)) {
+            bail!(Refusal::NoSuchTablespace { path: old.clone(), known: known() });
+        }
+        let mut tablespaces: Vec<Space> = Vec::new();
+        for space in &record.tablespaces {
+            let old = Path::new(&space.path);
+            let new = options.tablespaces.iter().find(|(from, _)| from == old).map_or(old, |(_, to)| to.as_path());
+            let new = absolute(new)?;
+            let refuse = |reason: String| Refusal::Directory { path: new.clone(), reason };
+            if new.starts_with(&data) || data.starts_with(&new) {
+                bail!(refuse("a tablespace and the data directory must not lie in one another; give it a place with --tablespace".into()));
+            }
+            if let Some(other) = tablespaces.iter().find(|other| new.starts_with(&other.new) || other.new.starts_with(&new)) {
+                bail!(refuse(format!("it and the tablespace at {} lie in one another", other.new.display())));
+            }
+            tablespaces.push(Space { oid: space.oid, new });
+        }
+        if !tablespaces.is_empty() && small.tablespace_map.is_none() {
+            let reason = "it has tablespaces and no tablespace_map".to_owned();
+            bail!(Refusal::Backup { backup: record.id.to_string(), reason });
+        }
+        let dir_mode = if layout.group_access { 0o750 } else { durable::PRIVATE_DIR };
+        Ok(Self { data, tablespaces, dir_mode })
+    }
+
+    /// Refuses directories that have something in them, and disks that are too full.
+    pub fn check(&self, layout: &Layout, headroom: u64) -> Result<()> {
+        check_empty(&self.data, None)?;
+        let outside: u64 = layout.outside.values().sum();
+        let mut needs = vec![(&self.data, layout.bytes.saturating_sub(outside).saturating_add(headroom))];
+        for space in &self.tablespaces {
+            check_empty(&space.new, Some("choose another place for it with --tablespace OLD=NEW"))?;
+            needs.push((&space.new, layout.outside.get(&space.oid).copied().unwrap_or_default()));
+        }
+        // What lies on one disk is added up.
+        let mut disks: HashMap<u64, (PathBuf, u64)> = HashMap::new();
+        for (path, bytes) in needs {
+            let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+            let device = fs::metadata(existing).with_context(|| format!("look at {}", existing.display()))?.dev();
+            let sum = &mut disks.entry(device).or_insert_with(|| (existing.to_owned(), 0)).1;
+            *sum = sum.saturating_add(bytes);
+        }
+        for (path, needed) in disks.into_values() {
+            let disk = rustix::fs::statvfs(&path).with_context(|| format!("ask for the room on {}", path.display()))?;
+            let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+            if available < needed {
+                bail!(Refusal::Space { path, needed, available });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directories themselves, empty. They keep no mode they had.
+    pub fn create_roots(&self) -> Result<()> {
+        for path in [&self.data].into_iter().chain(self.tablespaces.iter().map(|space| &space.new)) {
+            durable::create_dir(path, self.dir_mode)?;
+            let open_and_set = || fs::File::open(path).and_then(|folder| durable::set_mode(&folder, self.dir_mode));
+            open_and_set().with_context(|| format!("set the mode of {}", path.display()))?;
+        }
+        for folder in ["global", "pg_tblspc", "pg_wal", "pg_wal/archive_status"] {
+            durable::create_dir(&self.data.join(folder), self.dir_mode)?;
+        }
+        Ok(())
+    }
+
+    /// Where an entry of the manifest goes while files are written; `None` for what is not restored as it is.
+    pub fn place(&self, path: &RelativePath) -> Option<PathBuf> {
+        if path.as_str() == TABLESPACE_MAP || SIGNALS.contains(&path.as_str()) {
+            return None;
+        }
+        if path.as_str() == CONTROL {
+            return Some(self.data.join(CONTROL_WAITING));
+        }
+        let space = path.tablespace().and_then(|(oid, rest)| Some((self.tablespaces.iter().find(|space| space.oid == oid)?, rest)));
+        Some(match space {
+            Some((space, None)) => space.new.clone(),
+            Some((space, Some(rest))) => space.new.join(rest),
+            None => self.data.join(path.as_str()),
+        })
+    }
+
+    /// Makes the links to tablespaces, and the map from which recovery makes them anew.
+    pub fn link_tablespaces(&self, map: Option<&[u8]>) -> Result<()> {
+        for space in &self.tablespaces {
+            let link = self.data.join("pg_tblspc").join(space.oid.to_string());
+            std::os::unix::fs::symlink(&space.new, &link).with_context(|| format!("make the link {}", link.display()))?;
+        }
+        if map.is_some() {
+            let mut text = Vec::new();
+            for space in &self.tablespaces {
+                text.extend_from_slice(format!("{} ", space.oid).as_bytes());
+                for byte in space.new.as_os_str().as_encoded_bytes() {
+                    // As PostgreSQL escapes what would end a line.
+                    if matches!(byte, b'\n' | b'\r' | b'\\') {
+                        text.push(b'\\');
+                    }
+                    text.push(*byte);
+                }
+                text.push(b'\n');
+            }
+            durable::write_file(&self.data.join(TABLESPACE_MAP), &text, durable::PRIVATE_FILE)?;
+        }
+        Ok(())
+    }
+
+    /// Gives pg_control its name: from here on a server starts.
+    pub fn publish_control(&self) -> Result<()> {
+        let (waiting, control) = (self.data.join(CONTROL_WAITING), self.data.join(CONTROL));
+        fs::rename(&waiting, &control).with_context(|| format!("rename {}", waiting.display()))?;
+        durable::sync_parent(&control)?;
+        durable::sync_dir(&self.data)
+    }
+}
+
+/// A directory to be filled must be absent, or a real, empty directory.
+fn check_empty(path: &Path, advice: Option<&str>) -> Result<()> {
+    let refuse = |reason: String| {
+        let reason = advice.map_or(reason.clone(), |advice| format!("{reason}; {advice}"));
+        anyhow::Error::from(Refusal::Directory { path: path.to_owned(), reason })
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(refuse(format!("cannot be looked at: {error}"))),
+        Ok(found) if found.is_symlink() => return Err(refuse("is a symbolic link; name the directory itself".into())),
+        Ok(found) if !found.is_dir() => return Err(refuse("is not a directory".into())),
+        Ok(_) => {}
+    }
+    let mut entries = fs::read_dir(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    if entries.next().is_none() {
+        return Ok(());
+    }
+    Err(refuse(if path.join("postmaster.pid").exists() {
+        "is not empty: a server is running there, or was; nothing was touched".into()
+    } else if path.join(CONTROL_WAITING).exists() || path.join("PG_VERSION").exists() && !path.join(CONTROL).exists() {
+        "is not empty: a restore into it did not come to its end. Empty it and restore again; nothing was touched".into()
+    } else if path.join("PG_VERSION").exists() {
+        "is not empty: it is a data directory already; nothing was touched".into()
+    } else {
+        "is not empty; nothing was touched".into()
+    }))
+}
