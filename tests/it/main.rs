@@ -4,3 +4,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod streaming;
+mod support;

@@ -1,0 +1,98 @@
+//! What several stories need: repositories of each kind, positions in the WAL, waiting for the agent.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use walkeep_tests::{Agent, Cluster, Repository, S3Server, Walkeep, wait_until};
+
+pub const MIB: u64 = 1 << 20;
+/// Log lines that belong to a server that stops while the agent streams.
+pub const SERVER_GONE: [&str; 2] = ["the stream ended", "cannot look at the slot"];
+
+/// Where the repository lies.
+#[derive(Debug, Clone, Copy)]
+pub enum Store {
+    Local,
+    S3,
+}
+
+pub const STORES: [Store; 2] = [Store::Local, Store::S3];
+
+/// Walkeep for `cluster`, its repository not yet there; for changes of its fields.
+pub fn uninitialised(cluster: &Cluster, store: Store) -> Walkeep {
+    match store {
+        Store::Local => Walkeep::local(cluster),
+        Store::S3 => {
+            let server = S3Server::get();
+            Walkeep::new(cluster, Repository::s3(server.endpoint(), &server.bucket()))
+        }
+    }
+}
+
+/// Walkeep for `cluster`, after `walkeep init`.
+pub fn walkeep(cluster: &Cluster, store: Store) -> Walkeep {
+    let walkeep = uninitialised(cluster, store);
+    walkeep.ok(&["init"]);
+    walkeep
+}
+
+/// A position as PostgreSQL prints it.
+pub fn lsn(text: &str) -> u64 {
+    let (high, low) = text.trim().split_once('/').unwrap_or_else(|| panic!("{text:?} is no position"));
+    let half = |text| u64::from_str_radix(text, 16).unwrap_or_else(|_| panic!("{text:?} is no position"));
+    half(high) << 32 | half(low)
+}
+
+/// The position after a segment's last byte.
+pub fn end_of(segment: &str, segment_mib: u64) -> u64 {
+    let number = |from| u64::from_str_radix(&segment[from..from + 8], 16).unwrap();
+    (number(8) << 32) + (number(16) + 1) * segment_mib * MIB
+}
+
+/// Waits until the agent says that everything up to `end` is in the repository.
+#[track_caller]
+pub fn wait_durable(agent: &Agent, end: u64, within: Duration) {
+    let what = format!("durable up to {:X}/{:X}", end >> 32, end & 0xFFFF_FFFF);
+    wait_until(&what, within, || agent.metric("walkeep_wal_durable_bytes").is_some_and(|at| at >= end as f64));
+}
+
+/// Ends the server's segment and waits until the stream has stored it; its name.
+#[track_caller]
+pub fn switch_and_store(cluster: &Cluster, agent: &Agent, segment_mib: u64) -> String {
+    let name = cluster.switch_wal();
+    wait_durable(agent, end_of(&name, segment_mib), Duration::from_secs(30));
+    name
+}
+
+/// Fails on any WARN or ERROR of the agent's that contains none of `expected`.
+#[track_caller]
+pub fn assert_calm(agent: &Agent, expected: &[&str]) {
+    let complaints = agent.complaints(expected);
+    assert!(complaints.is_empty(), "the agent complained:\n{}", complaints.join("\n"));
+}
+
+/// `walkeep wal fetch` of one file: its bytes.
+#[track_caller]
+pub fn fetch(walkeep: &Walkeep, name: &str) -> Vec<u8> {
+    let to = walkeep.scratch().dir("fetched").join(format!("{name}.one"));
+    let _ = std::fs::remove_file(&to);
+    walkeep.ok(&["wal", "fetch", name, &to.to_string_lossy()]);
+    std::fs::read(&to).unwrap()
+}
+
+/// Names in a folder that are those of whole segments, in order.
+pub fn segments_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = entries.filter(|name| name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit())).collect();
+    names.sort_unstable();
+    names
+}
+
+/// A copy of a server's files under their names, to be compared after the server has gone on.
+pub fn copies(walkeep: &Walkeep, folder: &str, from: &Path, names: &[String]) -> PathBuf {
+    let to = walkeep.scratch().dir(folder);
+    for name in names {
+        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+    to
+}
