@@ -23,7 +23,7 @@ use walkeep_core::resume::Position;
 use crate::config::{ByteSize, ClusterConfig};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
-use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
+use crate::postgres::replication::{Options, ReplicationConnection, ReplicationError, Started};
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
 use crate::repository::{self, ClusterRepository};
@@ -104,11 +104,16 @@ impl Streamer {
             metrics: self.metrics.clone(),
         };
         let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, cancel);
-        let spooled = self.hand_over_leftovers(&mut uploads).await?;
-        let (mut connection, identity) = self.connect().await?;
+        self.hand_over_leftovers(&mut uploads).await?;
+        // Before anything is reported as durable: what an earlier run received comes before it.
+        if !self.settle_uploads(&mut uploads, stop).await? {
+            return Ok(());
+        }
+        let mut connection = self.connect().await?;
         loop {
+            let identity = connection.identify_system().await?;
             let history = self.store_histories(&mut connection, identity.timeline).await?;
-            let begin = self.position(&mut connection, &identity, &history, &spooled).await?;
+            let begin = self.position(&mut connection, &identity, &history).await?;
             let started = connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await;
             let ended = match started {
                 Ok(Started::EndOfTimeline { next, switch }) => Ended::Timeline { next, switch },
@@ -140,14 +145,16 @@ impl Streamer {
                 Ended::Stopped => return Ok(()),
                 Ended::Timeline { next, switch } => {
                     tracing::info!(timeline = begin.timeline.get(), next = next.get(), %switch, "the timeline ended; following to the next");
-                    self.settle_uploads(&mut uploads).await?;
+                    if !self.settle_uploads(&mut uploads, stop).await? {
+                        return Ok(());
+                    }
                 }
             }
         }
     }
 
     /// Connects and makes sure that it is the same cluster.
-    async fn connect(&self) -> Result<(ReplicationConnection, Identity)> {
+    async fn connect(&self) -> Result<ReplicationConnection> {
         self.progress.set_phase(Phase::Connecting);
         let options = Options { application_name: Some(self.cluster.application_name.clone()), wal_sender_timeout: None };
         let mut connection = ReplicationConnection::connect(&self.params, &options).await.context("connect for replication")?;
@@ -166,25 +173,23 @@ impl Streamer {
         if size != expected.segment_size {
             bail!("the server's WAL segments have {} bytes, those in the repository {}", size.bytes(), expected.segment_size.bytes());
         }
-        Ok((connection, identity))
+        Ok(connection)
     }
 
-    /// Hands over what an earlier run left in the spool. Whole segments are answered as positions that count as stored.
-    async fn hand_over_leftovers(&self, uploads: &mut Uploads) -> Result<Vec<Position>> {
+    /// Hands over what an earlier run left in the spool.
+    async fn hand_over_leftovers(&self, uploads: &mut Uploads) -> Result<()> {
         let size = self.repository.identity().segment_size;
         let leftovers = self.spool.leftovers()?;
-        let mut ends = Vec::new();
         for segment in leftovers.whole {
             let Some(number) = segment.number(size) else { continue };
             let end = Position { timeline: segment.timeline(), lsn: number.end(size) };
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
             uploads.segment(segment, end);
-            ends.push(end);
         }
         for segment in leftovers.unfinished {
             self.store_unfinished(segment).await?;
         }
-        Ok(ends)
+        Ok(())
     }
 
     /// Bytes that were confirmed out of the spool, or that a dead server can no longer give, are stored as a part before anything else is
@@ -213,13 +218,15 @@ impl Streamer {
         Ok(self.repository.get_tail(segment).await?)
     }
 
-    /// Waits until everything handed over is stored.
-    async fn settle_uploads(&self, uploads: &mut Uploads) -> Result<()> {
+    /// Waits until everything handed over is stored; false if the agent stops before.
+    async fn settle_uploads(&self, uploads: &mut Uploads, stop: &CancellationToken) -> Result<bool> {
         while !uploads.is_empty() {
-            let position = uploads.next().await.context("store WAL")?;
-            self.progress.durable(position.lsn);
+            tokio::select! {
+                stored = uploads.next() => self.progress.durable(stored.context("store WAL")?.lsn),
+                () = stop.cancelled() => return Ok(false),
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.

@@ -19,15 +19,13 @@ impl Streamer {
         connection: &mut ReplicationConnection,
         identity: &Identity,
         history: &TimelineHistory,
-        spooled: &[Position],
     ) -> Result<Position> {
-        let mut stored = self.newest_stored(history).await?;
-        stored.extend_from_slice(spooled);
+        let stored = self.newest_stored(history).await?;
         let slot = self.slot_position(connection, !stored.is_empty()).await?;
         let size = self.repository.identity().segment_size;
         let begin = resume::begin(&Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
         let begin = self.behind_known_gaps(begin.position, history).await?;
-        self.skip_stored(begin, history, spooled).await
+        self.skip_stored(begin, history).await
     }
 
     /// The end of the newest whole segment on each timeline of the history.
@@ -96,7 +94,7 @@ impl Streamer {
     }
 
     /// Past the segments that are stored already, on to the next timeline where one ends.
-    async fn skip_stored(&self, begin: Position, history: &TimelineHistory, spooled: &[Position]) -> Result<Position> {
+    async fn skip_stored(&self, begin: Position, history: &TimelineHistory) -> Result<Position> {
         let size = self.repository.identity().segment_size;
         let mut at = begin;
         loop {
@@ -104,9 +102,6 @@ impl Streamer {
             let stretches = self.repository.stored_stretches(at.timeline, size.segment_of(at.lsn)).await?;
             if let Some((_, end)) = stretches.first().filter(|(start, _)| *start <= at.lsn) {
                 at.lsn = *end;
-            }
-            while spooled.contains(&Position { timeline: at.timeline, lsn: at.lsn.saturating_add(size.bytes()) }) {
-                at.lsn = at.lsn.saturating_add(size.bytes());
             }
             let Some(switch) = end_of_timeline else { return Ok(at) };
             // The segment with the switch point is stored to its last byte of this timeline, whole or in parts: on to the next one.
@@ -123,7 +118,8 @@ impl Streamer {
     pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory) -> Result<()> {
         let cause = if self.slot_was_lost.load(Ordering::Relaxed) { GapCause::SlotInvalidated } else { GapCause::SlotLost };
         let size = self.repository.identity().segment_size;
-        let (mut connection, identity) = self.connect().await?;
+        let mut connection = self.connect().await?;
+        let identity = connection.identify_system().await?;
         let mut slot = self.slot_position(&mut connection, true).await?;
         if slot.is_none_or(|restart| size.align_down(restart) <= begin.lsn) {
             // The slot claims to keep what the server has removed: it protects nothing.
