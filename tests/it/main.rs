@@ -3,6 +3,8 @@
 //! One binary with one module for each story, so that they share the S3 server and link once.
 #![allow(clippy::unwrap_used)]
 
+mod conflicts;
 mod harness;
+mod process_faults;
 mod streaming;
 mod support;
