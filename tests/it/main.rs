@@ -4,5 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod restore;
+mod story;
 mod streaming;
 mod support;
