@@ -6,5 +6,7 @@
 mod conflicts;
 mod harness;
 mod process_faults;
+mod restore;
+mod story;
 mod streaming;
 mod support;
