@@ -6,6 +6,7 @@
 mod conflicts;
 mod harness;
 mod process_faults;
+mod recovery;
 mod restore;
 mod story;
 mod streaming;
