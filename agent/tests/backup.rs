@@ -211,3 +211,41 @@ async fn damaged_pages_and_other_clusters_are_no_backup() {
     assert!(error.to_string().contains("another cluster answers there"), "{error}");
     assert!(repository.backups().await.unwrap().records.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_can_be_backed_up_and_its_copy_is_none() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    cluster.archive_by(None);
+    cluster.sql("CREATE TABLE t AS SELECT n FROM generate_series(1, 20000) AS n");
+    let standby = cluster.standby();
+    cluster.wait_replayed(&standby);
+    let repository = repository(&cluster).await;
+    let stop = CancellationToken::new();
+    let archiving = tokio::spawn(archive(repository.clone(), cluster.oracle(), stop.clone()));
+    cluster.sql("INSERT INTO t SELECT n FROM generate_series(1, 1000) AS n");
+    cluster.sql("CHECKPOINT");
+    let mut taking = std::pin::pin!(take(&repository, &standby, backup::Options::new("of the standby")));
+    // The primary's WAL completes it, and a standby cannot end a segment.
+    let record = loop {
+        match tokio::time::timeout(Duration::from_millis(200), &mut taking).await {
+            Ok(record) => break record.unwrap(),
+            Err(_) => drop(tokio::task::block_in_place(|| cluster.switch_wal())),
+        }
+    };
+    assert!(record.from_standby);
+
+    let to = cluster.scratch().join("restored");
+    let options = restore::Options::new(&to, format!("cp {}/%f %p", cluster.oracle().display()));
+    let plan = latest(&repository).await;
+    restore::restore(repository.clone(), &plan, options, &unwatched, &CancellationToken::new()).await.unwrap();
+    assert!(to.join("recovery.signal").exists() && !to.join("standby.signal").exists());
+    give_all(&to);
+    let restored = Cluster::adopt(cluster.version(), &to);
+    restored.start();
+    wait_until("recovery ends", PATIENCE, || restored.sql("SELECT pg_is_in_recovery()") == "f");
+    let question = "SELECT count(*), sum(n) FROM t";
+    assert_eq!(restored.sql(question), cluster.sql(question));
+    assert_eq!(restored.sql("SHOW primary_conninfo"), "");
+    stop.cancel();
+    archiving.await.unwrap();
+}

@@ -130,7 +130,10 @@ async fn store(
     let stream = BaseBackupStream::start(connection, command).await.context("start the base backup")?;
     let received = receive(repository.clone(), stream, server.now, meter, cancel).await?;
     // After the stop position was taken: no commit before it has a later time.
-    let ended_at = server_state(params).await.context("ask the server for its time")?.now;
+    // Hours of work are not thrown away for one connection that fails.
+    let ask = || server_state(params);
+    let ended_at = retry("asking the server for its time", Backoff::within(PATIENCE), cancel, |_| true, ask).await;
+    let ended_at = ended_at.context("ask the server for its time")?.now;
 
     meter.stage(Stage::WaitingForWal, None);
     let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
