@@ -3,8 +3,11 @@
 //! One binary with one module for each story, so that they share the S3 server and link once.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod conflicts;
 mod harness;
 mod process_faults;
+mod store_faults;
 mod streaming;
 mod support;
+mod timelines;

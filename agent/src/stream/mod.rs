@@ -36,6 +36,8 @@ use uploads::{Destination, Uploads};
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), most: Duration::from_secs(15), deadline: None };
 /// A connection that lasted this long starts the backoff anew.
 const STABLE: Duration = Duration::from_secs(30);
+/// Without a server, what is in the spool is being stored for this long between two tries to connect.
+const SETTLE: Duration = Duration::from_secs(15);
 
 /// The stream of one cluster.
 #[derive(Debug)]
@@ -96,7 +98,17 @@ impl Streamer {
         };
         let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, cancel);
         let spooled = self.hand_over_leftovers(&mut uploads).await?;
-        let (mut connection, identity) = self.connect().await?;
+        let (mut connection, mut identity) = match self.connect().await {
+            Ok(connected) => connected,
+            Err(error) => {
+                // The server may be gone for ever: what was acknowledged out of the spool is stored without it.
+                tokio::select! {
+                    settled = tokio::time::timeout(SETTLE, self.settle_uploads(&mut uploads)) => settled.unwrap_or(Ok(()))?,
+                    () = stop.cancelled() => {}
+                }
+                return Err(error);
+            }
+        };
         loop {
             let history = self.store_histories(&mut connection, identity.timeline).await?;
             let begin = self.position(&mut connection, &identity, &history, &spooled).await?;
@@ -132,6 +144,10 @@ impl Streamer {
                 Ended::Timeline { next, switch } => {
                     tracing::info!(timeline = begin.timeline.get(), next = next.get(), %switch, "the timeline ended; following to the next");
                     self.settle_uploads(&mut uploads).await?;
+                    identity = connection.identify_system().await?;
+                    if identity.timeline < next {
+                        bail!("timeline {} ended, but the server is not yet on timeline {next}", begin.timeline);
+                    }
                 }
             }
         }

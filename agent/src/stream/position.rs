@@ -97,7 +97,8 @@ impl Streamer {
     /// whether it is the same. A copied server with the same system identifier and timeline would otherwise go on where the original
     /// is, and mix its WAL into the archive. Only as far back as the slot keeps WAL, and not onto what is in the spool.
     fn back_to_prove(&self, begin: Position, position: Position, slot: Option<Lsn>, spooled: &[Position]) -> Position {
-        let back = Position { lsn: Lsn::new(position.lsn.get().saturating_sub(self.repository.identity().segment_size.bytes())), ..position };
+        let back =
+            Position { lsn: Lsn::new(position.lsn.get().saturating_sub(self.repository.identity().segment_size.bytes())), ..position };
         let skipped = begin.timeline == position.timeline && begin.lsn <= back.lsn;
         let kept = slot.is_some_and(|slot| self.repository.identity().segment_size.align_down(slot) <= back.lsn);
         if skipped && kept && !spooled.contains(&position) { back } else { position }

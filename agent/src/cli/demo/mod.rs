@@ -30,7 +30,9 @@ pub struct DemoArgs {
 /// Runs the story.
 pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     if rustix::process::geteuid().is_root() {
-        return Err(Failure::refused("PostgreSQL does not run as root").hint("Run it as another user: setpriv --reuid=postgres …, or `make demo`."));
+        return Err(
+            Failure::refused("PostgreSQL does not run as root").hint("Run it as another user: setpriv --reuid=postgres …, or `make demo`.")
+        );
     }
     let began = Instant::now();
     let stage = Stage::set(args.pg_bin, args.keep)?;
@@ -45,7 +47,8 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
 
 async fn tell(stage: &Stage) -> Result<()> {
     say("1. A PostgreSQL server, with archive_command handing finished WAL to Walkeep.");
-    let mut server = Server::create(stage, "data", &["archive_mode = on".into(), format!("archive_command = '{}'", stage.archive_command())])?;
+    let mut server =
+        Server::create(stage, "data", &["archive_mode = on".into(), format!("archive_command = '{}'", stage.archive_command())])?;
     server.start().await?;
     stage.write_config(&server)?;
 
@@ -55,7 +58,11 @@ async fn tell(stage: &Stage) -> Result<()> {
     println!("   The agent streams WAL from the server and stores it.");
 
     say("3. Some work, and a base backup while it goes on.");
-    server.sql("create table orders (id bigint generated always as identity primary key, item text, at timestamptz default clock_timestamp())").await?;
+    server
+        .sql(
+            "create table orders (id bigint generated always as identity primary key, item text, at timestamptz default clock_timestamp())",
+        )
+        .await?;
     insert(&server, 2000).await?;
     let (backed_up, inserted) = tokio::join!(stage.walkeep(&["backup", "--label", "demo"]), insert(&server, 3000));
     backed_up?;

@@ -99,7 +99,8 @@ impl Server {
 
     /// Waits until recovery is over.
     pub async fn wait_until_writable(&self, time: Duration) -> Result<()> {
-        within("the recovery", time, async || Ok(self.one("select pg_is_in_recovery()::text").await.is_ok_and(|text| text == "false"))).await
+        within("the recovery", time, async || Ok(self.one("select pg_is_in_recovery()::text").await.is_ok_and(|text| text == "false")))
+            .await
     }
 
     /// The accident.

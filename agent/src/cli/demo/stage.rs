@@ -30,7 +30,8 @@ impl Stage {
         }
         let pg_bin = match pg_bin {
             Some(folder) => folder,
-            None => newest_postgresql().context("no PostgreSQL in /usr/lib/postgresql: install one, or name its programs' folder with --pg-bin")?,
+            None => newest_postgresql()
+                .context("no PostgreSQL in /usr/lib/postgresql: install one, or name its programs' folder with --pg-bin")?,
         };
         // Short, since a socket's path has at most 107 bytes.
         let folder = std::env::temp_dir().join(format!("walkeep-demo-{}", std::process::id()));
