@@ -36,6 +36,9 @@ pub enum WalPathError {
         /// What may be there.
         expected: &'static str,
     },
+    /// A segment that the server has not finished: what it holds now is not what it will hold.
+    #[error("{} is not finished: the server has marked it neither .ready nor .done in archive_status", .0.display())]
+    NotFinished(PathBuf),
     /// A symbolic link, a directory, a device.
     #[error("{} is not a regular file", .0.display())]
     NotAFile(PathBuf),
@@ -94,6 +97,9 @@ pub fn check_source(path: &Path, system: SystemIdentifier) -> Result<Source, Wal
     let expected = "a file that PostgreSQL archives";
     let name = place.wal_name().ok_or_else(|| WalPathError::WrongName { path: path.to_owned(), expected })?;
     place.check_cluster(system)?;
+    if matches!(name, WalFileName::Segment(_)) && !place.is_marked_finished() {
+        return Err(WalPathError::NotFinished(path.to_owned()));
+    }
     let unreadable = |cause| WalPathError::Unreadable { path: path.to_owned(), cause };
     // Without NONBLOCK a named pipe would hold us until somebody writes to it.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -161,6 +167,17 @@ impl<'a> Place<'a> {
         self.name.to_str().and_then(|name| name.parse().ok())
     }
 
+    /// PostgreSQL marks a segment before it offers it, and keeps the mark until the file is recycled.
+    fn is_marked_finished(&self) -> bool {
+        let status = self.pg_wal.join("archive_status");
+        let marked = |suffix: &str| {
+            let mut mark = self.name.to_owned();
+            mark.push(suffix);
+            status.join(mark).exists()
+        };
+        marked(".ready") || marked(".done")
+    }
+
     /// The control file begins with the system identifier, in the byte order of the server's machine, which is ours.
     fn check_cluster(&self, expected: SystemIdentifier) -> Result<(), WalPathError> {
         let control_file = self.data_directory.join("global/pg_control");
@@ -191,7 +208,8 @@ mod tests {
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
             fs::create_dir_all(directory.path().join("data/global")).unwrap();
-            fs::create_dir(directory.path().join("data/pg_wal")).unwrap();
+            fs::create_dir_all(directory.path().join("data/pg_wal/archive_status")).unwrap();
+            fs::write(directory.path().join(format!("data/pg_wal/archive_status/{SEGMENT}.ready")), "").unwrap();
             fs::write(directory.path().join("data/global/pg_control"), SYSTEM.get().to_ne_bytes()).unwrap();
             fs::write(directory.path().join("secret"), "secret").unwrap();
             Self(directory)

@@ -107,7 +107,7 @@ async fn a_busy_server_with_a_tablespace_comes_back() {
     };
     let (record, ()) = tokio::join!(take(&repository, &cluster, options), switching);
     let record = record.unwrap();
-    assert_eq!(repository.backups().await.unwrap().records, [record.clone()]);
+    assert_eq!(repository.backups().await.unwrap().records, std::slice::from_ref(&record));
     assert_eq!((record.label.as_str(), record.from_standby, record.keep), ("it's \"nightly\"", false, Some(Keep::Forever)));
     assert!(record.tablespaces.len() == 1 && record.tablespaces[0].bytes > 2_000_000, "{record:?}");
     assert!(record.bytes > 30_000_000 && record.bytes_stored < record.bytes, "{record:?}");

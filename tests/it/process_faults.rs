@@ -247,7 +247,7 @@ fn too_few_descriptors_are_an_error_and_no_damage() {
         let to = walkeep.scratch().join(format!("few-{limit}"));
         let fetched = run(&mut limited(limit, &["wal", "fetch", &name, &to.to_string_lossy()]));
         // Not 1 nor 101, say: PostgreSQL would open the database.
-        assert!(fetched.code.is_some_and(|code| code > 125), "{limit}: {fetched:?}");
+        assert!(fetched.code.is_some_and(|code| code == 0 || code > 125), "{limit}: {fetched:?}");
         assert_eq!(to.exists(), fetched.ok(), "{limit}: {fetched:?}");
     }
     // The agent. Too few for it to start, or to stream, or to store: it says so, and goes on or leaves.

@@ -23,7 +23,7 @@ fn both_ways(cluster: &Cluster, walkeep: &Walkeep, mib: u64) {
     let last = cluster.archive_now();
     wait_durable(&agent, end_of(&last, mib), SOON);
     let compared = compare_fetched(&cluster.oracle(), walkeep);
-    assert!(compared as u64 >= 10 / mib, "{compared} files");
+    assert!(compared as u64 >= 8 / mib, "{compared} files");
     let streamed = agent.metric("walkeep_stored_objects_total{source=\"stream\"}").unwrap();
     let archived = agent.metric("walkeep_stored_objects_total{source=\"archive\"}").unwrap();
     // Whoever came first has stored it; nothing is stored twice.
@@ -163,8 +163,11 @@ fn names_go_on_where_a_log_file_ends() {
 fn compare_tail(cluster: &Cluster, walkeep: &Walkeep, name: &str, upto: u64) {
     let (stored, kept) = (fetch(walkeep, name), std::fs::read(cluster.pg_wal().join(name)).unwrap());
     assert_eq!(stored.len(), kept.len(), "{name}: restore_command gets whole segments");
-    let length = (upto % kept.len() as u64) as usize;
-    assert!(length > 0 && stored[..length] == kept[..length], "{name} differs within its first {length} bytes");
+    let length = match (upto % kept.len() as u64) as usize {
+        0 => kept.len(),
+        length => length,
+    };
+    assert!(stored[..length] == kept[..length], "{name} differs within its first {length} bytes");
 }
 
 /// The end of the shutdown checkpoint, the last record of a server that is down.

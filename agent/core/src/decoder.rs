@@ -529,5 +529,6 @@ pub fn valid_end(start: Lsn, segment_size: SegmentSize, bytes: &[u8]) -> Lsn {
         decoder.feed(piece);
         while let Ok(Some(_)) = decoder.next_event() {}
     }
-    decoder.position()
+    // The position behind a switch is the next segment, also where the rest of this one was not received yet.
+    decoder.position().min(start.saturating_add(bytes.len() as u64))
 }

@@ -262,3 +262,16 @@ proptest! {
         let _ = run(&mut Decoder::new(START, size()), &wal, chunk);
     }
 }
+
+#[test]
+fn the_valid_end_never_lies_behind_the_bytes() {
+    // Also right behind a switch record, whose own end is the next segment.
+    let segment = size().bytes() as usize;
+    for start in [START.get(), START.get() + size().bytes()] {
+        let whole = &from(start)[..segment];
+        for length in (0..segment).step_by(4099).chain([segment]) {
+            let end = walkeep_core::decoder::valid_end(Lsn::new(start), size(), &whole[..length]);
+            assert!((Lsn::new(start)..=Lsn::new(start + length as u64)).contains(&end), "{length}: {end}");
+        }
+    }
+}

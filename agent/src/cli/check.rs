@@ -9,7 +9,7 @@ use walkeep_core::{Lsn, TimelineId, WalFileName, page};
 
 use super::failure::{Exit, Failure};
 use super::{Global, output, setup};
-use crate::config::{ClusterConfig, Config};
+use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
 use crate::postgres::{ConnectionParams, sql};
 use crate::repository::ClusterRepository;
@@ -167,6 +167,7 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
         (mode, command) if command.contains("walkeep") => drop(findings.add("archiving", Ok(format!("archive_mode = {mode}, {command}")))),
         (_, command) => findings.warn("archiving", format!("archive_command is not Walkeep's: {command}")),
     }
+    findings.add("archiver", archiver(server).await);
     match sql::slot_state(&server.client, &cluster.slot).await {
         Ok(Some(_)) if !cluster.stream => findings.warn(
             "slot",
@@ -185,12 +186,34 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
             "max_slot_wal_keep_size is unlimited: while the repository cannot be reached WAL fills the server's disk; set a limit that fits it".into(),
         );
     }
+    let names_us = settings.synchronous_standby_names.to_lowercase().contains(&cluster.application_name.to_lowercase());
+    if names_us && cluster.acknowledge == Acknowledge::Repository {
+        let text = "the agent is named in synchronous_standby_names with acknowledge = \"repository\": in this version a commit waits until its \
+                    whole WAL segment is stored; use acknowledge = \"spool\", or take it out";
+        findings.warn("synchronous", text.into());
+    }
     if settings.synchronous_commit == "remote_apply" && !settings.synchronous_standby_names.is_empty() {
         findings.warn(
             "synchronous",
             "synchronous_commit = remote_apply never returns if the agent is the synchronous standby: it applies nothing".into(),
         );
     }
+}
+
+/// Whether the last thing that archive_command did was to fail.
+async fn archiver(server: &Server) -> Result<String> {
+    let stats = sql::archiver_stats(&server.client).await?;
+    let failing = match (stats.last_failed_at, stats.last_archived_at) {
+        (Some(failed), Some(archived)) => failed > archived,
+        (failed, _) => failed.is_some(),
+    };
+    ensure!(
+        !failing,
+        "archive_command fails for {} ({} times since the statistics began); PostgreSQL's log has the reason, from walkeep-archive-cmd",
+        stats.last_failed.unwrap_or_default(),
+        stats.failed
+    );
+    Ok(format!("{} files archived, the last one {}", stats.archived, stats.last_archived.unwrap_or_else(|| "none yet".into())))
 }
 
 fn slot_in_use(slot: Option<sql::SlotState>, cluster: &ClusterConfig) -> Result<String> {

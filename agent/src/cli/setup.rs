@@ -50,7 +50,7 @@ fn s3_options(config: &S3Config) -> Result<S3Options> {
     let mut options = S3Options::new(config.bucket.clone());
     options.prefix = config.prefix.clone();
     options.endpoint = config.endpoint.clone();
-    options.region = config.region.clone();
+    options.region = config.region.clone().or_else(|| region_of_another_server(config));
     options.path_style = config.path_style;
     options.storage_class = config.storage_class.clone();
     options.sse = match &config.encryption {
@@ -72,6 +72,13 @@ fn s3_options(config: &S3Config) -> Result<S3Options> {
         options.timeouts.operation = timeout;
     }
     Ok(options)
+}
+
+/// Servers other than AWS take any region; asking AWS's metadata service for one would only cost time.
+fn region_of_another_server(config: &S3Config) -> Option<String> {
+    config.endpoint.as_ref()?;
+    let from_env = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| std::env::var(name).ok());
+    Some(from_env.unwrap_or_else(|| "us-east-1".into()))
 }
 
 fn secret_from(path: &Path) -> Result<s3::Secret> {

@@ -104,7 +104,7 @@ pub struct S3Config {
     pub storage_class: Option<String>,
     /// Server-side encryption.
     pub encryption: ServerSideEncryption,
-    /// A CA to trust beside the system's.
+    /// The CA to trust, instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// A profile of the shared AWS configuration files.
     pub profile: Option<String>,

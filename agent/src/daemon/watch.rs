@@ -49,7 +49,7 @@ pub async fn run(
             }
         }
         if look % GAPS_EVERY == 0
-            && let Ok(gaps) = repository.gaps().await
+            && let Ok(gaps) = repository.open_gaps().await
         {
             metrics.open_gaps(gaps.len());
         }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use walkeep_core::layout::ObjectName;
+use walkeep_core::layout::{GapName, ObjectName};
 use walkeep_core::{SegmentName, SegmentNumber, TimelineHistory, TimelineId, WalFileName, page};
 use walkeep_store::{ErrorKind, ListRequest};
 
@@ -170,6 +170,10 @@ impl Finder {
                 Later::Behind(later) => Err(Trouble::Hole { missing: format!("{segment} from byte {wal} on"), later }),
             };
         }
+        if let Some(gap) = self.recorded_gap(segment, number, wal).await? {
+            let later = format!("a gap was recorded there (timeline {} from {} to {}), and later WAL", gap.timeline, gap.from, gap.to);
+            return Err(Trouble::Hole { missing: segment.to_string(), later });
+        }
         if wal == 0 {
             return Ok(self.absent(file));
         }
@@ -178,6 +182,14 @@ impl Finder {
         check_before_visible(file, &content, self.identity()).map_err(|reason| self.unfit(file, reason))?;
         let content = Bytes::from(content);
         Ok(if wal == size { Found::Whole(content) } else { Found::Tail { content, wal } })
+    }
+
+    /// A recorded gap in the segment, behind its first `wal` bytes: the server did write WAL there, so this is not the end of it.
+    async fn recorded_gap(&self, segment: SegmentName, number: SegmentNumber, wal: u64) -> Result<Option<GapName>, Trouble> {
+        let size = self.identity().segment_size;
+        let (from, to) = (number.start(size).saturating_add(wal), number.end(size));
+        let touches = |gap: &GapName| gap.timeline == segment.timeline() && gap.from < to && from < gap.to;
+        Ok(self.repository.gaps().await?.into_iter().find(touches))
     }
 
     /// The first WAL of the timeline that is stored at or behind `segment`; only behind it unless `itself`.

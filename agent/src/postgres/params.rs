@@ -326,7 +326,7 @@ impl ConnectionParams {
 
     /// The database for ordinary SQL; named as the role unless given.
     pub fn dbname(&self) -> &str {
-        self.dbname.as_deref().unwrap_or(&self.user)
+        self.dbname.as_deref().unwrap_or("postgres")
     }
 
     /// How much TLS is demanded.
@@ -460,7 +460,7 @@ mod tests {
         };
         let params = ConnectionParams::parse("user=me dbname=''", &env).expect("parses");
         assert_eq!(params.hosts, [tcp("envhost", 6000)]);
-        assert_eq!((params.user(), params.dbname(), params.sslmode()), ("me", "me", SslMode::Require));
+        assert_eq!((params.user(), params.dbname(), params.sslmode()), ("me", "postgres", SslMode::Require));
         assert_eq!(params.password(&params.hosts[0], "x").as_deref(), Some("envsecret"));
         assert!(ConnectionParams::parse("", &|name| (name == "PGSERVICE").then(|| "x".into())).is_err());
     }

@@ -1,8 +1,10 @@
 //! Gaps: stretches of WAL that are known to be missing, each an immutable record.
 
 use bytes::Bytes;
+use walkeep_core::TimelineHistory;
 use walkeep_core::catalog::{GapCause, GapRecord};
 use walkeep_core::layout::{GapName, ObjectName};
+use walkeep_core::resume::unstored;
 use walkeep_store::{ErrorKind, ListRequest, list_all};
 
 use super::{ClusterRepository, Error, Result};
@@ -28,6 +30,20 @@ impl ClusterRepository {
             _ => None,
         });
         Ok(gaps.collect())
+    }
+
+    /// The gaps of which something is still missing: a gap that archive_command's copies, or a later stream, have filled is closed.
+    pub async fn open_gaps(&self) -> Result<Vec<GapName>> {
+        let size = self.identity().segment_size;
+        let mut open = Vec::new();
+        for gap in self.gaps().await? {
+            let stretches = self.stored_stretches(gap.timeline, size.segment_of(gap.from)).await?;
+            let stored: Vec<_> = stretches.into_iter().map(|(from, to)| (gap.timeline, from, to)).collect();
+            if !unstored(&TimelineHistory::root(gap.timeline), gap.from, gap.to, &stored).is_empty() {
+                open.push(gap);
+            }
+        }
+        Ok(open)
     }
 
     /// A gap's record.

@@ -10,20 +10,20 @@ mod session;
 mod uploads;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::SegmentName;
-use walkeep_core::catalog::GapCause;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
 
-use crate::config::ClusterConfig;
+use crate::config::{ByteSize, ClusterConfig};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
-use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
+use crate::postgres::replication::{Options, ReplicationConnection, ReplicationError, Started};
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
 use crate::repository::{self, ClusterRepository};
@@ -36,8 +36,6 @@ use uploads::{Destination, Uploads};
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), most: Duration::from_secs(15), deadline: None };
 /// A connection that lasted this long starts the backoff anew.
 const STABLE: Duration = Duration::from_secs(30);
-/// Without a server, what is in the spool is being stored for this long between two tries to connect.
-const SETTLE: Duration = Duration::from_secs(15);
 
 /// The stream of one cluster.
 #[derive(Debug)]
@@ -49,20 +47,29 @@ pub struct Streamer {
     recent: Arc<Recent>,
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
+    /// The server had invalidated the slot: the cause of a gap that shows soon after.
+    slot_was_lost: AtomicBool,
 }
 
 impl Streamer {
     /// Prepares the stream; opens the spool, connects to nothing.
     pub fn new(
-        cluster: ClusterConfig,
+        mut cluster: ClusterConfig,
         params: ConnectionParams,
         repository: Arc<ClusterRepository>,
         recent: Arc<Recent>,
         metrics: Arc<Metrics>,
         progress: Arc<Progress>,
     ) -> Result<Self> {
-        let spool = Spool::open(&cluster.spool, repository.identity().segment_size)?;
-        Ok(Self { cluster, params, repository, spool, recent, metrics, progress })
+        let segment_size = repository.identity().segment_size;
+        let spool = Spool::open(&cluster.spool, segment_size)?;
+        // One segment being received and one being stored: with less room the stream could never go on.
+        let least = ByteSize(2 * segment_size.bytes());
+        if cluster.spool_limit < least {
+            tracing::warn!(limit = cluster.spool_limit.0, using = least.0, "spool_limit is less than two WAL segments");
+            cluster.spool_limit = least;
+        }
+        Ok(Self { cluster, params, repository, spool, recent, metrics, progress, slot_was_lost: AtomicBool::new(false) })
     }
 
     /// Streams until `stop`. Every failure is told in the log and the progress note, and tried again.
@@ -97,21 +104,16 @@ impl Streamer {
             metrics: self.metrics.clone(),
         };
         let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, cancel);
-        let spooled = self.hand_over_leftovers(&mut uploads).await?;
-        let (mut connection, mut identity) = match self.connect().await {
-            Ok(connected) => connected,
-            Err(error) => {
-                // The server may be gone for ever: what was acknowledged out of the spool is stored without it.
-                tokio::select! {
-                    settled = tokio::time::timeout(SETTLE, self.settle_uploads(&mut uploads)) => settled.unwrap_or(Ok(()))?,
-                    () = stop.cancelled() => {}
-                }
-                return Err(error);
-            }
-        };
+        self.hand_over_leftovers(&mut uploads).await?;
+        // Before anything is reported as durable: what an earlier run received comes before it.
+        if !self.settle_uploads(&mut uploads, stop).await? {
+            return Ok(());
+        }
+        let mut connection = self.connect().await?;
         loop {
+            let identity = connection.identify_system().await?;
             let history = self.store_histories(&mut connection, identity.timeline).await?;
-            let begin = self.position(&mut connection, &identity, &history, &spooled).await?;
+            let begin = self.position(&mut connection, &identity, &history).await?;
             let started = connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await;
             let ended = match started {
                 Ok(Started::EndOfTimeline { next, switch }) => Ended::Timeline { next, switch },
@@ -143,10 +145,8 @@ impl Streamer {
                 Ended::Stopped => return Ok(()),
                 Ended::Timeline { next, switch } => {
                     tracing::info!(timeline = begin.timeline.get(), next = next.get(), %switch, "the timeline ended; following to the next");
-                    self.settle_uploads(&mut uploads).await?;
-                    identity = connection.identify_system().await?;
-                    if identity.timeline < next {
-                        bail!("timeline {} ended, but the server is not yet on timeline {next}", begin.timeline);
+                    if !self.settle_uploads(&mut uploads, stop).await? {
+                        return Ok(());
                     }
                 }
             }
@@ -154,7 +154,7 @@ impl Streamer {
     }
 
     /// Connects and makes sure that it is the same cluster.
-    async fn connect(&self) -> Result<(ReplicationConnection, Identity)> {
+    async fn connect(&self) -> Result<ReplicationConnection> {
         self.progress.set_phase(Phase::Connecting);
         let options = Options { application_name: Some(self.cluster.application_name.clone()), wal_sender_timeout: None };
         let mut connection = ReplicationConnection::connect(&self.params, &options).await.context("connect for replication")?;
@@ -173,25 +173,23 @@ impl Streamer {
         if size != expected.segment_size {
             bail!("the server's WAL segments have {} bytes, those in the repository {}", size.bytes(), expected.segment_size.bytes());
         }
-        Ok((connection, identity))
+        Ok(connection)
     }
 
-    /// Hands over what an earlier run left in the spool. Whole segments are answered as positions that count as stored.
-    async fn hand_over_leftovers(&self, uploads: &mut Uploads) -> Result<Vec<Position>> {
+    /// Hands over what an earlier run left in the spool.
+    async fn hand_over_leftovers(&self, uploads: &mut Uploads) -> Result<()> {
         let size = self.repository.identity().segment_size;
         let leftovers = self.spool.leftovers()?;
-        let mut ends = Vec::new();
         for segment in leftovers.whole {
             let Some(number) = segment.number(size) else { continue };
             let end = Position { timeline: segment.timeline(), lsn: number.end(size) };
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
             uploads.segment(segment, end);
-            ends.push(end);
         }
         for segment in leftovers.unfinished {
             self.store_unfinished(segment).await?;
         }
-        Ok(ends)
+        Ok(())
     }
 
     /// Bytes that were confirmed out of the spool, or that a dead server can no longer give, are stored as a part before anything else is
@@ -220,19 +218,21 @@ impl Streamer {
         Ok(self.repository.get_tail(segment).await?)
     }
 
-    /// Waits until everything handed over is stored.
-    async fn settle_uploads(&self, uploads: &mut Uploads) -> Result<()> {
+    /// Waits until everything handed over is stored; false if the agent stops before.
+    async fn settle_uploads(&self, uploads: &mut Uploads, stop: &CancellationToken) -> Result<bool> {
         while !uploads.is_empty() {
-            let position = uploads.next().await.context("store WAL")?;
-            self.progress.durable(position.lsn);
+            tokio::select! {
+                stored = uploads.next() => self.progress.durable(stored.context("store WAL")?.lsn),
+                () = stop.cancelled() => return Ok(false),
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
     async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
         match error.downcast_ref::<ReplicationError>() {
-            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history, GapCause::SlotLost).await {
+            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history).await {
                 Ok(()) => error,
                 Err(failed) => failed.context(format!("record a gap after: {error:#}")),
             },

@@ -1,5 +1,7 @@
 //! Where to begin: gathers what the pure decision needs, and records a gap when the server no longer has what was decided.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::{Context, Result};
 use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
@@ -17,16 +19,14 @@ impl Streamer {
         connection: &mut ReplicationConnection,
         identity: &Identity,
         history: &TimelineHistory,
-        spooled: &[Position],
     ) -> Result<Position> {
-        let mut stored = self.newest_stored(history).await?;
-        stored.extend_from_slice(spooled);
+        let stored = self.newest_stored(history).await?;
         let slot = self.slot_position(connection, !stored.is_empty()).await?;
         let size = self.repository.identity().segment_size;
         let begin = resume::begin(&Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
         let begin = self.behind_known_gaps(begin.position, history).await?;
-        let position = self.skip_stored(begin, history, spooled).await?;
-        Ok(self.back_to_prove(begin, position, slot, spooled))
+        let position = self.skip_stored(begin, history).await?;
+        Ok(self.back_to_prove(begin, position, slot))
     }
 
     /// The end of the newest whole segment on each timeline of the history.
@@ -51,6 +51,7 @@ impl Streamer {
                 Some(restart) => return Ok(Some(restart)),
                 // It never reserved WAL, or was invalidated: it protects nothing, so another one takes its place.
                 None => {
+                    self.slot_was_lost.store(known_cluster, Ordering::Relaxed);
                     tracing::error!(
                         slot,
                         "the replication slot holds no WAL (invalidated, or created without RESERVE_WAL): making it anew"
@@ -95,17 +96,17 @@ impl Streamer {
 
     /// One segment back where segments were skipped because they are stored: the server sends the last of them once more, and storing it shows
     /// whether it is the same. A copied server with the same system identifier and timeline would otherwise go on where the original
-    /// is, and mix its WAL into the archive. Only as far back as the slot keeps WAL, and not onto what is in the spool.
-    fn back_to_prove(&self, begin: Position, position: Position, slot: Option<Lsn>, spooled: &[Position]) -> Position {
+    /// is, and mix its WAL into the archive. Only as far back as the slot keeps WAL.
+    fn back_to_prove(&self, begin: Position, position: Position, slot: Option<Lsn>) -> Position {
         let back =
             Position { lsn: Lsn::new(position.lsn.get().saturating_sub(self.repository.identity().segment_size.bytes())), ..position };
         let skipped = begin.timeline == position.timeline && begin.lsn <= back.lsn;
         let kept = slot.is_some_and(|slot| self.repository.identity().segment_size.align_down(slot) <= back.lsn);
-        if skipped && kept && !spooled.contains(&position) { back } else { position }
+        if skipped && kept { back } else { position }
     }
 
     /// Past the segments that are stored already, on to the next timeline where one ends.
-    async fn skip_stored(&self, begin: Position, history: &TimelineHistory, spooled: &[Position]) -> Result<Position> {
+    async fn skip_stored(&self, begin: Position, history: &TimelineHistory) -> Result<Position> {
         let size = self.repository.identity().segment_size;
         let mut at = begin;
         loop {
@@ -113,9 +114,6 @@ impl Streamer {
             let stretches = self.repository.stored_stretches(at.timeline, size.segment_of(at.lsn)).await?;
             if let Some((_, end)) = stretches.first().filter(|(start, _)| *start <= at.lsn) {
                 at.lsn = *end;
-            }
-            while spooled.contains(&Position { timeline: at.timeline, lsn: at.lsn.saturating_add(size.bytes()) }) {
-                at.lsn = at.lsn.saturating_add(size.bytes());
             }
             let Some(switch) = end_of_timeline else { return Ok(at) };
             // The segment with the switch point is stored to its last byte of this timeline, whole or in parts: on to the next one.
@@ -129,9 +127,11 @@ impl Streamer {
     }
 
     /// Records what is missing between `begin` and what the server still has.
-    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory, cause: GapCause) -> Result<()> {
+    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory) -> Result<()> {
+        let cause = if self.slot_was_lost.load(Ordering::Relaxed) { GapCause::SlotInvalidated } else { GapCause::SlotLost };
         let size = self.repository.identity().segment_size;
-        let (mut connection, identity) = self.connect().await?;
+        let mut connection = self.connect().await?;
+        let identity = connection.identify_system().await?;
         let mut slot = self.slot_position(&mut connection, true).await?;
         if slot.is_none_or(|restart| size.align_down(restart) <= begin.lsn) {
             // The slot claims to keep what the server has removed: it protects nothing.
@@ -144,6 +144,11 @@ impl Streamer {
         for timeline in ancestors.chain([history.timeline()]) {
             let stretches = self.repository.stored_stretches(timeline, size.segment_of(begin.lsn)).await?;
             stored.extend(stretches.into_iter().map(|(from, to)| (timeline, from, to)));
+        }
+        let parts = self.repository.list_parts(size.segment_of(begin.lsn).name(begin.timeline, size)).await?;
+        let tail = u64::from(walkeep_core::parts::reach(&parts));
+        if tail > 0 {
+            stored.push((begin.timeline, begin.lsn, begin.lsn.saturating_add(tail)));
         }
         for (timeline, from, to) in resume::unstored(history, begin.lsn, resumes, &stored) {
             let gap = GapName { timeline, from, to };

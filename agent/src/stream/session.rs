@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
@@ -140,6 +139,11 @@ impl Receiving<'_> {
                         return Ok(ended);
                     }
                 }
+                // Last in order: the socket has nothing more at this moment. One fsync serves all that came, and commits wait for it.
+                () = std::future::ready(()), if self.commits_wait_for_fsync() => {
+                    self.sync()?;
+                    self.send_status().await?;
+                }
             }
         }
     }
@@ -152,10 +156,6 @@ impl Receiving<'_> {
                 ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
                 self.asked_since = None;
                 self.write(&data)?;
-                if self.session.acknowledge == Acknowledge::Spool && self.nothing_more_is_waiting().await? {
-                    self.sync()?;
-                    self.send_status().await?;
-                }
             }
             Event::Keepalive { server_end, reply_requested, .. } => {
                 self.session.progress.heard(server_end);
@@ -176,31 +176,6 @@ impl Receiving<'_> {
             Event::Ended => bail!("the server ended the stream"),
         }
         Ok(None)
-    }
-
-    /// Whether the socket has nothing more at this moment: then the batch ends here, and one fsync serves all of it.
-    async fn nothing_more_is_waiting(&mut self) -> Result<bool> {
-        // The next event, if it is there, is written at once; next_event is safe to poll and drop.
-        while let Some(event) = self.session.connection.next_event().now_or_never() {
-            match event.context("receive WAL")? {
-                Event::Wal { start, server_end, data, .. } => {
-                    self.session.progress.heard(server_end);
-                    ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
-                    self.write(&data)?;
-                    if self.spool_full {
-                        break;
-                    }
-                }
-                Event::Keepalive { server_end, reply_requested, .. } => {
-                    self.session.progress.heard(server_end);
-                    if reply_requested {
-                        self.answer_at = Some(Instant::now());
-                    }
-                }
-                other => bail!("the stream ended in the middle of a batch: {other:?}"),
-            }
-        }
-        Ok(true)
     }
 
     /// Writes received bytes to the spool, segment by segment.
@@ -364,6 +339,10 @@ impl Receiving<'_> {
             segment.handed_over = to;
         }
         Ok(())
+    }
+
+    fn commits_wait_for_fsync(&self) -> bool {
+        self.session.acknowledge == Acknowledge::Spool && self.spooled < self.at
     }
 
     /// The position up to which the server may forget.
