@@ -20,6 +20,11 @@ const SYNTAX: Syntax = Syntax { files: &["%p"], timeout_variable: "WALKEEP_ARCHI
 /// waits for it. The agent goes on storing the file meanwhile; the next try then finds it stored.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A server that stops waits for its archive command, and for a few more tries. So once it has been stopping for this long, a try may
+/// take [`LAST_TRY`]; a store that is well answers sooner.
+const STOPPING_PATIENCE: Duration = Duration::from_secs(5);
+const LAST_TRY: Duration = Duration::from_secs(1);
+
 const HELP: &str = "\
 Hands one WAL file to the Walkeep agent and returns when it is stored durably.
 
@@ -93,6 +98,7 @@ fn ask(options: &Options, file: &OsString) -> Result<(), Refusal> {
     let usage = |error| Refusal::new(error, "Say with --socket where the agent listens.");
     let socket = options.socket().map_err(usage)?;
     let path = absolute(Path::new(file)).map_err(usage)?;
+    leave_with_the_server(&path);
     let request = Request { cluster: options.cluster.clone(), verb: Verb::Archive { path } };
     let deadline = Instant::now() + options.timeout.unwrap_or(DEFAULT_TIMEOUT);
     match call(&socket, &request, deadline) {
@@ -107,4 +113,27 @@ fn ask(options: &Options, file: &OsString) -> Result<(), Refusal> {
             "Is the agent running? PostgreSQL keeps the file and tries again.",
         )),
     }
+}
+
+/// Ends this process when the server that runs it has been stopping for a while: a fast shutdown sends no signal to its archive command.
+/// The server writes what it is doing into the eighth line of `postmaster.pid`, and when it began is when that file was changed.
+fn leave_with_the_server(file: &Path) {
+    let Some(pid_file) = file.parent().and_then(Path::parent).map(|data| data.join("postmaster.pid")) else { return };
+    let stopping = move || {
+        let text = std::fs::read_to_string(&pid_file).ok()?;
+        let since = std::fs::metadata(&pid_file).ok()?.modified().ok()?;
+        let stopping = text.lines().nth(7).is_some_and(|line| line.trim() == "stopping");
+        Some(stopping && since.elapsed().is_ok_and(|since| since > STOPPING_PATIENCE))
+    };
+    let watch = move || {
+        std::thread::sleep(LAST_TRY);
+        while stopping() != Some(true) {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let hint = "PostgreSQL keeps the file and offers it again when it is back.";
+        report(PROGRAM, "the server is stopping, and the file is not stored yet", Some(hint));
+        std::process::exit(1);
+    };
+    // Without the thread the wait is only longer.
+    let _ = std::thread::Builder::new().spawn(watch);
 }

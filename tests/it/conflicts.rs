@@ -36,13 +36,14 @@ struct Offered {
 impl Offered {
     fn of(cluster: &Cluster) -> Self {
         let scratch = Scratch::new();
-        scratch.dir("data/pg_wal");
+        scratch.dir("data/pg_wal/archive_status");
         scratch.dir("data/global");
         scratch.write("data/global/pg_control", std::fs::read(cluster.data().join("global/pg_control")).unwrap(), 0o600);
         Self { scratch }
     }
 
     fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        std::fs::write(self.scratch.join(format!("data/pg_wal/archive_status/{name}.ready")), "").unwrap();
         self.scratch.write(format!("data/pg_wal/{name}"), content, 0o600)
     }
 }
@@ -262,7 +263,8 @@ fn many_segments(cluster: &Cluster, mark: &str, count: usize) -> Vec<String> {
 #[test]
 fn of_two_writers_at_once_exactly_one_wins() {
     const ROUNDS: usize = 200;
-    let cluster = Cluster::builder().segment_mib(1).conf("wal_keep_size", "1GB").start();
+    // The archiver has no command: the files wait.
+    let cluster = Cluster::builder().segment_mib(1).archiving().conf("wal_keep_size", "1GB").start();
     cluster.stop(Stop::Fast);
     let clone = cluster.copy();
     cluster.start();

@@ -3,11 +3,14 @@
 //! One binary with one module for each story, so that they share the S3 server and link once.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod conflicts;
 mod harness;
 mod process_faults;
 mod recovery;
 mod restore;
+mod store_faults;
 mod story;
 mod streaming;
 mod support;
+mod timelines;

@@ -1,19 +1,20 @@
 //! Processes that are killed, stopped, doubled, starved: nothing acknowledged is missing, nothing is stored twice with other bytes.
 
-use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use walkeep_tests::process::Process;
 use walkeep_tests::walkeep::run;
-use walkeep_tests::{Cluster, Fault, Output, Repository, S3Server, Stop, Walkeep, When, compare_fetched, process, wait_until};
+use walkeep_tests::{Cluster, Fault, Repository, S3Server, Stop, Walkeep, When, compare_fetched, process, wait_until};
 
-use crate::support::{SERVER_GONE, STORES, Store, assert_calm, end_of, switch_and_store, uninitialised, wait_durable, walkeep};
+use crate::support::{
+    SERVER_GONE, STORES, Store, assert_calm, end_of, segments_in, switch_and_store, uninitialised, wait_durable, walkeep,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 const FAILED: &str = "SELECT failed_count FROM pg_stat_archiver";
 
-/// Nothing of a killed process's work is told by a line of its own; what the next one finds may be.
+/// Moments within 60 ms, the same ones for the same seed.
 fn times(seed: u64) -> impl Iterator<Item = Duration> {
     eprintln!("seed {seed}");
     let mut state = seed;
@@ -27,53 +28,59 @@ fn seed() -> u64 {
     std::env::var("WALKEEP_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| u64::from(std::process::id()))
 }
 
-/// Kills every archive shim below the server at moments that a seed gives, until told to stop; how many it killed.
-fn kill_shims(cluster: &Cluster, stop: &AtomicBool) -> usize {
-    let mut killed = 0;
-    for pause in times(seed()) {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        std::thread::sleep(pause);
-        for pid in process::descendants(cluster.pid()) {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            // The kernel's name for it is cut at 15 bytes.
-            if name.trim() == "walkeep-archive" {
-                process::signal(pid, "KILL");
-                killed += 1;
-            }
-        }
-    }
-    killed
+/// The archive shim that this server's archiver runs at this moment.
+fn shim_below(server: u32) -> Option<u32> {
+    // The kernel's name for it is cut at 15 bytes.
+    process::descendants(server).into_iter().find(|pid| comm(*pid) == "walkeep-archive")
+}
+
+fn comm(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 /// P1
 #[test]
 fn a_killed_archive_shim_loses_nothing() {
     for store in STORES {
-        let cluster = Cluster::builder().segment_mib(1).archiving().start();
+        let cluster = Cluster::builder().segment_mib(1).archiving().conf("wal_keep_size", "256MB").start();
         let mut walkeep = uninitialised(&cluster, store);
         walkeep.cluster_lines = "stream = false\n".to_owned();
         walkeep.write_config();
         walkeep.ok(&["init"]);
         let agent = walkeep.agent();
-        cluster.archive_by(Some(&walkeep.archive_command()));
-        cluster.pgbench_init(1);
-        let stop = AtomicBool::new(false);
-        let killed = std::thread::scope(|scope| {
-            let killer = scope.spawn(|| kill_shims(&cluster, &stop));
-            for _ in 0..30 {
-                cluster.pgbench_run(&["-c", "1", "-t", "20"]);
-                cluster.switch_wal();
+        // Below the archiver. A shim's death would end it too, and the next would start 10 s later: a shell stands between.
+        let command = format!("#!/bin/sh\n{} \"$1\" || exit 1\n", walkeep.archive_command());
+        let command = cluster.scratch().write("command.sh", command, 0o755);
+        cluster.archive_by(Some(&command.to_string_lossy()));
+        let mut moments = times(seed());
+        let (mut killed, begun) = (0, Instant::now());
+        while killed < 4 && begun.elapsed() < SOON {
+            cluster.switch_wal();
+            std::thread::sleep(moments.next().unwrap() / 4);
+            if let Some(pid) = shim_below(cluster.pid()) {
+                process::signal(pid, "KILL");
+                killed += 1;
             }
-            wait_until("some shims were killed", SOON, || cluster.log().matches("terminated by signal 9").count() > 3);
-            stop.store(true, Ordering::Relaxed);
-            killer.join().unwrap()
-        });
+        }
         cluster.archive_now();
+        // By hand, at every moment from its start to after its end.
+        cluster.archive_by(None);
+        let mut finished = 0;
+        for moment in moments.take(40) {
+            let name = cluster.switch_wal();
+            let mut shim = Process::start(archive_shim(&walkeep, &cluster, &name), &walkeep.scratch().join("shim.log")).unwrap();
+            std::thread::sleep(moment / 2);
+            finished += u32::from(shim.ended().is_some_and(|status| status.success()));
+            shim.kill();
+            run(&mut archive_shim(&walkeep, &cluster, &name)).expect_code(0);
+        }
+        cluster.archive_now();
+        for name in segments_in(&cluster.oracle()) {
+            run(&mut archive_shim(&walkeep, &cluster, &name)).expect_code(0);
+        }
         let compared = compare_fetched(&cluster.oracle(), &walkeep);
-        eprintln!("{store:?}: {killed} shims killed over {compared} files");
-        assert!(killed > 3 && compared >= 30, "{killed} {compared}");
+        eprintln!("{store:?}: {killed} shims killed below the server, {} by hand, {compared} files", 40 - finished);
+        assert!(killed == 4 && finished < 40 && compared >= 40, "{killed} {finished} {compared}");
         assert_eq!(agent.metric("walkeep_conflicts_total"), Some(0.0));
         assert_eq!(agent.metric("walkeep_stored_objects_total{source=\"archive\"}"), Some(compared as f64), "each stored once");
         assert_calm(&agent, &[]);
@@ -161,11 +168,12 @@ fn a_second_agent_is_told_of_the_first() {
     second.stop();
 }
 
-fn archive_shim(walkeep: &Walkeep, cluster: &Cluster, name: &str) -> (Output, Duration) {
-    let begun = Instant::now();
+/// The archive shim as PostgreSQL would run it.
+fn archive_shim(walkeep: &Walkeep, cluster: &Cluster, name: &str) -> Command {
     let mut command =
         walkeep.command_of("walkeep-archive-cmd", &["--socket", &walkeep.socket().to_string_lossy(), &format!("pg_wal/{name}")]);
-    (run(command.current_dir(cluster.data())), begun.elapsed())
+    command.current_dir(cluster.data());
+    command
 }
 
 /// P7
@@ -184,7 +192,9 @@ fn shims_without_an_agent() {
         run(command.current_dir(cluster.data()))
     };
     let fails = |what: &str| {
-        let (output, took) = archive_shim(&walkeep, &cluster, &name);
+        let begun = Instant::now();
+        let output = run(&mut archive_shim(&walkeep, &cluster, &name));
+        let took = begun.elapsed();
         assert_eq!(output.code, Some(1), "{what}: {}", output.stderr);
         assert!(took < Duration::from_secs(2) && output.stderr.contains("HINT"), "{what}: {took:?} {}", output.stderr);
         let restored = restore("2s");
@@ -206,8 +216,7 @@ fn shims_without_an_agent() {
     };
     std::fs::set_permissions(walkeep.socket(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let begun = Instant::now();
-    let mut command = walkeep.command_of("walkeep-archive-cmd", &["--socket", &walkeep.socket().to_string_lossy(), "--timeout", "1s"]);
-    let output = run(command.arg(format!("pg_wal/{name}")).current_dir(cluster.data())).expect_code(1);
+    let output = run(archive_shim(&walkeep, &cluster, &name).env("WALKEEP_ARCHIVE_TIMEOUT", "1s")).expect_code(1);
     assert!(begun.elapsed() < Duration::from_secs(4), "{output:?}");
     assert!(restore("1s").code.is_some_and(|code| code > 125));
     drop(listener);
@@ -232,31 +241,34 @@ fn too_few_descriptors_are_an_error_and_no_damage() {
         command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir("/");
         command
     };
-    for limit in [4, 8, 12, 16] {
-        let output = run(&mut limited(limit, &["status"]));
-        assert!(output.code.is_some() && !output.stderr.contains("panicked"), "{limit}: {output:?}");
+    let name = cluster.switch_wal();
+    walkeep.ok(&["wal", "push", &cluster.pg_wal().join(&name).to_string_lossy()]);
+    for limit in [4, 8, 9, 10, 11, 12, 13] {
         let to = walkeep.scratch().join(format!("few-{limit}"));
-        let fetched = run(&mut limited(limit, &["wal", "fetch", "000000010000000000000001", &to.to_string_lossy()]));
-        assert!(fetched.code.is_some_and(|code| code == 1 || code > 125) && !fetched.stderr.contains("panicked"), "{limit}: {fetched:?}");
-        assert!(!to.exists());
+        let fetched = run(&mut limited(limit, &["wal", "fetch", &name, &to.to_string_lossy()]));
+        // Not 1 nor 101, say: PostgreSQL would open the database.
+        assert!(fetched.code.is_some_and(|code| code == 0 || code > 125), "{limit}: {fetched:?}");
+        assert_eq!(to.exists(), fetched.ok(), "{limit}: {fetched:?}");
     }
-    // The running agent, which may then open nothing more.
-    let agent = walkeep.agent();
-    let set = |limit: &str| {
-        process::run(Command::new("prlimit").args(["--pid", &agent.pid().to_string(), &format!("--nofile={limit}")])).unwrap()
-    };
-    let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
-    set(&format!("{open}:1024"));
-    for _ in 0..5 {
+    // The agent. Too few for it to start, or to stream, or to store: it says so, and goes on or leaves.
+    for limit in [10, 12, 14, 16, 18, 20] {
+        let mut agent = Process::start(limited(limit, &["agent"]), &walkeep.scratch().join("limited.log")).unwrap();
         cluster.switch_wal();
+        let told = |agent: &mut Process| {
+            agent.ended().is_some() || agent.log().contains("Too many open files") || agent.log().contains("INFO stored")
+        };
+        wait_until("it ends, complains or works", Duration::from_secs(60), || told(&mut agent));
+        agent.kill();
+        let log = agent.log();
+        eprintln!("{limit} descriptors: {}", log.lines().last().unwrap_or_default());
+        assert!(!log.contains("panicked"), "{log}");
+        std::fs::remove_file(walkeep.scratch().join("limited.log")).unwrap();
     }
-    let waiting = cluster.switch_wal();
-    wait_until("it complains of it", SOON, || agent.log().contains("Too many open files"));
-    set("1024:1024");
-    wait_durable(&agent, end_of(&waiting, 1), Duration::from_secs(60));
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
     cluster.archive_now();
     assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 6);
-    assert!(!agent.log().contains("panicked"), "{}", agent.log());
+    assert_calm(&agent, &[]);
     agent.stop();
 }
 
@@ -301,18 +313,8 @@ fn a_hanging_store_does_not_hold_up_a_server_that_stops() {
     assert!(begun.elapsed() < Duration::from_secs(30), "the stop took {:?}", begun.elapsed());
     eprintln!("the stop took {:?}", begun.elapsed());
     // The shim itself ends at once when it is told to.
-    let mut shim = walkeep.command_of("walkeep-archive-cmd", &["--socket", &walkeep.socket().to_string_lossy(), &format!("pg_wal/{name}")]);
-    let mut shim = process::Process::start(
-        {
-            shim.current_dir(cluster.data());
-            shim
-        },
-        Path::new(&walkeep.scratch().join("shim.log")),
-    )
-    .unwrap();
-    wait_until("it waits", SOON, || {
-        std::fs::read_to_string(format!("/proc/{}/comm", shim.pid())).is_ok_and(|name| name.trim() == "walkeep-archive")
-    });
+    let mut shim = Process::start(archive_shim(&walkeep, &cluster, &name), &walkeep.scratch().join("shim.log")).unwrap();
+    wait_until("it runs", SOON, || comm(shim.pid()) == "walkeep-archive");
     shim.signal("TERM");
     assert!(shim.wait(Duration::from_secs(1)).is_some(), "the shim goes at once");
     proxy.disarm(hanging);
@@ -321,10 +323,4 @@ fn a_hanging_store_does_not_hold_up_a_server_that_stops() {
     switch_and_store(&cluster, &agent, 1);
     assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 3);
     agent.stop();
-}
-
-fn shim_below(pid: u32) -> Option<u32> {
-    process::descendants(pid)
-        .into_iter()
-        .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "walkeep-archive"))
 }

@@ -21,6 +21,11 @@ pub enum Exit {
     NotFetched,
 }
 
+impl Exit {
+    /// [`Exit::NotFetched`] as a number.
+    pub const NOT_FETCHED: u8 = 126;
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         ExitCode::from(match exit {
@@ -29,7 +34,7 @@ impl From<Exit> for ExitCode {
             Exit::Refused => 3,
             Exit::Damaged => 4,
             Exit::Absent => 1,
-            Exit::NotFetched => 126,
+            Exit::NotFetched => Exit::NOT_FETCHED,
         })
     }
 }

@@ -113,11 +113,25 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    let fetching = matches!(cli.command, Command::Wal(wal::WalCommand::Fetch(_)));
+    if fetching {
+        // A panic's own exit code is 101, which PostgreSQL reads as the end of the archive.
+        let told = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            told(panic);
+            std::process::exit(Exit::NOT_FETCHED.into());
+        }));
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.print();
-            failure.exit.into()
+            match failure.exit {
+                Exit::Absent => Exit::Absent.into(),
+                // Whatever goes wrong, must not look like the end of the archive.
+                _ if fetching => Exit::NotFetched.into(),
+                exit => exit.into(),
+            }
         }
     }
 }

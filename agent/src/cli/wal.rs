@@ -48,17 +48,6 @@ pub struct FetchArgs {
 
 /// Runs the command.
 pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
-    let fetching = matches!(command, WalCommand::Fetch(_));
-    let result = push_or_fetch(global, command).await;
-    // Whatever goes wrong, the configuration included, must not look like the end of the archive.
-    result.map_err(|failure| match failure.exit {
-        Exit::Absent => failure,
-        _ if fetching => Failure { exit: Exit::NotFetched, ..failure },
-        _ => failure,
-    })
-}
-
-async fn push_or_fetch(global: &Global, command: WalCommand) -> Result<(), Failure> {
     let config = setup::config(global)?;
     crate::logging::start(&config.log)?;
     let stop = setup::stop_on_signals()?;

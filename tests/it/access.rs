@@ -1,0 +1,337 @@
+//! Who may ask what of the agent; bad configurations; names in the repository that nobody knows; secrets.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use walkeep_protocol::{Request, Response, Verb, call};
+use walkeep_tests::process::Process;
+use walkeep_tests::walkeep::{binary, run};
+use walkeep_tests::{Cluster, Repository, S3Server, Walkeep, s3, user, wait_until};
+
+use crate::support::{Store, assert_calm, fetch, switch_and_store, uninitialised, walkeep};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn mode(path: &Path) -> u32 {
+    std::fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).mode() & 0o7777
+}
+
+/// X1
+#[test]
+fn another_user_is_refused() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let walkeep = walkeep(&cluster, Store::Local);
+    let agent = walkeep.agent();
+    assert_eq!(mode(&walkeep.socket()), 0o600);
+    if !user::is_root() {
+        eprintln!("SKIPPED: only root can be another user");
+        return;
+    }
+    let name = cluster.switch_wal();
+    let as_nobody = |program: &str, file: &str, to: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(binary(program));
+        command.args(["--socket", &walkeep.socket().to_string_lossy(), "--timeout", "2s", file]).args(to);
+        run(command.env_clear().current_dir("/"))
+    };
+    let path = cluster.pg_wal().join(&name);
+    let target = cluster.pg_wal().join("RECOVERYXLOG");
+    for (socket_mode, told) in [(0o600, "ermission denied"), (0o777, "serves nobody else; you are user 65534")] {
+        std::fs::set_permissions(walkeep.socket(), PermissionsExt::from_mode(socket_mode)).unwrap();
+        let archived = as_nobody("walkeep-archive-cmd", &path.to_string_lossy(), &[]);
+        assert!(archived.code == Some(1) && archived.stderr.contains(told), "{archived:?}");
+        let restored = as_nobody("walkeep-restore-cmd", &name, &[&target.to_string_lossy()]);
+        assert!(restored.code.is_some_and(|code| code > 125) && restored.stderr.contains(told), "{restored:?}");
+    }
+    assert!(!target.exists());
+    assert_calm(&agent, &["a connection of another user is refused"]);
+    agent.stop();
+}
+
+/// X2
+#[test]
+fn requests_for_other_files_are_refused() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let walkeep = walkeep(&cluster, Store::Local);
+    let agent = walkeep.agent();
+    let name = switch_and_store(&cluster, &agent, 1);
+    let ask = |verb| call(&walkeep.socket(), &Request { cluster: None, verb }, Instant::now() + SOON).unwrap();
+    let refused = |what: &str, response: Response| {
+        let Response::Failed { message, .. } = response else { panic!("{what}: {response:?}") };
+        assert!(!message.contains("root:"), "{what}: {message}");
+    };
+    assert_eq!(ask(Verb::Ping), Response::Done);
+    let data = cluster.data().to_string_lossy().into_owned();
+    let link = cluster.pg_wal().join("0000000100000000000000F0");
+    std::os::unix::fs::symlink("/etc/shadow", &link).unwrap();
+    for path in [
+        "/etc/shadow",
+        "/etc/passwd",
+        "/proc/self/environ",
+        "",
+        "pg_wal/000000010000000000000001",
+        &format!("{data}/pg_wal/../global/pg_control"),
+        &format!("{data}/global/pg_control"),
+        &format!("{data}/pg_wal/../../../../../etc/shadow"),
+        &format!("{data}/pg_wal/archive_status"),
+        &link.to_string_lossy(),
+        &format!("{data}/pg_wal/{name}\0/etc/shadow"),
+    ] {
+        refused(path, ask(Verb::Archive { path: PathBuf::from(path) }));
+    }
+    std::fs::remove_file(&link).unwrap();
+    let outside = walkeep.scratch().join("outside");
+    let control = std::fs::read(cluster.data().join("global/pg_control")).unwrap();
+    for destination in [
+        "/etc/cron.d/walkeep".to_owned(),
+        outside.to_string_lossy().into_owned(),
+        format!("{data}/postgresql.auto.conf"),
+        format!("{data}/global/pg_control"),
+        format!("{data}/pg_wal/../global/pg_control"),
+        format!("{data}/pg_wal/{name}"),
+        format!("{data}/pg_wal/x/RECOVERYXLOG"),
+        "RECOVERYXLOG".to_owned(),
+    ] {
+        let verb = Verb::Fetch { name: name.clone(), destination: PathBuf::from(&destination), standby: false };
+        refused(&destination, ask(verb));
+    }
+    for name in ["../../../etc/shadow", "", "walkeep.json", "0000000100000000000000GG", "%00", &"0".repeat(5000)] {
+        let destination = cluster.pg_wal().join("RECOVERYXLOG");
+        refused(name, ask(Verb::Fetch { name: name.to_owned(), destination: destination.clone(), standby: false }));
+        assert!(!destination.exists());
+    }
+    assert!(!outside.exists() && !Path::new("/etc/cron.d/walkeep").exists());
+    assert_eq!(std::fs::read(cluster.data().join("global/pg_control")).unwrap()[..8], control[..8]);
+    // Another cluster's name, and no requests at all.
+    let other = Request { cluster: Some("other".into()), verb: Verb::Ping };
+    refused("another cluster", call(&walkeep.socket(), &other, Instant::now() + SOON).unwrap());
+    for garbage in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0xFF; 64], &[0; 4096], b"WKP"] {
+        let mut stream = UnixStream::connect(walkeep.socket()).unwrap();
+        let _ = stream.write_all(garbage);
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    // Many that say nothing do not keep PostgreSQL out for long.
+    let idle: Vec<_> = (0..100).map_while(|_| UnixStream::connect(walkeep.socket()).ok()).collect();
+    wait_until("the agent answers again", SOON, || ask(Verb::Ping) == Response::Done);
+    drop(idle);
+    assert!(!fetch(&walkeep, &name).is_empty());
+    assert!(!agent.log().contains("panicked"), "{}", agent.log());
+    assert_calm(&agent, &["failed request="]);
+    agent.stop();
+}
+
+/// X7
+#[test]
+fn modes_hold_under_a_hostile_umask() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    for folder in ["spool", "run", "repo"] {
+        std::fs::remove_dir(walkeep.scratch().join(folder)).unwrap();
+    }
+    let under_umask = |args: &[&str]| {
+        let mut command = user::command_with_umask(binary("walkeep"), "000");
+        command.args(args).env("WALKEEP_CONFIG", walkeep.config_path());
+        command
+    };
+    run(&mut under_umask(&["init"])).expect_code(0);
+    let mut agent = Process::start(under_umask(&["agent"]), &walkeep.scratch().join("agent.log")).unwrap();
+    wait_until("it streams", SOON, || agent.log().contains("INFO streaming"));
+    cluster.pgbench_init(1);
+    let name = cluster.switch_wal();
+    wait_until("it is stored", SOON, || agent.log().contains(&format!("stored segment={name}")));
+    cluster.sql("CREATE TABLE t ()");
+    wait_until("the next one is begun", SOON, || std::fs::read_dir(walkeep.spool()).unwrap().count() > 0);
+    assert_eq!((mode(&walkeep.spool()), mode(&walkeep.scratch().join("run")), mode(&walkeep.socket())), (0o700, 0o700, 0o600));
+    let mut folders = vec![walkeep.spool(), walkeep.local_repository()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        assert_eq!(mode(&folder) & 0o077, 0, "{}", folder.display());
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else {
+                assert_eq!(mode(&entry) & 0o177, 0, "{}", entry.display());
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 10);
+    agent.signal("TERM");
+    assert!(agent.wait(Duration::from_secs(5)).is_some());
+}
+
+/// I1
+#[test]
+fn bad_configurations_name_the_line() {
+    let walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent")));
+    let good = std::fs::read_to_string(walkeep.config_path()).unwrap();
+    let lines = good.lines().count();
+    let huge = format!("{good}\n[log]\nlevel = \"{}\"\nunknown = 1\n", "x".repeat(3 << 20));
+    let cases: Vec<(&str, Vec<u8>, Option<usize>)> = vec![
+        ("no TOML", [good.as_bytes(), b"this is no toml\n"].concat(), Some(lines + 1)),
+        ("an unknown table", [good.as_bytes(), b"[unheard]\nof = 1\n"].concat(), Some(lines + 1)),
+        ("an unknown key", good.replacen("spool =", "spoool =", 1).into_bytes(), Some(3)),
+        ("a number for a text", good.replacen("slot = \"walkeep\"", "slot = 7", 1).into_bytes(), None),
+        ("a key twice", [good.as_bytes(), b"http = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\n"].concat(), None),
+        ("no UTF-8", [good.as_bytes(), b"# \xFF\xFE\n"].concat(), Some(lines + 1)),
+        ("zeros", vec![0; 4096], Some(1)),
+        ("binary", (0..=255).cycle().take(100_000).collect(), None),
+        ("an unclosed text", [good.as_bytes(), b"x = \"abc\n"].concat(), Some(lines + 1)),
+        ("empty", Vec::new(), None),
+        ("a bad slot", good.replacen("slot = \"walkeep\"", "slot = \"Wal keep; DROP\"", 1).into_bytes(), None),
+        ("a bad interval", good.replacen("200ms", "soon", 1).into_bytes(), None),
+        ("a bad limit", good.replacen("slot =", "spool_limit = \"-1\"\nslot =", 1).into_bytes(), None),
+        ("a relative path", good.replacen("spool = \"/", "spool = \"", 1).into_bytes(), None),
+        ("huge", huge.into_bytes(), None),
+        ("deep", format!("x = {}{}\n", "[".repeat(20_000), "]".repeat(20_000)).into_bytes(), None),
+    ];
+    for (what, text, line) in cases {
+        walkeep.scratch().write("walkeep.toml", text, 0o600);
+        for command in [&["status"][..], &["agent"], &["init"], &["check"], &["backup"]] {
+            let output = walkeep.run(command);
+            assert_eq!(output.code, Some(2), "{what}, {command:?}: {:.2000}", output.stderr);
+            assert!(!output.stderr.contains("panicked") && output.stderr.contains("error: "), "{what}: {:.2000}", output.stderr);
+            if let Some(line) = line {
+                assert!(output.stderr.contains(&format!("line {line}")), "{what}: line {line}: {:.2000}", output.stderr);
+            }
+        }
+        let fetched = walkeep.run(&["wal", "fetch", "000000010000000000000001", "/tmp/nowhere/x"]);
+        assert!(fetched.code.is_some_and(|code| code > 125), "{what}: {:?}", fetched.code);
+        let shim = |name: &str, args: &[&str]| {
+            let mut command = walkeep.command_of(name, &["--config", &walkeep.config_path().to_string_lossy(), "--timeout", "500ms"]);
+            run(command.args(args))
+        };
+        assert_eq!(shim("walkeep-archive-cmd", &["pg_wal/000000010000000000000001"]).code, Some(1), "{what}");
+        let restored = shim("walkeep-restore-cmd", &["000000010000000000000001", "pg_wal/RECOVERYXLOG"]);
+        assert!(restored.code.is_some_and(|code| code > 125), "{what}: {restored:?}");
+    }
+    let missing = walkeep.run(&["status", "--config", "/nonexistent.toml"]).expect_code(2);
+    assert!(missing.stderr.contains("/nonexistent.toml"), "{}", missing.stderr);
+}
+
+/// I5
+#[test]
+fn hostile_names_in_the_repository_are_ignored() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let bucket = S3Server::get().bucket();
+    let walkeep = Walkeep::new(&cluster, Repository::s3(S3Server::get().endpoint(), &bucket));
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    let name = switch_and_store(&cluster, &agent, 1);
+    let status = || {
+        let mut status = walkeep.ok(&["status", "--json"]).json();
+        status["agent"] = serde_json::Value::Null;
+        status
+    };
+    agent.stop();
+    let before = status();
+    let root = format!("main/{}", cluster.system_identifier());
+    let folder = format!("{root}/wal/00000001/00000000");
+    for key in [
+        format!("{folder}/0000000100000000000000FE.gz.tmp"),
+        format!("{folder}/0000000100000000000000fe.zst"),
+        format!("{folder}/0000000100000000000000FE.zst.tmp"),
+        format!("{folder}/0000000200000000000000FE.zst"),
+        format!("{folder}/0000000100000001000000FE.zst"),
+        format!("{folder}/new\nline.zst"),
+        format!("{folder}/{}", "x".repeat(700)),
+        format!("{folder}/'; DROP TABLE wal; --"),
+        format!("{folder}/$(touch owned)"),
+        format!("{folder}/{name}.parts/zzz"),
+        format!("{root}/wal/00000000.history.zst"),
+        format!("{root}/wal/FFFFFFFFF.history.zst"),
+        format!("{root}/gaps/00000001-nonsense.json"),
+        format!("{root}/backups/../../escape/backup.json"),
+        format!("{root}/backups/nonsense/backup.json"),
+        "main/18446744073709551615/wal/00000001/00000000/0000000100000000000000FE.zst".to_owned(),
+        "other/cluster.json".to_owned(),
+    ] {
+        // A server may refuse such a key itself.
+        let put = std::panic::catch_unwind(|| bucket.put(&key, b"hostile"));
+        eprintln!("{key:?}: {}", if put.is_ok() { "put" } else { "refused by the server" });
+    }
+    assert_eq!(status(), before);
+    for command in [&["timelines"][..], &["backups"], &["status"]] {
+        let output = walkeep.ok(command);
+        assert!(!output.stdout.contains("DROP") && !output.stderr.contains("panicked"), "{output:?}");
+    }
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    assert!(!fetch(&walkeep, &name).is_empty());
+    assert_calm(&agent, &["a name that is none of ours"]);
+    agent.stop();
+}
+
+#[test]
+fn every_command_has_help() {
+    let walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent")));
+    for command in
+        ["", "init", "agent", "check", "backup", "status", "backups", "timelines", "plan", "restore", "demo", "wal push", "wal fetch"]
+    {
+        let args: Vec<_> = command.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();
+        let help = walkeep.ok(&args);
+        assert!(help.stdout.contains("Usage: walkeep") && help.stdout.contains("Example"), "{command}: {}", help.stdout);
+        assert!(help.stderr.is_empty(), "{command}: {}", help.stderr);
+    }
+    for shim in ["walkeep-archive-cmd", "walkeep-restore-cmd"] {
+        let help = run(&mut walkeep.command_of(shim, &["--help"])).expect_code(0);
+        assert!(help.stdout.contains("Usage:") && help.stdout.contains("Exit status"), "{}", help.stdout);
+        assert!(run(&mut walkeep.command_of(shim, &["--version"])).expect_code(0).stdout.starts_with(shim));
+    }
+    walkeep.run(&["no-such-command"]).expect_code(2);
+    walkeep.run(&["status", "--no-such-option"]).expect_code(2);
+    assert!(walkeep.run(&["wal", "fetch", "--no-such-option"]).code.unwrap() > 125);
+}
+
+/// X3
+#[test]
+fn secrets_are_told_nowhere() {
+    const PASSWORD: &str = "SENTINELpassword";
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let proxy = S3Server::get().proxy();
+    let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &S3Server::get().bucket()));
+    walkeep.connection = format!("{} password={PASSWORD}", cluster.connection());
+    walkeep.more = "\n[log]\nlevel = \"debug\"\n".to_owned();
+    walkeep.write_config();
+    let mut told = vec![("init", format!("{:?}", walkeep.ok(&["init"])))];
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    // Trouble of every kind, which is told with all details.
+    proxy.close();
+    cluster.switch_wal();
+    wait_until("it complains", SOON, || agent.log().contains("trying again"));
+    proxy.open();
+    cluster.restart();
+    switch_and_store(&cluster, &agent, 1);
+    told.push(("the log", agent.log()));
+    for page in ["/metrics", "/", "/healthz", "/readyz", "/status"] {
+        told.push((page, agent.get(page).map(|(_, text)| text).unwrap_or_default()));
+    }
+    told.push((
+        "the command line",
+        String::from_utf8_lossy(&std::fs::read(format!("/proc/{}/cmdline", agent.pid())).unwrap()).into_owned(),
+    ));
+    for command in [&["status"][..], &["check"], &["status", "--json"]] {
+        told.push((command[0], format!("{:?}", walkeep.run(command))));
+    }
+    agent.stop();
+    walkeep.connection = format!("postgres://postgres:{PASSWORD}@127.0.0.1:1/x?unheard=of&connect_timeout=1");
+    walkeep.write_config();
+    told.push(("a refused URL", format!("{:?}", walkeep.run(&["check"]))));
+    walkeep.connection = format!("host=127.0.0.1 port=1 password='{PASSWORD}");
+    walkeep.write_config();
+    told.push(("an unclosed quote", format!("{:?}", walkeep.run(&["check"]))));
+    walkeep.connection = format!("host=127.0.0.1 port={PASSWORD} password={PASSWORD}");
+    assert!(told[1].1.contains("DEBUG"), "the level is debug");
+    for (place, text) in told {
+        for secret in [PASSWORD, s3::SECRET_KEY] {
+            let line = text.lines().find(|line| line.contains(secret));
+            assert!(line.is_none(), "{secret} in {place}: {line:?}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! An S3 server that fails in all its ways, and a spool that is full: the server is unharmed, and nothing is missing afterwards.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use walkeep_tests::walkeep::run;
+use walkeep_tests::{
+    Agent, Bucket, Cluster, Fault, FaultProxy, Repository, S3Server, Stop, Walkeep, When, compare_fetched, process, user, wait_until,
+};
+
+use crate::support::{MIB, SERVER_GONE, assert_calm, end_of, segments_in, switch_and_store, wait_durable};
+
+const SOON: Duration = Duration::from_secs(30);
+const RETRIED: &str = "failed; trying again";
+/// What archive_command is told while the store does not answer.
+const NOT_NOW: [&str; 3] = [RETRIED, "not now request=\"archive", "failed request=\"archive"];
+
+/// A cluster and Walkeep with a bucket behind a proxy, initialised while the store was well.
+fn behind_proxy(cluster: &Cluster) -> (FaultProxy, Bucket, Walkeep) {
+    let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
+    let walkeep = Walkeep::new(cluster, Repository::s3(proxy.endpoint(), &bucket));
+    walkeep.ok(&["init"]);
+    (proxy, bucket, walkeep)
+}
+
+/// Load by both ways while `fault` is armed; at the end, with the store well again, everything is there.
+fn load_under(when: When, fault: Fault, expected: &[&str]) {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let (proxy, _, walkeep) = behind_proxy(&cluster);
+    let agent = walkeep.agent();
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    let armed = proxy.arm(when, fault.clone());
+    cluster.pgbench_init(1);
+    cluster.switch_wal();
+    wait_until("the fault acted", SOON, || proxy.hits(armed) >= 3);
+    cluster.pgbench_run(&["-c", "2", "-T", "1"]);
+    eprintln!("{fault:?} acted {} times", proxy.hits(armed));
+    proxy.disarm_all();
+    let last = cluster.archive_now();
+    wait_durable(&agent, end_of(&last, 1), SOON);
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 10);
+    assert_eq!(agent.metric("walkeep_conflicts_total"), Some(0.0));
+    assert_calm(&agent, expected);
+    agent.stop();
+}
+
+/// N1
+#[test]
+fn a_third_of_all_requests_is_slowed_down() {
+    load_under(When::any().every(3), Fault::SLOW_DOWN, &NOT_NOW);
+}
+
+/// N2
+#[test]
+fn connections_are_cut() {
+    load_under(When::put().every(2), Fault::DropRequest, &NOT_NOW);
+}
+
+/// N4
+#[test]
+fn answers_to_puts_are_lost() {
+    load_under(When::put().every(2), Fault::DropAnswer, &NOT_NOW);
+}
+
+/// N5
+#[test]
+fn conditional_puts_conflict_with_nothing() {
+    load_under(When::put().every(2), Fault::CONDITIONAL_CONFLICT, &NOT_NOW);
+}
+
+/// N8
+#[test]
+fn etags_are_strange() {
+    load_under(When::any(), Fault::StrangeEtag, &NOT_NOW);
+}
+
+/// N6
+#[test]
+fn a_store_that_overwrites_is_refused() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
+    let walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
+    proxy.arm(When::put(), Fault::IgnoreIfNoneMatch);
+    let init = walkeep.run(&["init"]).expect_code(1);
+    assert!(init.stderr.contains("If-None-Match") || init.stderr.contains("condition"), "{}", init.stderr);
+    assert_eq!(cluster.sql("SELECT count(*) FROM pg_replication_slots"), "0");
+    assert!(!bucket.list("").iter().any(|(key, _)| key.ends_with("cluster.json")), "{:?}", bucket.list(""));
+}
+
+/// N12, N9: what is no "not there".
+#[test]
+fn other_errors_are_not_absence() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let (proxy, _, walkeep) = behind_proxy(&cluster);
+    let absent = "000000010000000000000077";
+    let to = walkeep.scratch().join("absent");
+    assert_eq!(walkeep.run(&["wal", "fetch", absent, &to.to_string_lossy()]).code, Some(1));
+    for fault in [Fault::NO_SUCH_BUCKET, Fault::ACCESS_DENIED, Fault::EXPIRED_TOKEN, Fault::CLOCK_SKEW] {
+        proxy.arm(When::get(), fault.clone());
+        let begun = Instant::now();
+        let output = walkeep.run(&["wal", "fetch", absent, &to.to_string_lossy()]);
+        eprintln!("{fault:?}: exit {:?} after {:?}: {}", output.code, begun.elapsed(), output.stderr.lines().last().unwrap_or_default());
+        assert!(output.code.is_some_and(|code| code > 125), "{fault:?}: {output:?}");
+        proxy.disarm_all();
+        // The shim and PostgreSQL are told.
+        proxy.arm(When::any(), fault.clone());
+        let path = cluster.pg_wal().join(cluster.switch_wal());
+        let output = walkeep.run(&["wal", "push", &path.to_string_lossy()]).expect_code(1);
+        let Fault::Status(_, code) = fault else { unreachable!() };
+        assert!(output.stderr.contains(code), "{output:?}");
+        proxy.disarm_all();
+        walkeep.ok(&["wal", "push", &path.to_string_lossy()]);
+    }
+}
+
+fn lag(agent: &Agent) -> (f64, f64) {
+    (agent.metric("walkeep_wal_lag_bytes").unwrap(), agent.metric("walkeep_wal_lag_seconds").unwrap())
+}
+
+/// N2: the store is gone for a while, under load.
+#[test]
+fn an_outage_of_the_store() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let (proxy, _, walkeep) = behind_proxy(&cluster);
+    let agent = walkeep.agent();
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    switch_and_store(&cluster, &agent, 1);
+    let durable = agent.metric("walkeep_wal_durable_bytes").unwrap();
+    proxy.close();
+    // The server does not notice.
+    cluster.pgbench_init(1);
+    cluster.pgbench_run(&["-c", "2", "-T", "2"]);
+    wait_until("the lag rises", SOON, || {
+        let (bytes, seconds) = lag(&agent);
+        bytes > (10 * MIB) as f64 && seconds > 1.5
+    });
+    assert_eq!(agent.metric("walkeep_wal_durable_bytes"), Some(durable), "nothing is said to be durable");
+    let restart = cluster.sql("SELECT restart_lsn FROM pg_replication_slots");
+    assert!(crate::support::lsn(&restart) as f64 <= durable, "the server keeps it");
+    wait_until("PostgreSQL is told", SOON, || cluster.value::<u64>("SELECT failed_count FROM pg_stat_archiver") > 0);
+    assert!(agent.metric("walkeep_errors_total{kind=\"transient\"}").unwrap() > 0.0);
+    proxy.open();
+    let last = cluster.switch_wal();
+    wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));
+    wait_until("the lag falls", SOON, || lag(&agent).0 < MIB as f64);
+    cluster.archive_now();
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 12);
+    assert_calm(&agent, &NOT_NOW);
+    agent.stop();
+}
+
+/// The spool's limit is reached in an outage; the server keeps the rest.
+#[test]
+fn a_full_spool_pauses_the_stream() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().conf("max_wal_size", "1GB").start();
+    let (proxy, _, mut walkeep) = behind_proxy(&cluster);
+    walkeep.cluster_lines = "spool_limit = \"32MiB\"\n".to_owned();
+    walkeep.write_config();
+    cluster.archive_by(None);
+    let agent = walkeep.agent();
+    proxy.close();
+    cluster.pgbench_init(4);
+    cluster.pgbench_run(&["-c", "2", "-T", "1"]);
+    wait_until("the spool is full", SOON, || agent.metric("walkeep_stream_phase{phase=\"spool_full\"}") == Some(1.0));
+    let spooled = || segments_in(&walkeep.spool()).len();
+    assert!((30..=32).contains(&spooled()), "{}", spooled());
+    // Neither reads on nor loses the connection, and the server goes on writing.
+    cluster.pgbench_init(2);
+    assert!((30..=32).contains(&spooled()));
+    assert!(resident_mib(&agent) < 300, "{} MiB", resident_mib(&agent));
+    assert_eq!(cluster.sql("SELECT count(*) FROM pg_stat_replication"), "1");
+    proxy.open();
+    let last = cluster.switch_wal();
+    wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));
+    wait_until("it streams", SOON, || agent.metric("walkeep_stream_phase{phase=\"streaming\"}") == Some(1.0));
+    cluster.archive_now();
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) > 60);
+    assert_calm(&agent, &[RETRIED, "the spool is full"]);
+    agent.stop();
+}
+
+fn resident_mib(agent: &Agent) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// The server is gone for ever, and the store was away when it went: what was acknowledged out of the spool is stored all the same.
+#[test]
+fn a_spool_without_its_server_is_stored() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let (proxy, _, mut walkeep) = behind_proxy(&cluster);
+    walkeep.acknowledge = "spool".to_owned();
+    walkeep.write_config();
+    cluster.archive_by(None);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    proxy.close();
+    cluster.pgbench_init(1);
+    cluster.archive_now();
+    let wanted = cluster.lsn();
+    wait_until("the spool has it", SOON, || {
+        cluster.sql(&format!("SELECT coalesce(max(flush_lsn) >= '{wanted}', false) FROM pg_stat_replication")) == "t"
+    });
+    cluster.kill9();
+    std::fs::remove_dir_all(cluster.data()).unwrap();
+    assert!(segments_in(&walkeep.spool()).len() > 10);
+    agent.stop();
+    proxy.open();
+    let agent = walkeep.launch_agent().unwrap();
+    wait_until("the spool is empty", Duration::from_secs(60), || std::fs::read_dir(walkeep.spool()).unwrap().count() == 0);
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) > 10);
+    assert_calm(&agent, &SERVER_GONE);
+    drop(agent);
+}
+
+/// A small file system, for as long as the value lives.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn mount(at: &'a Path, size: &str) -> Option<Self> {
+        let (uid, gid) = (user::account().uid, user::account().gid);
+        let options = format!("size={size},mode=0700,uid={uid},gid={gid}");
+        let mounted = user::is_root() && process::run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at)).is_ok();
+        mounted.then_some(Self(at))
+    }
+
+    fn resize(&self, size: &str) {
+        process::run(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(self.0)).unwrap();
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("-l").arg(self.0));
+    }
+}
+
+/// D1: no space left for the spool, before its limit is reached.
+#[test]
+fn no_space_for_the_spool() {
+    for acknowledge in ["repository", "spool"] {
+        let cluster = Cluster::builder().segment_mib(1).archiving().start();
+        let (proxy, _, mut walkeep) = behind_proxy(&cluster);
+        walkeep.acknowledge = acknowledge.to_owned();
+        walkeep.write_config();
+        let spool = walkeep.spool();
+        let Some(tmpfs) = Tmpfs::mount(&spool, "12m") else {
+            eprintln!("SKIPPED: a tmpfs cannot be mounted here");
+            return;
+        };
+        cluster.archive_by(None);
+        let agent = walkeep.agent();
+        let away = proxy.arm(When::put(), Fault::SLOW_DOWN);
+        cluster.pgbench_init(1);
+        cluster.pgbench_run(&["-c", "2", "-T", "1"]);
+        wait_until("it complains", SOON, || agent.log().contains("No space left on device"));
+        let lengths = segments_in(&spool).into_iter().map(|name| std::fs::metadata(spool.join(name)).unwrap().len());
+        assert!(lengths.clone().count() > 3 && lengths.clone().all(|length| length == MIB), "a whole name is a whole segment");
+        cluster.sql("SELECT 1");
+        proxy.disarm(away);
+        if acknowledge == "spool" {
+            tmpfs.resize("64m");
+        }
+        let last = cluster.switch_wal();
+        wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));
+        cluster.archive_now();
+        assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 12);
+        assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"], serde_json::json!([]));
+        cluster.stop(Stop::Fast);
+        assert_calm(&agent, &[RETRIED, SERVER_GONE[0], SERVER_GONE[1], "No space left"]);
+        agent.stop();
+        drop(tmpfs);
+    }
+}

@@ -1,0 +1,213 @@
+//! Timelines change and WAL gets lost: followed where it can be, recorded and told where it cannot.
+
+use std::path::Path;
+use std::time::Duration;
+
+use walkeep_tests::{Cluster, Stop, Walkeep, compare_fetched, wait_until};
+
+use crate::support::{
+    SERVER_GONE, STORES, Store, assert_calm, end_of, fetch, lsn, segments_in, switch_and_store, uninitialised, wait_durable,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The position at which timeline 2 begins, out of its history file.
+fn switch_point(history: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(history).into_owned();
+    lsn(text.lines().last().unwrap().split('\t').nth(1).unwrap())
+}
+
+/// Where a file of the archive lies in a local repository, and when it was put there.
+fn stored_at(repository: &Path, name: &str) -> Option<std::time::SystemTime> {
+    let output = std::process::Command::new("find").arg(repository).args(["-name", &format!("{name}.zst")]).output().unwrap();
+    let path = String::from_utf8(output.stdout).unwrap();
+    std::fs::metadata(path.trim()).ok()?.modified().ok()
+}
+
+/// Everything of `cluster` from `from` on, up to its newest finished segment, compared with pg_wal.
+fn compare_with_pg_wal(cluster: &Cluster, walkeep: &Walkeep, from: &str, last: &str) -> usize {
+    let names: Vec<_> = segments_in(&cluster.pg_wal()).into_iter().filter(|name| (from..=last).contains(&name.as_str())).collect();
+    for name in &names {
+        assert!(fetch(walkeep, name) == std::fs::read(cluster.pg_wal().join(name)).unwrap(), "{name}");
+    }
+    names.len()
+}
+
+/// G3: the agent streams from a standby, which is promoted in the middle of a segment.
+#[test]
+fn a_promotion_is_followed() {
+    for store in STORES {
+        let primary = Cluster::builder().segment_mib(1).conf("wal_keep_size", "512MB").start();
+        let standby = primary.standby();
+        let walkeep = uninitialised(&standby, store);
+        walkeep.ok(&["init"]);
+        let agent = walkeep.agent();
+        primary.pgbench_init(1);
+        primary.switch_wal();
+        primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
+        primary.wait_replayed(&standby);
+        standby.promote();
+        standby.pgbench_run(&["-c", "2", "-t", "200"]);
+        let last = switch_and_store(&standby, &agent, 1);
+        assert!(last.starts_with("00000002"), "{last}");
+        // The history is the server's, and it was there before the first segment of its timeline.
+        let history = fetch(&walkeep, "00000002.history");
+        assert_eq!(history, std::fs::read(standby.pg_wal().join("00000002.history")).unwrap());
+        let switch = switch_point(&history);
+        let of_switch = |timeline: &str| format!("{timeline}{:08X}{:08X}", switch >> 32, (switch & 0xFFFF_FFFF) >> 20);
+        if matches!(store, Store::Local) {
+            let moment = |name: &str| stored_at(&walkeep.local_repository(), name).unwrap_or_else(|| panic!("{name} is stored"));
+            assert!(moment("00000002.history") <= moment(&of_switch("00000002")));
+        }
+        // The old timeline up to the switch point.
+        let old = fetch(&walkeep, &of_switch("00000001"));
+        let offset = (switch % (1 << 20)) as usize;
+        let new = std::fs::read(standby.pg_wal().join(of_switch("00000002"))).unwrap();
+        assert!(offset > 0 && old[..offset] == new[..offset], "the old timeline's tail up to {switch:X}");
+        assert!(old[offset..].iter().all(|byte| *byte == 0), "and nothing behind it");
+        // The new timeline from its first segment on, and the old one's whole segments.
+        assert!(compare_with_pg_wal(&standby, &walkeep, &of_switch("00000002"), &last) >= 1);
+        let old_names: Vec<_> = segments_in(&primary.pg_wal()).into_iter().filter(|name| *name < of_switch("00000001")).collect();
+        let streamed: Vec<_> =
+            old_names.iter().filter(|name| walkeep.run(&["wal", "fetch", name, "/dev/null/x"]).code != Some(1)).collect();
+        assert!(streamed.len() > 5, "{streamed:?} of {old_names:?}");
+        let status = walkeep.ok(&["status", "--json"]).json();
+        assert_eq!(status["gaps"], serde_json::json!([]), "{status}");
+        assert_calm(&agent, &[]);
+        agent.stop();
+    }
+}
+
+/// A promotion while no agent runs.
+#[test]
+fn a_promotion_meanwhile_is_followed() {
+    let primary = Cluster::builder().segment_mib(1).conf("wal_keep_size", "512MB").start();
+    let standby = primary.standby();
+    let walkeep = uninitialised(&standby, Store::Local);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    primary.pgbench_init(1);
+    primary.wait_replayed(&standby);
+    agent.stop();
+    primary.pgbench_run(&["-c", "2", "-t", "300"]);
+    primary.wait_replayed(&standby);
+    standby.promote();
+    standby.pgbench_run(&["-c", "2", "-t", "300"]);
+    let agent = walkeep.agent();
+    let last = switch_and_store(&standby, &agent, 1);
+    assert!(compare_with_pg_wal(&standby, &walkeep, "000000020000000000000000", &last) >= 1);
+    let status = walkeep.ok(&["status", "--json"]).json();
+    assert_eq!(status["gaps"], serde_json::json!([]), "{status}");
+    for timeline in status["timelines"].as_array().unwrap() {
+        assert_eq!(timeline["holes"], serde_json::json!([]), "{status}");
+    }
+    assert_calm(&agent, &[]);
+    // And the server restarts, as the leader of its timeline.
+    standby.restart();
+    let last = switch_and_store(&standby, &agent, 1);
+    assert!(last.starts_with("00000002"));
+    assert_calm(&agent, &SERVER_GONE);
+    agent.stop();
+}
+
+/// G7: the slot is dropped and the server removes WAL while no agent runs.
+#[test]
+fn lost_wal_is_a_recorded_gap() {
+    for store in STORES {
+        let cluster = Cluster::builder().segment_mib(1).conf("max_wal_size", "4MB").conf("min_wal_size", "2MB").start();
+        let walkeep = uninitialised(&cluster, store);
+        walkeep.ok(&["init"]);
+        let agent = walkeep.agent();
+        let before = switch_and_store(&cluster, &agent, 1);
+        agent.stop();
+        cluster.sql("SELECT pg_drop_replication_slot('walkeep')");
+        cluster.pgbench_init(1);
+        cluster.switch_wal();
+        cluster.sql("CHECKPOINT");
+        cluster.switch_wal();
+        cluster.sql("CHECKPOINT");
+        let agent = walkeep.launch_agent().unwrap();
+        wait_until("the gap is told", SOON, || agent.log().contains("GAP in the archive"));
+        wait_until("and it streams again", SOON, || agent.get("/readyz").is_ok_and(|(status, _)| status == 200));
+        let after = switch_and_store(&cluster, &agent, 1);
+        let status = walkeep.ok(&["status", "--json"]).json();
+        let gaps = status["gaps"].as_array().unwrap();
+        assert_eq!(gaps.len(), 1, "{status}");
+        assert!(status.to_string().to_lowercase().contains("slot"), "the cause is told: {status}");
+        let gap = &gaps[0];
+        let (from, to) = (lsn(gap["name"]["from"].as_str().unwrap()), lsn(gap["name"]["to"].as_str().unwrap()));
+        assert!(from <= end_of(&before, 1) + (1 << 20) && from >= end_of(&before, 1), "{gap}");
+        assert!(to < end_of(&after, 1) && to > from, "{gap}");
+        assert!(walkeep.ok(&["status"]).stdout.contains("GAP"));
+        assert!(!fetch(&walkeep, &after).is_empty());
+        // restore_command must not take the gap for the end of the archive.
+        let missing = format!("{}{:08X}", &before[..16], u32::from_str_radix(&before[16..], 16).unwrap() + 2);
+        let to = walkeep.scratch().join("missing");
+        assert!(walkeep.run(&["wal", "fetch", &missing, &to.to_string_lossy()]).code.unwrap() > 125);
+        // A restart of the agent records it no second time, and its metric tells of it.
+        agent.stop();
+        let agent = walkeep.agent();
+        wait_until("the gap is in the metrics", SOON, || agent.metric("walkeep_gaps") == Some(1.0));
+        switch_and_store(&cluster, &agent, 1);
+        assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"].as_array().unwrap().len(), 1);
+        assert_calm(&agent, &[]);
+        agent.stop();
+    }
+}
+
+/// G7: the slot is invalidated under a running server, by max_slot_wal_keep_size.
+#[test]
+fn an_invalidated_slot_is_a_recorded_gap() {
+    let cluster = Cluster::builder()
+        .segment_mib(1)
+        .conf("max_wal_size", "4MB")
+        .conf("min_wal_size", "2MB")
+        .conf("max_slot_wal_keep_size", "2MB")
+        .start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    agent.stop();
+    cluster.pgbench_init(1);
+    cluster.switch_wal();
+    cluster.sql("CHECKPOINT");
+    wait_until("the slot is lost", SOON, || {
+        cluster.switch_wal();
+        cluster.sql("CHECKPOINT");
+        cluster.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
+    });
+    let agent = walkeep.launch_agent().unwrap();
+    wait_until("the gap is told", SOON, || agent.log().contains("GAP in the archive"));
+    wait_until("and it streams again", SOON, || agent.get("/readyz").is_ok_and(|(status, _)| status == 200));
+    switch_and_store(&cluster, &agent, 1);
+    assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"].as_array().unwrap().len(), 1);
+    assert_eq!(cluster.sql("SELECT wal_status FROM pg_replication_slots"), "reserved");
+    agent.stop();
+}
+
+/// The slot is lost, but archive_command has stored everything: no gap.
+#[test]
+fn what_archive_command_stored_is_no_gap() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().conf("max_wal_size", "4MB").conf("min_wal_size", "2MB").start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    agent.stop();
+    cluster.archive_by(Some(&walkeep.push_command()));
+    cluster.sql("SELECT pg_drop_replication_slot('walkeep')");
+    cluster.pgbench_init(1);
+    cluster.archive_now();
+    cluster.sql("CHECKPOINT");
+    let agent = walkeep.agent();
+    let last = switch_and_store(&cluster, &agent, 1);
+    cluster.wait_archived(&last, SOON);
+    compare_fetched(&cluster.oracle(), &walkeep);
+    let status = walkeep.ok(&["status", "--json"]).json();
+    assert_eq!((&status["gaps"], &status["timelines"][0]["holes"]), (&serde_json::json!([]), &serde_json::json!([])));
+    wait_durable(&agent, end_of(&last, 1), SOON);
+    cluster.stop(Stop::Fast);
+    assert_calm(&agent, &["the replication slot is gone", SERVER_GONE[0], SERVER_GONE[1]]);
+    agent.stop();
+}
