@@ -8,3 +8,4 @@ mod restore;
 mod story;
 mod streaming;
 mod support;
+mod targets;

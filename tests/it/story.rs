@@ -244,6 +244,6 @@ pub fn listing(folder: &Path) -> Vec<String> {
 pub fn wait_for_file(folder: &Path, ends: &str) -> std::path::PathBuf {
     wait_for(&format!("{ends} in {}", folder.display()), PATIENCE, || {
         let found = listing(folder).into_iter().filter_map(|line| line.split(' ').next().map(|path| folder.join(path)));
-        found.into_iter().find(|path| path.to_string_lossy().contains(ends))
+        found.into_iter().find(|path| path.to_string_lossy().ends_with(ends))
     })
 }
