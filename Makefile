@@ -4,7 +4,7 @@
 help:
 	@echo "make demo        build, then the whole story on a throw-away server and a local repository"
 	@echo "make test        everything CI checks; installs what the tests need (tests/setup.sh)"
-	@echo "make build       the release binaries"
+	@echo "make build       the three programs as installed, the shims static, in target/dist"
 	@echo "make it T=name   the binaries, then the story tests whose names contain T"
 	@echo "make fmt         format the code"
 	@echo "make clean-test  remove scratch folders that failed tests left"
@@ -16,7 +16,7 @@ test:
 	@tests/run.sh
 
 build:
-	cargo build --locked --release --bins
+	@packaging/build.sh
 
 it:
 	@tests/setup.sh

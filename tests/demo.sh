@@ -3,8 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests/setup.sh --demo
-cargo build --locked --release --quiet --bins -p walkeep -p walkeep-archive-cmd -p walkeep-restore-cmd
-built=${CARGO_TARGET_DIR:-target}/release
+built=$(packaging/build.sh)
 
 # PostgreSQL refuses to run as root, and the target folder may lie where others cannot read.
 bin=$(mktemp -d /tmp/walkeep-demo.XXXXXX)

@@ -30,6 +30,7 @@ step "what the tests need" tests/setup.sh
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 step "walls" tests/walls.sh
+step "static shims" tests/shims.sh
 step "binaries" cargo build --locked --workspace --quiet
 cargo_tests "unit tests" --workspace --exclude walkeep-tests --no-fail-fast
 # Stories start servers: a few at a time, however many cores there are.

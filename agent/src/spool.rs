@@ -65,7 +65,12 @@ impl Spool {
             let mut files = Vec::new();
             for entry in std::fs::read_dir(&self.folder)? {
                 let entry = entry?;
-                let metadata = entry.metadata()?;
+                let metadata = match entry.metadata() {
+                    Ok(metadata) => metadata,
+                    // Stored and removed since the folder was read.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                };
                 if metadata.is_file()
                     && let Ok(name) = entry.file_name().into_string()
                 {

@@ -3,7 +3,10 @@
 //! One binary with one module for each story, so that they share the S3 server and link once.
 #![allow(clippy::unwrap_used)]
 
+mod conflicts;
 mod harness;
+mod process_faults;
+mod recovery;
 mod restore;
 mod story;
 mod streaming;

@@ -168,19 +168,19 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
         (_, command) => findings.warn("archiving", format!("archive_command is not Walkeep's: {command}")),
     }
     findings.add("archiver", archiver(server).await);
-    let slot = sql::slot_state(&server.client, &cluster.slot).await.map_err(anyhow::Error::from).and_then(|slot| {
-        let slot = slot.ok_or_else(|| anyhow!("the slot {} does not exist: run `walkeep init`, or start the agent", cluster.slot))?;
-        let status = slot.wal_status.unwrap_or_else(|| "not yet reserving".into());
-        ensure!(status != "lost", "the slot {} is lost: the server dropped WAL that was not stored; take a new base backup", cluster.slot);
-        ensure!(
-            slot.active || !cluster.stream,
-            "nobody streams from the slot {} (wal_status {status}): is the agent running?",
-            cluster.slot
-        );
-        Ok(format!("{}: {status}, {}", cluster.slot, if slot.active { "in use" } else { "not in use" }))
-    });
-    findings.add("slot", slot);
-    if settings.max_slot_wal_keep_mb.is_none() {
+    match sql::slot_state(&server.client, &cluster.slot).await {
+        Ok(Some(_)) if !cluster.stream => findings.warn(
+            "slot",
+            format!(
+                "the slot {0} is there, but stream = false: nobody reads from it, and it holds WAL until the disk is full; drop it: \
+                 SELECT pg_drop_replication_slot('{0}')",
+                cluster.slot
+            ),
+        ),
+        Ok(None) if !cluster.stream => drop(findings.add("slot", Ok("none, and none needed: stream = false".into()))),
+        slot => drop(findings.add("slot", slot.map_err(anyhow::Error::from).and_then(|slot| slot_in_use(slot, cluster)))),
+    }
+    if cluster.stream && settings.max_slot_wal_keep_mb.is_none() {
         findings.warn(
             "slot limit",
             "max_slot_wal_keep_size is unlimited: while the repository cannot be reached WAL fills the server's disk; set a limit that fits it".into(),
@@ -214,6 +214,14 @@ async fn archiver(server: &Server) -> Result<String> {
         stats.failed
     );
     Ok(format!("{} files archived, the last one {}", stats.archived, stats.last_archived.unwrap_or_else(|| "none yet".into())))
+}
+
+fn slot_in_use(slot: Option<sql::SlotState>, cluster: &ClusterConfig) -> Result<String> {
+    let slot = slot.ok_or_else(|| anyhow!("the slot {} does not exist: run `walkeep init`, or start the agent", cluster.slot))?;
+    let status = slot.wal_status.unwrap_or_else(|| "not yet reserving".into());
+    ensure!(status != "lost", "the slot {} is lost: the server dropped WAL that was not stored; take a new base backup", cluster.slot);
+    ensure!(slot.active, "nobody streams from the slot {} (wal_status {status}): is the agent running?", cluster.slot);
+    Ok(format!("{}: {status}, in use", cluster.slot))
 }
 
 fn identity(server: &Server, repository: &ClusterRepository) -> Result<String> {

@@ -65,8 +65,9 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let repository = Repository::create(store).await?;
     let known = make_known(&repository, cluster, &identity, args.new_identity).await?;
     let slot = match connection {
-        Some(mut connection) => Some(create_slot(&mut connection, cluster).await?),
-        None => None,
+        // One that nobody reads would hold WAL until the server's disk is full.
+        Some(mut connection) if cluster.stream => Some(create_slot(&mut connection, cluster).await?),
+        _ => None,
     };
     let report = Report {
         cluster: cluster.name.to_string(),
@@ -92,6 +93,7 @@ fn print(report: &Report, cluster: &ClusterConfig) {
     println!("repository  {repository}");
     match report.slot {
         Some(slot) => println!("slot        {}: {slot}", cluster.slot),
+        None if !cluster.stream => println!("slot        not created (stream = false): only archive_command brings WAL"),
         None => println!("slot        not created (--offline); the agent creates it when it first connects"),
     }
     println!("\nLines for postgresql.conf (archive_mode needs a restart):\n");

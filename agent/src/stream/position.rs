@@ -25,7 +25,8 @@ impl Streamer {
         let size = self.repository.identity().segment_size;
         let begin = resume::begin(&Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
         let begin = self.behind_known_gaps(begin.position, history).await?;
-        self.skip_stored(begin, history).await
+        let position = self.skip_stored(begin, history).await?;
+        Ok(self.back_to_prove(begin, position, slot))
     }
 
     /// The end of the newest whole segment on each timeline of the history.
@@ -91,6 +92,17 @@ impl Streamer {
             }
         }
         Ok(position)
+    }
+
+    /// One segment back where segments were skipped because they are stored: the server sends the last of them once more, and storing it shows
+    /// whether it is the same. A copied server with the same system identifier and timeline would otherwise go on where the original
+    /// is, and mix its WAL into the archive. Only as far back as the slot keeps WAL.
+    fn back_to_prove(&self, begin: Position, position: Position, slot: Option<Lsn>) -> Position {
+        let back =
+            Position { lsn: Lsn::new(position.lsn.get().saturating_sub(self.repository.identity().segment_size.bytes())), ..position };
+        let skipped = begin.timeline == position.timeline && begin.lsn <= back.lsn;
+        let kept = slot.is_some_and(|slot| self.repository.identity().segment_size.align_down(slot) <= back.lsn);
+        if skipped && kept { back } else { position }
     }
 
     /// Past the segments that are stored already, on to the next timeline where one ends.

@@ -3,6 +3,9 @@
 //! What the stream hands over (whole segments, and parts of the one being received) is stored with bounded parallelism, each tried again until it
 //! succeeds or cannot. The answer "durable up to here" is given in the order of handing over, so it never runs ahead of a slower
 //! neighbour.
+//!
+//! The first segment goes alone. If its name holds other content, another server has gone another way from there on, and nothing
+//! behind it may be stored: it would be mixed with the other's WAL.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::PartName;
@@ -44,13 +47,18 @@ pub struct Uploads {
     to: Destination,
     permits: Arc<Semaphore>,
     cancel: CancellationToken,
+    /// The first segment was handed over.
+    begun: bool,
+    /// The first segment was stored.
+    proven: watch::Sender<bool>,
     under_way: FuturesOrdered<JoinHandle<Result<Position, Error>>>,
 }
 
 impl Uploads {
     /// At most `parallelism` at a time; all end when `cancel` fires.
     pub fn new(to: Destination, parallelism: usize, cancel: CancellationToken) -> Self {
-        Self { to, permits: Arc::new(Semaphore::new(parallelism)), cancel, under_way: FuturesOrdered::new() }
+        let permits = Arc::new(Semaphore::new(parallelism));
+        Self { to, permits, cancel, begun: false, proven: watch::Sender::new(false), under_way: FuturesOrdered::new() }
     }
 
     /// How many are not yet acknowledged.
@@ -66,9 +74,16 @@ impl Uploads {
     /// Stores a whole segment from the spool, then removes it there. `end` is the position after it.
     pub fn segment(&mut self, segment: SegmentName, end: Position) {
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
+        let turn = self.turn();
+        let (first, proven) = (!self.begun, self.proven.clone());
+        self.begun = true;
         self.under_way.push_back(tokio::spawn(async move {
+            turn.wait(&cancel, segment).await?;
             let _permit = permits.acquire_owned().await;
             store_segment(&to, segment, &cancel).await?;
+            if first {
+                proven.send_replace(true);
+            }
             Ok(end)
         }));
     }
@@ -76,13 +91,19 @@ impl Uploads {
     /// Stores bytes of the segment being received. `end` is the position after them.
     pub fn part(&mut self, part: PartName, content: Bytes, end: Position) {
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
+        let turn = self.turn();
         self.under_way.push_back(tokio::spawn(async move {
+            turn.wait(&cancel, part.segment).await?;
             let _permit = permits.acquire_owned().await;
             let put = || to.repository.put_part(part, content.clone());
             let stored = retried(&to, &format!("storing part {:08X}-{:08X} of {}", part.from, part.to, part.segment), &cancel, put).await?;
             to.metrics.stored(Source::Part, stored);
             Ok(end)
         }));
+    }
+
+    fn turn(&self) -> Turn {
+        Turn(self.begun.then(|| self.proven.subscribe()))
     }
 
     /// The next acknowledgement, in order: everything handed over up to this position is durable. Never ready while nothing is under way.
@@ -92,6 +113,19 @@ impl Uploads {
             Some(Ok(result)) => result,
             Some(Err(died)) => Err(Error::Internal(format!("an upload died: {died}"))),
             None => std::future::pending().await,
+        }
+    }
+}
+
+/// When an upload may begin: at once, or when the first segment is stored.
+struct Turn(Option<watch::Receiver<bool>>);
+
+impl Turn {
+    async fn wait(self, cancel: &CancellationToken, segment: SegmentName) -> Result<(), Error> {
+        let Some(mut proven) = self.0 else { return Ok(()) };
+        tokio::select! {
+            waited = proven.wait_for(|proven| *proven) => waited.map(drop).map_err(|_| Error::cancelled("put", segment)),
+            () = cancel.cancelled() => Err(Error::cancelled("put", segment)),
         }
     }
 }

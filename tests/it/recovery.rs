@@ -1,0 +1,7 @@
+//! A server must never open with fewer rows than the archive holds: whatever goes wrong on the way, it stops, and goes on once that is
+//! mended.
+
+mod broken;
+mod faults;
+mod servers;
+mod world;

@@ -1,0 +1,156 @@
+//! Standbys, several servers, the fetch service's life, reading ahead.
+
+use std::time::Duration;
+
+use walkeep_tests::{Fault, When, process, try_wait_for, user, wait_until};
+
+use super::world::{LONG, Story, Way, World, open, rows};
+
+fn make_standby(story: &Story) {
+    let data = story.server.data();
+    std::fs::rename(data.join("recovery.signal"), data.join("standby.signal")).unwrap();
+    story.set("recovery_target_timeline", "latest");
+}
+
+fn standby_lives_through(way: Way) {
+    let mut story = Story::new(World::get(), way, "2s");
+    make_standby(&story);
+    let middle = story.world.segments[12].clone();
+    for fault in [Fault::ACCESS_DENIED, Fault::FlipBit(-9)] {
+        let armed = story.proxy.arm(When::get().path(&middle), fault);
+        if !story.server.running() {
+            story.launch();
+        }
+        // PostgreSQL asks again and again.
+        wait_until("the middle is asked for again", LONG, || story.proxy.hits(armed) > 6);
+        assert!(story.server.running());
+        assert_eq!(story.server.sql("SELECT pg_is_in_recovery()"), "t");
+        assert_ne!(rows(&story.server), story.world.rows);
+        if story.proxy.count(&When::get().path(&middle)) > 14 {
+            story.proxy.disarm(armed);
+        }
+        story.proxy.disarm(armed);
+        if way == Way::Agent {
+            story.agent.as_mut().unwrap().kill9();
+            let from = story.server.log().len();
+            wait_until("the shim misses the agent", LONG, || {
+                story.server.log()[from..].contains("could not fetch") || rows(&story.server) == story.world.rows
+            });
+            assert!(story.server.running());
+            story.agent = Some(story.walkeep.agent());
+        }
+    }
+    wait_until("the standby has everything", LONG, || rows(&story.server) == story.world.rows);
+    assert!(story.server.running() && !story.server.log().contains("FATAL:  could not restore"));
+    // At the end of WAL it stays a standby, and asks again.
+    assert_eq!(story.server.sql("SELECT pg_is_in_recovery()"), "t");
+    story.server.promote();
+    story.opens(&story.server, 2);
+}
+
+#[test]
+fn a_standby_lives_through_faults_by_the_agent() {
+    standby_lives_through(Way::Agent);
+}
+
+#[test]
+fn a_standby_lives_through_faults_by_the_service() {
+    standby_lives_through(Way::Service);
+}
+
+#[test]
+fn a_standby_dies_rather_than_choose_a_timeline_blindly() {
+    let story = Story::new(World::get(), Way::Agent, "2s");
+    make_standby(&story);
+    story.launch();
+    wait_until("the standby has everything", LONG, || story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows));
+    let armed = story.proxy.arm(When::get().path("00000002.history"), Fault::ACCESS_DENIED);
+    let from = story.server.log().len();
+    let _ = story.server.try_sql("SELECT pg_promote(wait => false)");
+    story.died(from, "00000002.history", 200);
+    story.proxy.disarm(armed);
+    story.launch();
+    wait_until("the standby is back", LONG, || story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows));
+    story.server.promote();
+    story.opens(&story.server, 2);
+}
+
+#[test]
+fn two_servers_recover_at_once() {
+    for way in [Way::Agent, Way::Service] {
+        let story = Story::new(World::get(), way, "60s");
+        let (other, _data) = story.another("60s");
+        story.launch();
+        story.launch_also(&other);
+        story.opens(&story.server, 2);
+        story.opens(&other, 2);
+        assert_eq!(story.services().len(), usize::from(way == Way::Service));
+    }
+}
+
+#[test]
+fn the_service_leaves_when_nobody_asks_any_more() {
+    let story = Story::new(World::get(), Way::Service, "60s");
+    story.recovers();
+    let services = story.services();
+    assert_eq!(services.len(), 1, "{services:?}");
+    // Nothing of PostgreSQL's is held: neither its log nor its folder, and its stop does not end the service, nor wait for it.
+    let open_files = std::fs::read_dir(format!("/proc/{}/fd", services[0])).unwrap();
+    let paths = open_files.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok()).map(|path| path.display().to_string());
+    let held: Vec<_> = paths.filter(|path| path.starts_with(&*story.server.scratch().path().to_string_lossy())).collect();
+    assert_eq!(held, [""; 0]);
+    assert_eq!(std::fs::read_link(format!("/proc/{}/cwd", services[0])).unwrap().to_string_lossy(), "/");
+    wait_until("the service has left", Duration::from_secs(20), || !process::alive(services[0]));
+    assert!(!story.service_socket().exists(), "its socket is left behind");
+    let log = process::read_log(&story.walkeep.scratch().join("run/main.sock.fetch.log"));
+    assert!(!log.contains("ERROR") && !log.contains("panic"), "{log}");
+}
+
+#[test]
+fn what_is_read_ahead_when_the_service_dies_is_neither_stale_nor_torn() {
+    let story = Story::new(World::get(), Way::Service, "60s");
+    story.proxy.arm(When::get().path("/wal/"), Fault::Rate(150_000));
+    story.launch();
+    let mut killed = 0;
+    for number in [4, 8, 12, 16, 20] {
+        let name = &story.world.segments[number];
+        let asked = || story.proxy.count(&When::get().path(name)) > 0 || story.server.try_sql("SELECT pg_is_in_recovery()").is_ok_and(|is| is == "f");
+        wait_until("the next ones are read ahead", LONG, asked);
+        for pid in story.services() {
+            process::signal(pid, "KILL");
+            killed += 1;
+        }
+    }
+    assert!(killed >= 3, "{killed} services were killed");
+    story.opens(&story.server, 2);
+    assert_eq!(story.strangers(), [""; 0]);
+}
+
+#[test]
+fn read_ahead_wal_is_that_of_the_archive() {
+    let story = Story::new(World::get(), Way::Service, "60s");
+    story.recovers();
+    let (listed, read) = (story.proxy.count(&When::list()), story.proxy.count(&When::get().path(".zst")));
+    eprintln!("{listed} listings, {read} reads of objects");
+    // Every segment once, and little besides: nothing is read twice, and no listing for each.
+    for name in &story.world.segments {
+        assert_eq!(story.proxy.count(&When::get().path(&format!("{name}.zst"))), 1, "{name} was read more than once");
+    }
+    assert!(listed < 20, "{listed} listings");
+}
+
+#[test]
+fn rewind_reads_backwards() {
+    let story = Story::new(World::get(), Way::Agent, "60s");
+    let (other, _data) = story.another("60s");
+    for server in [&story.server, &other] {
+        story.launch_also(server);
+        open(server, 2);
+    }
+    story.server.stop(walkeep_tests::Stop::Fast);
+    let bin = walkeep_tests::postgres::bin(story.world.version).unwrap();
+    let mut command = user::command(bin.join("pg_rewind"));
+    command.arg("-D").arg(story.server.data()).arg("--source-server").arg(other.connection()).args(["--restore-target-wal", "--dry-run"]);
+    eprintln!("{}", process::run(&mut command).unwrap());
+    let _ = try_wait_for(Duration::ZERO, || Some(()));
+}
