@@ -3,6 +3,7 @@
 //! One binary with one module for each story, so that they share the S3 server and link once.
 #![allow(clippy::unwrap_used)]
 
+mod backups;
 mod conflicts;
 mod harness;
 mod process_faults;
@@ -11,4 +12,6 @@ mod restore;
 mod story;
 mod streaming;
 mod support;
+mod tablespaces;
 mod targets;
+mod trees;

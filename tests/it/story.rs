@@ -118,7 +118,8 @@ pub fn insert_statement(rows: u32) -> String {
 #[track_caller]
 pub fn settle(cluster: &Cluster, walkeep: &Walkeep) {
     cluster.switch_wal();
-    let timeline = cluster.value::<u64>("SELECT timeline_id FROM pg_control_checkpoint()");
+    let segment = cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    let timeline = u64::from_str_radix(&segment[..8], 16).unwrap();
     let written = lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()"));
     wait_until("everything is stored", PATIENCE, || stored(walkeep, timeline) >= Some(written));
 }

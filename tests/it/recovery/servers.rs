@@ -63,14 +63,18 @@ fn a_standby_dies_rather_than_choose_a_timeline_blindly() {
     let story = Story::new(World::get(), Way::Agent, "2s");
     make_standby(&story);
     story.launch();
-    wait_until("the standby has everything", LONG, || story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows));
+    wait_until("the standby has everything", LONG, || {
+        story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows)
+    });
     let armed = story.proxy.arm(When::get().path("00000002.history"), Fault::ACCESS_DENIED);
     let from = story.server.log().len();
     let _ = story.server.try_sql("SELECT pg_promote(wait => false)");
     story.died(from, "00000002.history", 200);
     story.proxy.disarm(armed);
     story.launch();
-    wait_until("the standby is back", LONG, || story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows));
+    wait_until("the standby is back", LONG, || {
+        story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows)
+    });
     story.server.promote();
     story.opens(&story.server, 2);
 }
@@ -114,7 +118,9 @@ fn what_is_read_ahead_when_the_service_dies_is_neither_stale_nor_torn() {
     let mut killed = 0;
     for number in [4, 8, 12, 16, 20] {
         let name = &story.world.segments[number];
-        let asked = || story.proxy.count(&When::get().path(name)) > 0 || story.server.try_sql("SELECT pg_is_in_recovery()").is_ok_and(|is| is == "f");
+        let asked = || {
+            story.proxy.count(&When::get().path(name)) > 0 || story.server.try_sql("SELECT pg_is_in_recovery()").is_ok_and(|is| is == "f")
+        };
         wait_until("the next ones are read ahead", LONG, asked);
         for pid in story.services() {
             process::signal(pid, "KILL");
