@@ -166,7 +166,7 @@ pub fn refused(walkeep: &Walkeep, args: &[&str]) -> String {
 /// A restored data directory and its server.
 pub struct Restored {
     pub cluster: Cluster,
-    pub folder: Scratch,
+    _folder: Scratch,
     environment: Vec<(String, String)>,
 }
 
@@ -177,7 +177,7 @@ impl Restored {
         let folder = Scratch::new();
         let data = folder.join("data");
         walkeep.ok(&[&["restore", "--to", &data.to_string_lossy()], args].concat());
-        Self { cluster: Cluster::adopt(version, data), folder, environment: walkeep.environment.clone() }
+        Self { cluster: Cluster::adopt(version, data), _folder: folder, environment: walkeep.environment.clone() }
     }
 
     /// Starts the server and waits until it writes.

@@ -62,16 +62,39 @@ fn tablespaces_go_where_they_are_told() {
     story.end(&SERVER_GONE);
 }
 
+/// What is replayed is PostgreSQL's business, and it creates a tablespace where it was created: in the directory of the original.
+#[test]
+#[ignore = "known: the plan does not look for tablespaces created after the backup"]
+fn a_tablespace_created_after_the_backup_is_not_shared_with_the_original() {
+    let story = Story::local(VERSION);
+    let places = Scratch::new();
+    let late = places.dir("late");
+    story.insert(10);
+    story.backup();
+    story.cluster.sql(&format!("CREATE TABLESPACE late LOCATION '{}'", late.display()));
+    story.cluster.sql("CREATE TABLE far TABLESPACE late AS SELECT generate_series(1, 1000) AS i");
+    story.cluster.sql("CHECKPOINT");
+    story.settle();
+    let before = story::listing(&late);
+    let to = places.join("data");
+    let output = story.walkeep.run(&["restore", "--to", &to.to_string_lossy()]);
+    if output.ok() {
+        let restored = Cluster::adopt(VERSION, &to);
+        let _ = restored.try_start();
+        drop(restored);
+    }
+    assert_eq!(story::listing(&late), before, "the restored server wrote into the tablespace of the original");
+    story.end(&[]);
+}
+
 /// PostgreSQL 15 sends them with no base backup that has a tablespace map; from 16 on it does. Neither may lose rows in silence.
 #[test]
 fn tablespaces_in_place_move_along_or_are_refused() {
     for version in [15, 16, 18].into_iter().filter(|version| versions().contains(version)) {
-        let story = Story::local(version);
-        let mut session = story.cluster.session();
-        session.sql("SET allow_in_place_tablespaces = on");
-        session.sql("CREATE TABLESPACE within LOCATION ''");
-        session.sql("CREATE TABLE near TABLESPACE within AS SELECT generate_series(1, 500) AS i");
-        drop(session);
+        // The recovery wants the setting too.
+        let story = Story::begin(story::builder(version).conf("allow_in_place_tablespaces", "on"), None);
+        story.cluster.sql("CREATE TABLESPACE within LOCATION ''");
+        story.cluster.sql("CREATE TABLE near TABLESPACE within AS SELECT generate_series(1, 500) AS i");
         if version == 15 {
             let output = story.walkeep.run(&["backup"]).expect_code(1);
             assert!(output.stderr.contains("within") && output.stderr.contains("allow_in_place_tablespaces"), "{}", output.stderr);
