@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walkeep_tests::postgres::{Builder, client};
-use walkeep_tests::walkeep::{Output, run};
+use walkeep_tests::postgres::{Builder, bin, client};
+use walkeep_tests::walkeep::run;
 use walkeep_tests::{Agent, Cluster, Repository, Scratch, Walkeep, user, wait_for, wait_until};
 
 use crate::support::lsn;
@@ -218,16 +218,20 @@ impl Restored {
         self.cluster.value("SELECT count(*) FROM t")
     }
 
-    /// What PostgreSQL's own tool says of the files, before the first start.
+    /// PostgreSQL's own tool finds every file as it was, before the first start.
     #[track_caller]
-    pub fn verify(&self) -> Output {
+    pub fn verify(&self) {
         let version = self.cluster.version();
-        // The tool of 18 reads pg_control where the manifest names a system (17 on), and only that of its own version.
-        let tool = client(
-            if version == 17 { return Output { code: Some(0), stdout: String::new(), stderr: String::new() } } else { version },
-            "pg_verifybackup",
-        );
-        run(user::command(tool).arg("--no-parse-wal").arg(self.cluster.data())).expect_code(0)
+        let tool = client(version, "pg_verifybackup");
+        let mut command = user::command(&tool);
+        let output = run(command.arg("--no-parse-wal").arg(self.cluster.data()));
+        // From 17 on the manifest names the system, and the tool reads pg_control, but only that of its own version.
+        let foreign = bin(version).is_none_or(|bin| !tool.starts_with(bin));
+        if version >= 17 && foreign && output.stderr.contains("pg_control: CRC") {
+            eprintln!("SKIPPED pg_verifybackup for {version}: {}", output.stderr.trim());
+            return;
+        }
+        output.expect_code(0);
     }
 }
 
