@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod backups;
 mod conflicts;
 mod harness;
 mod process_faults;
@@ -13,4 +14,7 @@ mod store_faults;
 mod story;
 mod streaming;
 mod support;
+mod tablespaces;
+mod targets;
 mod timelines;
+mod trees;

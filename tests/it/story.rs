@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walkeep_tests::postgres::{Builder, client};
-use walkeep_tests::walkeep::{Output, run};
+use walkeep_tests::postgres::{Builder, bin, client};
+use walkeep_tests::walkeep::run;
 use walkeep_tests::{Agent, Cluster, Repository, Scratch, Walkeep, user, wait_for, wait_until};
 
 use crate::support::lsn;
@@ -118,7 +118,8 @@ pub fn insert_statement(rows: u32) -> String {
 #[track_caller]
 pub fn settle(cluster: &Cluster, walkeep: &Walkeep) {
     cluster.switch_wal();
-    let timeline = cluster.value::<u64>("SELECT timeline_id FROM pg_control_checkpoint()");
+    let segment = cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    let timeline = u64::from_str_radix(&segment[..8], 16).unwrap();
     let written = lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()"));
     wait_until("everything is stored", PATIENCE, || stored(walkeep, timeline) >= Some(written));
 }
@@ -165,7 +166,7 @@ pub fn refused(walkeep: &Walkeep, args: &[&str]) -> String {
 /// A restored data directory and its server.
 pub struct Restored {
     pub cluster: Cluster,
-    pub folder: Scratch,
+    _folder: Scratch,
     environment: Vec<(String, String)>,
 }
 
@@ -176,7 +177,7 @@ impl Restored {
         let folder = Scratch::new();
         let data = folder.join("data");
         walkeep.ok(&[&["restore", "--to", &data.to_string_lossy()], args].concat());
-        Self { cluster: Cluster::adopt(version, data), folder, environment: walkeep.environment.clone() }
+        Self { cluster: Cluster::adopt(version, data), _folder: folder, environment: walkeep.environment.clone() }
     }
 
     /// Starts the server and waits until it writes.
@@ -217,16 +218,20 @@ impl Restored {
         self.cluster.value("SELECT count(*) FROM t")
     }
 
-    /// What PostgreSQL's own tool says of the files, before the first start.
+    /// PostgreSQL's own tool finds every file as it was, before the first start.
     #[track_caller]
-    pub fn verify(&self) -> Output {
+    pub fn verify(&self) {
         let version = self.cluster.version();
-        // The tool of 18 reads pg_control where the manifest names a system (17 on), and only that of its own version.
-        let tool = client(
-            if version == 17 { return Output { code: Some(0), stdout: String::new(), stderr: String::new() } } else { version },
-            "pg_verifybackup",
-        );
-        run(user::command(tool).arg("--no-parse-wal").arg(self.cluster.data())).expect_code(0)
+        let tool = client(version, "pg_verifybackup");
+        let mut command = user::command(&tool);
+        let output = run(command.arg("--no-parse-wal").arg(self.cluster.data()));
+        // From 17 on the manifest names the system, and the tool reads pg_control, but only that of its own version.
+        let foreign = bin(version).is_none_or(|bin| !tool.starts_with(bin));
+        if version >= 17 && foreign && output.stderr.contains("pg_control: CRC") {
+            eprintln!("SKIPPED pg_verifybackup for {version}: {}", output.stderr.trim());
+            return;
+        }
+        output.expect_code(0);
     }
 }
 
@@ -244,6 +249,6 @@ pub fn listing(folder: &Path) -> Vec<String> {
 pub fn wait_for_file(folder: &Path, ends: &str) -> std::path::PathBuf {
     wait_for(&format!("{ends} in {}", folder.display()), PATIENCE, || {
         let found = listing(folder).into_iter().filter_map(|line| line.split(' ').next().map(|path| folder.join(path)));
-        found.into_iter().find(|path| path.to_string_lossy().contains(ends))
+        found.into_iter().find(|path| path.to_string_lossy().ends_with(ends))
     })
 }

@@ -144,6 +144,9 @@ pub struct RestorePlan {
     pub fetch_bytes: u64,
     /// Bytes the data directory has before replay.
     pub restore_bytes: u64,
+    /// Whether the WAL behind the stop ends in a hole rather than in the end of what is stored. A server that reads ahead of its replay
+    /// would ask for what is missing there.
+    pub hole_follows: bool,
     /// What the operator should know.
     pub warnings: Vec<String>,
 }
@@ -389,6 +392,7 @@ fn assemble(
         wal_bytes,
         fetch_bytes: backup.bytes_referenced.saturating_add(wal_bytes),
         restore_bytes: backup.bytes,
+        hole_follows: !candidate.missing.is_end_of_wal(),
         wal,
     }
 }

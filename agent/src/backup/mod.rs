@@ -31,6 +31,9 @@ const LONGEST_LABEL: usize = 1000;
 /// How long the repository may fail before the backup does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// From this version on a base backup with a map of tablespaces has those within the data directory too.
+const IN_PLACE_SENT: u32 = 160_000;
+
 /// How to take a backup.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -118,6 +121,15 @@ async fn store(
     repository.repository().prove_reached().await?;
     let (server, mut connection) = connect(&repository, params).await?;
     let server_version_num = connection.server_version_num().await?;
+    if let Some(names) = &server.in_place
+        && server_version_num < IN_PLACE_SENT
+    {
+        bail!(
+            "PostgreSQL {} leaves tablespaces that lie within the data directory (allow_in_place_tablespaces) out of a base backup, and there \
+             are some: {names}. Move their tables elsewhere; nothing was stored",
+            server_version_num / 10_000
+        );
+    }
     let command = BackupOptions {
         label: options.label.clone(),
         fast_checkpoint: options.fast_checkpoint,
@@ -180,6 +192,8 @@ async fn store(
 struct ServerState {
     now: DateTime<Utc>,
     data_checksums: bool,
+    /// Tablespaces within the data directory.
+    in_place: Option<String>,
 }
 
 /// Connects twice, for SQL and for the backup, and makes sure that it is the cluster of the repository.
@@ -206,10 +220,11 @@ async fn server_state(params: &ConnectionParams) -> Result<ServerState> {
     let client = postgres::connect_sql(params).await?;
     // On a standby the commits' times are the primary's: its clock may be ahead.
     let query = "SELECT (extract(epoch FROM greatest(clock_timestamp(), pg_catalog.pg_last_xact_replay_timestamp()) \
-                 - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, pg_catalog.current_setting('data_checksums') = 'on'";
+                 - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, pg_catalog.current_setting('data_checksums') = 'on', \
+                 (SELECT string_agg(spcname, ', ') FROM pg_catalog.pg_tablespace WHERE pg_catalog.pg_tablespace_location(oid) LIKE 'pg_tblspc/%')";
     let row = client.query_one(query, &[]).await?;
     let now = PgTimestamp::from_micros(row.try_get(0)?).to_utc().context("the server's clock is beyond all years")?;
-    Ok(ServerState { now, data_checksums: row.try_get(1)? })
+    Ok(ServerState { now, data_checksums: row.try_get(1)?, in_place: row.try_get(2)? })
 }
 
 #[cfg(test)]

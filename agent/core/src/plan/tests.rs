@@ -9,7 +9,7 @@ use crate::event::{WalEvent, WalEventKind};
 use crate::identity::SystemIdentifier;
 use crate::layout::{GapName, ObjectName, PartName};
 use crate::segment::{SegmentNumber, SegmentSize};
-use crate::target::TargetSearch;
+use crate::target::{RecoverySettings, TargetAction, TargetSearch};
 use crate::wal_file::WalFileName;
 
 const MIB: u64 = 1 << 20;
@@ -342,6 +342,23 @@ fn a_target_stored_only_in_the_next_timelines_segment() {
     let plan = plan_unsearched(&catalog, &lsn(switch - 100)).expect("a plan");
     assert_eq!(files(&plan), [(1, 2), (1, 3), (1, 4), (2, 5)]);
     assert!(matches!(candidates(&catalog, &on(1, lsn(switch - 100))), Err(Refusal::AfterEndOfWal { .. })));
+}
+
+#[test]
+fn a_plan_knows_of_the_hole_behind_it() {
+    let whole = Repository::new().segments(1, 2..8).backup(1, 2 * MIB + 40, 2 * MIB + 400, (10, 20)).build();
+    let broken = Repository::new().segments(1, 2..5).segments(1, 6..8).backup(1, 2 * MIB + 40, 2 * MIB + 400, (10, 20)).build();
+    for (catalog, hole) in [(whole, false), (broken, true)] {
+        let mut plan = plan_unsearched(&catalog, &lsn(4 * MIB + 100)).expect("a plan");
+        assert_eq!(plan.hole_follows, hole);
+        let reads_ahead = |plan: &RestorePlan| {
+            let settings = RecoverySettings::new(plan, TargetAction::Promote);
+            settings.settings().iter().all(|(name, _)| *name != "recovery_prefetch")
+        };
+        assert_eq!(reads_ahead(&plan), !hole);
+        plan.backup.major_version = MajorVersion::new(14);
+        assert!(reads_ahead(&plan), "14 knows no such setting");
+    }
 }
 
 #[test]

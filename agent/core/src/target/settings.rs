@@ -32,7 +32,12 @@ pub struct RecoverySettings {
 impl RecoverySettings {
     /// The settings that carry out `plan`.
     pub fn new(plan: &RestorePlan, action: TargetAction) -> Self {
-        Self::of(&plan.resolved, plan.timeline, action)
+        let mut settings = Self::of(&plan.resolved, plan.timeline, action);
+        // Reading ahead of the replay, as servers do from 15 on, would ask for WAL that is missing behind the stop, and wait for it for ever.
+        if plan.hole_follows && plan.backup.major_version.get() >= 15 {
+            settings.settings.push(("recovery_prefetch", "off".to_owned()));
+        }
+        settings
     }
 
     pub(crate) fn of(target: &ResolvedTarget, timeline: TimelineId, action: TargetAction) -> Self {

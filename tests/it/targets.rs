@@ -1,0 +1,353 @@
+//! Every way to say where a recovery stops, with exact row counts, on a server whose rows commit one by one; and what is refused.
+
+use std::path::Path;
+
+use serde_json::Value;
+use walkeep_tests::postgres::client;
+use walkeep_tests::walkeep::run;
+use walkeep_tests::{Scratch, Stop, user, wait_until};
+
+use crate::story::{self, PATIENCE, Story, plan, refused};
+use crate::support::segments_in;
+
+const VERSION: u32 = 15;
+
+/// 40 rows; a backup after row 10; a restore point after row 20; everything stored.
+fn forty_rows() -> (Story, String) {
+    let story = Story::local(VERSION);
+    story.insert(10);
+    let backup = story.backup();
+    story.insert(10);
+    story.cluster.sql("SELECT pg_create_restore_point('after twenty')");
+    story.insert(20);
+    story.settle();
+    (story, backup)
+}
+
+/// The commit record of row `i` as pg_waldump tells it: where it begins and its time.
+fn commit_record(story: &Story, i: u32) -> (String, String) {
+    let xid = story.xid(i);
+    let segments = segments_in(&story.cluster.pg_wal());
+    let mut command = user::command(client(VERSION, "pg_waldump"));
+    command.arg("-p").arg(story.cluster.pg_wal()).args(["-r", "Transaction", "-x", &xid, &segments[0], segments.last().unwrap()]);
+    // It ends with an error at the end of what is written.
+    let text = run(&mut command).stdout;
+    let line = text.lines().find(|line| line.contains("COMMIT")).unwrap_or_else(|| panic!("no commit of {xid} in {text}"));
+    let between = |from: &str, to: &str| line.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
+    (between("lsn: ", ","), between("COMMIT ", " UTC"))
+}
+
+fn rows_at(story: &Story, args: &[&str]) -> u32 {
+    story.restore(args).start().rows()
+}
+
+#[test]
+fn a_moment_that_is_a_commits_own() {
+    let (story, _) = forty_rows();
+    let (_, dumped) = commit_record(&story, 25);
+    let time = story.commit_time(25);
+    assert!(time.starts_with(dumped.trim_end_matches('0')), "{time} {dumped}");
+    assert_eq!(rows_at(&story, &["--at", &time]), 25);
+    assert_eq!(rows_at(&story, &["--at", &time, "--exclusive"]), 24);
+    // Zones are only ways to write a moment.
+    let stop = plan(&story.walkeep, &["--at", &time])["stop_lsn"].clone();
+    for zone in ["Asia/Kathmandu", "America/Caracas", "Asia/Kolkata", "UTC"] {
+        let query = format!("SET timezone = '{zone}'; SELECT pg_xact_commit_timestamp(xmin) FROM t WHERE i = 25");
+        let written = story.cluster.sql(&query);
+        assert_eq!(plan(&story.walkeep, &["--at", &written])["stop_lsn"], stop, "{written}");
+    }
+    let in_nepal = story.cluster.sql("SET timezone = 'Asia/Kathmandu'; SELECT pg_xact_commit_timestamp(xmin) FROM t WHERE i = 25");
+    assert!(in_nepal.ends_with("+05:45"), "{in_nepal}");
+    assert_eq!(rows_at(&story, &["--at", &in_nepal]), 25);
+    story.end(&[]);
+}
+
+#[test]
+fn a_moment_without_a_zone_is_wrong_usage() {
+    let (story, _) = forty_rows();
+    for (time, advice) in [
+        ("2026-11-20 14:30:00", "add the offset from UTC"),
+        ("2026-11-20 14:30:00 EEST", "write 2026-11-20 14:30:00+HH:MM"),
+        ("2026-11-20 14:30:00 Europe/Kyiv", "can be read in more than one way"),
+        ("2026-11-20 24:00:00Z", "2026-11-21"),
+        ("yesterday", "write it as"),
+    ] {
+        for args in [vec!["plan", "--at", time], vec!["restore", "--to", "/nonexistent/data", "--at", time]] {
+            let output = story.walkeep.run(&args).expect_code(2);
+            assert!(output.stderr.contains(advice), "{time}: {}", output.stderr);
+        }
+    }
+    let both = story.walkeep.run(&["plan", "--xid", "5", "--latest"]).expect_code(2);
+    assert!(both.stderr.contains("cannot be used with"), "{}", both.stderr);
+    story.end(&[]);
+}
+
+#[test]
+fn positions_and_transactions_with_and_without_themselves() {
+    let (story, _) = forty_rows();
+    let (at, _) = commit_record(&story, 30);
+    let xid = story.xid(31);
+    assert_eq!(rows_at(&story, &["--lsn", &at]), 30);
+    assert_eq!(rows_at(&story, &["--lsn", &at, "--exclusive"]), 29);
+    assert_eq!(rows_at(&story, &["--xid", &xid]), 31);
+    assert_eq!(rows_at(&story, &["--xid", &xid, "--exclusive"]), 30);
+    story.end(&[]);
+}
+
+#[test]
+fn names_ends_and_chosen_backups() {
+    let (story, first) = forty_rows();
+    let second = story.backup();
+    assert_ne!(first, second);
+    story.insert(5);
+    story.settle();
+    assert_eq!(rows_at(&story, &["--restore-point", "after twenty"]), 20);
+    assert_eq!(rows_at(&story, &["--immediate"]), 40, "the newest backup");
+    assert_eq!(rows_at(&story, &[]), 45);
+    assert_eq!(rows_at(&story, &["--timeline", "1", "--latest"]), 45);
+    assert_eq!(rows_at(&story, &["--immediate", "--backup", &first]), 10);
+    // Both begin alike; what tells them apart is enough.
+    let differ = first.bytes().zip(second.bytes()).take_while(|(a, b)| a == b).count() + 1;
+    assert_eq!(plan(&story.walkeep, &["--backup", &first[..differ]])["backup"]["id"], Value::from(first.as_str()));
+    assert_eq!(rows_at(&story, &["--latest", "--backup", &first[..differ]]), 45);
+    let several = story.walkeep.run(&["plan", "--backup", &first[..4]]).expect_code(2);
+    assert!(several.stderr.contains(&first) && several.stderr.contains(&second), "{}", several.stderr);
+    story.end(&[]);
+}
+
+#[test]
+fn a_recovery_may_pause_or_shut_down() {
+    let (story, _) = forty_rows();
+    let time = story.commit_time(15);
+    let paused = story.restore(&["--at", &time, "--action", "pause"]);
+    assert_eq!(paused.start_paused().rows(), 15);
+    assert_eq!(paused.cluster.sql("SELECT pg_is_in_recovery()"), "t");
+    assert!(paused.cluster.try_sql("INSERT INTO t VALUES (0, '')").is_err());
+    paused.cluster.sql("SELECT pg_wal_replay_resume()");
+    wait_until("it is promoted", PATIENCE, || paused.cluster.sql("SELECT pg_is_in_recovery()") == "f");
+    assert_eq!(paused.rows(), 15);
+    drop(paused);
+
+    let shut = story.restore(&["--at", &time, "--action", "shutdown"]);
+    shut.cluster.launch(&[]).unwrap();
+    assert!(shut.cluster.wait_end(PATIENCE), "{}", shut.cluster.log());
+    assert!(shut.cluster.data().join("recovery.signal").exists());
+    assert!(shut.cluster.log().contains("shutdown at recovery target"), "{}", shut.cluster.log());
+    story.end(&[]);
+}
+
+// ---- what is refused
+
+#[test]
+fn a_target_before_the_first_backups_end() {
+    let story = Story::local(VERSION);
+    story.insert(10);
+    let none = refused(&story.walkeep, &["--latest"]);
+    assert!(none.contains("no base backup") && none.contains("walkeep backup"), "{none}");
+    let early = story.commit_time(10);
+    let (xid, at) = (story.xid(10), story.cluster.lsn());
+    let backup = story.backup();
+    story.insert(10);
+    story.settle();
+    for target in [["--at", &early], ["--lsn", &at]] {
+        let why = refused(&story.walkeep, &target);
+        assert!(why.contains("before the end of the first backup") && why.contains(&backup), "{why}");
+    }
+    // It is in no WAL from the backup on.
+    let why = refused(&story.walkeep, &["--xid", &xid]);
+    assert!(why.contains(&format!("transaction {xid} is not in the WAL")), "{why}");
+    // The earliest that is named can be had: a second later, since the time is told in seconds.
+    let record = &story.walkeep.ok(&["backups", "--json"]).json()[0];
+    assert!(refused(&story.walkeep, &["--at", &early]).contains(record["stop_lsn"].as_str().unwrap()));
+    assert_eq!(rows_at(&story, &["--at", &story.commit_time(11)]), 11);
+    story.end(&[]);
+}
+
+/// The transaction that a refusal offers in place of what was asked for.
+fn xid_of(refusal: &str) -> String {
+    let (_, rest) = refusal.split_once("--xid ").unwrap_or_else(|| panic!("no transaction is offered: {refusal}"));
+    rest.split(')').next().unwrap().to_owned()
+}
+
+/// Takes a segment out of the local repository; answers its name.
+fn lose(story: &Story, at: &str) -> String {
+    let segment = story.cluster.sql(&format!("SELECT pg_walfile_name('{at}')"));
+    let object = story::wait_for_file(&story.walkeep.local_repository(), &format!("{segment}.zst"));
+    std::fs::remove_file(object).unwrap();
+    segment
+}
+
+#[test]
+fn a_target_in_or_behind_a_gap() {
+    let story = Story::local(VERSION);
+    story.insert(10);
+    story.backup();
+    story.insert(10);
+    story.settle();
+    story.insert(10);
+    let (lost, _) = commit_record(&story, 25);
+    story.settle();
+    story.insert(10);
+    story.settle();
+    let (before, within, behind) = (story.commit_time(19), story.commit_time(25), story.commit_time(35));
+    let xid = story.xid(35);
+    let segment = lose(&story, &lost);
+
+    let mut nearest = String::new();
+    for target in [vec!["--at", &within], vec!["--at", &behind], vec!["--latest"], vec!["--lsn", &story.cluster.lsn()]] {
+        let why = refused(&story.walkeep, &target);
+        assert!(why.contains(&segment), "{target:?}: {why}");
+        if target[0] == "--at" {
+            nearest = xid_of(&why);
+        }
+    }
+    let why = refused(&story.walkeep, &["--xid", &xid]);
+    assert!(why.contains("could not be searched") && why.contains(&segment), "{why}");
+    let status = story.walkeep.ok(&["status"]).stdout;
+    assert!(status.contains("HOLE"), "{status}");
+    // What lies before it is as reachable as ever, and exactly what the refusal names.
+    assert_eq!(rows_at(&story, &["--at", &before]), 19);
+    assert_eq!(rows_at(&story, &["--xid", &nearest]), 20);
+    // A new backup behind the gap opens what follows.
+    story.backup();
+    story.insert(1);
+    story.settle();
+    assert_eq!(rows_at(&story, &["--latest"]), 41);
+    story.end(&[]);
+}
+
+#[test]
+fn a_target_behind_the_end() {
+    let (story, _) = forty_rows();
+    for target in [["--at", "2099-01-01 00:00:00Z"], ["--lsn", "7F/0"]] {
+        let why = refused(&story.walkeep, &target);
+        assert!(why.contains("after the end of the stored WAL") && why.contains("--latest"), "{why}");
+    }
+    let last = xid_of(&refused(&story.walkeep, &["--at", "2099-01-01 00:00:00Z"]));
+    assert_eq!(rows_at(&story, &["--xid", &last]), 40);
+    for target in [["--xid", "4000000"], ["--restore-point", "nobody made it"]] {
+        let why = refused(&story.walkeep, &target);
+        assert!(why.contains("is not in the WAL") && why.contains(&format!("--xid {last}")), "{why}");
+    }
+    let why = refused(&story.walkeep, &["--timeline", "7"]);
+    assert!(why.contains("timeline 7 is unknown; known are 1"), "{why}");
+    let unknown = story.walkeep.run(&["plan", "--backup", "2001"]).expect_code(2);
+    assert!(unknown.stderr.contains("walkeep backups"), "{}", unknown.stderr);
+
+    // An idle server: the moment lies within what is stored, but no commit came after it. The clock was seen to pass it.
+    let idle = story.cluster.sql("SELECT clock_timestamp()");
+    let why = refused(&story.walkeep, &["--at", &idle]);
+    assert!(why.contains(&format!("--xid {last}")), "{why}");
+    story.insert(1);
+    story.settle();
+    assert_eq!(rows_at(&story, &["--at", &idle]), 40);
+    story.end(&[]);
+}
+
+#[test]
+fn a_backup_whose_own_wal_is_lost() {
+    let story = Story::local(VERSION);
+    story.insert(10);
+    let first = story.backup();
+    story.insert(10);
+    story.settle();
+    let second = story.backup();
+    story.insert(10);
+    story.settle();
+    let time = story.commit_time(25);
+    let record = story.walkeep.ok(&["backups", "--json"]).json()[1].clone();
+    assert_eq!(record["id"], Value::from(second.as_str()));
+    // The older one cannot cross the hole either: nothing leads behind it.
+    let segment = lose(&story, record["start_lsn"].as_str().unwrap());
+    let why = refused(&story.walkeep, &["--at", &time]);
+    assert!(why.contains(&segment), "{why}");
+    // To a moment before the hole the older one leads.
+    let planned = plan(&story.walkeep, &["--at", &story.commit_time(19)]);
+    assert_eq!(planned["backup"]["id"], Value::from(first.as_str()));
+    let status = story.walkeep.ok(&["status"]).stdout;
+    assert!(status.contains(&format!("backup {second} is of no use")), "{status}");
+    // Asked for by name it is refused.
+    let why = refused(&story.walkeep, &["--backup", &second]);
+    assert!(why.contains("can be made consistent") && why.contains(&segment), "{why}");
+    // The newest that can be made consistent is taken where the newest cannot.
+    assert_eq!(rows_at(&story, &["--immediate"]), 10);
+    story.end(&[]);
+}
+
+// ---- places that are refused
+
+fn into(story: &Story, to: &Path, says: &str) {
+    let output = story.walkeep.run(&["restore", "--to", &to.to_string_lossy()]).expect_code(3);
+    assert!(output.stderr.starts_with("refused: ") && output.stderr.contains(says), "{}", output.stderr);
+}
+
+#[test]
+fn a_directory_that_is_not_empty() {
+    let (story, _) = forty_rows();
+    let place = &Scratch::new();
+    let full = place.dir("full");
+    place.write("full/file", "precious", 0o600);
+    place.dir("empty");
+    std::os::unix::fs::symlink(place.join("empty"), place.join("link")).unwrap();
+    place.write("file", "", 0o600);
+    let before = (story::listing(place.path()), identity_of(story.cluster.data()));
+    into(&story, &full, "is not empty");
+    into(&story, &place.join("link"), "is a symbolic link");
+    into(&story, &place.join("file"), "is not a directory");
+    into(&story, story.cluster.data(), "a server is running there");
+    story.cluster.stop(Stop::Fast);
+    into(&story, story.cluster.data(), "is a data directory already");
+    story.cluster.start();
+    assert_eq!((story::listing(place.path()), identity_of(story.cluster.data())), before);
+    assert_eq!(story.cluster.sql("SELECT count(*) FROM t"), "40");
+    // An empty one will do.
+    story.walkeep.ok(&["restore", "--to", &place.join("empty").to_string_lossy()]);
+    story.end(&crate::support::SERVER_GONE);
+}
+
+fn identity_of(data: &Path) -> Vec<u8> {
+    std::fs::read(data.join("PG_VERSION")).unwrap()
+}
+
+#[test]
+fn a_disk_that_is_too_small() {
+    if !user::is_root() {
+        eprintln!("SKIPPED a_disk_that_is_too_small: only root can mount a tmpfs");
+        return;
+    }
+    let (story, _) = forty_rows();
+    let place = Scratch::new();
+    let disk = Mounted::tmpfs(&place.dir("disk"));
+    let to = disk.0.join("data");
+    into(&story, &to, "bytes free");
+    assert!(!to.exists());
+    story.end(&[]);
+}
+
+/// A small file system, there while this lives.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &Path) -> Self {
+        let mut mount = std::process::Command::new("mount");
+        run(mount.args(["-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs"]).arg(at)).expect_code(0);
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = run(std::process::Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
+#[test]
+fn without_an_agent_the_tail_too_is_restored() {
+    let (mut story, _) = forty_rows();
+    // An agent that ends stores the unfinished segment in parts; without it the command fetches by itself.
+    story.insert(7);
+    let time = story.commit_time(45);
+    story.stop_agent(&[]);
+    assert_eq!(rows_at(&story, &["--latest"]), 47);
+    assert_eq!(rows_at(&story, &["--at", &time, "--exclusive"]), 44);
+}
