@@ -147,3 +147,50 @@ fn every_version_stops_and_goes_on() {
         story.recovers();
     }
 }
+
+/// The last rows lie in parts of a segment that is not finished. What cannot be read of them is not their end.
+fn unfinished_end(way: Way) {
+    let story = Story::new(World::get(), way, "2s");
+    let parts = story.world.parts();
+    assert!(parts.len() >= 3, "{parts:?}");
+    let (first, last) = (&parts[0], parts.last().unwrap());
+    let tail = &last.rsplit_once(".parts/").unwrap().0[last.rfind(".parts/").unwrap() - 24..];
+    let folder = format!("{tail}.parts");
+    let end = When::get().path(tail);
+    let stories = [
+        (end.clone(), Fault::ACCESS_DENIED),
+        (When::get().path(first), Fault::SLOW_DOWN),
+        (When::get().path(last), Fault::ACCESS_DENIED),
+        (When::get().path(last), Fault::NO_SUCH_KEY),
+        (When::get().path(last), Fault::NO_SUCH_BUCKET),
+        (When::get().path(last), Fault::FlipBit(-9)),
+        (When::get().path(last), Fault::CutBody(10)),
+        (When::get().path(last), Fault::ShortBody(0)),
+        (When::get().path(last), Fault::Hang),
+        (When::list().query(&folder), Fault::SLOW_DOWN),
+        (When::list().query(&folder), Fault::ACCESS_DENIED),
+        (When::list().query(&folder), Fault::NO_SUCH_BUCKET),
+        (When::list().query(&folder), Fault::CutBody(100)),
+        (When::list().query(&folder), Fault::ShortBody(100)),
+        (When::list().query(&folder), Fault::ShortBody(0)),
+        (When::list().query(&folder), Fault::ErrorInOk("InternalError")),
+    ];
+    for (when, fault) in stories {
+        eprintln!("{fault:?} on {when:?}");
+        let armed = story.proxy.arm(when, fault);
+        story.dies(tail, 200);
+        assert!(story.proxy.hits(armed) > 0);
+        story.proxy.disarm(armed);
+    }
+    story.recovers();
+}
+
+#[test]
+fn an_unreadable_end_stops_the_server_by_the_agent() {
+    unfinished_end(Way::Agent);
+}
+
+#[test]
+fn an_unreadable_end_stops_the_server_by_the_service() {
+    unfinished_end(Way::Service);
+}

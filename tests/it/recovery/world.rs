@@ -10,8 +10,10 @@ use walkeep_tests::{Agent, Bucket, Cluster, FaultProxy, Repository, S3Server, Sc
 
 /// Segments with rows behind the backup.
 const SEGMENTS: usize = 24;
-/// Rows in each of them, and once more behind the last one, in a segment that is not finished.
+/// Rows in each of them.
 const ROWS: u64 = 500;
+/// Rows in each of three parts of the segment behind them, which is not finished.
+const TAIL_ROWS: u64 = 100;
 pub const LONG: Duration = Duration::from_secs(90);
 
 /// A repository that nobody writes to any more: shared by the stories that only read it.
@@ -59,10 +61,19 @@ impl World {
         }
         let last = segments.last().unwrap();
         primary.wait_archived(last, LONG);
-        fill();
+        // The end is not finished, and comes in parts.
+        for _ in 0..3 {
+            primary.sql(&format!("INSERT INTO t SELECT n, 'tail' FROM generate_series(1, {TAIL_ROWS}) n"));
+            let end: f64 = primary.value("SELECT pg_current_wal_flush_lsn() - '0/0'");
+            if walkeep_tests::try_wait_for(Duration::from_secs(8), || agent.metric("walkeep_wal_durable_bytes").filter(|at| *at >= end)).is_none() {
+                eprintln!("END {end}\n{}", agent.metrics());
+                panic!();
+            }
+        }
         let rows = rows(&primary);
         let root = format!("main/{}/", primary.system_identifier());
-        primary.stop(postgres::Stop::Fast);
+        // Not a clean stop: that would finish the segment.
+        primary.kill9();
         agent.stop();
         let scratch = Scratch::new();
         let template = scratch.join("data");
@@ -81,6 +92,14 @@ impl World {
             }
         });
         Self { bucket, ..self.clone() }
+    }
+
+    /// The objects of the segment that is not finished.
+    pub fn parts(&self) -> Vec<String> {
+        let last = self.segments.last().unwrap();
+        let keys = self.bucket.list(&self.root).into_iter().map(|(key, _)| key);
+        // Parts of finished segments may be left.
+        keys.filter(|key| key.split_once(".parts/").is_some_and(|(segment, _)| !segment.ends_with(last.as_str()))).collect()
     }
 
     /// The object of a file.
