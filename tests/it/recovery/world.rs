@@ -61,20 +61,20 @@ impl World {
         }
         let last = segments.last().unwrap();
         primary.wait_archived(last, LONG);
-        // The end is not finished, and comes in parts.
+        // The end is not finished, and comes in parts: an agent that stops stores what it has.
+        let mut agent = Some(agent);
         for _ in 0..3 {
             primary.sql(&format!("INSERT INTO t SELECT n, 'tail' FROM generate_series(1, {TAIL_ROWS}) n"));
+            let agent = agent.take().unwrap_or_else(|| walkeep.agent());
             let end: f64 = primary.value("SELECT pg_current_wal_flush_lsn() - '0/0'");
-            if walkeep_tests::try_wait_for(Duration::from_secs(8), || agent.metric("walkeep_wal_durable_bytes").filter(|at| *at >= end)).is_none() {
-                eprintln!("END {end}\n{}", agent.metrics());
-                panic!();
-            }
+            let received = || agent.metric("walkeep_wal_received_bytes").is_some_and(|at| at >= end);
+            wait_until("the tail is received", Duration::from_secs(20), received);
+            agent.stop();
         }
         let rows = rows(&primary);
         let root = format!("main/{}/", primary.system_identifier());
         // Not a clean stop: that would finish the segment.
         primary.kill9();
-        agent.stop();
         let scratch = Scratch::new();
         let template = scratch.join("data");
         walkeep.ok(&["restore", "--to", &template.to_string_lossy()]);
