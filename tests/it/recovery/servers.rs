@@ -61,14 +61,18 @@ fn a_standby_dies_rather_than_choose_a_timeline_blindly() {
     let story = Story::new(World::get(), Way::Agent, "2s");
     make_standby(&story);
     story.launch();
-    wait_until("the standby has everything", LONG, || story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows));
+    wait_until("the standby has everything", LONG, || {
+        story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows)
+    });
     let armed = story.proxy.arm(When::get().path("00000002.history"), Fault::ACCESS_DENIED);
     let from = story.server.log().len();
     let _ = story.server.try_sql("SELECT pg_promote(wait => false)");
     story.died(from, "00000002.history", 200);
     story.proxy.disarm(armed);
     story.launch();
-    wait_until("the standby is back", LONG, || story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows));
+    wait_until("the standby is back", LONG, || {
+        story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows)
+    });
     story.server.promote();
     story.opens(&story.server, 2);
 }
@@ -112,7 +116,9 @@ fn what_is_read_ahead_when_the_service_dies_is_neither_stale_nor_torn() {
     let mut killed = 0;
     for number in [4, 8, 12, 16, 20] {
         let name = &story.world.segments[number];
-        let asked = || story.proxy.count(&When::get().path(name)) > 0 || story.server.try_sql("SELECT pg_is_in_recovery()").is_ok_and(|is| is == "f");
+        let asked = || {
+            story.proxy.count(&When::get().path(name)) > 0 || story.server.try_sql("SELECT pg_is_in_recovery()").is_ok_and(|is| is == "f")
+        };
         wait_until("the next ones are read ahead", LONG, asked);
         for pid in story.services() {
             process::signal(pid, "KILL");
@@ -179,4 +185,29 @@ fn rewind_fetches_what_the_old_primary_removed() {
     primary.start();
     standby.wait_replayed(&primary);
     assert_eq!(rows(&primary), "10|55");
+}
+
+/// Promoting a standby that cannot fetch what it lacks: while the shim tries, and while PostgreSQL pauses between two tries.
+#[test]
+fn a_standby_in_trouble_is_not_promoted_with_fewer_rows() {
+    for (fault, patience) in [(Fault::Hang, "4s"), (Fault::ACCESS_DENIED, "1s")] {
+        let story = Story::new(World::get(), Way::Agent, patience);
+        make_standby(&story);
+        let middle = story.world.segments[12].clone();
+        let pauses = fault == Fault::ACCESS_DENIED;
+        let armed = story.proxy.arm(When::get().path(&middle), fault);
+        story.launch();
+        wait_until("the middle is asked for", LONG, || story.proxy.hits(armed) > 0);
+        wait_until("PostgreSQL pauses", LONG, || !pauses || story.server.log().contains(&format!("could not fetch {middle}")));
+        let from = story.server.log().len();
+        // The answer may be lost with the server.
+        let _ = story.server.try_sql("SELECT pg_promote(wait => false)");
+        story.died(from, &middle, 200);
+        story.proxy.disarm(armed);
+        story.launch();
+        let all = || story.server.try_sql("SELECT count(*), sum(n) FROM t").is_ok_and(|is| is == story.world.rows);
+        wait_until("the standby has everything", LONG, all);
+        story.server.promote();
+        story.opens(&story.server, 2);
+    }
 }
