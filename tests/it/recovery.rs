@@ -3,5 +3,6 @@
 
 mod broken;
 mod faults;
+mod looks;
 mod servers;
 mod world;

@@ -4,9 +4,14 @@ use walkeep_tests::{Fault, When, postgres, wait_until};
 
 use super::world::{LONG, Story, Way, World};
 
+/// As short as can be: a service must have started by then.
+fn short(way: Way) -> &'static str {
+    if way == Way::Agent { "1s" } else { "2s" }
+}
+
 /// Each stops the recovery at a segment of its own; the next one can only get further because the one before is healed.
 fn stop_the_server(way: Way, faults: &[Fault]) {
-    let story = Story::new(World::get(), way, "2s");
+    let story = Story::new(World::get(), way, short(way));
     for (number, fault) in faults.iter().enumerate() {
         let segment = &story.world.segments[number + 4];
         eprintln!("{fault:?} on {segment}");
@@ -146,4 +151,53 @@ fn every_version_stops_and_goes_on() {
         story.set("restore_command", &right);
         story.recovers();
     }
+}
+
+/// The last rows lie in parts of a segment that is not finished. What cannot be read of them is not their end.
+fn unfinished_end(way: Way) {
+    let story = Story::new(World::get(), way, short(way));
+    let parts = story.world.parts();
+    assert!(parts.len() >= 3, "{parts:?}");
+    let (first, last) = (&parts[0], parts.last().unwrap());
+    let tail = &last.rsplit_once(".parts/").unwrap().0[last.rfind(".parts/").unwrap() - 24..];
+    let folder = format!("{tail}.parts");
+    let end = When::get().path(tail);
+    let stories = [
+        (end.clone(), Fault::ACCESS_DENIED),
+        (When::get().path(first), Fault::SLOW_DOWN),
+        (When::get().path(last), Fault::ACCESS_DENIED),
+        (When::get().path(last), Fault::NO_SUCH_KEY),
+        (When::get().path(last), Fault::NO_SUCH_BUCKET),
+        (When::get().path(last), Fault::FlipBit(-9)),
+        (When::get().path(last), Fault::CutBody(10)),
+        (When::get().path(last), Fault::ShortBody(0)),
+        (When::get().path(last), Fault::Hang),
+        (When::list().query(&folder), Fault::SLOW_DOWN),
+        (When::list().query(&folder), Fault::ACCESS_DENIED),
+        (When::list().query(&folder), Fault::NO_SUCH_BUCKET),
+        (When::list().query(&folder), Fault::CutBody(100)),
+        (When::list().query(&folder), Fault::ShortBody(100)),
+        (When::list().query(&folder), Fault::ShortBody(0)),
+        (When::list().query(&folder), Fault::ErrorInOk("InternalError")),
+    ];
+    // What goes through the same code by the service is told by one of three.
+    let step = if way == Way::Agent { 1 } else { 3 };
+    for (when, fault) in stories.into_iter().step_by(step) {
+        eprintln!("{fault:?} on {when:?}");
+        let armed = story.proxy.arm(when, fault);
+        story.dies(tail, 200);
+        assert!(story.proxy.hits(armed) > 0);
+        story.proxy.disarm(armed);
+    }
+    story.recovers();
+}
+
+#[test]
+fn an_unreadable_end_stops_the_server_by_the_agent() {
+    unfinished_end(Way::Agent);
+}
+
+#[test]
+fn an_unreadable_end_stops_the_server_by_the_service() {
+    unfinished_end(Way::Service);
 }

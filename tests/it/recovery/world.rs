@@ -10,8 +10,10 @@ use walkeep_tests::{Agent, Bucket, Cluster, FaultProxy, Repository, S3Server, Sc
 
 /// Segments with rows behind the backup.
 const SEGMENTS: usize = 24;
-/// Rows in each of them, and once more behind the last one, in a segment that is not finished.
+/// Rows in each of them.
 const ROWS: u64 = 500;
+/// Rows in each of three parts of the segment behind them, which is not finished.
+const TAIL_ROWS: u64 = 100;
 pub const LONG: Duration = Duration::from_secs(90);
 
 /// A repository that nobody writes to any more: shared by the stories that only read it.
@@ -59,11 +61,20 @@ impl World {
         }
         let last = segments.last().unwrap();
         primary.wait_archived(last, LONG);
-        fill();
+        // The end is not finished, and comes in parts: an agent that stops stores what it has.
+        let mut agent = Some(agent);
+        for _ in 0..3 {
+            primary.sql(&format!("INSERT INTO t SELECT n, 'tail' FROM generate_series(1, {TAIL_ROWS}) n"));
+            let agent = agent.take().unwrap_or_else(|| walkeep.agent());
+            let end: f64 = primary.value("SELECT pg_current_wal_flush_lsn() - '0/0'");
+            let received = || agent.metric("walkeep_wal_received_bytes").is_some_and(|at| at >= end);
+            wait_until("the tail is received", Duration::from_secs(20), received);
+            agent.stop();
+        }
         let rows = rows(&primary);
         let root = format!("main/{}/", primary.system_identifier());
-        primary.stop(postgres::Stop::Fast);
-        agent.stop();
+        // Not a clean stop: that would finish the segment.
+        primary.kill9();
         let scratch = Scratch::new();
         let template = scratch.join("data");
         walkeep.ok(&["restore", "--to", &template.to_string_lossy()]);
@@ -81,6 +92,14 @@ impl World {
             }
         });
         Self { bucket, ..self.clone() }
+    }
+
+    /// The objects of the segment that is not finished.
+    pub fn parts(&self) -> Vec<String> {
+        let last = self.segments.last().unwrap();
+        let keys = self.bucket.list(&self.root).into_iter().map(|(key, _)| key);
+        // Parts of finished segments may be left.
+        keys.filter(|key| key.split_once(".parts/").is_some_and(|(segment, _)| !segment.ends_with(last.as_str()))).collect()
     }
 
     /// The object of a file.
@@ -216,32 +235,6 @@ impl Story {
     pub fn opens(&self, server: &Cluster, timeline: u32) {
         open(server, timeline);
         assert_eq!(rows(server), self.world.rows, "the server opened with other rows");
-    }
-
-    /// The process ids of the fetch service.
-    pub fn services(&self) -> Vec<u32> {
-        let socket = self.service_socket().to_string_lossy().into_owned();
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        let serves = |pid: &u32| {
-            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<_> = words.split(|byte| *byte == 0).collect();
-            words.contains(&&b"fetch-service"[..]) && words.contains(&socket.as_bytes())
-        };
-        pids.filter(serves).collect()
-    }
-
-    pub fn service_socket(&self) -> PathBuf {
-        self.walkeep.scratch().join("run/main.sock.fetch")
-    }
-
-    /// Names in pg_wal that are neither PostgreSQL's own nor whole files of the archive.
-    pub fn strangers(&self) -> Vec<String> {
-        let names = std::fs::read_dir(self.server.pg_wal()).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-        let known = |name: &str| {
-            let segment = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            segment || name.ends_with(".history") || name.ends_with(".partial") || ["archive_status", "summaries"].contains(&name)
-        };
-        names.filter(|name| !known(name)).collect()
     }
 }
 
