@@ -9,6 +9,13 @@ use crate::config::LogConfig;
 
 /// Starts logging; once in a process. `WALKEEP_LOG_LEVEL` and `[log] level` take a level or a filter such as `info,walkeep::stream=debug`.
 pub fn start(config: &LogConfig) -> Result<()> {
+    // A bare word that is no level would be taken for a module's name, and nothing at all would be logged.
+    let is_level = |part: &str| part.contains('=') || ["error", "warn", "info", "debug", "trace", "off"].contains(&part.trim());
+    anyhow::ensure!(
+        config.level.split(',').all(is_level),
+        "[log] level: {:?} is not a level (error, warn, info, debug, trace) or a filter such as info,walkeep::stream=debug",
+        config.level
+    );
     let filter = EnvFilter::try_new(&config.level).with_context(|| format!("[log] level: {:?} is not a level or filter", config.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let started = if config.json {

@@ -40,8 +40,8 @@ pub async fn plan(
     for candidate in candidates {
         let outcome = match target.kind {
             // Known without reading WAL: the catalog has the positions.
-            TargetKind::Latest | TargetKind::Lsn(_) | TargetKind::Immediate => SearchOutcome::Skipped,
-            TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::RestorePoint(_) => {
+            TargetKind::Latest | TargetKind::Immediate => SearchOutcome::Skipped,
+            TargetKind::Lsn(_) | TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::RestorePoint(_) => {
                 search(repository, catalog, &candidate, on_progress).await?
             }
         };
@@ -67,7 +67,9 @@ async fn search(
     let files = covered.map_err(|missing| anyhow::anyhow!("WAL is missing at {} within what was covered", missing.at))?;
     let total = files.len() as u64;
     let size = catalog.segment_size();
-    let mut decoder = Decoder::new(range.from, size);
+    let decoder = Decoder::new(range.from, size);
+    // PostgreSQL compares an LSN with the beginning of every record.
+    let mut decoder = if matches!(candidate.target.kind, TargetKind::Lsn(_)) { decoder.every_record() } else { decoder };
     let mut search = TargetSearch::new(&candidate.target, candidate.backup.stop_lsn);
     let mut contents = stream::iter(files).map(|file| read(repository.clone(), file)).buffered(READ_AHEAD);
     let mut done = 0;

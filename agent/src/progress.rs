@@ -101,14 +101,17 @@ impl Progress {
         self.state().snapshot.problem = problem;
     }
 
-    /// A stream begins on `timeline` at `start`, everything before being durable.
+    /// A stream begins on `timeline` at `start`, everything before being durable. What was known of an earlier stream ends here: the server
+    /// may be another one now, or on another timeline, where a higher position means nothing.
     pub fn begin(&self, timeline: TimelineId, start: Lsn) {
         let mut state = self.state();
+        state.waiting.clear();
         let snapshot = &mut state.snapshot;
         snapshot.timeline = Some(timeline);
         snapshot.received = start;
         snapshot.spooled = start;
-        snapshot.durable = snapshot.durable.max(start);
+        snapshot.durable = start;
+        snapshot.server_end = start;
         snapshot.phase = Phase::Streaming;
         snapshot.problem = None;
     }
@@ -176,10 +179,13 @@ mod tests {
     }
 
     #[test]
-    fn durable_never_goes_back() {
+    fn what_was_durable_of_an_earlier_stream_says_nothing_of_the_next() {
         let progress = Progress::default();
-        progress.durable(Lsn::new(200));
         progress.begin(TimelineId::FIRST, Lsn::new(100));
-        assert_eq!(progress.snapshot().durable, Lsn::new(200));
+        progress.durable(Lsn::new(200));
+        progress.begin(TimelineId::new(2).unwrap(), Lsn::new(150));
+        assert_eq!(progress.snapshot().durable, Lsn::new(150));
+        progress.durable(Lsn::new(120));
+        assert_eq!(progress.snapshot().durable, Lsn::new(150), "within one stream it never goes back");
     }
 }

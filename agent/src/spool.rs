@@ -103,6 +103,16 @@ impl Spool {
         Ok(SegmentWriter { segment, size: self.size, file, path, whole_path: self.path(segment), written: 0, synced: 0, broken: false })
     }
 
+    /// Takes a file out of the way that is not what its name says, and keeps it: it may be the only copy of another cluster's WAL.
+    pub fn set_aside(&self, path: &Path, reason: &anyhow::Error) -> Result<()> {
+        let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".set-aside-{seconds}"));
+        tracing::error!(file = %path.display(), to = %aside.display(), reason = format!("{reason:#}"), "not this cluster's WAL: set aside, not stored");
+        std::fs::rename(path, &aside).with_context(|| format!("rename {}", path.display()))?;
+        durable::sync_dir(&self.folder)
+    }
+
     /// Reads a whole segment.
     pub fn read(&self, segment: SegmentName) -> Result<Vec<u8>> {
         let path = self.path(segment);

@@ -56,6 +56,8 @@ pub struct Decoder {
     previous: Option<Lsn>,
     position: Lsn,
     records: u64,
+    /// Whether records of no interest are answered too.
+    every_record: bool,
 }
 
 /// What every page has to agree with.
@@ -227,7 +229,14 @@ impl Decoder {
             previous: None,
             position: start,
             records: 0,
+            every_record: false,
         }
+    }
+
+    /// The same, answering every record: those of no interest as [`WalEventKind::Other`].
+    pub fn every_record(mut self) -> Self {
+        self.every_record = true;
+        self
     }
 
     /// Where the first byte fed must lie: the beginning of the page that holds the start, since its header is needed.
@@ -509,7 +518,7 @@ impl Decoder {
         self.position = end;
         self.records += 1;
         self.state = State::Skip { to: end };
-        kind.map(|kind| WalEvent { start, end, kind })
+        kind.or(self.every_record.then_some(WalEventKind::Other)).map(|kind| WalEvent { start, end, kind })
     }
 }
 

@@ -66,6 +66,8 @@ pub enum WalEventKind {
     },
     /// `pg_switch_wal`: the rest of the segment is unused.
     Switch,
+    /// Any other record; only where the decoder was asked for every one.
+    Other,
     /// Settings that recovery must know changed, `wal_level` among them.
     ParameterChange {
         /// 0 minimal, 1 replica, 2 logical.

@@ -53,6 +53,7 @@ fn text(events: &[WalEvent]) -> String {
     let mut text = String::new();
     for WalEvent { start, kind, .. } in events {
         let line = match kind {
+            WalEventKind::Other => "other".to_owned(),
             WalEventKind::Commit { xid, time } => format!("commit {xid} {time}"),
             WalEventKind::Abort { xid, time } => format!("abort {xid} {time}"),
             WalEventKind::RestorePoint { name, .. } => format!("restore_point {name}"),
@@ -274,4 +275,13 @@ fn the_valid_end_never_lies_behind_the_bytes() {
             assert!((Lsn::new(start)..=Lsn::new(start + length as u64)).contains(&end), "{length}: {end}");
         }
     }
+}
+
+#[test]
+fn every_record_is_answered_on_request() {
+    let mut decoder = Decoder::new(START, size()).every_record();
+    let every = run(&mut decoder, &WAL, 1 << 20).expect("decodes");
+    assert_eq!(every.len() as u64, decoder.records());
+    let of_interest: Vec<WalEvent> = every.into_iter().filter(|event| event.kind != WalEventKind::Other).collect();
+    assert_eq!(of_interest, decode(START, &WAL).1);
 }

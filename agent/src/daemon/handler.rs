@@ -17,7 +17,7 @@ use crate::server::Handler;
 use crate::wal_path;
 
 /// A request that comes while the repository is being opened waits this long for it; then the shim is told to come again.
-const OPENING: Duration = Duration::from_secs(20);
+const OPENING: Duration = Duration::from_secs(5);
 
 /// What works once the repository is open.
 #[derive(Debug)]

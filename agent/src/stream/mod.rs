@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::SegmentName;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
+use walkeep_core::{SegmentName, page};
 
 use crate::config::{ByteSize, ClusterConfig};
 use crate::metrics::Metrics;
@@ -183,6 +183,16 @@ impl Streamer {
         for segment in leftovers.whole {
             let Some(number) = segment.number(size) else { continue };
             let end = Position { timeline: segment.timeline(), lsn: number.end(size) };
+            let spool = self.spool.clone();
+            let identity = self.repository.identity().clone();
+            let checked = tokio::task::spawn_blocking(move || {
+                let bytes = spool.read(segment)?;
+                Ok(page::check_segment(segment, identity.segment_size, identity.system_identifier, None, &bytes)?)
+            });
+            if let Err(reason) = checked.await.context("look at the spool").flatten() {
+                self.spool.set_aside(&self.spool.path(segment), &reason)?;
+                continue;
+            }
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
             uploads.segment(segment, end);
         }
@@ -198,6 +208,14 @@ impl Streamer {
         let identity = self.repository.identity();
         let Some(number) = segment.number(identity.segment_size) else { return Ok(()) };
         let bytes = self.spool.read_unfinished(segment)?;
+        let checked = page::check_partial_segment(segment, identity.segment_size, identity.system_identifier, None, &bytes);
+        if let Err(reason) = checked {
+            // Hardly begun, or never fsynced before a power loss: the server still has it. WAL of another cluster is somebody's, though.
+            return match bytes.iter().any(|byte| *byte != 0) {
+                true => self.spool.set_aside(&self.spool.writing_path(segment), &reason.into()),
+                false => self.spool.remove_unfinished(segment),
+            };
+        }
         let end =
             valid_end(number.start(identity.segment_size), identity.segment_size, &bytes).bytes_since(number.start(identity.segment_size));
         let stored_whole = self.repository.describe_wal(walkeep_core::WalFileName::Segment(segment)).await?.is_some();
@@ -222,7 +240,8 @@ impl Streamer {
     async fn settle_uploads(&self, uploads: &mut Uploads, stop: &CancellationToken) -> Result<bool> {
         while !uploads.is_empty() {
             tokio::select! {
-                stored = uploads.next() => self.progress.durable(stored.context("store WAL")?.lsn),
+                // Not noted as durable: the next stream says where it begins, on its own timeline.
+                stored = uploads.next() => drop(stored.context("store WAL")?),
                 () = stop.cancelled() => return Ok(false),
             }
         }

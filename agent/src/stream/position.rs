@@ -22,6 +22,8 @@ impl Streamer {
     ) -> Result<Position> {
         let stored = self.newest_stored(history).await?;
         let slot = self.slot_position(connection, !stored.is_empty()).await?;
+        // A position that the server has not reached is another history's: it says nothing of what is kept here.
+        let slot = slot.filter(|slot| *slot <= identity.flush);
         let size = self.repository.identity().segment_size;
         let begin = resume::begin(&Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
         let begin = self.behind_known_gaps(begin.position, history).await?;
@@ -138,7 +140,8 @@ impl Streamer {
             connection.drop_slot(&self.cluster.slot).await.context("drop a slot that keeps nothing")?;
             slot = self.slot_position(&mut connection, true).await?;
         }
-        let resumes = size.align_down(slot.unwrap_or(identity.flush));
+        // Never beyond what the server has: what is not written yet cannot be lost.
+        let resumes = size.align_down(slot.map_or(identity.flush, |slot| slot.min(identity.flush)));
         let mut stored = Vec::new();
         let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
         for timeline in ancestors.chain([history.timeline()]) {

@@ -105,12 +105,11 @@ impl<'a> Session<'a> {
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
         let begin = self.begin;
         self.progress.begin(begin.timeline, begin.lsn);
-        let durable = self.progress.snapshot().durable;
         let mut receiving = Receiving {
             session: self,
             at: begin.lsn,
             spooled: begin.lsn,
-            durable,
+            durable: begin.lsn,
             segment: None,
             asked_since: None,
             answer_at: None,
@@ -347,10 +346,12 @@ impl Receiving<'_> {
 
     /// The position up to which the server may forget.
     fn flushed(&self) -> Lsn {
-        match self.session.acknowledge {
+        let flushed = match self.session.acknowledge {
             Acknowledge::Repository => self.durable,
             Acknowledge::Spool => self.spooled.max(self.durable),
-        }
+        };
+        // Never beyond what this connection has sent: a position of another history means nothing here, and the server would believe it.
+        flushed.min(self.at)
     }
 
     async fn send_status(&mut self) -> Result<()> {
@@ -359,7 +360,7 @@ impl Receiving<'_> {
         // Nothing is applied here: with remote_apply a commit would never return, as with pg_receivewal.
         // A server that is silent is asked for a sign of life.
         let ask = self.heard.elapsed() > SERVER_SILENT / 3;
-        let sent = self.session.connection.send_status(self.at.max(flushed), flushed, Lsn::ZERO, ask).await;
+        let sent = self.session.connection.send_status(self.at, flushed, Lsn::ZERO, ask).await;
         sent.context("tell the server how far we are")
     }
 

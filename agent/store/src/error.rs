@@ -91,7 +91,14 @@ impl fmt::Display for Error {
             ErrorKind::Corrupt => write!(f, "{action} {place}: what came back is not what was stored"),
             ErrorKind::Unusable => write!(f, "{action} {place}: the store cannot be used as configured"),
             ErrorKind::Cancelled => write!(f, "{action} {place}: cancelled"),
+        }?;
+        // `{:#}` tells the causes too, as anyhow's does: a log line that says only "did not answer" hides a full disk.
+        let mut cause = if f.alternate() { self.source() } else { None };
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
         }
+        Ok(())
     }
 }
 

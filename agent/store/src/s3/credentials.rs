@@ -98,7 +98,9 @@ impl Refreshing {
                 };
                 provider.build().provide_credentials().await
             }
-            Credentials::Chain => DefaultCredentialsChain::builder().configure(config).build().await.provide_credentials().await,
+            Credentials::Chain => {
+                DefaultCredentialsChain::builder().region(self.region.clone()).configure(config).build().await.provide_credentials().await
+            }
         }
     }
 }
