@@ -89,6 +89,12 @@ fn secrets_are_not_shown() {
 }
 
 #[test]
+fn a_secret_in_the_url_is_refused_without_being_shown() {
+    let message = refusal(&SMALL.replace("file:///srv/w", "s3://AK:HUSH77@bucket/p"), &[]);
+    assert!(message.contains("url") && !message.contains("HUSH77"), "{message}");
+}
+
+#[test]
 fn several_clusters_need_a_choice() {
     let message = refusal(&format!("{SMALL}[cluster.other]\n"), &[]);
     assert!(message.contains("--cluster") && message.contains("other"), "{message}");

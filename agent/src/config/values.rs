@@ -121,6 +121,12 @@ fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
 
 fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
     let url = raw.url.as_deref().context("url is missing: write s3://bucket/prefix or file:///srv/walkeep")?;
+    // Not shown, since what stands there may be a secret.
+    ensure!(!url.contains('@'), "url: there is an @ in it; keys do not belong there, but into access_key_id and secret_access_key_file");
+    ensure!(
+        !raw.endpoint.as_deref().unwrap_or_default().contains('@'),
+        "endpoint: there is an @ in it; keys do not belong there, but into access_key_id and secret_access_key_file"
+    );
     if let Some(path) = url.strip_prefix("file://") {
         return Ok(RepositoryConfig::Local { path: absolute("url", path)? });
     }
