@@ -36,7 +36,7 @@ fn a_server_restored_in_place_is_confirmed_only_what_it_sent() {
     switch_and_store(&cluster, &agent, 1);
     cluster.stop(Stop::Fast);
     let data = cluster.data();
-    std::fs::rename(&data, data.with_extension("old")).unwrap();
+    std::fs::rename(data, data.with_extension("old")).unwrap();
     walkeep.ok(&["restore", "--restore-point", "rp", "--to", data.to_str().unwrap()]);
     cluster.start();
     wait_until("the restored server is open", SOON, || cluster.sql("SELECT pg_is_in_recovery()").trim() == "f");

@@ -104,10 +104,15 @@ impl Streamer {
             metrics: self.metrics.clone(),
         };
         let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, cancel);
-        self.hand_over_leftovers(&mut uploads).await?;
+        let leftovers = self.spool.leftovers()?;
+        self.hand_over_leftovers(leftovers.whole, &mut uploads).await?;
         // Before anything is reported as durable: what an earlier run received comes before it.
         if !self.settle_uploads(&mut uploads, stop).await? {
             return Ok(());
+        }
+        // Last, so that nothing behind a conflict is stored.
+        for segment in leftovers.unfinished {
+            self.store_unfinished(segment).await?;
         }
         let mut connection = self.connect().await?;
         loop {
@@ -176,11 +181,10 @@ impl Streamer {
         Ok(connection)
     }
 
-    /// Hands over what an earlier run left in the spool.
-    async fn hand_over_leftovers(&self, uploads: &mut Uploads) -> Result<()> {
+    /// Hands over the whole segments that an earlier run left in the spool.
+    async fn hand_over_leftovers(&self, whole: Vec<SegmentName>, uploads: &mut Uploads) -> Result<()> {
         let size = self.repository.identity().segment_size;
-        let leftovers = self.spool.leftovers()?;
-        for segment in leftovers.whole {
+        for segment in whole {
             let Some(number) = segment.number(size) else { continue };
             let end = Position { timeline: segment.timeline(), lsn: number.end(size) };
             let spool = self.spool.clone();
@@ -195,9 +199,6 @@ impl Streamer {
             }
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
             uploads.segment(segment, end);
-        }
-        for segment in leftovers.unfinished {
-            self.store_unfinished(segment).await?;
         }
         Ok(())
     }
