@@ -257,6 +257,8 @@ impl Receiving<'_> {
             if full {
                 tracing::warn!(bytes, limit = self.session.spool_limit, "the spool is full: not reading on, the server keeps the WAL");
             } else {
+                // What was not read meanwhile is not the server's silence.
+                self.heard = Instant::now();
                 tracing::info!(bytes, "the spool has room again: reading on");
             }
         }
@@ -277,6 +279,11 @@ impl Receiving<'_> {
         self.sync()?;
         if self.spool_full {
             self.check_spool()?;
+            if self.spool_full {
+                // Silent, so that wal_sender_timeout ends this: a server that shuts down must not wait for a repository that is out of reach. What
+                // is stored meanwhile is still reported; the slot keeps the rest.
+                return Ok(());
+            }
         } else if self.heard.elapsed() > SERVER_SILENT {
             bail!("the server has not been heard of for {} s: taking the connection for dead", SERVER_SILENT.as_secs());
         }
