@@ -274,3 +274,23 @@ fn no_space_for_the_spool() {
         drop(tmpfs);
     }
 }
+
+/// A machine without `ca-certificates`: nothing is needed where there is no TLS, and where there is it is said at once.
+#[test]
+fn a_machine_without_authorities() {
+    let mut walkeep = Walkeep::offline(Repository::s3(S3Server::get().endpoint(), &S3Server::get().bucket()));
+    let none = walkeep.scratch().write("no-authorities.pem", "", 0o600);
+    walkeep.environment.push(("SSL_CERT_FILE".into(), none.to_string_lossy().into_owned()));
+    let empty = walkeep.run(&["status"]);
+    assert!(empty.code == Some(1) && empty.stderr.contains("walkeep init"), "it got as far as the bucket: {empty:?}");
+    walkeep.repositories = vec![Repository::s3_tls(&S3Server::get().bucket())];
+    walkeep.write_config();
+    assert!(walkeep.run(&["status"]).stderr.contains("walkeep init"), "its own authority is enough");
+    if let Repository::S3 { ca, .. } = &mut walkeep.repositories[0] {
+        *ca = None;
+    }
+    walkeep.write_config();
+    let refused = walkeep.run(&["status"]);
+    assert!(!refused.ok() && refused.stderr.contains("ca-certificates") && refused.stderr.contains("ca_file"), "{refused:?}");
+    assert!(!refused.stderr.contains("panicked"), "{refused:?}");
+}

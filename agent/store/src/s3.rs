@@ -68,7 +68,7 @@ impl S3Store {
         };
         let http = if secure { tls::client(options.ca_file.as_deref())? } else { tls::plain_client()? };
         // Not the store's authority: token services have public certificates.
-        let public = tls::client(None)?;
+        let public = tls::public_client()?;
         let region = match region(&options, &public).await {
             Some(region) => region,
             None => return Err(unusable("no region is configured and none was found in the environment or the profile")),
