@@ -1,8 +1,8 @@
 //! Planning a restore: reads the WAL that a target has to be found in, and lets the core decide.
 //!
 //! The decision is pure (`walkeep_core::plan`); what is done here is loading the catalog and feeding WAL to the decoder, segment after
-//! segment with a little read-ahead, each proven by its hash. So a plan for a time, a transaction or a restore point has read every byte
-//! of WAL up to its stop.
+//! segment with a little read-ahead, each proven by its hash. So a plan has read every byte of WAL up to its stop, and knows what replay
+//! will do outside the data directory.
 
 use std::sync::Arc;
 
@@ -38,13 +38,7 @@ pub async fn plan(
     };
     let mut last_refusal = None;
     for candidate in candidates {
-        let outcome = match target.kind {
-            // Known without reading WAL: the catalog has the positions.
-            TargetKind::Latest | TargetKind::Immediate => SearchOutcome::Skipped,
-            TargetKind::Lsn(_) | TargetKind::Time(_) | TargetKind::Xid(_) | TargetKind::RestorePoint(_) => {
-                search(repository, catalog, &candidate, on_progress).await?
-            }
-        };
+        let outcome = search(repository, catalog, &candidate, on_progress).await?;
         match plan::finish(&candidate, &outcome, catalog) {
             Ok(plan) => return Ok(Ok(plan)),
             Err(refusal) if refusal.tries_older() => last_refusal = last_refusal.or(Some(refusal)),
@@ -68,8 +62,9 @@ async fn search(
     let total = files.len() as u64;
     let size = catalog.segment_size();
     let decoder = Decoder::new(range.from, size);
-    // PostgreSQL compares an LSN with the beginning of every record.
-    let mut decoder = if matches!(candidate.target.kind, TargetKind::Lsn(_)) { decoder.every_record() } else { decoder };
+    // PostgreSQL compares a position with the bounds of every record.
+    let positional = matches!(candidate.target.kind, TargetKind::Lsn(_) | TargetKind::Immediate);
+    let mut decoder = if positional { decoder.every_record() } else { decoder };
     let mut search = TargetSearch::new(&candidate.target, candidate.backup.stop_lsn);
     let mut contents = stream::iter(files).map(|file| read(repository.clone(), file)).buffered(READ_AHEAD);
     let mut done = 0;

@@ -1,6 +1,6 @@
 //! What WAL records say that a recovery can stop at, or that a plan has to know.
 //!
-//! The decoder makes events from bytes; the search for a recovery target  reads them.
+//! The decoder makes events from bytes; the search for a recovery target reads them.
 
 use crate::identity::TimelineId;
 use crate::lsn::Lsn;
@@ -66,6 +66,14 @@ pub enum WalEventKind {
     },
     /// `pg_switch_wal`: the rest of the segment is unused.
     Switch,
+    /// `CREATE TABLESPACE`. Replay makes the same tablespace at the same place, wherever the data directory is.
+    TablespaceCreated {
+        /// The tablespace.
+        oid: u32,
+        /// The absolute path, or empty for a tablespace inside the data directory. WAL does not tell its encoding; what is not UTF-8 is
+        /// replaced by U+FFFD.
+        location: String,
+    },
     /// Any other record; only where the decoder was asked for every one.
     Other,
     /// Settings that recovery must know changed, `wal_level` among them.

@@ -19,7 +19,7 @@ use crate::history::TimelineHistory;
 use crate::identity::{MajorVersion, TimelineId};
 use crate::layout::BackupId;
 use crate::lsn::Lsn;
-use crate::target::{RecoveryTarget, RestorePointName, SearchOutcome, Stop, StopAt, TargetKind, Transaction};
+use crate::target::{RecoveryTarget, ReplayedTablespace, RestorePointName, SearchOutcome, Stop, StopAt, TargetKind, Transaction};
 use crate::time::PgTimestamp;
 
 pub use refusal::{Hole, Reachable, Refusal};
@@ -144,6 +144,8 @@ pub struct RestorePlan {
     pub fetch_bytes: u64,
     /// Bytes the data directory has before replay.
     pub restore_bytes: u64,
+    /// Tablespaces that replay will create, each where it was created the first time. The place must be free where this is restored.
+    pub replayed_tablespaces: Vec<ReplayedTablespace>,
     /// Whether the WAL behind the stop ends in a hole rather than in the end of what is stored. A server that reads ahead of its replay
     /// would ask for what is missing there.
     pub hole_follows: bool,
@@ -221,14 +223,15 @@ pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog)
             };
             (resolve(target), known(outcome, StopAt::Before(*lsn)), past)
         }
-        (TargetKind::Time(_), SearchOutcome::NotFound { last_commit, passed: Some(passed), .. }) => {
+        (TargetKind::Time(_), SearchOutcome::NotFound { last_commit, passed: Some(passed), tablespaces, .. }) => {
             // No transaction ended after the time asked for, which PostgreSQL would take for a target never reached.
             if passed.start < backup.stop_lsn {
                 let (kind, reachable) = (target.kind.clone(), Reachable::from_backup(backup));
                 return Err(Refusal::BeforeConsistency { target: kind, stop: passed.start, backup: backup.id.clone(), reachable });
             }
             let at = StopAt::Before(passed.start);
-            let stop = Stop { at, read_to: passed.end, last_replayed: *last_commit, first_not_replayed: None, left_behind: 0 };
+            let tablespaces = tablespaces.iter().filter(|space| space.lsn < passed.start).cloned().collect();
+            let stop = Stop { last_replayed: *last_commit, tablespaces, ..Stop::new(at, passed.end) };
             (ResolvedTarget::Lsn { lsn: passed.start, inclusive: false }, stop, passed.end)
         }
         (_, SearchOutcome::Found(stop)) => (resolve(target), stop.clone(), stop.read_to),
@@ -261,10 +264,10 @@ pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog)
 fn known(outcome: &SearchOutcome, at: StopAt) -> Stop {
     match outcome {
         SearchOutcome::Found(stop) => stop.clone(),
-        SearchOutcome::NotFound { last_commit, .. } => {
-            Stop { at, read_to: at.lsn(), last_replayed: *last_commit, first_not_replayed: None, left_behind: 0 }
+        SearchOutcome::NotFound { last_commit, tablespaces, .. } => {
+            Stop { last_replayed: *last_commit, tablespaces: tablespaces.clone(), ..Stop::new(at, at.lsn()) }
         }
-        _ => Stop { at, read_to: at.lsn(), last_replayed: None, first_not_replayed: None, left_behind: 0 },
+        _ => Stop::new(at, at.lsn()),
     }
 }
 
@@ -392,6 +395,7 @@ fn assemble(
         wal_bytes,
         fetch_bytes: backup.bytes_referenced.saturating_add(wal_bytes),
         restore_bytes: backup.bytes,
+        replayed_tablespaces: stop.tablespaces,
         hole_follows: !candidate.missing.is_end_of_wal(),
         wal,
     }

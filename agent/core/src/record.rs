@@ -15,6 +15,7 @@ pub(crate) const MAX_SIZE: u32 = (1 << 30) - 1;
 
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
+const TABLESPACE: u8 = 5;
 /// The last resource manager built into any of the versions (`LogicalMessage`).
 const LAST_BUILTIN: u8 = 21;
 /// Extensions' resource managers have the numbers from here, in 15 and later.
@@ -75,6 +76,7 @@ pub(crate) fn event(header: &RecordHeader, record: &[u8], version: MajorVersion)
         (XACT, 0x40 | 0xC0) => ("abort of a prepared transaction", |header, data, version| {
             Some(WalEventKind::Abort { xid: prepared_xid(header, data, version)?, time: time_at(data, 0)? })
         }),
+        (TABLESPACE, 0x00) => ("creation of a tablespace", |_, data, _| tablespace_created(data)),
         _ => return Ok(None),
     };
     main_data(record).and_then(|data| parse(header, data, version)).map(Some).ok_or(kind)
@@ -120,6 +122,11 @@ fn restore_point(data: &[u8]) -> Option<WalEventKind> {
     let name = name.split(|&byte| byte == 0).next()?;
     // In the encoding of the database it was made from, which WAL does not tell.
     Some(WalEventKind::RestorePoint { name: String::from_utf8_lossy(name).into_owned(), time: time_at(data, 0)? })
+}
+
+fn tablespace_created(data: &[u8]) -> Option<WalEventKind> {
+    let location = data.get(4..)?.split(|&byte| byte == 0).next()?;
+    Some(WalEventKind::TablespaceCreated { oid: u32_at(data, 0)?, location: String::from_utf8_lossy(location).into_owned() })
 }
 
 fn end_of_recovery(data: &[u8]) -> Option<WalEventKind> {

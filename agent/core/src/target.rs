@@ -16,7 +16,7 @@ use crate::layout::BackupId;
 use crate::lsn::Lsn;
 use crate::time::PgTimestamp;
 
-pub use search::{ClockPassed, Progress, SearchOutcome, Stop, StopAt, TargetSearch, Transaction};
+pub use search::{ClockPassed, Progress, ReplayedTablespace, SearchOutcome, Stop, StopAt, TargetSearch, Transaction};
 pub use settings::{RecoverySettings, TargetAction, quote_conf};
 pub use time::{TimeError, parse_time, print_time};
 

@@ -62,6 +62,7 @@ fn text(events: &[WalEvent]) -> String {
                 format!("checkpoint {redo} {timeline} {}", if *shutdown { "shutdown" } else { "online" })
             }
             WalEventKind::EndOfRecovery { timeline, previous, time } => format!("end_of_recovery {timeline} {previous} {time}"),
+            WalEventKind::TablespaceCreated { oid, location } => format!("tablespace {oid} {location}"),
             WalEventKind::Switch => "switch".to_owned(),
             WalEventKind::ParameterChange { wal_level } => {
                 format!("wal_level {}", ["minimal", "replica", "logical"][*wal_level as usize])

@@ -85,6 +85,9 @@ pub fn print(plan: &RestorePlan) {
     }
     println!("WAL           {} files, {} objects, {}", plan.wal.len(), plan.wal_objects, output::bytes(plan.wal_bytes));
     println!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
+    for space in &plan.replayed_tablespaces {
+        println!("tablespace    {} is created by the WAL at {}, which must be free where this is restored", space.oid, space.location);
+    }
     for warning in &plan.warnings {
         println!("warning       {warning}");
     }

@@ -181,7 +181,7 @@ async fn write_files(
     };
     let small = Small::read(&repository, &layout, cancel).await?;
     small.check_version(&record)?;
-    let target = Arc::new(Target::choose(options, &record, &layout, &small)?);
+    let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
     target.check(&layout, wal_headroom(plan, &record))?;
 
     meter.stage(Stage::Copying, Some(layout.bytes));
@@ -219,9 +219,8 @@ fn finish(written: &Written, lines: &settings::Lines) -> Result<Vec<String>> {
     target.publish_control().context("give pg_control its name")?;
     if rustix::process::geteuid().is_root() {
         warnings.push(format!(
-            "the files belong to root, and PostgreSQL refuses to run so: chown -R postgres:postgres {}{}",
-            target.data.display(),
-            target.tablespaces.iter().map(|space| format!(" {}", space.new.display())).collect::<String>()
+            "the files belong to root, and PostgreSQL refuses to run so: chown -R postgres:postgres {}",
+            target.roots().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
         ));
     }
     Ok(warnings)

@@ -10,7 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use walkeep_core::Lsn;
 use walkeep_core::backup::BackupRecord;
+use walkeep_core::plan::RestorePlan;
 use walkeep_core::relative_path::RelativePath;
 
 use super::layout::{CONTROL, Layout, SIGNALS, Small, TABLESPACE_MAP};
@@ -36,13 +38,16 @@ pub struct Target {
     pub data: PathBuf,
     /// Tablespaces outside it.
     pub tablespaces: Vec<Space>,
+    /// Directories in which recovery will create tablespaces. It empties what it finds there (PostgreSQL 13, 14) or writes beside it, and
+    /// stops where there is none.
+    pub replayed: Vec<(PathBuf, Lsn)>,
     /// Mode of folders: 0700, or 0750 where the group may read.
     pub dir_mode: u32,
 }
 
 impl Target {
     /// Decides where everything goes; looks at no disk.
-    pub fn choose(options: &Options, record: &BackupRecord, layout: &Layout, small: &Small) -> Result<Self> {
+    pub fn choose(options: &Options, plan: &RestorePlan, record: &BackupRecord, layout: &Layout, small: &Small) -> Result<Self> {
         let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()));
         let data = absolute(&options.to)?;
         let known = || match record.tablespaces.as_slice() {
@@ -70,8 +75,9 @@ impl Target {
             let reason = "it has tablespaces and no tablespace_map".to_owned();
             bail!(Refusal::Backup { backup: record.id.to_string(), reason });
         }
+        let replayed = plan.replayed_tablespaces.iter().map(|space| (PathBuf::from(&space.location), space.lsn)).collect();
         let dir_mode = if layout.group_access { 0o750 } else { durable::PRIVATE_DIR };
-        Ok(Self { data, tablespaces, dir_mode })
+        Ok(Self { data, tablespaces, replayed, dir_mode })
     }
 
     /// Refuses directories that have something in them, and disks that are too full.
@@ -82,6 +88,17 @@ impl Target {
         for space in &self.tablespaces {
             check_empty(&space.new, Some("choose another place for it with --tablespace OLD=NEW"))?;
             needs.push((&space.new, layout.outside.get(&space.oid).copied().unwrap_or_default()));
+        }
+        for (path, lsn) in &self.replayed {
+            let advice = format!(
+                "replay of the WAL at {lsn} creates a tablespace right there, and PostgreSQL cannot be told another place: restore where this \
+                 path is free (on another host), or to a target before {lsn}"
+            );
+            if path.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
+                let reason = format!("the path is not UTF-8, so whether it is free cannot be checked; {advice}");
+                bail!(Refusal::Directory { path: path.clone(), reason });
+            }
+            check_empty(path, Some(&advice))?;
         }
         // What lies on one disk is added up.
         let mut disks: HashMap<u64, (PathBuf, u64)> = HashMap::new();
@@ -101,9 +118,15 @@ impl Target {
         Ok(())
     }
 
+    /// The data directory and those of tablespaces.
+    pub fn roots(&self) -> impl Iterator<Item = &PathBuf> {
+        let spaces = self.tablespaces.iter().map(|space| &space.new);
+        [&self.data].into_iter().chain(spaces).chain(self.replayed.iter().map(|(path, _)| path))
+    }
+
     /// Makes the directories themselves, empty. They keep no mode they had.
     pub fn create_roots(&self) -> Result<()> {
-        for path in [&self.data].into_iter().chain(self.tablespaces.iter().map(|space| &space.new)) {
+        for path in self.roots() {
             durable::create_dir(path, self.dir_mode)?;
             let open_and_set = || fs::File::open(path).and_then(|folder| durable::set_mode(&folder, self.dir_mode));
             open_and_set().with_context(|| format!("set the mode of {}", path.display()))?;

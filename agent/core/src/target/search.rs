@@ -27,6 +27,17 @@ pub struct Transaction {
     pub committed: bool,
 }
 
+/// A tablespace that replay will create, where it was created the first time: no mapping applies to it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ReplayedTablespace {
+    /// The tablespace.
+    pub oid: u32,
+    /// The absolute path on whatever host replays.
+    pub location: String,
+    /// Where the record begins: stopping before it leaves the place alone.
+    pub lsn: Lsn,
+}
+
 /// On which side of a record recovery stops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -60,6 +71,15 @@ pub struct Stop {
     /// For a time: commits at or before it that come after the stop, as far as the search was fed. They are lost although they
     /// belong to the time asked for: the server's clock ran backwards.
     pub left_behind: u64,
+    /// Tablespaces outside the data directory that are created on the way.
+    pub tablespaces: Vec<ReplayedTablespace>,
+}
+
+impl Stop {
+    /// A stop of which nothing more is known.
+    pub fn new(at: StopAt, read_to: Lsn) -> Self {
+        Self { at, read_to, last_replayed: None, first_not_replayed: None, left_behind: 0, tablespaces: Vec::new() }
+    }
 }
 
 /// Proof that the server's clock passed the time asked for, where no transaction ended after it.
@@ -88,8 +108,10 @@ pub enum SearchOutcome {
         end: Lsn,
         /// For a time: proof that it had passed before that end.
         passed: Option<ClockPassed>,
+        /// Tablespaces outside the data directory that are created before that end.
+        tablespaces: Vec<ReplayedTablespace>,
     },
-    /// No WAL was read. Enough for the end of the WAL, an LSN and the end of a backup.
+    /// No WAL was read. Enough for the position of the end of the WAL, of an LSN and of the end of a backup, not for what lies before.
     Skipped,
 }
 
@@ -111,6 +133,7 @@ pub struct TargetSearch {
     stop: Option<Stop>,
     last_commit: Option<Transaction>,
     passed: Option<ClockPassed>,
+    tablespaces: Vec<ReplayedTablespace>,
     end: Lsn,
 }
 
@@ -118,7 +141,7 @@ impl TargetSearch {
     /// A search for `target` from a backup that is consistent at `consistent`, its stop.
     pub fn new(target: &RecoveryTarget, consistent: Lsn) -> Self {
         let (kind, inclusive) = (target.kind.clone(), target.inclusive);
-        Self { kind, inclusive, consistent, stop: None, last_commit: None, passed: None, end: Lsn::ZERO }
+        Self { kind, inclusive, consistent, stop: None, last_commit: None, passed: None, tablespaces: Vec::new(), end: Lsn::ZERO }
     }
 
     /// Takes any record's bounds. Events need not be given here too. Without the bounds of every record, a search for an LSN or for
@@ -155,6 +178,9 @@ impl TargetSearch {
                 }
                 self.clock(ClockPassed { start, end, time: *time });
             }
+            WalEventKind::TablespaceCreated { oid, location } if !location.is_empty() && self.replays(end, was_found) => {
+                self.tablespaces.push(ReplayedTablespace { oid: *oid, location: location.clone(), lsn: start });
+            }
             WalEventKind::EndOfRecovery { time, .. } => self.clock(ClockPassed { start, end, time: *time }),
             _ => {}
         }
@@ -163,10 +189,11 @@ impl TargetSearch {
 
     /// What was found, all WAL before `end` having been read.
     pub fn finish(self, end: Lsn) -> SearchOutcome {
-        match self.stop {
+        let Self { tablespaces, last_commit, passed, .. } = self;
+        match self.stop.map(|stop| Stop { tablespaces: tablespaces.clone(), ..stop }) {
             Some(stop) if stop.at.lsn() < self.consistent => SearchOutcome::BeforeConsistency(stop),
             Some(stop) => SearchOutcome::Found(stop),
-            None => SearchOutcome::NotFound { last_commit: self.last_commit, end: self.end.max(end), passed: self.passed },
+            None => SearchOutcome::NotFound { last_commit, end: self.end.max(end), passed, tablespaces },
         }
     }
 
@@ -175,10 +202,14 @@ impl TargetSearch {
     }
 
     fn found(&mut self, at: StopAt, read_to: Lsn) {
-        self.stop = Some(Stop { at, read_to, last_replayed: self.last_commit, first_not_replayed: None, left_behind: 0 });
+        self.stop = Some(Stop { last_replayed: self.last_commit, ..Stop::new(at, read_to) });
     }
 
-    /// `was_found`: whether the stop lies before this record rather than at it.
+    /// Whether the record that ends at `end` is replayed. `was_found`: whether the stop lies before this record rather than at it.
+    fn replays(&self, end: Lsn, was_found: bool) -> bool {
+        self.stop.as_ref().is_none_or(|stop| !was_found && stop.at == StopAt::After(end))
+    }
+
     fn transaction(&mut self, ended: Transaction, was_found: bool) {
         if self.stop.is_none() {
             match self.kind {
@@ -188,10 +219,7 @@ impl TargetSearch {
                 _ => {}
             }
         }
-        let replayed = match &self.stop {
-            None => true,
-            Some(stop) => !was_found && stop.at == StopAt::After(ended.end),
-        };
+        let replayed = self.replays(ended.end, was_found);
         let beyond_time = matches!(self.kind, TargetKind::Time(_)) && !self.after_target(ended.time);
         if replayed {
             self.passed = None;
@@ -318,6 +346,24 @@ mod tests {
             SearchOutcome::Found(stop) => assert_eq!((stop.at, stop.last_replayed.map(|t| t.xid)), (StopAt::After(Lsn::new(210)), Some(1))),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn tablespaces_are_those_created_before_the_stop() {
+        let created =
+            |start, location: &str| event(start, WalEventKind::TablespaceCreated { oid: start as u32, location: location.into() });
+        let events = [created(100, "/a"), created(200, ""), commit(300, 1, 50), created(400, "/b"), commit(500, 2, 60), created(600, "/c")];
+        let found = |kind, inclusive| match search(kind, inclusive, 0, &events) {
+            SearchOutcome::Found(Stop { tablespaces, .. }) | SearchOutcome::NotFound { tablespaces, .. } => {
+                tablespaces.iter().map(|space| space.location.clone()).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found(TargetKind::Latest, true), ["/a", "/b", "/c"], "one inside the data directory is none of them");
+        assert_eq!(found(TargetKind::Xid(1), true), ["/a"]);
+        assert_eq!(found(TargetKind::Time(at(55)), true), ["/a", "/b"]);
+        assert_eq!(found(TargetKind::Lsn(Lsn::new(400)), true), ["/a", "/b"], "the record itself is replayed");
+        assert_eq!(found(TargetKind::Lsn(Lsn::new(400)), false), ["/a"]);
     }
 
     #[test]
