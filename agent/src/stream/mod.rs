@@ -9,8 +9,8 @@ mod position;
 mod session;
 mod uploads;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -49,6 +49,8 @@ pub struct Streamer {
     progress: Arc<Progress>,
     /// The server had invalidated the slot: the cause of a gap that shows soon after.
     slot_was_lost: AtomicBool,
+    /// At this position the server could not be compared with what is stored before it.
+    incomparable: Mutex<Option<Position>>,
 }
 
 impl Streamer {
@@ -69,7 +71,17 @@ impl Streamer {
             tracing::warn!(limit = cluster.spool_limit.0, using = least.0, "spool_limit is less than two WAL segments");
             cluster.spool_limit = least;
         }
-        Ok(Self { cluster, params, repository, spool, recent, metrics, progress, slot_was_lost: AtomicBool::new(false) })
+        Ok(Self {
+            cluster,
+            params,
+            repository,
+            spool,
+            recent,
+            metrics,
+            progress,
+            slot_was_lost: AtomicBool::new(false),
+            incomparable: Mutex::new(None),
+        })
     }
 
     /// Streams until `stop`. Every failure is told in the log and the progress note, and tried again.
@@ -118,33 +130,37 @@ impl Streamer {
         loop {
             let identity = connection.identify_system().await?;
             let history = self.store_histories(&mut connection, identity.timeline).await?;
-            let begin = self.position(&mut connection, &identity, &history).await?;
-            let started = connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await;
-            let ended = match started {
-                Ok(Started::EndOfTimeline { next, switch }) => Ended::Timeline { next, switch },
+            let start = self.position(&mut connection, &identity, &history).await?;
+            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.only_compares_first());
+            let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
+                Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
                 Ok(Started::Streaming) => {
-                    let stored_tail = self.stored_tail(begin).await?;
                     tracing::info!(
-                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored_tail = stored_tail.len(),
-                        "streaming"
+                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.stored.len(), "streaming"
                     );
                     let session = Session {
                         connection: &mut connection,
-                        begin,
-                        stored_tail,
+                        start,
                         acknowledge: self.cluster.acknowledge,
                         spool: &self.spool,
                         spool_limit: self.cluster.spool_limit.0,
                         identity: self.repository.identity(),
                         uploads: &mut uploads,
                         progress: &self.progress,
+                        metrics: &self.metrics,
                     };
-                    match session.run(stop).await {
-                        Ok(ended) => ended,
-                        Err(error) => return Err(self.explain(error, begin, &history).await),
-                    }
+                    session.run(stop).await
                 }
-                Err(error) => return Err(self.explain(error.into(), begin, &history).await),
+                Err(error) => Err(error.into()),
+            };
+            let ended = match started {
+                Ok(ended) => ended,
+                Err(error) if only_compares_first && is_removed(&error) && uploads.is_empty() => {
+                    self.cannot_compare(frontier);
+                    connection = self.connect().await?;
+                    continue;
+                }
+                Err(error) => return Err(self.explain(error, begin, &history).await),
             };
             match ended {
                 Ended::Stopped => return Ok(()),
@@ -230,13 +246,6 @@ impl Streamer {
         self.spool.remove_unfinished(segment)
     }
 
-    /// What is stored already of the segment at which the stream begins.
-    async fn stored_tail(&self, begin: Position) -> Result<Bytes> {
-        let size = self.repository.identity().segment_size;
-        let segment = size.segment_of(begin.lsn).name(begin.timeline, size);
-        Ok(self.repository.get_tail(segment).await?)
-    }
-
     /// Waits until everything handed over is stored; false if the agent stops before.
     async fn settle_uploads(&self, uploads: &mut Uploads, stop: &CancellationToken) -> Result<bool> {
         while !uploads.is_empty() {
@@ -251,14 +260,19 @@ impl Streamer {
 
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
     async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
-        match error.downcast_ref::<ReplicationError>() {
-            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history).await {
-                Ok(()) => error,
-                Err(failed) => failed.context(format!("record a gap after: {error:#}")),
-            },
-            _ => error,
+        if !is_removed(&error) {
+            return error;
+        }
+        match self.record_gap(begin, history).await {
+            Ok(()) => error,
+            Err(failed) => failed.context(format!("record a gap after: {error:#}")),
         }
     }
+}
+
+/// Whether the server no longer has the WAL that was asked for.
+fn is_removed(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<ReplicationError>(), Some(ReplicationError::WalRemoved(_)))
 }
 
 /// What the operator can do, for the log.

@@ -12,8 +12,10 @@ use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId, page};
 
+use super::position::Start;
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
+use crate::metrics::Metrics;
 use crate::postgres::replication::{Event, ReplicationConnection};
 use crate::progress::{Phase, Progress};
 use crate::repository::{self, ClusterIdentity};
@@ -54,10 +56,8 @@ pub enum Ended {
 pub struct Session<'a> {
     /// The connection, on which the stream was started.
     pub connection: &'a mut ReplicationConnection,
-    /// Where the stream begins.
-    pub begin: Position,
-    /// The start of the first segment as it is stored already in parts; may be empty.
-    pub stored_tail: Bytes,
+    /// Where the stream begins, and what is stored there.
+    pub start: Start,
     /// What flush means.
     pub acknowledge: Acknowledge,
     /// Files.
@@ -70,6 +70,8 @@ pub struct Session<'a> {
     pub uploads: &'a mut Uploads,
     /// Where watermarks are noted.
     pub progress: &'a Progress,
+    /// Where a conflict is counted.
+    pub metrics: &'a Metrics,
 }
 
 /// The session's own state.
@@ -98,12 +100,14 @@ struct Segment {
     stored: Bytes,
     /// How far it was handed over in parts or is stored in them.
     handed_over: u64,
+    /// It is stored as a whole: received only to be compared.
+    stored_whole: bool,
 }
 
 impl<'a> Session<'a> {
     /// Streams until something ends it. What was received and not yet stored stays in the spool.
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
-        let begin = self.begin;
+        let begin = self.start.at;
         self.progress.begin(begin.timeline, begin.lsn);
         let mut receiving = Receiving {
             session: self,
@@ -166,7 +170,7 @@ impl Receiving<'_> {
                 ensure!(
                     self.at == switch,
                     "timeline {} ends at {switch}, but WAL up to {} was received",
-                    self.session.begin.timeline,
+                    self.session.start.at.timeline,
                     self.at
                 );
                 self.hand_over_tail()?;
@@ -195,27 +199,30 @@ impl Receiving<'_> {
 
     fn write_within_segment(&mut self, bytes: &[u8]) -> Result<()> {
         let size = self.session.identity.segment_size;
-        let timeline = self.session.begin.timeline;
+        let timeline = self.session.start.at.timeline;
         let segment = match &mut self.segment {
             Some(segment) => segment,
             none => {
                 let name = size.segment_of(self.at).name(timeline, size);
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
-                let stored = std::mem::take(&mut self.session.stored_tail);
+                let first = self.at == self.session.start.at.lsn;
+                let stored = std::mem::take(&mut self.session.start.stored);
                 let handed_over = stored.len() as u64;
-                none.insert(Segment { writer: self.session.spool.create(name)?, stored, handed_over })
+                let stored_whole = first && self.session.start.only_compares_first();
+                none.insert(Segment { writer: self.session.spool.create(name)?, stored, handed_over, stored_whole })
             }
         };
         let from = segment.writer.written() as usize;
         let stored = segment.stored.get(from..).unwrap_or_default();
         let overlap = stored.len().min(bytes.len());
         if bytes[..overlap] != stored[..overlap] {
-            return Err(repository::Error::Conflict {
+            let conflict = repository::Error::Conflict {
                 name: format!("{} from byte {from}", segment.writer.segment()),
-                stored: "the parts stored before".into(),
+                stored: "what was stored before".into(),
                 offered: "what the server sends now".into(),
-            }
-            .into());
+            };
+            self.session.metrics.error(conflict.kind());
+            return Err(conflict.into());
         }
         segment.writer.append(bytes)?;
         self.at = self.at.saturating_add(bytes.len() as u64);
@@ -243,6 +250,10 @@ impl Receiving<'_> {
         let name = segment.writer.seal()?;
         self.spooled = self.at;
         self.session.progress.spooled(self.at);
+        if segment.stored_whole {
+            tracing::info!(segment = %name, "the server has the same as is stored");
+            return self.session.spool.remove(name);
+        }
         self.session.uploads.segment(name, Position { timeline: name.timeline(), lsn: self.at });
         self.check_spool()
     }
