@@ -147,6 +147,7 @@ impl Streamer {
                         identity: self.repository.identity(),
                         uploads: &mut uploads,
                         progress: &self.progress,
+                        params: &self.params,
                         metrics: &self.metrics,
                     };
                     session.run(stop).await

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId, page};
@@ -16,7 +17,8 @@ use super::position::Start;
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::metrics::Metrics;
-use crate::postgres::replication::{Event, ReplicationConnection};
+use crate::postgres::ConnectionParams;
+use crate::postgres::replication::{Event, Options, ReplicationConnection};
 use crate::progress::{Phase, Progress};
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::{SegmentWriter, Spool};
@@ -26,9 +28,11 @@ use crate::spool::{SegmentWriter, Spool};
 const TICK: Duration = Duration::from_secs(1);
 /// An answer that waits for a part to be stored is given after this long all the same.
 const ANSWER_DELAY: Duration = Duration::from_millis(100);
-/// A server that keeps asking for a reply while nothing new comes is shutting down and waits for us. If the repository cannot be reached
-/// for this long, we let go: the slot keeps the WAL, and a shutdown does not hang on us.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+/// A server that asks for a reply again as soon as it has one is shutting down and waits for us. If the tail cannot be stored within this
+/// time, we let go: the slot keeps the WAL, the spool its bytes, and a shutdown does not hang on us. All of it has to be over within 5 s.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(3);
+/// Requests closer than this make a row. An idle server asks once in half a `wal_sender_timeout`.
+const ASKING_AGAIN: Duration = Duration::from_secs(1);
 /// A server answers within this time, or the connection is dead: a host that vanished says nothing.
 const SERVER_SILENT: Duration = Duration::from_secs(45);
 /// Time to store the tail when the agent stops; SIGTERM has to be over within 5 s.
@@ -70,6 +74,8 @@ pub struct Session<'a> {
     pub uploads: &'a mut Uploads,
     /// Where watermarks are noted.
     pub progress: &'a Progress,
+    /// The way to the server.
+    pub params: &'a ConnectionParams,
     /// Where a conflict is counted.
     pub metrics: &'a Metrics,
 }
@@ -84,8 +90,10 @@ struct Receiving<'a> {
     /// The end of what is durable in the repository.
     durable: Lsn,
     segment: Option<Segment>,
-    /// When the first of a row of requests for a reply came that could not be answered with everything being durable.
-    asked_since: Option<Instant>,
+    /// When the first and the last of a row of requests for a reply came that could not be answered with everything being durable.
+    asked: Option<(Instant, Instant)>,
+    /// A look, while the spool is full, whether the server is shutting down.
+    looking: Option<AbortOnDropHandle<bool>>,
     /// An answer is owed at this moment.
     answer_at: Option<Instant>,
     spool_full: bool,
@@ -115,7 +123,8 @@ impl<'a> Session<'a> {
             spooled: begin.lsn,
             durable: begin.lsn,
             segment: None,
-            asked_since: None,
+            asked: None,
+            looking: None,
             answer_at: None,
             spool_full: false,
             heard: Instant::now(),
@@ -157,7 +166,7 @@ impl Receiving<'_> {
             Event::Wal { start, server_end, data, .. } => {
                 self.session.progress.heard(server_end.max(start.saturating_add(data.len() as u64)));
                 ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
-                self.asked_since = None;
+                self.asked = None;
                 self.write(&data)?;
             }
             Event::Keepalive { server_end, reply_requested, .. } => {
@@ -291,14 +300,39 @@ impl Receiving<'_> {
         if self.spool_full {
             self.check_spool()?;
             if self.spool_full {
-                // Silent, so that wal_sender_timeout ends this: a server that shuts down must not wait for a repository that is out of reach. What
-                // is stored meanwhile is still reported; the slot keeps the rest.
-                return Ok(());
+                // Silent: should the look below fail, wal_sender_timeout ends this. What is stored meanwhile is still reported.
+                return self.look_for_shutdown().await;
             }
         } else if self.heard.elapsed() > SERVER_SILENT {
             bail!("the server has not been heard of for {} s: taking the connection for dead", SERVER_SILENT.as_secs());
         }
         self.send_status().await
+    }
+
+    /// With a full spool nothing is read, so the server's requests for a reply are not seen. A server that shuts down refuses new connections.
+    async fn look_for_shutdown(&mut self) -> Result<()> {
+        if self.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
+            return Ok(());
+        }
+        if let Some(looked) = self.looking.take()
+            && looked.await.is_ok_and(|shuts_down| shuts_down)
+        {
+            bail!(
+                "the server is shutting down while the spool is full: letting go, so that it does not wait for us; its slot keeps the WAL"
+            );
+        }
+        let params = self.session.params.clone();
+        self.looking = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            match ReplicationConnection::connect(&params, &Options::default()).await {
+                Ok(connection) => {
+                    connection.close().await;
+                    false
+                }
+                // cannot_connect_now; a server that starts or recovers from a crash has ended our connection before.
+                Err(error) => error.server().is_some_and(|error| error.code == "57P03"),
+            }
+        })));
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -314,15 +348,16 @@ impl Receiving<'_> {
     async fn asked_for_reply(&mut self, server_end: Lsn) -> Result<()> {
         self.hand_over_tail()?;
         if self.flushed() >= server_end {
-            self.asked_since = None;
+            self.asked = None;
             return self.send_status().await;
         }
         let now = Instant::now();
-        let since = *self.asked_since.get_or_insert(now);
+        let since = self.asked.filter(|(_, last)| now.duration_since(*last) < ASKING_AGAIN).map_or(now, |(first, _)| first);
+        self.asked = Some((since, now));
         if now.duration_since(since) > SHUTDOWN_PATIENCE {
             bail!(
-                "the server keeps asking for WAL up to {server_end} to be confirmed, but the repository has only {}: letting go, so that a \
-                 shutdown of the server does not wait for us; its slot keeps the WAL",
+                "the server is shutting down and waits for WAL up to {server_end} to be confirmed, but the repository has only {}: letting go, so \
+                 that it does not wait longer; its slot keeps the WAL",
                 self.durable
             );
         }
