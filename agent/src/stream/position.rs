@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
-use walkeep_core::resume::{self, Known, Position};
+use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, TimelineHistory, WalFileName};
 
 use super::Streamer;
@@ -22,15 +22,37 @@ pub(super) struct Start {
     pub at: Position,
     /// The first segment that is not stored begins here: at `at`, or one segment behind it.
     pub frontier: Position,
-    /// What is stored of the segment at `at`, from its first byte; received bytes must be equal.
+    /// What is known of the segment at `at`, from its first byte; received bytes must be equal.
     pub stored: Bytes,
+    /// Where that lies.
+    pub known: Known,
+    /// Everything before this is in the repository.
+    pub durable: Lsn,
 }
 
-impl Start {
-    /// Whether the first segment is stored whole, and asked for only to be compared.
-    pub(super) fn only_compares_first(&self) -> bool {
-        self.at != self.frontier
+impl Known {
+    /// Whether it is durable.
+    pub(super) fn in_repository(self) -> bool {
+        matches!(self, Self::Whole | Self::InParts)
     }
+
+    /// Whether the segment is received only to be compared.
+    pub(super) fn is_whole(self) -> bool {
+        matches!(self, Self::Whole | Self::WholeInSpool)
+    }
+}
+
+/// Where what is known of a segment lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// In the repository, whole: the segment is asked for only to be compared.
+    Whole,
+    /// In the repository, as parts.
+    InParts,
+    /// In the spool, as far as it was received.
+    InSpool,
+    /// In the spool, whole: as [`Known::Whole`].
+    WholeInSpool,
 }
 
 impl Streamer {
@@ -46,7 +68,7 @@ impl Streamer {
         // A position that the server has not reached is another history's: it says nothing of what is kept here.
         let slot = slot.filter(|slot| *slot <= identity.flush);
         let size = self.repository.identity().segment_size;
-        let begin = resume::begin(&Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
+        let begin = resume::begin(&resume::Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
         let begin = self.behind_known_gaps(begin.position, history).await?;
         let frontier = self.skip_stored(begin, history).await?;
         self.back_to_prove(frontier, slot, identity.flush).await
@@ -93,7 +115,7 @@ impl Streamer {
     }
 
     /// `None`: no slot. `Some(None)`: a slot that holds no WAL.
-    async fn read_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Option<Lsn>>> {
+    pub(super) async fn read_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Option<Lsn>>> {
         if connection.server_version_num().await? >= 150_000 {
             return Ok(connection.read_slot(&self.cluster.slot).await?.map(|slot| slot.restart_lsn));
         }
@@ -137,7 +159,7 @@ impl Streamer {
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    return Ok(Start { at, frontier, stored: stored.content });
+                    return Ok(Start { at, frontier, stored: stored.content, known: Known::Whole, durable: at.lsn });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -146,7 +168,8 @@ impl Streamer {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Start { at: frontier, frontier, stored: self.repository.get_tail(name).await? })
+        let stored = self.repository.get_tail(name).await?;
+        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, durable: frontier.lsn })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {

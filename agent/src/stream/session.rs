@@ -13,7 +13,8 @@ use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId, page};
 
-use super::position::Start;
+use super::alone::Notes;
+use super::position::{Known, Start};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::metrics::Metrics;
@@ -74,6 +75,8 @@ pub struct Session<'a> {
     pub uploads: &'a mut Uploads,
     /// Where watermarks are noted.
     pub progress: &'a Progress,
+    /// Where the note is kept of how far the stream is.
+    pub notes: &'a Notes,
     /// The way to the server.
     pub params: &'a ConnectionParams,
     /// Where a conflict is counted.
@@ -104,24 +107,26 @@ struct Receiving<'a> {
 /// The segment being received.
 struct Segment {
     writer: SegmentWriter,
-    /// What is stored of it already; received bytes must be equal.
+    /// What is known of it already; received bytes must be equal.
     stored: Bytes,
+    /// Where that lies.
+    known: Known,
     /// How far it was handed over in parts or is stored in them.
     handed_over: u64,
-    /// It is stored as a whole: received only to be compared.
-    stored_whole: bool,
 }
 
 impl<'a> Session<'a> {
     /// Streams until something ends it. What was received and not yet stored stays in the spool.
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
         let begin = self.start.at;
-        self.progress.begin(begin.timeline, begin.lsn);
+        self.progress.begin(begin.timeline, begin.lsn, self.start.durable);
+        self.notes.received(self.start.frontier)?;
+        let durable = self.start.durable;
         let mut receiving = Receiving {
             session: self,
             at: begin.lsn,
             spooled: begin.lsn,
-            durable: begin.lsn,
+            durable,
             segment: None,
             asked: None,
             looking: None,
@@ -216,9 +221,12 @@ impl Receiving<'_> {
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
                 let first = self.at == self.session.start.at.lsn;
                 let stored = std::mem::take(&mut self.session.start.stored);
-                let handed_over = stored.len() as u64;
-                let stored_whole = first && self.session.start.only_compares_first();
-                none.insert(Segment { writer: self.session.spool.create(name)?, stored, handed_over, stored_whole })
+                let known = self.session.start.known;
+                let (writer, handed_over) = match known {
+                    Known::InSpool if first => (self.session.spool.receive_again(name)?, 0),
+                    _ => (self.session.spool.create(name)?, stored.len() as u64),
+                };
+                none.insert(Segment { writer, stored, known: if first { known } else { Known::InParts }, handed_over })
             }
         };
         let from = segment.writer.written() as usize;
@@ -236,11 +244,13 @@ impl Receiving<'_> {
         segment.writer.append(bytes)?;
         self.at = self.at.saturating_add(bytes.len() as u64);
         if !segment.stored.is_empty() && segment.writer.written() >= segment.stored.len() as u64 {
-            // Everything stored before is confirmed to be what the server has; it is durable without storing it again.
-            let start = size.align_down(Lsn::new(self.at.get() - 1));
-            let end = start.saturating_add(segment.stored.len() as u64);
-            self.durable = self.durable.max(end);
-            self.session.progress.durable(end);
+            // Everything known before is confirmed to be what the server has; in the repository, it is durable without storing it again.
+            if segment.known.in_repository() {
+                let start = size.align_down(Lsn::new(self.at.get() - 1));
+                let end = start.saturating_add(segment.stored.len() as u64);
+                self.durable = self.durable.max(end);
+                self.session.progress.durable(end);
+            }
             segment.stored = Bytes::new();
         }
         if segment.writer.is_whole() {
@@ -256,14 +266,18 @@ impl Receiving<'_> {
         let first_page = segment.writer.read(0, FIRST_PAGE)?;
         page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
             .with_context(|| format!("refuse {name} as streamed"))?;
+        if segment.known.is_whole() {
+            tracing::info!(segment = %name, "the server has the same as was received before");
+            self.spooled = self.at;
+            self.session.progress.spooled(self.at);
+            return self.session.spool.remove_unfinished(name);
+        }
         let name = segment.writer.seal()?;
         self.spooled = self.at;
         self.session.progress.spooled(self.at);
-        if segment.stored_whole {
-            tracing::info!(segment = %name, "the server has the same as is stored");
-            return self.session.spool.remove(name);
-        }
-        self.session.uploads.segment(name, Position { timeline: name.timeline(), lsn: self.at });
+        let end = Position { timeline: name.timeline(), lsn: self.at };
+        self.session.notes.received(end)?;
+        self.session.uploads.segment(name, end);
         self.check_spool()
     }
 
@@ -426,7 +440,10 @@ impl Receiving<'_> {
                 Ok(result) => self.acknowledged(result).await?,
                 Err(_) => {
                     let waiting = self.session.uploads.len();
-                    tracing::warn!(waiting, "stopping before everything was stored; the server's slot keeps it");
+                    tracing::warn!(
+                        waiting,
+                        "stopping before everything was stored; what was confirmed is in the spool, the server's slot keeps the rest"
+                    );
                     break;
                 }
             }
