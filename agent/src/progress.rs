@@ -101,16 +101,16 @@ impl Progress {
         self.state().snapshot.problem = problem;
     }
 
-    /// A stream begins on `timeline` at `start`, everything before being durable. What was known of an earlier stream ends here: the server
-    /// may be another one now, or on another timeline, where a higher position means nothing.
-    pub fn begin(&self, timeline: TimelineId, start: Lsn) {
+    /// A stream begins on `timeline` at `start`, everything before `durable` being durable and the rest in the spool. What was known of an
+    /// earlier stream ends here: the server may be another one now, or on another timeline, where a higher position means nothing.
+    pub fn begin(&self, timeline: TimelineId, start: Lsn, durable: Lsn) {
         let mut state = self.state();
         state.waiting.clear();
         let snapshot = &mut state.snapshot;
         snapshot.timeline = Some(timeline);
         snapshot.received = start;
         snapshot.spooled = start;
-        snapshot.durable = start;
+        snapshot.durable = durable;
         snapshot.server_end = start;
         snapshot.phase = Phase::Streaming;
         snapshot.problem = None;
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn lag_ends_when_everything_is_durable() {
         let progress = Progress::default();
-        progress.begin(TimelineId::FIRST, Lsn::new(100));
+        progress.begin(TimelineId::FIRST, Lsn::new(100), Lsn::new(100));
         progress.heard(Lsn::new(150));
         progress.heard(Lsn::new(200));
         assert_eq!(progress.snapshot().lag_bytes(), 100);
@@ -181,9 +181,9 @@ mod tests {
     #[test]
     fn what_was_durable_of_an_earlier_stream_says_nothing_of_the_next() {
         let progress = Progress::default();
-        progress.begin(TimelineId::FIRST, Lsn::new(100));
+        progress.begin(TimelineId::FIRST, Lsn::new(100), Lsn::new(100));
         progress.durable(Lsn::new(200));
-        progress.begin(TimelineId::new(2).unwrap(), Lsn::new(150));
+        progress.begin(TimelineId::new(2).unwrap(), Lsn::new(150), Lsn::new(150));
         assert_eq!(progress.snapshot().durable, Lsn::new(150));
         progress.durable(Lsn::new(120));
         assert_eq!(progress.snapshot().durable, Lsn::new(150), "within one stream it never goes back");

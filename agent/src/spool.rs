@@ -95,8 +95,18 @@ impl Spool {
     /// Begins to receive a segment from its first byte. What an earlier run left of it is discarded: the caller has made sure that
     /// the server still has it, or has stored it.
     pub fn create(&self, segment: SegmentName) -> Result<SegmentWriter> {
+        self.open_writer(segment, true)
+    }
+
+    /// Begins to receive a segment anew of which the file here may be the only copy: its bytes stay until the same bytes take their
+    /// place. That they are the same, the caller makes sure before each [`SegmentWriter::append`].
+    pub fn receive_again(&self, segment: SegmentName) -> Result<SegmentWriter> {
+        self.open_writer(segment, false)
+    }
+
+    fn open_writer(&self, segment: SegmentName, anew: bool) -> Result<SegmentWriter> {
         let path = self.writing_path(segment);
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(durable::PRIVATE_FILE).open(&path);
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(anew).mode(durable::PRIVATE_FILE).open(&path);
         let file = open().with_context(|| format!("create {} in the spool", path.display()))?;
         durable::set_mode(&file, durable::PRIVATE_FILE).with_context(|| format!("set the mode of {}", path.display()))?;
         durable::sync_dir(&self.folder)?;

@@ -20,10 +20,10 @@ const SYNTAX: Syntax = Syntax { files: &["%p"], timeout_variable: "WALKEEP_ARCHI
 /// waits for it. The agent goes on storing the file meanwhile; the next try then finds it stored.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A server that stops waits for its archive command, and for a few more tries. So once it has been stopping for this long, a try may
-/// take [`LAST_TRY`]; a store that is well answers sooner.
-const STOPPING_PATIENCE: Duration = Duration::from_secs(5);
-const LAST_TRY: Duration = Duration::from_secs(1);
+/// A server that stops waits for its archive command, and for up to five more tries with a second between them. So once it has been stopping for
+/// this long, a try may take [`LAST_TRY`]. The agent goes on storing the file meanwhile, and the next try finds it stored.
+const STOPPING_PATIENCE: Duration = Duration::from_secs(2);
+const LAST_TRY: Duration = Duration::from_millis(200);
 
 const HELP: &str = "\
 Hands one WAL file to the Walkeep agent and returns when it is stored durably.
@@ -128,7 +128,7 @@ fn leave_with_the_server(file: &Path) {
     let watch = move || {
         std::thread::sleep(LAST_TRY);
         while stopping() != Some(true) {
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(100));
         }
         let hint = "PostgreSQL keeps the file and offers it again when it is back.";
         report(PROGRAM, "the server is stopping, and the file is not stored yet", Some(hint));

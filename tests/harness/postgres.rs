@@ -502,6 +502,15 @@ impl Cluster {
         Self::in_scratch(self.version, scratch, data)
     }
 
+    /// A server out of a pg_basebackup of this one, on the same timeline: nobody promoted it; not started.
+    #[track_caller]
+    pub fn copy_by_backup(&self) -> Cluster {
+        let scratch = Scratch::new();
+        let data = scratch.join("data");
+        self.base_backup(&data, &["-X", "stream"]);
+        Self::in_scratch(self.version, scratch, data)
+    }
+
     /// Waits until `standby` has replayed what is written here now.
     #[track_caller]
     pub fn wait_replayed(&self, standby: &Cluster) {

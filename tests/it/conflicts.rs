@@ -251,6 +251,71 @@ fn a_cloned_servers_stream_cannot_mix_its_wal_in() {
     assert_calm(&agent, &[]);
 }
 
+/// S1 by a copy out of pg_basebackup: it has no slot, and the one that its agent makes holds only WAL behind everything that is stored.
+#[test]
+fn a_copy_out_of_a_backup_is_noticed_although_its_slot_holds_nothing_old() {
+    for store in STORES {
+        let cluster = Cluster::builder().segment_mib(1).conf("wal_keep_size", "256MB").start();
+        let walkeep = walkeep(&cluster, store);
+        let agent = walkeep.agent();
+        switch_and_store(&cluster, &agent, 1);
+        let clone = cluster.copy_by_backup();
+        let stored = [switch_and_store(&cluster, &agent, 1), switch_and_store(&cluster, &agent, 1)];
+        clone.start();
+        assert_eq!(clone.sql("SELECT count(*) FROM pg_replication_slots"), "0");
+        // Past the original, so that the next names are free, with a checkpoint there: a new slot begins at it.
+        while clone.switch_wal() <= stored[1] {}
+        clone.sql("CHECKPOINT");
+        let second = with_repository_of(&walkeep, &clone, "");
+        let second_agent = second.launch_agent().unwrap();
+        wait_until("the clone's is refused, and again", SOON, || second_agent.log().matches("other content").count() >= 3);
+        assert!(second_agent.metric("walkeep_conflicts_total").unwrap() >= 3.0);
+        for source in ["stream", "part"] {
+            let stored = second_agent.metric(&format!("walkeep_stored_objects_total{{source=\"{source}\"}}"));
+            assert_eq!(stored, Some(0.0), "nothing behind a conflict is stored by the {source}");
+        }
+        // Started anew it is refused again: the slot that it made is no proof.
+        second_agent.stop();
+        let second_agent = second.launch_agent().unwrap();
+        wait_until("the clone's is refused once more", SOON, || second_agent.log().contains("other content"));
+        assert_eq!(second_agent.metric("walkeep_stored_objects_total{source=\"stream\"}"), Some(0.0));
+        second_agent.stop();
+        let last = switch_and_store(&cluster, &agent, 1);
+        assert!(fetch(&walkeep, &last) == std::fs::read(cluster.pg_wal().join(&last)).unwrap(), "{last} is the original's");
+        assert_eq!(agent.metric("walkeep_conflicts_total"), Some(0.0));
+        assert_calm(&agent, &[]);
+    }
+}
+
+/// Where the server no longer has the last segment that is stored, there is nothing to compare with: told once, and the stream goes on.
+#[test]
+fn a_history_that_cannot_be_proven_is_told_once() {
+    const UNPROVEN: &str = "cannot be compared";
+    let cluster = Cluster::builder().segment_mib(1).conf("max_wal_size", "4MB").conf("min_wal_size", "2MB").start();
+    let walkeep = walkeep(&cluster, Store::Local);
+    let agent = walkeep.agent();
+    let last = switch_and_store(&cluster, &agent, 1);
+    agent.stop();
+    // The usual: the slot stands where everything is stored. That is proof enough.
+    cluster.sql("CHECKPOINT");
+    wait_until("the stored segment is removed", SOON, || !cluster.pg_wal().join(&last).exists());
+    let agent = walkeep.agent();
+    assert_calm(&agent, &[]);
+    agent.stop();
+    cluster.sql("SELECT pg_drop_replication_slot('walkeep')");
+    cluster.sql("CREATE TABLE t ()");
+    cluster.sql("CHECKPOINT");
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    assert_eq!(agent.log().matches(UNPROVEN).count(), 1, "{}", agent.log());
+    assert_calm(&agent, &["the replication slot is gone", UNPROVEN]);
+    cluster.restart();
+    switch_and_store(&cluster, &agent, 1);
+    assert_eq!(agent.log().matches(UNPROVEN).count(), 1, "{}", agent.log());
+    agent.stop();
+    assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"], serde_json::json!([]));
+}
+
 /// Has a server end so many segments, each with `mark` in it; their names.
 fn many_segments(cluster: &Cluster, mark: &str, count: usize) -> Vec<String> {
     cluster.sql("CHECKPOINT");

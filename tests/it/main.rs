@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod alone;
 mod backups;
 mod conflicts;
 mod harness;

@@ -9,7 +9,8 @@ use futures::FutureExt;
 use super::failure::Failure;
 use super::{Global, setup};
 use crate::config::Config;
-use crate::daemon::{self, OpenRepository, Role};
+use crate::daemon::{self, Role};
+use crate::repository::later::OpenRepository;
 
 /// Arguments of `walkeep agent`.
 #[derive(Debug, Args)]
@@ -57,7 +58,7 @@ async fn serve(config: Config, role: Role, socket: PathBuf) -> Result<(), Failur
     let stop = setup::stop_on_signals()?;
     let params = setup::connection(&config.cluster).map_err(Failure::usage)?;
     let (cluster, cut) = (config.cluster.clone(), tokio_util::sync::CancellationToken::new());
-    let open: OpenRepository = Box::new(move || {
+    let open: OpenRepository = std::sync::Arc::new(move || {
         let (cluster, cut) = (cluster.clone(), cut.clone());
         async move { setup::cluster_repository(&cluster, &cut).await }.boxed()
     });

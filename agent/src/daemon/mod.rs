@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
-use crate::config::Config;
+use crate::config::{Acknowledge, Config};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::metrics::Metrics;
@@ -25,17 +25,16 @@ use crate::postgres::ConnectionParams;
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
 use crate::repository::ClusterRepository;
+use crate::repository::later::OpenRepository;
 use crate::retry::{Backoff, retry};
 use crate::server::{self, Limits, Listener};
 use crate::stream::Streamer;
+use crate::stream::alone::{Note, PATIENCE};
 pub use handler::Services;
 use handler::SocketHandler;
 
 /// SIGTERM has to be over within 5 s; the stream's own drain takes at most 4.
 const DRAIN: Duration = Duration::from_millis(4500);
-
-/// How to open the repository; called again until it succeeds.
-pub type OpenRepository = Box<dyn Fn() -> futures::future::BoxFuture<'static, Result<ClusterRepository>> + Send + Sync>;
 
 /// What a process serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,26 +116,55 @@ struct Parts {
 /// Opens the repository, however long that takes, and starts what needs it.
 async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<Services>>>, tasks: TaskTracker, stop: CancellationToken) {
     let Parts { config, role, params, metrics, progress, leave, crashed } = parts;
-    let opened = retry(
-        "opening the repository",
-        Backoff::FOREVER,
-        &stop,
-        |_: &anyhow::Error| true,
-        || async {
-            let opened = tokio::select! {
-                opened = open() => opened,
-                () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
-            };
-            opened.inspect_err(|error| {
-                metrics.error("open");
-                progress.set_problem(Some(format!("{error:#}")));
-            })
+    let open_once = || async {
+        let opened = tokio::select! {
+            opened = open() => opened,
+            () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
+        };
+        let opened = opened.inspect_err(|error| {
+            metrics.error("open");
+            progress.set_problem(Some(format!("{error:#}")));
+        });
+        opened.inspect(|opened| {
+            let system = opened.identity().system_identifier;
+            tracing::info!(repository = opened.repository().url(), system_identifier = %system, "repository opened");
+        })
+    };
+    let into_spool = role == Role::Agent && config.cluster.stream && config.cluster.acknowledge == Acknowledge::Spool;
+    let note = if into_spool { Note::load(&config.cluster.spool) } else { None };
+    let repository = match note {
+        // The stream goes on into the spool: it does not wait for the repository.
+        Some(note) => match tokio::time::timeout(PATIENCE, open_once()).await.context("no answer in time").flatten() {
+            Ok(repository) => repository,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the repository is out of reach: starting with what the spool knows of it");
+                let (name, level) = (config.cluster.name.clone(), config.cluster.compression_level);
+                ClusterRepository::later(note.repository, name, note.identity, level, open)
+            }
         },
-    );
-    let Ok(repository) = opened.await else { return };
+        None => {
+            let told = AtomicBool::new(!into_spool);
+            let opened = retry(
+                "opening the repository",
+                Backoff::FOREVER,
+                &stop,
+                |_: &anyhow::Error| true,
+                || async {
+                    let opened = open_once().await;
+                    if opened.is_err() && !told.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            "nothing is known here of what is stored, so the stream waits for the repository, with `acknowledge = \"spool\"` too"
+                        );
+                    }
+                    opened
+                },
+            );
+            let Ok(repository) = opened.await else { return };
+            repository
+        }
+    };
     let repository = Arc::new(repository);
     let identity = repository.identity();
-    tracing::info!(repository = repository.repository().url(), system_identifier = %identity.system_identifier, "repository opened");
     let recent = Arc::new(Recent::default());
     let services = Arc::new(Services {
         archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), leave.clone()),

@@ -11,6 +11,7 @@ use walkeep_core::plan::RestorePlan;
 use walkeep_core::target::{RecoverySettings, quote_conf};
 
 use super::Options;
+use super::conf::{Conf, DATA_DIRECTORY, overrule_data_directory, setting};
 use super::target_dir::Target;
 use crate::durable;
 
@@ -20,6 +21,9 @@ const AUTO_CONF: &str = "postgresql.auto.conf";
 const TAKEN_OUT: [&str; 6] =
     ["restore_command", "archive_cleanup_command", "recovery_end_command", "primary_conninfo", "primary_slot_name", "promote_trigger_file"];
 const TARGETS: &str = "recovery_target";
+/// The settings that name a target.
+const ALL_TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"];
 
 /// The lines to be added.
 #[derive(Debug, Clone)]
@@ -32,10 +36,11 @@ pub fn lines(plan: &RestorePlan, options: &Options) -> Lines {
         format!("restore_command = {}", quote_conf(&options.restore_command)),
     ];
     lines.extend(RecoverySettings::new(plan, options.action).lines());
-    // They may stand in postgresql.conf too. An old cleanup command would delete from the archive.
-    for name in ["archive_cleanup_command", "recovery_end_command", "primary_conninfo", "primary_slot_name"] {
+    // They may stand in postgresql.conf too, or in a file that it includes. An old cleanup command would delete from the archive; a delay would hold the recovery up; a pid file would replace the original's.
+    for name in ["archive_cleanup_command", "recovery_end_command", "primary_conninfo", "primary_slot_name", "external_pid_file"] {
         lines.push(format!("{name} = ''"));
     }
+    lines.push("recovery_min_apply_delay = 0".into());
     if !options.keep_archiving {
         lines.push("archive_mode = 'off'".into());
     }
@@ -47,6 +52,29 @@ pub fn lines(plan: &RestorePlan, options: &Options) -> Lines {
 
 /// Writes the settings and the signal. Answers warnings.
 pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let (mut first, mut places) = (Vec::new(), Vec::new());
+    match Conf::read(&target.data) {
+        None => warnings.push(format!(
+            "the backup has no postgresql.conf: the server's configuration lay outside its data directory. Put postgresql.conf, pg_hba.conf and \
+             pg_ident.conf into {}, or start the server with a config_file",
+            target.data.display()
+        )),
+        Some(conf) => {
+            places = own_files(&conf, target, &mut warnings);
+            let left = conf.take_out(&target.data, &[&[DATA_DIRECTORY], &ALL_TARGETS[..]].concat())?;
+            for setting in &left {
+                if setting.name == DATA_DIRECTORY {
+                    overrule_data_directory(&target.data, setting)?;
+                }
+                let (file, name) = (setting.file.display(), &setting.name);
+                warnings.push(format!("{file} sets {name}, and postgresql.conf includes it: overruled for {}", target.data.display()));
+            }
+            // PostgreSQL takes the settings one after the other, and two targets are an error at any moment: the other's goes before ours comes.
+            first = left.iter().filter(|setting| setting.name != DATA_DIRECTORY).map(|setting| format!("{} = ''", setting.name)).collect();
+            warnings.extend(conf.unread.iter().map(|unread| format!("postgresql.conf includes what cannot be read here, and the server may not start: {unread}")));
+        }
+    }
     let path = target.data.join(AUTO_CONF);
     let mode = if target.dir_mode & 0o050 != 0 { 0o640 } else { durable::PRIVATE_FILE };
     // Not UTF-8 in a comment or a path is none of our business: lines are kept as bytes.
@@ -54,29 +82,32 @@ pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
     if !text.is_empty() && !text.ends_with(b"\n") {
         text.push(b'\n');
     }
-    for line in &lines.0 {
+    for line in first.iter().chain(&lines.0).chain(&places) {
         text.extend_from_slice(line.as_bytes());
         text.push(b'\n');
     }
     durable::write_file(&path, &text, mode)?;
     durable::write_file(&target.data.join("recovery.signal"), b"", mode)?;
+    Ok(warnings)
+}
 
-    let conf = target.data.join("postgresql.conf");
-    let mut warnings = Vec::new();
-    match read_if_there(&conf)? {
-        None => warnings.push(format!(
-            "the backup has no postgresql.conf: the server's configuration lay outside its data directory. Put postgresql.conf, pg_hba.conf and \
-             pg_ident.conf into {}, or start the server with a config_file",
-            target.data.display()
-        )),
-        Some(text) => {
-            let targets = text.split(|byte| *byte == b'\n').filter_map(setting).filter(|name| name.starts_with(TARGETS));
-            for name in targets {
-                warnings.push(format!("postgresql.conf sets {name}; take it out, or the recovery may have two targets and not begin"));
+/// Lines for `hba_file` and `ident_file` where they name the original's file of which the copy has its own. Files elsewhere are the operator's: who may
+/// connect is not for us to change.
+fn own_files(conf: &Conf, target: &Target, warnings: &mut Vec<String>) -> Vec<String> {
+    let original = conf.get("data_directory").map(|setting| setting.value.clone());
+    let mut lines = Vec::new();
+    for name in ["hba_file", "ident_file"] {
+        let Some(setting) = conf.get(name) else { continue };
+        let below = original.as_ref().and_then(|original| Path::new(&setting.value).strip_prefix(original).ok());
+        let own = below.map(|below| target.data.join(below)).filter(|own| own.is_file());
+        match own.as_ref().and_then(|own| own.to_str()) {
+            Some(own) => lines.push(format!("{name} = {}", quote_conf(own))),
+            None => {
+                warnings.push(format!("{} sets {name} to {}, which the restored server will use", setting.file.display(), setting.value))
             }
         }
     }
-    Ok(warnings)
+    lines
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
@@ -93,13 +124,6 @@ fn keep(text: &[u8]) -> Vec<u8> {
     text.split_inclusive(|byte| *byte == b'\n').filter(stays).flatten().copied().collect()
 }
 
-/// The name a line sets, in lower case, as PostgreSQL compares names.
-fn setting(line: &[u8]) -> Option<String> {
-    let line = line.trim_ascii_start();
-    let end = line.iter().position(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'_' | b'.')).unwrap_or(line.len());
-    (end > 0).then(|| String::from_utf8_lossy(&line[..end]).to_ascii_lowercase())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,13 +134,5 @@ mod tests {
             b"# Do not edit\nwork_mem = '4MB'\nRecovery_Target_Time='2020-01-01'\n  recovery_target_xid 5\nprimary_conninfo = 'host=x'\n\
                        restore_command = 'cp'\n#recovery_target = ''\nlast = 'x'";
         assert_eq!(keep(before), b"# Do not edit\nwork_mem = '4MB'\n#recovery_target = ''\nlast = 'x'");
-    }
-
-    #[test]
-    fn a_name_ends_where_postgresql_ends_it() {
-        assert_eq!(setting(b"  A_b.c = 1"), Some("a_b.c".to_owned()));
-        assert_eq!(setting(b"x'y'"), Some("x".to_owned()));
-        assert_eq!(setting(b"# x"), None);
-        assert_eq!(setting(b""), None);
     }
 }

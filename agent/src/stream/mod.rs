@@ -4,13 +4,14 @@
 //! timeline, and begins again with backoff when anything fails. One connection's work is [`session`]; storing is [`uploads`]. It never
 //! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it.
 
+pub mod alone;
 mod history;
 mod position;
 mod session;
 mod uploads;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,17 +19,19 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
-use walkeep_core::{SegmentName, page};
+use walkeep_core::{SegmentName, TimelineHistory, page};
 
 use crate::config::{ByteSize, ClusterConfig};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
-use crate::postgres::replication::{Options, ReplicationConnection, ReplicationError, Started};
+use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::Backoff;
 use crate::spool::Spool;
+use alone::Notes;
+use position::{Known, Start};
 use session::{Ended, Session};
 use uploads::{Destination, Uploads};
 
@@ -49,6 +52,10 @@ pub struct Streamer {
     progress: Arc<Progress>,
     /// The server had invalidated the slot: the cause of a gap that shows soon after.
     slot_was_lost: AtomicBool,
+    /// The note in the spool of how far the stream is.
+    notes: Notes,
+    /// At this position the server could not be compared with what is stored before it.
+    incomparable: Mutex<Option<Position>>,
 }
 
 impl Streamer {
@@ -69,7 +76,19 @@ impl Streamer {
             tracing::warn!(limit = cluster.spool_limit.0, using = least.0, "spool_limit is less than two WAL segments");
             cluster.spool_limit = least;
         }
-        Ok(Self { cluster, params, repository, spool, recent, metrics, progress, slot_was_lost: AtomicBool::new(false) })
+        let notes = Notes::new(&cluster.spool, cluster.acknowledge, &repository)?;
+        Ok(Self {
+            notes,
+            cluster,
+            params,
+            repository,
+            spool,
+            recent,
+            metrics,
+            progress,
+            slot_was_lost: AtomicBool::new(false),
+            incomparable: Mutex::new(None),
+        })
     }
 
     /// Streams until `stop`. Every failure is told in the log and the progress note, and tried again.
@@ -105,46 +124,77 @@ impl Streamer {
         };
         let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, cancel);
         let leftovers = self.spool.leftovers()?;
+        let mut alone = self.alone(&leftovers)?;
         self.hand_over_leftovers(leftovers.whole, &mut uploads).await?;
-        // Before anything is reported as durable: what an earlier run received comes before it.
-        if !self.settle_uploads(&mut uploads, stop).await? {
+        let settled = self.unless_alone(alone.is_some(), self.settle_spool(&mut uploads, stop)).await?;
+        if settled == Some(false) {
             return Ok(());
         }
-        // Last, so that nothing behind a conflict is stored.
-        for segment in leftovers.unfinished {
-            self.store_unfinished(segment).await?;
-        }
-        let mut connection = self.connect().await?;
+        let mut reached = settled.is_some();
+        let Some(mut connection) = self.connect_while_storing(&mut uploads, stop).await? else { return Ok(()) };
         loop {
             let identity = connection.identify_system().await?;
-            let history = self.store_histories(&mut connection, identity.timeline).await?;
-            let begin = self.position(&mut connection, &identity, &history).await?;
-            let started = connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await;
-            let ended = match started {
-                Ok(Started::EndOfTimeline { next, switch }) => Ended::Timeline { next, switch },
+            let mut decided = None;
+            if reached {
+                decided = self.unless_alone(alone.is_some(), self.decide(&mut connection, &identity)).await?;
+                if decided.is_none() {
+                    // A question to the server may have been cut off.
+                    connection = self.connect().await?;
+                }
+            }
+            let (history, start) = match decided {
+                Some((history, start)) => (Some(history), start),
+                None => match self.start_alone(&mut connection, &identity, alone.take()).await? {
+                    Some(start) => (None, start),
+                    None => {
+                        tracing::warn!("this server is not where the spool's stream stood: waiting for the repository");
+                        if !self.settle_spool(&mut uploads, stop).await? {
+                            return Ok(());
+                        }
+                        reached = true;
+                        connection = self.connect().await?;
+                        continue;
+                    }
+                },
+            };
+            (alone, reached) = (None, true);
+            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.known == Known::Whole);
+            let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
+                Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
                 Ok(Started::Streaming) => {
-                    let stored_tail = self.stored_tail(begin).await?;
                     tracing::info!(
-                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored_tail = stored_tail.len(),
-                        "streaming"
+                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.stored.len(), "streaming"
                     );
                     let session = Session {
                         connection: &mut connection,
-                        begin,
-                        stored_tail,
+                        start,
                         acknowledge: self.cluster.acknowledge,
                         spool: &self.spool,
                         spool_limit: self.cluster.spool_limit.0,
                         identity: self.repository.identity(),
                         uploads: &mut uploads,
                         progress: &self.progress,
+                        notes: &self.notes,
+                        params: &self.params,
+                        metrics: &self.metrics,
                     };
-                    match session.run(stop).await {
-                        Ok(ended) => ended,
-                        Err(error) => return Err(self.explain(error, begin, &history).await),
-                    }
+                    session.run(stop).await
                 }
-                Err(error) => return Err(self.explain(error.into(), begin, &history).await),
+                Err(error) => Err(error.into()),
+            };
+            let ended = match started {
+                Ok(ended) => ended,
+                Err(error) if only_compares_first && is_removed(&error) && uploads.is_empty() => {
+                    self.cannot_compare(frontier);
+                    connection = self.connect().await?;
+                    continue;
+                }
+                Err(error) => {
+                    return Err(match &history {
+                        Some(history) => self.explain(error, begin, history).await,
+                        None => error,
+                    });
+                }
             };
             match ended {
                 Ended::Stopped => return Ok(()),
@@ -156,6 +206,26 @@ impl Streamer {
                 }
             }
         }
+    }
+
+    /// Waits until everything in the spool is stored, unfinished segments too; false if the agent stops before.
+    async fn settle_spool(&self, uploads: &mut Uploads, stop: &CancellationToken) -> Result<bool> {
+        // Before anything is reported as durable: what an earlier run received comes before it.
+        if !self.settle_uploads(uploads, stop).await? {
+            return Ok(false);
+        }
+        // Last, so that nothing behind a conflict is stored.
+        for segment in self.spool.leftovers()?.unfinished {
+            self.store_unfinished(segment).await?;
+        }
+        Ok(true)
+    }
+
+    /// Where to begin, by what the repository and the server have.
+    async fn decide(&self, connection: &mut ReplicationConnection, identity: &Identity) -> Result<(TimelineHistory, Start)> {
+        let history = self.store_histories(connection, identity.timeline).await?;
+        let start = self.position(connection, identity, &history).await?;
+        Ok((history, start))
     }
 
     /// Connects and makes sure that it is the same cluster.
@@ -230,13 +300,6 @@ impl Streamer {
         self.spool.remove_unfinished(segment)
     }
 
-    /// What is stored already of the segment at which the stream begins.
-    async fn stored_tail(&self, begin: Position) -> Result<Bytes> {
-        let size = self.repository.identity().segment_size;
-        let segment = size.segment_of(begin.lsn).name(begin.timeline, size);
-        Ok(self.repository.get_tail(segment).await?)
-    }
-
     /// Waits until everything handed over is stored; false if the agent stops before.
     async fn settle_uploads(&self, uploads: &mut Uploads, stop: &CancellationToken) -> Result<bool> {
         while !uploads.is_empty() {
@@ -251,14 +314,19 @@ impl Streamer {
 
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
     async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
-        match error.downcast_ref::<ReplicationError>() {
-            Some(ReplicationError::WalRemoved(_)) => match self.record_gap(begin, history).await {
-                Ok(()) => error,
-                Err(failed) => failed.context(format!("record a gap after: {error:#}")),
-            },
-            _ => error,
+        if !is_removed(&error) {
+            return error;
+        }
+        match self.record_gap(begin, history).await {
+            Ok(()) => error,
+            Err(failed) => failed.context(format!("record a gap after: {error:#}")),
         }
     }
+}
+
+/// Whether the server no longer has the WAL that was asked for.
+fn is_removed(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<ReplicationError>(), Some(ReplicationError::WalRemoved(_)))
 }
 
 /// What the operator can do, for the log.

@@ -1,34 +1,77 @@
 //! Where to begin: gathers what the pure decision needs, and records a gap when the server no longer has what was decided.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
-use walkeep_core::resume::{self, Known, Position};
-use walkeep_core::{Lsn, TimelineHistory};
+use walkeep_core::resume::{self, Position};
+use walkeep_core::{Lsn, TimelineHistory, WalFileName};
 
 use super::Streamer;
 use crate::postgres::replication::{Created, Identity, ReplicationConnection};
 use crate::postgres::sql;
+use crate::repository::Error;
+
+/// Where a stream begins, and what is known of its first segment.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// The position to ask the server for; the start of a segment.
+    pub at: Position,
+    /// The first segment that is not stored begins here: at `at`, or one segment behind it.
+    pub frontier: Position,
+    /// What is known of the segment at `at`, from its first byte; received bytes must be equal.
+    pub stored: Bytes,
+    /// Where that lies.
+    pub known: Known,
+    /// Everything before this is in the repository.
+    pub durable: Lsn,
+}
+
+impl Known {
+    /// Whether it is durable.
+    pub(super) fn in_repository(self) -> bool {
+        matches!(self, Self::Whole | Self::InParts)
+    }
+
+    /// Whether the segment is received only to be compared.
+    pub(super) fn is_whole(self) -> bool {
+        matches!(self, Self::Whole | Self::WholeInSpool)
+    }
+}
+
+/// Where what is known of a segment lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// In the repository, whole: the segment is asked for only to be compared.
+    Whole,
+    /// In the repository, as parts.
+    InParts,
+    /// In the spool, as far as it was received.
+    InSpool,
+    /// In the spool, whole: as [`Known::Whole`].
+    WholeInSpool,
+}
 
 impl Streamer {
-    /// The position to ask the server for: the first byte of the first segment that is not stored.
+    /// Where to begin: at the first byte of the first segment that is not stored, or one segment before it.
     pub(super) async fn position(
         &self,
         connection: &mut ReplicationConnection,
         identity: &Identity,
         history: &TimelineHistory,
-    ) -> Result<Position> {
+    ) -> Result<Start> {
         let stored = self.newest_stored(history).await?;
         let slot = self.slot_position(connection, !stored.is_empty()).await?;
         // A position that the server has not reached is another history's: it says nothing of what is kept here.
         let slot = slot.filter(|slot| *slot <= identity.flush);
         let size = self.repository.identity().segment_size;
-        let begin = resume::begin(&Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
+        let begin = resume::begin(&resume::Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
         let begin = self.behind_known_gaps(begin.position, history).await?;
-        let position = self.skip_stored(begin, history).await?;
-        Ok(self.back_to_prove(begin, position, slot))
+        let frontier = self.skip_stored(begin, history).await?;
+        self.back_to_prove(frontier, slot, identity.flush).await
     }
 
     /// The end of the newest whole segment on each timeline of the history.
@@ -72,7 +115,7 @@ impl Streamer {
     }
 
     /// `None`: no slot. `Some(None)`: a slot that holds no WAL.
-    async fn read_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Option<Lsn>>> {
+    pub(super) async fn read_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Option<Lsn>>> {
         if connection.server_version_num().await? >= 150_000 {
             return Ok(connection.read_slot(&self.cluster.slot).await?.map(|slot| slot.restart_lsn));
         }
@@ -96,15 +139,51 @@ impl Streamer {
         Ok(position)
     }
 
-    /// One segment back where segments were skipped because they are stored: the server sends the last of them once more, and storing it shows
-    /// whether it is the same. A copied server with the same system identifier and timeline would otherwise go on where the original
-    /// is, and mix its WAL into the archive. Only as far back as the slot keeps WAL.
-    fn back_to_prove(&self, begin: Position, position: Position, slot: Option<Lsn>) -> Position {
-        let back =
-            Position { lsn: Lsn::new(position.lsn.get().saturating_sub(self.repository.identity().segment_size.bytes())), ..position };
-        let skipped = begin.timeline == position.timeline && begin.lsn <= back.lsn;
-        let kept = slot.is_some_and(|slot| self.repository.identity().segment_size.align_down(slot) <= back.lsn);
-        if skipped && kept { back } else { position }
+    /// One segment back if that one is stored: the server sends it once more, and what it sends must be the same. A copied server with the same
+    /// system identifier and timeline would otherwise go on where the original is, and mix its WAL into the archive.
+    ///
+    /// Not needed where the slot stands exactly where we have confirmed everything: only we move it there, while the slot of a copied
+    /// server, and one made just now, begins at some checkpoint. Not possible where the server has removed that segment: see
+    /// [`Streamer::cannot_compare`].
+    async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, flushed: Lsn) -> Result<Start> {
+        let size = self.repository.identity().segment_size;
+        let segment = size.segment_of(frontier.lsn);
+        let name = segment.name(frontier.timeline, size);
+        let parts = self.repository.list_parts(name).await?;
+        let confirmed =
+            |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
+        let before =
+            segment.previous().filter(|_| frontier.lsn <= flushed && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
+        if let Some(before) = before {
+            let name = before.name(frontier.timeline, size);
+            match self.repository.get_wal(WalFileName::Segment(name)).await {
+                Ok(Some(stored)) => {
+                    let at = Position { lsn: before.start(size), ..frontier };
+                    return Ok(Start { at, frontier, stored: stored.content, known: Known::Whole, durable: at.lsn });
+                }
+                Ok(None) => {}
+                Err(error @ Error::Corrupt { .. }) => {
+                    tracing::error!(segment = %name, %error, hint = error.hint(), "what the server has cannot be compared with what is stored");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let stored = self.repository.get_tail(name).await?;
+        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, durable: frontier.lsn })
+    }
+
+    fn is_incomparable(&self, frontier: Position) -> bool {
+        *self.incomparable.lock().unwrap_or_else(PoisonError::into_inner) == Some(frontier)
+    }
+
+    /// The server no longer has the last segment that is stored: the next attempt begins behind it.
+    pub(super) fn cannot_compare(&self, frontier: Position) {
+        *self.incomparable.lock().unwrap_or_else(PoisonError::into_inner) = Some(frontier);
+        tracing::warn!(
+            timeline = frontier.timeline.get(), up_to = %frontier.lsn,
+            "what is stored cannot be compared with this server's WAL, which it has removed: going on behind it. Be sure that it is not a copy of \
+             the server that was archived before"
+        );
     }
 
     /// Past the segments that are stored already, on to the next timeline where one ends.

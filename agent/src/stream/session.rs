@@ -8,13 +8,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId, page};
 
+use super::alone::Notes;
+use super::position::{Known, Start};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
-use crate::postgres::replication::{Event, ReplicationConnection};
+use crate::metrics::Metrics;
+use crate::postgres::ConnectionParams;
+use crate::postgres::replication::{Event, Options, ReplicationConnection};
 use crate::progress::{Phase, Progress};
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::{SegmentWriter, Spool};
@@ -24,9 +29,11 @@ use crate::spool::{SegmentWriter, Spool};
 const TICK: Duration = Duration::from_secs(1);
 /// An answer that waits for a part to be stored is given after this long all the same.
 const ANSWER_DELAY: Duration = Duration::from_millis(100);
-/// A server that keeps asking for a reply while nothing new comes is shutting down and waits for us. If the repository cannot be reached
-/// for this long, we let go: the slot keeps the WAL, and a shutdown does not hang on us.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+/// A server that asks for a reply again as soon as it has one is shutting down and waits for us. If the tail cannot be stored within this
+/// time, we let go: the slot keeps the WAL, the spool its bytes, and a shutdown does not hang on us. All of it has to be over within 5 s.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(3);
+/// Requests closer than this make a row. An idle server asks once in half a `wal_sender_timeout`.
+const ASKING_AGAIN: Duration = Duration::from_secs(1);
 /// A server answers within this time, or the connection is dead: a host that vanished says nothing.
 const SERVER_SILENT: Duration = Duration::from_secs(45);
 /// Time to store the tail when the agent stops; SIGTERM has to be over within 5 s.
@@ -54,10 +61,8 @@ pub enum Ended {
 pub struct Session<'a> {
     /// The connection, on which the stream was started.
     pub connection: &'a mut ReplicationConnection,
-    /// Where the stream begins.
-    pub begin: Position,
-    /// The start of the first segment as it is stored already in parts; may be empty.
-    pub stored_tail: Bytes,
+    /// Where the stream begins, and what is stored there.
+    pub start: Start,
     /// What flush means.
     pub acknowledge: Acknowledge,
     /// Files.
@@ -70,6 +75,12 @@ pub struct Session<'a> {
     pub uploads: &'a mut Uploads,
     /// Where watermarks are noted.
     pub progress: &'a Progress,
+    /// Where the note is kept of how far the stream is.
+    pub notes: &'a Notes,
+    /// The way to the server.
+    pub params: &'a ConnectionParams,
+    /// Where a conflict is counted.
+    pub metrics: &'a Metrics,
 }
 
 /// The session's own state.
@@ -82,8 +93,10 @@ struct Receiving<'a> {
     /// The end of what is durable in the repository.
     durable: Lsn,
     segment: Option<Segment>,
-    /// When the first of a row of requests for a reply came that could not be answered with everything being durable.
-    asked_since: Option<Instant>,
+    /// When the first and the last of a row of requests for a reply came that could not be answered with everything being durable.
+    asked: Option<(Instant, Instant)>,
+    /// A look, while the spool is full, whether the server is shutting down.
+    looking: Option<AbortOnDropHandle<bool>>,
     /// An answer is owed at this moment.
     answer_at: Option<Instant>,
     spool_full: bool,
@@ -94,8 +107,10 @@ struct Receiving<'a> {
 /// The segment being received.
 struct Segment {
     writer: SegmentWriter,
-    /// What is stored of it already; received bytes must be equal.
+    /// What is known of it already; received bytes must be equal.
     stored: Bytes,
+    /// Where that lies.
+    known: Known,
     /// How far it was handed over in parts or is stored in them.
     handed_over: u64,
 }
@@ -103,15 +118,18 @@ struct Segment {
 impl<'a> Session<'a> {
     /// Streams until something ends it. What was received and not yet stored stays in the spool.
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
-        let begin = self.begin;
-        self.progress.begin(begin.timeline, begin.lsn);
+        let begin = self.start.at;
+        self.progress.begin(begin.timeline, begin.lsn, self.start.durable);
+        self.notes.received(self.start.frontier)?;
+        let durable = self.start.durable;
         let mut receiving = Receiving {
             session: self,
             at: begin.lsn,
             spooled: begin.lsn,
-            durable: begin.lsn,
+            durable,
             segment: None,
-            asked_since: None,
+            asked: None,
+            looking: None,
             answer_at: None,
             spool_full: false,
             heard: Instant::now(),
@@ -153,7 +171,7 @@ impl Receiving<'_> {
             Event::Wal { start, server_end, data, .. } => {
                 self.session.progress.heard(server_end.max(start.saturating_add(data.len() as u64)));
                 ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
-                self.asked_since = None;
+                self.asked = None;
                 self.write(&data)?;
             }
             Event::Keepalive { server_end, reply_requested, .. } => {
@@ -166,7 +184,7 @@ impl Receiving<'_> {
                 ensure!(
                     self.at == switch,
                     "timeline {} ends at {switch}, but WAL up to {} was received",
-                    self.session.begin.timeline,
+                    self.session.start.at.timeline,
                     self.at
                 );
                 self.hand_over_tail()?;
@@ -195,36 +213,44 @@ impl Receiving<'_> {
 
     fn write_within_segment(&mut self, bytes: &[u8]) -> Result<()> {
         let size = self.session.identity.segment_size;
-        let timeline = self.session.begin.timeline;
+        let timeline = self.session.start.at.timeline;
         let segment = match &mut self.segment {
             Some(segment) => segment,
             none => {
                 let name = size.segment_of(self.at).name(timeline, size);
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
-                let stored = std::mem::take(&mut self.session.stored_tail);
-                let handed_over = stored.len() as u64;
-                none.insert(Segment { writer: self.session.spool.create(name)?, stored, handed_over })
+                let first = self.at == self.session.start.at.lsn;
+                let stored = std::mem::take(&mut self.session.start.stored);
+                let known = self.session.start.known;
+                let (writer, handed_over) = match known {
+                    Known::InSpool if first => (self.session.spool.receive_again(name)?, 0),
+                    _ => (self.session.spool.create(name)?, stored.len() as u64),
+                };
+                none.insert(Segment { writer, stored, known: if first { known } else { Known::InParts }, handed_over })
             }
         };
         let from = segment.writer.written() as usize;
         let stored = segment.stored.get(from..).unwrap_or_default();
         let overlap = stored.len().min(bytes.len());
         if bytes[..overlap] != stored[..overlap] {
-            return Err(repository::Error::Conflict {
+            let conflict = repository::Error::Conflict {
                 name: format!("{} from byte {from}", segment.writer.segment()),
-                stored: "the parts stored before".into(),
+                stored: "what was stored before".into(),
                 offered: "what the server sends now".into(),
-            }
-            .into());
+            };
+            self.session.metrics.error(conflict.kind());
+            return Err(conflict.into());
         }
         segment.writer.append(bytes)?;
         self.at = self.at.saturating_add(bytes.len() as u64);
         if !segment.stored.is_empty() && segment.writer.written() >= segment.stored.len() as u64 {
-            // Everything stored before is confirmed to be what the server has; it is durable without storing it again.
-            let start = size.align_down(Lsn::new(self.at.get() - 1));
-            let end = start.saturating_add(segment.stored.len() as u64);
-            self.durable = self.durable.max(end);
-            self.session.progress.durable(end);
+            // Everything known before is confirmed to be what the server has; in the repository, it is durable without storing it again.
+            if segment.known.in_repository() {
+                let start = size.align_down(Lsn::new(self.at.get() - 1));
+                let end = start.saturating_add(segment.stored.len() as u64);
+                self.durable = self.durable.max(end);
+                self.session.progress.durable(end);
+            }
             segment.stored = Bytes::new();
         }
         if segment.writer.is_whole() {
@@ -240,10 +266,18 @@ impl Receiving<'_> {
         let first_page = segment.writer.read(0, FIRST_PAGE)?;
         page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
             .with_context(|| format!("refuse {name} as streamed"))?;
+        if segment.known.is_whole() {
+            tracing::info!(segment = %name, "the server has the same as was received before");
+            self.spooled = self.at;
+            self.session.progress.spooled(self.at);
+            return self.session.spool.remove_unfinished(name);
+        }
         let name = segment.writer.seal()?;
         self.spooled = self.at;
         self.session.progress.spooled(self.at);
-        self.session.uploads.segment(name, Position { timeline: name.timeline(), lsn: self.at });
+        let end = Position { timeline: name.timeline(), lsn: self.at };
+        self.session.notes.received(end)?;
+        self.session.uploads.segment(name, end);
         self.check_spool()
     }
 
@@ -280,14 +314,39 @@ impl Receiving<'_> {
         if self.spool_full {
             self.check_spool()?;
             if self.spool_full {
-                // Silent, so that wal_sender_timeout ends this: a server that shuts down must not wait for a repository that is out of reach. What
-                // is stored meanwhile is still reported; the slot keeps the rest.
-                return Ok(());
+                // Silent: should the look below fail, wal_sender_timeout ends this. What is stored meanwhile is still reported.
+                return self.look_for_shutdown().await;
             }
         } else if self.heard.elapsed() > SERVER_SILENT {
             bail!("the server has not been heard of for {} s: taking the connection for dead", SERVER_SILENT.as_secs());
         }
         self.send_status().await
+    }
+
+    /// With a full spool nothing is read, so the server's requests for a reply are not seen. A server that shuts down refuses new connections.
+    async fn look_for_shutdown(&mut self) -> Result<()> {
+        if self.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
+            return Ok(());
+        }
+        if let Some(looked) = self.looking.take()
+            && looked.await.is_ok_and(|shuts_down| shuts_down)
+        {
+            bail!(
+                "the server is shutting down while the spool is full: letting go, so that it does not wait for us; its slot keeps the WAL"
+            );
+        }
+        let params = self.session.params.clone();
+        self.looking = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            match ReplicationConnection::connect(&params, &Options::default()).await {
+                Ok(connection) => {
+                    connection.close().await;
+                    false
+                }
+                // cannot_connect_now; a server that starts or recovers from a crash has ended our connection before.
+                Err(error) => error.server().is_some_and(|error| error.code == "57P03"),
+            }
+        })));
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -303,15 +362,16 @@ impl Receiving<'_> {
     async fn asked_for_reply(&mut self, server_end: Lsn) -> Result<()> {
         self.hand_over_tail()?;
         if self.flushed() >= server_end {
-            self.asked_since = None;
+            self.asked = None;
             return self.send_status().await;
         }
         let now = Instant::now();
-        let since = *self.asked_since.get_or_insert(now);
+        let since = self.asked.filter(|(_, last)| now.duration_since(*last) < ASKING_AGAIN).map_or(now, |(first, _)| first);
+        self.asked = Some((since, now));
         if now.duration_since(since) > SHUTDOWN_PATIENCE {
             bail!(
-                "the server keeps asking for WAL up to {server_end} to be confirmed, but the repository has only {}: letting go, so that a \
-                 shutdown of the server does not wait for us; its slot keeps the WAL",
+                "the server is shutting down and waits for WAL up to {server_end} to be confirmed, but the repository has only {}: letting go, so \
+                 that it does not wait longer; its slot keeps the WAL",
                 self.durable
             );
         }
@@ -380,7 +440,10 @@ impl Receiving<'_> {
                 Ok(result) => self.acknowledged(result).await?,
                 Err(_) => {
                     let waiting = self.session.uploads.len();
-                    tracing::warn!(waiting, "stopping before everything was stored; the server's slot keeps it");
+                    tracing::warn!(
+                        waiting,
+                        "stopping before everything was stored; what was confirmed is in the spool, the server's slot keeps the rest"
+                    );
                     break;
                 }
             }
