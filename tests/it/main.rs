@@ -8,6 +8,7 @@ mod backups;
 mod conflicts;
 mod harness;
 mod lineage;
+mod places;
 mod process_faults;
 mod recovery;
 mod restore;
