@@ -7,6 +7,7 @@ mod access;
 mod backups;
 mod conflicts;
 mod harness;
+mod killed_steps;
 mod least_privilege;
 mod lineage;
 mod places;
