@@ -175,6 +175,52 @@ fn a_full_spool_pauses_the_stream() {
     agent.stop();
 }
 
+/// The server is to stop while the spool is full and the store away: it waits for nobody longer than its own settings say, and nothing is lost.
+fn stop_with_a_full_spool(acknowledge: &str, wal_sender_timeout: &str) {
+    let builder = Cluster::builder().segment_mib(1).archiving().conf("max_wal_size", "1GB");
+    let cluster = builder.conf("wal_sender_timeout", wal_sender_timeout).start();
+    let (proxy, _, mut walkeep) = behind_proxy(&cluster);
+    walkeep.acknowledge = acknowledge.to_owned();
+    walkeep.cluster_lines = "spool_limit = \"32MiB\"\n".to_owned();
+    walkeep.write_config();
+    cluster.archive_by(None);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    proxy.close();
+    cluster.pgbench_init(4);
+    wait_until("the spool is full", SOON, || agent.metric("walkeep_stream_phase{phase=\"spool_full\"}") == Some(1.0));
+    cluster.sql("CREATE TABLE last AS SELECT generate_series(1, 100) AS i");
+    let begun = Instant::now();
+    cluster.stop(Stop::Fast);
+    eprintln!("{acknowledge}, wal_sender_timeout = {wal_sender_timeout}: the stop took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    // It comes back while the store is still away, and goes on.
+    cluster.start();
+    assert_eq!(cluster.sql("SELECT count(*) FROM last"), "100");
+    cluster.sql("INSERT INTO last SELECT generate_series(101, 200)");
+    assert_eq!(agent.get("/readyz").unwrap().0, 503);
+    proxy.open();
+    let last = cluster.switch_wal();
+    wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));
+    cluster.archive_now();
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 40);
+    assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"], serde_json::json!([]));
+    assert_eq!(agent.metric("walkeep_conflicts_total"), Some(0.0));
+    assert_calm(&agent, &[RETRIED, "the spool is full", SERVER_GONE[0], SERVER_GONE[1]]);
+    agent.stop();
+}
+
+#[test]
+fn a_server_stops_while_the_spool_is_full() {
+    stop_with_a_full_spool("repository", "2s");
+    stop_with_a_full_spool("spool", "2s");
+}
+
+#[test]
+fn a_server_that_never_times_out_stops_while_the_spool_is_full() {
+    stop_with_a_full_spool("repository", "0");
+}
+
 fn resident_mib(agent: &Agent) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -36,6 +36,8 @@ use uploads::{Destination, Uploads};
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), most: Duration::from_secs(15), deadline: None };
 /// A connection that lasted this long starts the backoff anew.
 const STABLE: Duration = Duration::from_secs(30);
+/// For a server that has none: while the spool is full nothing is read, and the end of such a server would wait for us without end.
+const SENDER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The stream of one cluster.
 #[derive(Debug)]
@@ -161,8 +163,12 @@ impl Streamer {
     /// Connects and makes sure that it is the same cluster.
     async fn connect(&self) -> Result<ReplicationConnection> {
         self.progress.set_phase(Phase::Connecting);
-        let options = Options { application_name: Some(self.cluster.application_name.clone()), wal_sender_timeout: None };
+        let mut options = Options { application_name: Some(self.cluster.application_name.clone()), wal_sender_timeout: None };
         let mut connection = ReplicationConnection::connect(&self.params, &options).await.context("connect for replication")?;
+        if connection.show("wal_sender_timeout").await? == "0" {
+            options.wal_sender_timeout = Some(SENDER_TIMEOUT);
+            connection = ReplicationConnection::connect(&self.params, &options).await.context("connect for replication")?;
+        }
         let identity = connection.identify_system().await?;
         let expected = self.repository.identity();
         if identity.system != expected.system_identifier {
