@@ -14,6 +14,7 @@ mod places;
 mod process_faults;
 mod recovery;
 mod restore;
+mod same_moment;
 mod store_faults;
 mod story;
 mod streaming;
