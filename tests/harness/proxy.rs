@@ -117,6 +117,8 @@ pub enum Fault {
     DropRequest,
     /// The request is forwarded and done; the connection is closed instead of an answer.
     DropAnswer,
+    /// The request is forwarded and done; its answer comes when the fault is disarmed.
+    HoldAnswer,
     /// The answer's head is right, its body ends after so many bytes with the connection.
     CutBody(u64),
     /// The answer's body is shortened to so many bytes and its `Content-Length` says so too: a short object that looks whole.
@@ -303,6 +305,14 @@ impl FaultProxy {
         // Wakes the thread that accepts.
         let _ = TcpStream::connect(("127.0.0.1", self.port.number()));
         let _ = thread.join();
+    }
+
+    /// Cuts all connections and forgets what was held, as if the client had died before the server saw any of it; all faults are disarmed.
+    #[track_caller]
+    pub fn drop_held(&self) {
+        self.close();
+        self.disarm_all();
+        self.open();
     }
 
     /// Accepts connections again.

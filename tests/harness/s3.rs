@@ -24,6 +24,53 @@ pub const ACCESS_KEY: &str = "walkeeptest";
 /// Its secret. Tests look for it where it must not appear.
 pub const SECRET_KEY: &str = "walkeeptestSENTINELsecret";
 
+/// Keys that may do only what a policy of `packaging/iam` allows, in a bucket of their own, below [`LEAST_PREFIX`]. One test each: the bucket is
+/// there once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Least {
+    /// `s3-policy.json`: put, get, list.
+    Keeps,
+    /// `s3-policy-with-probe-cleanup.json`: also deletes scratch objects.
+    CleansUp,
+}
+
+/// The prefix that the policies are for.
+pub const LEAST_PREFIX: &str = "production/wal";
+
+impl Least {
+    const ALL: [Self; 2] = [Self::Keeps, Self::CleansUp];
+
+    /// The key id; also the bucket's and the policy's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keeps => "least-keeps",
+            Self::CleansUp => "least-cleans-up",
+        }
+    }
+
+    /// The policy as it is shipped, for this bucket and prefix.
+    pub fn policy(self) -> String {
+        let text = match self {
+            Self::Keeps => include_str!("../../packaging/iam/s3-policy.json"),
+            Self::CleansUp => include_str!("../../packaging/iam/s3-policy-with-probe-cleanup.json"),
+        };
+        text.replace("BUCKET", self.name()).replace("PREFIX", LEAST_PREFIX)
+    }
+
+    /// The bucket, made here by somebody who may.
+    #[track_caller]
+    pub fn bucket(self) -> Bucket {
+        let name = self.name().to_owned();
+        curl(&S3Server::get().endpoint(), "PUT", &format!("/{name}"), &[], None).expect("create a bucket");
+        Bucket { name }
+    }
+
+    /// The environment of whoever has these keys.
+    pub fn credentials(self) -> [(String, String); 2] {
+        [("AWS_ACCESS_KEY_ID".to_owned(), self.name().to_owned()), ("AWS_SECRET_ACCESS_KEY".to_owned(), SECRET_KEY.to_owned())]
+    }
+}
+
 const START: Duration = Duration::from_secs(30);
 
 /// The server.
@@ -97,11 +144,21 @@ impl S3Server {
         let folder = scratch.path().to_owned();
         let data = scratch.dir("data");
         make_certificates(&scratch.dir("tls"))?;
-        let identities = serde_json::json!({"identities": [{
+        let mut identities = vec![serde_json::json!({
             "name": "walkeep",
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }]});
+        })];
+        identities.extend(Least::ALL.map(|least| {
+            serde_json::json!({
+                "name": least.name(),
+                "credentials": [{"accessKey": least.name(), "secretKey": SECRET_KEY}],
+                "actions": [],
+                "policyNames": [least.name()],
+            })
+        }));
+        let policies = Least::ALL.map(|least| serde_json::json!({"name": least.name(), "content": least.policy()}));
+        let identities = serde_json::json!({"identities": identities, "policies": policies});
         let config = scratch.write("s3.json", identities.to_string(), 0o600);
         // Each bucket is a collection; seven volumes for each, as is usual, would soon be all that fit.
         scratch.write("master.toml", "[master.volume_growth]\ncopy_1 = 1\n", 0o644);

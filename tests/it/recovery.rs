@@ -4,5 +4,6 @@
 mod broken;
 mod faults;
 mod looks;
+mod no_space;
 mod servers;
 mod world;

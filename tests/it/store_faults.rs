@@ -1,15 +1,10 @@
 //! An S3 server that fails in all its ways, and a spool that is full: the server is unharmed, and nothing is missing afterwards.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use walkeep_tests::walkeep::run;
-use walkeep_tests::{
-    Agent, Bucket, Cluster, Fault, FaultProxy, Repository, S3Server, Stop, Walkeep, When, compare_fetched, process, user, wait_until,
-};
+use walkeep_tests::{Agent, Bucket, Cluster, Fault, FaultProxy, Repository, S3Server, Stop, Walkeep, When, compare_fetched, wait_until};
 
-use crate::support::{MIB, SERVER_GONE, assert_calm, end_of, segments_in, switch_and_store, wait_durable};
+use crate::support::{MIB, SERVER_GONE, Tmpfs, assert_calm, end_of, segments_in, switch_and_store, wait_durable};
 
 const SOON: Duration = Duration::from_secs(30);
 const RETRIED: &str = "failed; trying again";
@@ -180,6 +175,52 @@ fn a_full_spool_pauses_the_stream() {
     agent.stop();
 }
 
+/// The server is to stop while the spool is full and the store away: it waits for nobody longer than its own settings say, and nothing is lost.
+fn stop_with_a_full_spool(acknowledge: &str, wal_sender_timeout: &str) {
+    let builder = Cluster::builder().segment_mib(1).archiving().conf("max_wal_size", "1GB");
+    let cluster = builder.conf("wal_sender_timeout", wal_sender_timeout).start();
+    let (proxy, _, mut walkeep) = behind_proxy(&cluster);
+    walkeep.acknowledge = acknowledge.to_owned();
+    walkeep.cluster_lines = "spool_limit = \"32MiB\"\n".to_owned();
+    walkeep.write_config();
+    cluster.archive_by(None);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    proxy.close();
+    cluster.pgbench_init(4);
+    wait_until("the spool is full", SOON, || agent.metric("walkeep_stream_phase{phase=\"spool_full\"}") == Some(1.0));
+    cluster.sql("CREATE TABLE last AS SELECT generate_series(1, 100) AS i");
+    let begun = Instant::now();
+    cluster.stop(Stop::Fast);
+    eprintln!("{acknowledge}, wal_sender_timeout = {wal_sender_timeout}: the stop took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    // It comes back while the store is still away, and goes on.
+    cluster.start();
+    assert_eq!(cluster.sql("SELECT count(*) FROM last"), "100");
+    cluster.sql("INSERT INTO last SELECT generate_series(101, 200)");
+    assert_eq!(agent.get("/readyz").unwrap().0, 503);
+    proxy.open();
+    let last = cluster.switch_wal();
+    wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));
+    cluster.archive_now();
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 40);
+    assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"], serde_json::json!([]));
+    assert_eq!(agent.metric("walkeep_conflicts_total"), Some(0.0));
+    assert_calm(&agent, &[RETRIED, "the spool is full", SERVER_GONE[0], SERVER_GONE[1]]);
+    agent.stop();
+}
+
+#[test]
+fn a_server_stops_while_the_spool_is_full() {
+    stop_with_a_full_spool("repository", "2s");
+    stop_with_a_full_spool("spool", "2s");
+}
+
+#[test]
+fn a_server_that_never_times_out_stops_while_the_spool_is_full() {
+    stop_with_a_full_spool("repository", "0");
+}
+
 fn resident_mib(agent: &Agent) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -217,28 +258,6 @@ fn a_spool_without_its_server_is_stored() {
     drop(agent);
 }
 
-/// A small file system, for as long as the value lives.
-struct Tmpfs<'a>(&'a Path);
-
-impl<'a> Tmpfs<'a> {
-    fn mount(at: &'a Path, size: &str) -> Option<Self> {
-        let (uid, gid) = (user::account().uid, user::account().gid);
-        let options = format!("size={size},mode=0700,uid={uid},gid={gid}");
-        let mounted = user::is_root() && process::run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at)).is_ok();
-        mounted.then_some(Self(at))
-    }
-
-    fn resize(&self, size: &str) {
-        process::run(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(self.0)).unwrap();
-    }
-}
-
-impl Drop for Tmpfs<'_> {
-    fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg("-l").arg(self.0));
-    }
-}
-
 /// D1: no space left for the spool, before its limit is reached.
 #[test]
 fn no_space_for_the_spool() {
@@ -248,10 +267,7 @@ fn no_space_for_the_spool() {
         walkeep.acknowledge = acknowledge.to_owned();
         walkeep.write_config();
         let spool = walkeep.spool();
-        let Some(tmpfs) = Tmpfs::mount(&spool, "12m") else {
-            eprintln!("SKIPPED: a tmpfs cannot be mounted here");
-            return;
-        };
+        let Some(tmpfs) = Tmpfs::mount(&spool, "12m") else { return };
         cluster.archive_by(None);
         let agent = walkeep.agent();
         let away = proxy.arm(When::put(), Fault::SLOW_DOWN);
@@ -263,7 +279,7 @@ fn no_space_for_the_spool() {
         cluster.sql("SELECT 1");
         proxy.disarm(away);
         if acknowledge == "spool" {
-            tmpfs.resize("64m");
+            tmpfs.remount("size=64m");
         }
         let last = cluster.switch_wal();
         wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));

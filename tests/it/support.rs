@@ -1,9 +1,10 @@
 //! What several stories need: repositories of each kind, positions in the WAL, waiting for the agent.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use walkeep_tests::{Agent, Cluster, Repository, S3Server, Walkeep, wait_until};
+use walkeep_tests::{Agent, Cluster, Repository, S3Server, Walkeep, process, user, wait_until};
 
 pub const MIB: u64 = 1 << 20;
 /// Log lines that belong to a server that stops while the agent streams.
@@ -95,4 +96,37 @@ pub fn copies(walkeep: &Walkeep, folder: &str, from: &Path, names: &[String]) ->
         std::fs::copy(from.join(name), to.join(name)).unwrap();
     }
     to
+}
+
+/// A small file system of the servers' account, for as long as the value lives.
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// At this folder; `None`, and a line that says so, where nothing can be mounted.
+    pub fn mount(at: &Path, size: &str) -> Option<Self> {
+        let (uid, gid) = (user::account().uid, user::account().gid);
+        let options = format!("size={size},mode=0700,uid={uid},gid={gid}");
+        let mounted = user::is_root() && process::run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at)).is_ok();
+        if !mounted {
+            eprintln!("SKIPPED: a tmpfs cannot be mounted here");
+        }
+        mounted.then(|| Self(at.to_owned()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Changes it: `size=64m`, `ro`.
+    #[track_caller]
+    pub fn remount(&self, option: &str) {
+        process::run(Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.0)).unwrap();
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = process::run(Command::new("umount").arg("-l").arg(&self.0));
+    }
 }

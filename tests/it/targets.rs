@@ -1,11 +1,9 @@
 //! Every way to say where a recovery stops, with exact row counts, on a server whose rows commit one by one; and what is refused.
 
-use std::path::Path;
-
 use serde_json::Value;
 use walkeep_tests::postgres::client;
 use walkeep_tests::walkeep::run;
-use walkeep_tests::{Scratch, Stop, user, wait_until};
+use walkeep_tests::{user, wait_until};
 
 use crate::story::{self, PATIENCE, Story, plan, refused};
 use crate::support::segments_in;
@@ -272,73 +270,6 @@ fn a_backup_whose_own_wal_is_lost() {
     // The newest that can be made consistent is taken where the newest cannot.
     assert_eq!(rows_at(&story, &["--immediate"]), 10);
     story.end(&[]);
-}
-
-// ---- places that are refused
-
-fn into(story: &Story, to: &Path, says: &str) {
-    let output = story.walkeep.run(&["restore", "--to", &to.to_string_lossy()]).expect_code(3);
-    assert!(output.stderr.starts_with("refused: ") && output.stderr.contains(says), "{}", output.stderr);
-}
-
-#[test]
-fn a_directory_that_is_not_empty() {
-    let (story, _) = forty_rows();
-    let place = &Scratch::new();
-    let full = place.dir("full");
-    place.write("full/file", "precious", 0o600);
-    place.dir("empty");
-    std::os::unix::fs::symlink(place.join("empty"), place.join("link")).unwrap();
-    place.write("file", "", 0o600);
-    let before = (story::listing(place.path()), identity_of(story.cluster.data()));
-    into(&story, &full, "is not empty");
-    into(&story, &place.join("link"), "is a symbolic link");
-    into(&story, &place.join("file"), "is not a directory");
-    into(&story, story.cluster.data(), "a server is running there");
-    story.cluster.stop(Stop::Fast);
-    into(&story, story.cluster.data(), "is a data directory already");
-    story.cluster.start();
-    assert_eq!((story::listing(place.path()), identity_of(story.cluster.data())), before);
-    assert_eq!(story.cluster.sql("SELECT count(*) FROM t"), "40");
-    // An empty one will do.
-    story.walkeep.ok(&["restore", "--to", &place.join("empty").to_string_lossy()]);
-    story.end(&crate::support::SERVER_GONE);
-}
-
-fn identity_of(data: &Path) -> Vec<u8> {
-    std::fs::read(data.join("PG_VERSION")).unwrap()
-}
-
-#[test]
-fn a_disk_that_is_too_small() {
-    if !user::is_root() {
-        eprintln!("SKIPPED a_disk_that_is_too_small: only root can mount a tmpfs");
-        return;
-    }
-    let (story, _) = forty_rows();
-    let place = Scratch::new();
-    let disk = Mounted::tmpfs(&place.dir("disk"));
-    let to = disk.0.join("data");
-    into(&story, &to, "bytes free");
-    assert!(!to.exists());
-    story.end(&[]);
-}
-
-/// A small file system, there while this lives.
-struct Mounted(std::path::PathBuf);
-
-impl Mounted {
-    fn tmpfs(at: &Path) -> Self {
-        let mut mount = std::process::Command::new("mount");
-        run(mount.args(["-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs"]).arg(at)).expect_code(0);
-        Self(at.to_owned())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = run(std::process::Command::new("umount").arg("-l").arg(&self.0));
-    }
 }
 
 #[test]

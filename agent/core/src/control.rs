@@ -3,7 +3,7 @@
 //! The layout is that of control file versions 1300 (PostgreSQL 13 to 16), 1700 and 1800 on a 64-bit little-endian machine. Which of
 //! 13 to 16 wrote a file it does not tell; `PG_VERSION` does. Nothing here writes one.
 
-use crate::identity::{SystemIdentifier, TimelineId};
+use crate::identity::{MajorVersion, SystemIdentifier, TimelineId};
 use crate::le::{u32_at, u64_at};
 use crate::lsn::Lsn;
 use crate::segment::{SegmentSize, SegmentSizeError};
@@ -25,6 +25,8 @@ pub struct ControlFile {
     pub redo: Lsn,
     /// The timeline of that checkpoint.
     pub timeline: TimelineId,
+    /// Bytes of a block of a table's file; chosen when PostgreSQL was built, 8192 as a rule.
+    pub block_size: u32,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
     /// The version of the data page checksums; 0 without them.
@@ -76,7 +78,10 @@ pub enum ControlError {
         /// Bytes given.
         found: usize,
     },
-    /// Not a version that Walkeep knows, or written on a machine of the other byte order.
+    /// Written on a machine of the other byte order.
+    #[error("pg_control was written on a machine of the other byte order")]
+    ByteOrder,
+    /// Not a version that Walkeep knows.
     #[error("pg_control version {found} is not one of 1300 (PostgreSQL 13 to 16), 1700 and 1800")]
     Version {
         /// The version in the file.
@@ -105,6 +110,17 @@ pub enum ControlError {
 }
 
 impl ControlFile {
+    /// Whether servers of this major version write such files.
+    pub fn is_of(&self, version: MajorVersion) -> bool {
+        let written = match version.get() {
+            13..=16 => 1300,
+            17 => 1700,
+            18 => 1800,
+            _ => return true,
+        };
+        self.control_version == written
+    }
+
     /// Reads the content of `global/pg_control`.
     pub fn parse(bytes: &[u8]) -> Result<Self, ControlError> {
         let too_short = |expected| ControlError::TooShort { expected, found: bytes.len() };
@@ -113,6 +129,7 @@ impl ControlFile {
         let crc_offset = match control_version {
             1300 | 1700 => 288,
             1800 => 292,
+            found if matches!(found.swap_bytes(), 1300 | 1700 | 1800) => return Err(ControlError::ByteOrder),
             found => return Err(ControlError::Version { found }),
         };
         let expected = u32_at(bytes, crc_offset).ok_or(too_short(crc_offset + 4))?;
@@ -132,6 +149,7 @@ impl ControlFile {
             checkpoint: Lsn::new(u64_at(32)?),
             redo: Lsn::new(u64_at(40)?),
             timeline: TimelineId::new(u32_at(48)?).ok_or(ControlError::Timeline)?,
+            block_size: u32_at(216)?,
             segment_size: SegmentSize::new(u32_at(228)?.into())?,
             checksum_version: u32_at(252)?,
         })
@@ -162,6 +180,7 @@ mod tests {
             checkpoint: Lsn::new(0x1A0_0028),
             redo: Lsn::new(0x1A0_0028),
             timeline: TimelineId::FIRST,
+            block_size: 8192,
             segment_size: SegmentSize::new(1 << 20).expect("a valid size"),
             checksum_version: 0,
         };
@@ -174,7 +193,7 @@ mod tests {
         let of = |bytes: &[u8]| {
             let file = ControlFile::parse(bytes).expect("parses");
             assert_eq!((file.state, file.timeline, file.checksum_version), (ClusterState::InProduction, TimelineId::FIRST, 1));
-            assert_eq!(file.segment_size.bytes(), 1 << 20);
+            assert_eq!((file.block_size, file.segment_size.bytes()), (8192, 1 << 20));
             (file.system.get(), file.control_version, file.catalog_version, file.checkpoint.get(), file.redo.get())
         };
         let of_17 = of(include_bytes!("../tests/fixtures/pg_control-17.bin"));
@@ -192,6 +211,9 @@ mod tests {
         };
         assert!(matches!(ControlFile::parse(&changed(40, 1)), Err(ControlError::Checksum { .. })));
         assert_eq!(ControlFile::parse(&changed(8, 0)), Err(ControlError::Version { found: 0x500 }));
+        let mut swapped = OF_15.to_vec();
+        swapped[8..12].reverse();
+        assert_eq!(ControlFile::parse(&swapped), Err(ControlError::ByteOrder));
         assert_eq!(ControlFile::parse(&with_checksum(changed(16, 9), 288)), Err(ControlError::State { found: 9 }));
         assert_eq!(ControlFile::parse(&with_checksum(changed(48, 0), 288)), Err(ControlError::Timeline));
         assert!(matches!(ControlFile::parse(&with_checksum(changed(229, 1), 288)), Err(ControlError::SegmentSize(_))));

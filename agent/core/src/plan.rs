@@ -410,10 +410,11 @@ fn warnings(candidate: &Candidate, catalog: &Catalog, stop: &Stop, searched: boo
         ));
     }
     if stop.left_behind > 0 {
-        let commits = stop.left_behind;
+        // Usually sessions that committed at the same moment, each taking the time a little before it writes its record.
+        let (commits, stop) = (stop.left_behind, stop.at.lsn());
         warnings.push(format!(
-            "the server's clock ran backwards: {commits} commits at or before the time asked for come after {} and will not be there; choose by --lsn or --xid",
-            stop.at.lsn()
+            "commits that belong to the time asked for, {commits}, are written after {stop}, where recovery stops at a later one, and will not be there: \
+             sessions committed at once, or the server's clock was set back; choose by --lsn or --xid"
         ));
     }
     if candidate.target.timeline.is_none() {

@@ -124,9 +124,10 @@ async fn check(config: &Config, args: &CheckArgs, findings: &mut Findings) {
 }
 
 async fn probe(repository: &ClusterRepository) -> Result<String> {
-    let key = format!("{}/probe-{}-{}", repository.cluster(), std::process::id(), chrono::Utc::now().timestamp_micros());
-    repository.repository().store().probe(&key.parse()?).await?;
-    Ok("objects can be created once, read and listed; other content under the same name is refused".into())
+    let key = setup::probe_key(repository.cluster())?;
+    let probed = repository.repository().store().probe(&key).await?;
+    let left = setup::left_behind(probed, &key).map(|text| format!("; {text}")).unwrap_or_default();
+    Ok(format!("objects can be created once, read and listed; other content under the same name is refused{left}"))
 }
 
 /// What was learned from the server.

@@ -60,8 +60,11 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     }
     let stop = CancellationToken::new();
     let store = setup::store(cluster, Missing::Create, &stop).await?;
-    let probe = format!("{}/probe-{}-{}", cluster.name, std::process::id(), chrono::Utc::now().timestamp_micros());
-    store.probe(&probe.parse().map_err(anyhow::Error::new)?).await.context("try the repository")?;
+    let probe = setup::probe_key(&cluster.name)?;
+    let probed = store.probe(&probe).await.context("try the repository")?;
+    if let Some(text) = setup::left_behind(probed, &probe) {
+        eprintln!("note: {text}");
+    }
     let repository = Repository::create(store).await?;
     let known = make_known(&repository, cluster, &identity, args.new_identity).await?;
     let slot = match connection {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
+use walkeep_core::layout::ClusterName;
 use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, S3Options, S3Store};
-use walkeep_store::{SharedStore, guarded::GuardedStore};
+use walkeep_store::{Key, Probed, SharedStore, guarded::GuardedStore};
 
 use super::Global;
 use super::failure::Failure;
@@ -44,6 +45,17 @@ pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &Cancellatio
         RepositoryConfig::S3(config) => Arc::new(S3Store::open(s3_options(config)?).await?),
     };
     Ok(Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop.clone())))
+}
+
+/// A name for the object with which the store is tried, that no other try has.
+pub fn probe_key(cluster: &ClusterName) -> Result<Key> {
+    let key = format!("{cluster}/probe-{}-{}", std::process::id(), chrono::Utc::now().timestamp_micros());
+    Ok(key.parse()?)
+}
+
+/// What is said of an object that could not be removed.
+pub fn left_behind(probed: Probed, key: &Key) -> Option<String> {
+    (probed == Probed::Left).then(|| format!("deleting is denied, as it may be: the object of this try, {key}, stays and does no harm"))
 }
 
 fn s3_options(config: &S3Config) -> Result<S3Options> {

@@ -121,8 +121,8 @@ impl Store for Scripted {
         Ok(())
     }
 
-    async fn probe(&self, _scratch: &Key) -> walkeep_store::Result<()> {
-        Ok(())
+    async fn probe(&self, _scratch: &Key) -> walkeep_store::Result<walkeep_store::Probed> {
+        Ok(walkeep_store::Probed::Removed)
     }
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::OnceCell;
 use walkeep_core::layout::ClusterName;
-use walkeep_store::{Error as StoreError, ErrorKind, Key, ListRequest, Page, Put, Result as StoreResult, SharedStore, Store};
+use walkeep_store::{Error as StoreError, ErrorKind, Key, ListRequest, Page, Probed, Put, Result as StoreResult, SharedStore, Store};
 
 use super::{ClusterIdentity, ClusterRepository, Error, Repository};
 
@@ -94,7 +94,7 @@ impl Store for LaterStore {
         self.store().await?.delete(key).await
     }
 
-    async fn probe(&self, scratch: &Key) -> StoreResult<()> {
+    async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
         self.store().await?.probe(scratch).await
     }
 }

@@ -1,4 +1,4 @@
-//! A manifest, read through once before anything is written.
+//! A manifest and the small files that say what cluster it is, read through once before anything is written.
 //!
 //! A manifest is input: whoever can write to the repository can write one. Paths cannot leave the directory by their text (core sees to
 //! that); here is checked that there is nothing twice, that nothing lies below a file, and that it is a whole cluster.
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
+use walkeep_core::control::ControlFile;
 use walkeep_core::manifest::{Entry, EntryKind, Extent};
 
 use super::{Refusal, empty_hash};
@@ -47,6 +48,8 @@ pub struct Small {
     pub version: Vec<u8>,
     /// `tablespace_map`, if there is one.
     pub tablespace_map: Option<Vec<u8>>,
+    /// `global/pg_control`.
+    pub control: Vec<u8>,
 }
 
 impl Layout {
@@ -116,7 +119,7 @@ impl Layout {
         if path == "PG_VERSION" {
             self.group_access = entry.mode & 0o040 != 0;
         }
-        if path == "PG_VERSION" || path == TABLESPACE_MAP {
+        if ["PG_VERSION", TABLESPACE_MAP, CONTROL].contains(&path) {
             if *size > SMALL {
                 return Err(format!("{path} has {size} bytes"));
             }
@@ -137,17 +140,37 @@ impl Small {
             }
             Ok(Some(content))
         };
-        Ok(Self { version: read("PG_VERSION").await?.unwrap_or_default(), tablespace_map: read(TABLESPACE_MAP).await? })
+        Ok(Self {
+            version: read("PG_VERSION").await?.unwrap_or_default(),
+            tablespace_map: read(TABLESPACE_MAP).await?,
+            control: read(CONTROL).await?.unwrap_or_default(),
+        })
     }
 
-    /// Refuses a backup whose record names another major version than its files.
-    pub fn check_version(&self, record: &BackupRecord) -> Result<()> {
+    /// Refuses a backup whose record names another major version or cluster than its files, and one that no server on this machine could be
+    /// started with. Answers what pg_control says.
+    pub fn check(&self, record: &BackupRecord) -> Result<ControlFile> {
+        let refuse = |reason: String| Refusal::Backup { backup: record.id.to_string(), reason };
         let found = String::from_utf8_lossy(&self.version);
         if found.trim() != record.major_version.to_string() {
-            let reason = format!("its PG_VERSION says {:?}, its record PostgreSQL {}", found.trim(), record.major_version);
-            bail!(Refusal::Backup { backup: record.id.to_string(), reason });
+            bail!(refuse(format!("its PG_VERSION says {:?}, its record PostgreSQL {}", found.trim(), record.major_version)));
         }
-        Ok(())
+        let control =
+            ControlFile::parse(&self.control).map_err(|error| refuse(format!("no server here can read its pg_control: {error}")))?;
+        if !control.is_of(record.major_version) {
+            let (version, major) = (control.control_version, record.major_version);
+            bail!(refuse(format!("its pg_control has version {version}, which PostgreSQL {major} does not write")));
+        }
+        if (control.system, control.segment_size) != (record.system_identifier, record.segment_size) {
+            bail!(refuse(format!(
+                "its pg_control says system identifier {} and segments of {} bytes, its record {} and {}",
+                control.system,
+                control.segment_size.bytes(),
+                record.system_identifier,
+                record.segment_size.bytes()
+            )));
+        }
+        Ok(control)
     }
 }
 

@@ -28,6 +28,9 @@ use crate::transfer::{Meter, Stage, Watch};
 use layout::{Layout, Small};
 use target_dir::Target;
 
+/// Bytes of a block of PostgreSQL as everybody builds it.
+const USUAL_BLOCK: u32 = 8192;
+
 /// How to restore.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -164,6 +167,7 @@ struct Written {
     manifest: ManifestEntries,
     layout: Layout,
     small: Small,
+    block_size: u32,
 }
 
 async fn write_files(
@@ -181,7 +185,7 @@ async fn write_files(
         spawn_blocking(move || Layout::read(&manifest, &record)).await??
     };
     let small = Small::read(&repository, &layout, cancel).await?;
-    small.check_version(&record)?;
+    let control = small.check(&record)?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
     target.check(&layout, wal_headroom(plan, &record))?;
 
@@ -189,7 +193,7 @@ async fn write_files(
     tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.bytes, "restore: begins");
     let files = files::Files { repository, target: target.clone(), parallelism: options.parallelism.max(1), cancel: cancel.clone() };
     files.write(&manifest, &layout, meter).await?;
-    Ok(Written { target, manifest, layout, small })
+    Ok(Written { target, manifest, layout, small, block_size: control.block_size })
 }
 
 /// The record of the plan's backup, unchanged since the plan was made.
@@ -215,6 +219,12 @@ fn wal_headroom(plan: &RestorePlan, record: &BackupRecord) -> u64 {
 fn finish(written: &Written, lines: &settings::Lines) -> Result<Vec<String>> {
     let Written { target, manifest, small, .. } = written;
     let mut warnings = settings::write(target, lines)?;
+    if written.block_size != USUAL_BLOCK {
+        let block = written.block_size;
+        warnings.push(format!(
+            "the server needs PostgreSQL that was built for blocks of {block} bytes (--with-blocksize); others refuse to start"
+        ));
+    }
     target.link_tablespaces(small.tablespace_map.as_deref())?;
     files::sync(target, manifest)?;
     target.publish_control().context("give pg_control its name")?;

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{Access, AtFlags, CWD};
 use walkeep_core::Lsn;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::plan::RestorePlan;
@@ -80,7 +81,7 @@ impl Target {
         Ok(Self { data, tablespaces, replayed, dir_mode })
     }
 
-    /// Refuses directories that have something in them, and disks that are too full.
+    /// Refuses directories that have something in them or cannot be written, and disks that are too full.
     pub fn check(&self, layout: &Layout, headroom: u64) -> Result<()> {
         check_empty(&self.data, None)?;
         let outside: u64 = layout.outside.values().sum();
@@ -104,6 +105,7 @@ impl Target {
         let mut disks: HashMap<u64, (PathBuf, u64)> = HashMap::new();
         for (path, bytes) in needs {
             let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+            check_writable(path, existing)?;
             let device = fs::metadata(existing).with_context(|| format!("look at {}", existing.display()))?.dev();
             let sum = &mut disks.entry(device).or_insert_with(|| (existing.to_owned(), 0)).1;
             *sum = sum.saturating_add(bytes);
@@ -184,6 +186,19 @@ impl Target {
         durable::sync_parent(&control)?;
         durable::sync_dir(&self.data)
     }
+}
+
+/// Files must be allowed where they go, or what was written before that is found out lies about. A read-only file system is noticed too.
+fn check_writable(path: &Path, existing: &Path) -> Result<()> {
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    rustix::fs::accessat(CWD, existing, access, AtFlags::EACCESS).map_err(|error| {
+        let error = io::Error::from(error);
+        let reason = match existing == path {
+            true => format!("cannot be written: {error}"),
+            false => format!("cannot be made: {} cannot be written: {error}", existing.display()),
+        };
+        Refusal::Directory { path: path.to_owned(), reason }.into()
+    })
 }
 
 /// A directory to be filled must be absent, or a real, empty directory.

@@ -23,6 +23,26 @@ const SPACE: u32 = 16400;
 
 type Content = (&'static str, Vec<u8>);
 
+/// The control file of a real server, with the system identifier of these tests and a change of its content.
+fn control(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    const CRC: usize = 288;
+    let mut bytes = include_bytes!("../../core/tests/fixtures/pg_control-15.bin").to_vec();
+    bytes[..8].copy_from_slice(&7u64.to_le_bytes());
+    change(&mut bytes);
+    let crc = crc32c::crc32c(&bytes[..CRC]);
+    bytes[CRC..CRC + 4].copy_from_slice(&crc.to_le_bytes());
+    bytes.resize(8192, 0);
+    bytes
+}
+
+/// The files of a small cluster with another control file.
+fn cluster_with(control: Vec<u8>) -> Vec<Content> {
+    let mut files = cluster();
+    files.retain(|(name, _)| *name != "global/pg_control");
+    files.push(("global/pg_control", control));
+    files
+}
+
 /// The files of a small cluster.
 fn cluster() -> Vec<Content> {
     let noise = |len: usize| (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>();
@@ -37,7 +57,7 @@ fn cluster() -> Vec<Content> {
         ("base/1/1", noise(3 * EXTENT + 5)),
         ("base/1/2", vec![0; 2 * EXTENT]),
         ("base/1/3", Vec::new()),
-        ("global/pg_control", vec![9; 8192]),
+        ("global/pg_control", control(|_| {})),
     ]
 }
 
@@ -164,7 +184,7 @@ async fn nothing_is_written_where_something_is() {
     assert!(world.refusal(Options { to: inside("full"), ..world.options() }).await.contains("a server is running"));
     assert_eq!(fs::read_dir(inside("full")).unwrap().count(), 2);
     assert!(!world.data().exists());
-    assert_eq!(world.faulty.calls().iter().filter(|(_, key)| key.contains("packs/")).count(), 1 + 2 * 7, "small files only were read");
+    assert_eq!(world.faulty.calls().iter().filter(|(_, key)| key.contains("packs/")).count(), 1 + 3 * 7, "small files only were read");
     world.restore(Options { to: inside("empty"), ..world.options() }).await.expect("an empty directory will do");
 }
 
@@ -188,6 +208,40 @@ async fn what_does_not_fit_is_refused() {
     for world in [other, wrong, fewer, unlabelled, twice, below] {
         assert!(!world.data().exists());
     }
+}
+
+/// What no server here could be started with. PostgreSQL would say so too, after everything was fetched.
+#[tokio::test]
+async fn the_cluster_of_another_machine_is_refused() {
+    let other_byte_order = {
+        let mut bytes = control(|_| {});
+        for field in [0..8, 8..12, 12..16] {
+            bytes[field].reverse();
+        }
+        bytes
+    };
+    let torn = {
+        let mut bytes = control(|_| {});
+        bytes[40] ^= 1;
+        bytes
+    };
+    for (control, reason) in [
+        (other_byte_order, "written on a machine of the other byte order"),
+        (torn, "expected CRC"),
+        (vec![0; 10], "takes at least 12 bytes"),
+        (control(|bytes| bytes[0] = 8), "says system identifier 8 and segments of 1048576 bytes, its record 7 and 1048576"),
+        (control(|bytes| bytes[228..232].copy_from_slice(&(16u32 << 20).to_le_bytes())), "segments of 16777216 bytes"),
+        (include_bytes!("../../core/tests/fixtures/pg_control-17.bin").to_vec(), "version 1700, which PostgreSQL 15 does not write"),
+    ] {
+        let world = world(cluster_with(control), |_| {}).await;
+        let refusal = world.refusal(world.options()).await;
+        assert!(refusal.contains(reason), "{reason}: {refusal}");
+        assert!(!world.data().exists() && !world.dir.path().join("space").exists(), "{reason}");
+    }
+    // How PostgreSQL was built is not known here: it is told, not refused.
+    let world = world(cluster_with(control(|bytes| bytes[216..220].copy_from_slice(&32_768u32.to_le_bytes()))), |_| {}).await;
+    let summary = world.restore(world.options()).await.unwrap();
+    assert!(summary.warnings.iter().any(|warning| warning.contains("blocks of 32768 bytes")), "{:?}", summary.warnings);
 }
 
 #[tokio::test]
@@ -259,7 +313,7 @@ async fn record_of(world: &World) -> BackupRecord {
 #[tokio::test]
 async fn damage_on_the_way_is_read_again() {
     let world = world(cluster(), |_| {}).await;
-    world.faulty.inject(Rule::new(Operation::Get, Fault::Flip(100)).on("packs/").from_call(3).times(1));
+    world.faulty.inject(Rule::new(Operation::Get, Fault::Flip(100)).on("packs/").from_call(4).times(1));
     world.restore(world.options()).await.unwrap();
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Operation, Page, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Operation, Page, Probed, Put, Result, SharedStore, Store};
 
 /// What goes wrong with a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl Store for FaultyStore {
     }
 
     /// Goes through the faults of each call a probe makes, too.
-    async fn probe(&self, scratch: &Key) -> Result<()> {
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.before(Operation::Probe, scratch.as_str()).await?;
         crate::probe::probe(self, scratch).await
     }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
 
 /// A store with a deadline for each call and a way to stop them all.
 ///
@@ -59,7 +59,7 @@ impl Store for GuardedStore {
         self.guard("delete", key.as_str(), self.inner.delete(key)).await
     }
 
-    async fn probe(&self, scratch: &Key) -> Result<()> {
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.guard("probe", scratch.as_str(), self.inner.probe(scratch)).await
     }
 }

@@ -106,9 +106,18 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Removes the object; no error if it was not there.
     async fn delete(&self, key: &Key) -> Result<()>;
 
-    /// Proves that the store keeps its promises (reach, permission, conditional puts), by a small object below `scratch` that it removes again
+    /// Proves that the store keeps its promises (reach, permission, conditional puts), by a small object at `scratch` that it removes again
     /// where it may. Fails with [`ErrorKind::Unusable`] for a server that ignores `If-None-Match`.
-    async fn probe(&self, scratch: &Key) -> Result<()>;
+    async fn probe(&self, scratch: &Key) -> Result<Probed>;
+}
+
+/// What became of a probe's object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probed {
+    /// It was removed.
+    Removed,
+    /// It stays: removing is denied, as it should be for whoever keeps an archive.
+    Left,
 }
 
 /// A store shared between tasks.

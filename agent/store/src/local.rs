@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Put, Result, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, Store};
 use files::Files;
 
 /// A store in a local directory.
@@ -89,7 +89,7 @@ impl Store for LocalStore {
         self.run("delete", key.as_str(), move |files| files.delete(path.as_str())).await
     }
 
-    async fn probe(&self, scratch: &Key) -> Result<()> {
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
         crate::probe::probe(self, scratch).await
     }
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::listing::{PageBuilder, folder_of};
-use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Put, Result, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Result, Store};
 
 /// Objects in memory.
 #[derive(Debug, Default)]
@@ -101,7 +101,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn probe(&self, scratch: &Key) -> Result<()> {
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
         crate::probe::probe(self, scratch).await
     }
 }

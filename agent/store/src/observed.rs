@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{ErrorKind, Key, ListRequest, Page, Put, Result, SharedStore, Store};
+use crate::{ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
 
 /// A store's calls, for counting them and for naming one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -100,7 +100,7 @@ impl Store for ObservedStore {
         self.watch(Operation::Delete, self.inner.delete(key), |()| 0).await
     }
 
-    async fn probe(&self, scratch: &Key) -> Result<()> {
-        self.watch(Operation::Probe, self.inner.probe(scratch), |()| 0).await
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
+        self.watch(Operation::Probe, self.inner.probe(scratch), |_| 0).await
     }
 }

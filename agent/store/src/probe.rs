@@ -5,13 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Key, Result, Store};
+use crate::{Error, ErrorKind, Key, Probed, Result, Store};
 
 /// Creates `scratch`, tries to create it again with other bytes, reads it back and removes it.
 ///
 /// That the removal is denied is no failure: an archive's role need not be able to delete. The object then stays, and the next probe
 /// meets it: refusing to overwrite it proves as much.
-pub(crate) async fn probe(store: &dyn Store, scratch: &Key) -> Result<()> {
+pub(crate) async fn probe(store: &dyn Store, scratch: &Key) -> Result<Probed> {
     let first = unique("first");
     match store.put_if_absent(scratch, first.clone()).await {
         Ok(_) => {}
@@ -35,10 +35,11 @@ pub(crate) async fn probe(store: &dyn Store, scratch: &Key) -> Result<()> {
     remove(store, scratch).await
 }
 
-async fn remove(store: &dyn Store, scratch: &Key) -> Result<()> {
+async fn remove(store: &dyn Store, scratch: &Key) -> Result<Probed> {
     match store.delete(scratch).await {
-        Err(error) if error.kind() != ErrorKind::Denied => Err(error),
-        _ => Ok(()),
+        Ok(()) => Ok(Probed::Removed),
+        Err(error) if error.kind() == ErrorKind::Denied => Ok(Probed::Left),
+        Err(error) => Err(error),
     }
 }
 

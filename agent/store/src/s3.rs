@@ -29,7 +29,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, ServerSideEncryption, StorageClass};
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Put, Result, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, Store};
 use body::collect;
 pub use config::{Credentials, S3Options, Secret, Sse, Timeouts};
 use credentials::Refreshing;
@@ -228,7 +228,7 @@ impl Store for S3Store {
         self.call("delete", key.as_str(), self.request(delete)).await
     }
 
-    async fn probe(&self, scratch: &Key) -> Result<()> {
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
         crate::probe::probe(self, scratch).await
     }
 }

@@ -199,6 +199,9 @@ impl Exchange<'_> {
             _ => {}
         }
         self.shared.note(self.entry, |request| request.status = Some(head.status()));
+        if self.fault == Some(Fault::HoldAnswer) && !self.held() {
+            return Ok(false);
+        }
         client.write_all(&head.to_bytes())?;
 
         let mut at = 0;

@@ -168,6 +168,20 @@ fn what_hangs_goes_on_when_disarmed() {
 }
 
 #[test]
+fn an_answer_that_is_held_comes_after_the_server_acted() {
+    let proxy = FaultProxy::to(server());
+    let held = proxy.arm(When::any(), Fault::HoldAnswer);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| get(&proxy));
+        let answered = || proxy.requests().first().is_some_and(|request| request.status == Some(200));
+        wait_until("the server has answered", Duration::from_secs(10), answered);
+        assert!(!asking.is_finished());
+        proxy.disarm(held);
+        assert_eq!(asking.join().unwrap().0, 200);
+    });
+}
+
+#[test]
 fn a_closed_proxy_refuses_and_cuts_until_it_opens() {
     let proxy = FaultProxy::to(server());
     proxy.arm(When::get(), Fault::Hang);

@@ -7,7 +7,7 @@ use walkeep_tests::{Cluster, Fault, Stop, Walkeep, When, postgres, process, user
 
 use super::world::{LONG, Story, Way, World, rows};
 
-fn make_standby(story: &Story) {
+pub(super) fn make_standby(story: &Story) {
     let data = story.server.data();
     std::fs::rename(data.join("recovery.signal"), data.join("standby.signal")).unwrap();
     story.set("recovery_target_timeline", "latest");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use walkeep_store::s3::{Credentials, Sse};
-use walkeep_store::{ErrorKind, ListRequest, Put, S3Options, S3Store, Store};
+use walkeep_store::{ErrorKind, ListRequest, Probed, Put, S3Options, S3Store, Store};
 
 use crate::stub::{Reply, Request, Stub};
 use crate::suite::key;
@@ -49,6 +49,26 @@ async fn a_server_that_ignores_if_none_match_is_refused() {
     assert!(format!("{error:?}").contains("ignores If-None-Match"), "{error:?}");
     let last = stub.requests().pop().unwrap();
     assert_eq!(last.method, "DELETE", "the scratch object stays");
+}
+
+#[tokio::test]
+async fn a_probe_that_must_not_delete_leaves_its_object_and_says_so() {
+    let objects = Mutex::new(HashMap::<String, Vec<u8>>::new());
+    let stub = Stub::start(move |_, request| {
+        let mut objects = objects.lock().unwrap();
+        let path = request.path.split('?').next().unwrap().to_owned();
+        match request.method.as_str() {
+            "PUT" if objects.contains_key(&path) => Reply::error(412, "PreconditionFailed"),
+            "PUT" => {
+                objects.insert(path, request.body.clone());
+                Reply::new(200, "").header("etag", "\"random\"")
+            }
+            "GET" => objects.get(&path).map_or(Reply::error(404, "NoSuchKey"), |body| Reply::new(200, body.clone())),
+            _ => Reply::error(403, "AccessDenied"),
+        }
+    })
+    .await;
+    assert_eq!(stub.store().await.probe(&key("scratch")).await.unwrap(), Probed::Left);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use walkeep_store::{ErrorKind, Key, ListRequest, Put, SharedStore, Store, list_all};
+use walkeep_store::{ErrorKind, Key, ListRequest, Probed, Put, SharedStore, Store, list_all};
 
 /// How a store's server sorts what it lists.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -207,7 +207,7 @@ async fn deletes(store: &dyn Store) {
 async fn probes(store: &dyn Store) {
     let scratch = key("probe/scratch");
     for _ in 0..2 {
-        store.probe(&scratch).await.unwrap();
+        assert_eq!(store.probe(&scratch).await.unwrap(), Probed::Removed);
         assert_eq!(store.get(&scratch, None).await.unwrap_err().kind(), ErrorKind::NotFound, "the probe left something");
     }
     // A probe whose object could not be removed: the next one meets it and is content.
