@@ -85,6 +85,15 @@ impl ArchiveError {
         }
     }
 
+    /// Whether the answer stays the same until a person changes something.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Path(error) => error.is_permanent(),
+            Self::Repository(error) => error.is_permanent(),
+            Self::Read { .. } | Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => false,
+        }
+    }
+
     /// Whether asking again may help without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Repository(error) if error.is_transient())

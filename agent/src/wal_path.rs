@@ -74,6 +74,14 @@ pub enum WalPathError {
 }
 
 impl WalPathError {
+    /// Whether the same path will be refused again, whatever becomes of the disk.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::NotAbsolute(_) | Self::NotInPgWal(_) | Self::WrongName { .. } | Self::OtherCluster { .. } => true,
+            Self::NotFinished(_) | Self::NotAFile(_) | Self::Exists(_) | Self::UnknownCluster { .. } | Self::Unreadable { .. } => false,
+        }
+    }
+
     /// Whether the file is simply not there.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Unreadable { cause, .. } if cause.kind() == ErrorKind::NotFound)

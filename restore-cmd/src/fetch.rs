@@ -13,6 +13,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a fetch service that has just been started is asked.
 const START_PAUSE: Duration = Duration::from_millis(20);
+/// How long a fetch service that refuses its configuration is tried again: an agent that has another one may be starting on this host.
+const MISCONFIGURED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One file to fetch.
 pub struct Fetch {
@@ -23,8 +25,9 @@ pub struct Fetch {
 }
 
 impl Fetch {
-    /// Tries until the file is there, is proven absent, or time is up. Every new trouble is told at once.
+    /// Tries until the file is there, is proven absent, is refused for good, or time is up. Every new trouble is told at once.
     pub fn run(mut self, mut tell: impl FnMut(&Trouble)) -> Verdict {
+        let misconfigured_until = Instant::now() + MISCONFIGURED_PATIENCE;
         let mut pause = FIRST_PAUSE;
         let mut last: Option<Trouble> = None;
         loop {
@@ -33,6 +36,11 @@ impl Fetch {
                 Err(trouble) => trouble,
             };
             let starting = trouble.is_none();
+            if let Some(trouble) = &trouble
+                && trouble.is_misconfigured()
+            {
+                self.deadline = self.deadline.min(misconfigured_until);
+            }
             if let Some(trouble) = trouble.filter(|trouble| last.as_ref() != Some(trouble)) {
                 tell(&trouble);
                 last = Some(trouble);
@@ -41,7 +49,7 @@ impl Fetch {
             thread::sleep(left.min(if starting { START_PAUSE } else { pause }));
             // A try without time could only say that it had none, and not what is wrong.
             if Instant::now() >= self.deadline {
-                return Verdict::Trouble(last.unwrap_or_else(|| Trouble::Nobody { message: self.service.silence() }));
+                return Verdict::Trouble(last.unwrap_or_else(|| Trouble::Nobody { message: self.service.silence(), misconfigured: false }));
             }
             if !starting {
                 pause = LONGEST_PAUSE.min(pause * 2);
@@ -61,11 +69,13 @@ impl Fetch {
         }
         match self.service.start() {
             State::Starting => Err(None),
-            State::Failed(why) => {
-                let message = format!("no agent listens on {} ({agent}), and {why}", self.socket.display());
-                Err(Some(Trouble::Nobody { message }))
-            }
+            State::Failed(why) => Err(Some(Trouble::Nobody { message: self.nobody(&agent, &why), misconfigured: false })),
+            State::Misconfigured(why) => Err(Some(Trouble::Nobody { message: self.nobody(&agent, &why), misconfigured: true })),
         }
+    }
+
+    fn nobody(&self, agent: &std::io::Error, why: &str) -> String {
+        format!("no agent listens on {} ({agent}), and {why}", self.socket.display())
     }
 }
 
@@ -75,7 +85,8 @@ fn settle(answer: Result<Response, CallError>, socket: &std::path::Path) -> Resu
         Ok(Response::Done) => return Ok(Verdict::Done),
         Ok(Response::Absent { message }) => return Ok(Verdict::Absent(message)),
         Ok(Response::TryLater { message }) => (message, None),
-        Ok(Response::Failed { message, hint }) => (message, hint),
+        Ok(Response::Failed { message, hint, permanent: true }) => return Ok(Verdict::Refused(Trouble::NoAnswer { message, hint })),
+        Ok(Response::Failed { message, hint, permanent: false }) => (message, hint),
         Err(error) => (format!("{error} (socket {})", socket.display()), None),
     };
     Err(Some(Trouble::NoAnswer { message, hint }))

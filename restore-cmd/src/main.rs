@@ -51,6 +51,7 @@ Exit status:
   201  the time ran out without an agent, and no fetch service could be started
   202  wrong usage
   203  internal error
+  204  refused for good: asking again would not help
 PostgreSQL ends recovery and opens the database at 1 to 125, and stops at 126 and above. Where standby.signal stands and promote does
 not, PostgreSQL asks again by itself: trouble with a segment is then tried for at most 10 seconds, and ends with 1.
 
@@ -101,12 +102,14 @@ fn restore(options: &Options) -> Result<u8, UsageError> {
         request: Request { cluster: options.cluster.clone(), verb },
         deadline: Instant::now() + asker.patience(options.timeout.unwrap_or(DEFAULT_TIMEOUT)),
     };
-    let verdict = fetch.run(|trouble| report(PROGRAM, &format!("fetching {name}: {trouble}; trying again"), None));
+    let verdict = fetch.run(|trouble| report(PROGRAM, &format!("fetching {name}: {trouble}; trying again"), trouble.given_hint()));
     let code = verdict.exit_code(|| Asker::find(Path::new("."), &name));
     match &verdict {
         Verdict::Done => {}
         Verdict::Absent(message) => report(PROGRAM, &format!("{name} is not in the archive: {message}"), None),
-        Verdict::Trouble(trouble) => report(PROGRAM, &format!("could not fetch {name}: {trouble}"), Some(&trouble.hint())),
+        Verdict::Refused(trouble) | Verdict::Trouble(trouble) => {
+            report(PROGRAM, &format!("could not fetch {name}: {trouble}"), Some(&trouble.hint()))
+        }
     }
     Ok(code)
 }

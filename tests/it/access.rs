@@ -65,6 +65,16 @@ fn requests_for_other_files_are_refused() {
         assert!(!message.contains("root:"), "{what}: {message}");
     };
     assert_eq!(ask(Verb::Ping), Response::Done);
+    // What cannot change by waiting is not waited for.
+    let began = Instant::now();
+    let elsewhere = walkeep.scratch().join("RECOVERYXLOG");
+    for (name, to) in [(name.as_str(), elsewhere.as_path()), ("nonsense", &cluster.pg_wal().join("RECOVERYXLOG"))] {
+        let shim =
+            run(&mut walkeep
+                .command_of("walkeep-restore-cmd", &["--socket", &walkeep.socket().to_string_lossy(), name, &to.to_string_lossy()]));
+        assert!(shim.code == Some(204) && shim.stderr.contains("HINT:"), "{shim:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(60), "not until the deadline of 5 minutes");
     let data = cluster.data().to_string_lossy().into_owned();
     let link = cluster.pg_wal().join("0000000100000000000000F0");
     std::os::unix::fs::symlink("/etc/shadow", &link).unwrap();

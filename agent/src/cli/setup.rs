@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_store::local::LocalStore;
@@ -15,7 +15,7 @@ use super::Global;
 use super::failure::Failure;
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
 use crate::postgres::ConnectionParams;
-use crate::repository::{ClusterRepository, Repository};
+use crate::repository::{self, ClusterRepository, Repository};
 
 /// The most one call to a store may take, retries and all: a bound behind the store's own.
 const STORE_DEADLINE: Duration = Duration::from_secs(300);
@@ -91,9 +91,8 @@ pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToke
     let repository = Repository::open(store(cluster, Missing::Fail, stop).await?).await?;
     let identities = repository.identities(&cluster.name).await?;
     let identity = identities.into_iter().next_back();
-    let identity = identity.ok_or_else(|| {
-        anyhow!("the repository at {} does not know a cluster called {}: run `walkeep init` first", repository.url(), cluster.name)
-    })?;
+    let unknown = || repository::Error::UnknownCluster { url: repository.url(), cluster: cluster.name.to_string() };
+    let identity = identity.ok_or_else(unknown)?;
     Ok(ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level))
 }
 

@@ -75,7 +75,7 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
             match fetcher.fetch(name, &destination, FetchMode { standby: false }).await {
                 Outcome::Done => Ok(()),
                 Outcome::Absent { why } => Err(Failure { exit: Exit::Absent, error: anyhow!(why), hint: None }),
-                Outcome::Failed { why, hint } => Err(Failure { exit: Exit::Failed, error: why, hint: Some(hint) }),
+                Outcome::Failed { why, hint, .. } => Err(Failure { exit: Exit::Failed, error: why, hint: Some(hint) }),
             }
         }
     }

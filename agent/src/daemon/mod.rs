@@ -29,7 +29,7 @@ use crate::retry::{Backoff, retry};
 use crate::server::{self, Limits, Listener};
 use crate::stream::Streamer;
 pub use handler::Services;
-use handler::SocketHandler;
+use handler::{Opening, SocketHandler};
 
 /// SIGTERM has to be over within 5 s; the stream's own drain takes at most 4.
 const DRAIN: Duration = Duration::from_millis(4500);
@@ -70,8 +70,8 @@ pub async fn run(
     let tasks = TaskTracker::new();
     // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
     let leave = CancellationToken::new();
-    let (ready, services) = tokio::sync::watch::channel(None);
-    let handler = Arc::new(SocketHandler::new(services, role, metrics.clone()));
+    let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
+    let handler = Arc::new(SocketHandler::new(opening, role, metrics.clone()));
     let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
     let cluster = config.cluster.name.to_string();
     let socket_stop = stop.clone();
@@ -87,7 +87,7 @@ pub async fn run(
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let parts = Parts { crashed: crashed.clone(), config, role, params, metrics, progress, leave: leave.clone() };
-    tasks.spawn(bring_up(parts, open, ready, tasks.clone(), stop.clone()));
+    tasks.spawn(bring_up(parts, open, told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
     tracing::info!("stopping: storing what was received");
@@ -115,7 +115,7 @@ struct Parts {
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
-async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<Services>>>, tasks: TaskTracker, stop: CancellationToken) {
+async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tasks: TaskTracker, stop: CancellationToken) {
     let Parts { config, role, params, metrics, progress, leave, crashed } = parts;
     let opened = retry(
         "opening the repository",
@@ -130,6 +130,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
             opened.inspect_err(|error| {
                 metrics.error("open");
                 progress.set_problem(Some(format!("{error:#}")));
+                told.send_replace(Opening::failing(error));
             })
         },
     );
@@ -140,10 +141,10 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
     let recent = Arc::new(Recent::default());
     let services = Arc::new(Services {
         archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), leave.clone()),
-        fetcher: Fetcher::new(repository.clone(), FetchConfig::default(), &leave),
+        fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave),
         system: identity.system_identifier,
     });
-    ready.send_replace(Some(services.clone()));
+    told.send_replace(Opening::Done(services.clone()));
     notify(&[sd_notify::NotifyState::Ready]);
     match role {
         Role::FetchService { idle } => {

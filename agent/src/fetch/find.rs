@@ -94,6 +94,16 @@ impl Trouble {
         }
     }
 
+    /// Whether the answer stays the same until a person changes something.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Repository(error) => error.is_permanent(),
+            Self::Foreign { .. } => true,
+            // Another server's agent may be storing what is missing; damage may be on the way only.
+            Self::Unfit { .. } | Self::Hole { .. } | Self::Appeared { .. } => false,
+        }
+    }
+
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {

@@ -21,6 +21,14 @@ pub enum Error {
         /// Where it was looked for.
         url: String,
     },
+    /// The repository does not know the cluster.
+    #[error("the repository at {url} does not know a cluster called {cluster}")]
+    UnknownCluster {
+        /// Where the repository lies.
+        url: String,
+        /// The name.
+        cluster: String,
+    },
     /// Written by a later Walkeep.
     #[error("the repository at {url} has format {found}, this Walkeep knows format {known}: upgrade Walkeep")]
     Format {
@@ -83,9 +91,14 @@ impl Error {
     pub fn is_mendable(&self) -> bool {
         match self {
             Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
-            Self::NoRepository { .. } | Self::Format { .. } => true,
+            Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } => true,
             Self::Conflict { .. } | Self::Corrupt { .. } | Self::Internal(_) => false,
         }
+    }
+
+    /// Whether the same call fails until a person changes this host's software: waiting would only hide the reason.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Format { .. } | Self::UnknownCluster { .. })
     }
 
     /// A short word for logs and metrics.
@@ -93,6 +106,7 @@ impl Error {
         match self {
             Self::Store(error) => error.kind().as_str(),
             Self::NoRepository { .. } => "no_repository",
+            Self::UnknownCluster { .. } => "unknown_cluster",
             Self::Format { .. } => "format",
             Self::Conflict { .. } => "conflict",
             Self::Corrupt { .. } => "corrupt",
@@ -111,6 +125,7 @@ impl Error {
                 ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Cancelled => "See the log of the agent.",
             },
             Self::NoRepository { .. } => "Check the url, or run `walkeep init`.",
+            Self::UnknownCluster { .. } => "Run `walkeep init` for this cluster first, or correct --cluster.",
             Self::Format { .. } => "Upgrade Walkeep on this host.",
             Self::Conflict { .. } => {
                 "Two servers write one archive, or a file changed after it was archived. Find the second writer before anything else; `walkeep timelines` shows what is stored."
