@@ -224,6 +224,48 @@ fn bad_configurations_name_the_line() {
     assert!(missing.stderr.contains("/nonexistent.toml"), "{}", missing.stderr);
 }
 
+/// What is wrong with the configuration ends with 2, whichever command finds it, and is not called an outage or a refusal of the store.
+#[test]
+fn what_the_configuration_gets_wrong_is_two() {
+    let mut walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent")));
+    let good = std::fs::read_to_string(walkeep.config_path()).unwrap();
+    let s3 = |lines: &str| good.replace("url = \"file:///nonexistent\"", &format!("url = \"s3://bucket/p\"\n{lines}"));
+    let endpoint = "endpoint = \"http://127.0.0.1:1\"\n";
+    let keys = |secret: &str| s3(&format!("{endpoint}access_key_id = \"AK\"\nsecret_access_key_file = \"{secret}\""));
+    let empty = walkeep.scratch().join("empty");
+    walkeep.scratch().write("empty", "\n", 0o600);
+    walkeep.environment.retain(|(name, _)| name == "AWS_EC2_METADATA_DISABLED");
+    let cases = [
+        ("a bad endpoint", s3("endpoint = \"localhost:9000\""), "endpoint", &["status"][..]),
+        ("a bad prefix", good.replace("file:///nonexistent", "s3://bucket/a b"), "prefix", &["status"]),
+        ("a bad bucket", good.replace("file:///nonexistent", "s3://buck et"), "bucket", &["plan"]),
+        ("no secret", keys("/nonexistent/secret"), "/nonexistent/secret", &["status"]),
+        ("no secret", keys("/nonexistent/secret"), "/nonexistent/secret", &["agent"]),
+        ("an empty secret", keys(&empty.to_string_lossy()), "the file is empty", &["check"]),
+        (
+            "no authority",
+            s3(&format!("{}ca_file = \"/nonexistent/ca\"", endpoint.replace("http:", "https:"))),
+            "/nonexistent/ca",
+            &["plan"],
+        ),
+        ("no credentials", s3(endpoint), "no credentials: none in the environment", &["status"]),
+        ("no credentials", s3(endpoint), "no credentials: none in the environment", &["check"]),
+        ("no profile", s3(&format!("{endpoint}profile = \"nobody\"")), "no profile \"nobody\"", &["backups"]),
+        ("a bad connection", good.replace("user=postgres", "user=postgres x"), "connection", &["init"]),
+        ("a bad connection", good.replace("user=postgres", "usr=postgres"), "connection", &["check"]),
+        ("a bad connection", good.replace("user=postgres", "port=x"), "connection", &["agent"]),
+    ];
+    for (what, text, told, command) in cases {
+        walkeep.scratch().write("walkeep.toml", text, 0o600);
+        let output = walkeep.run(command);
+        let said = format!("{}{}", output.stdout, output.stderr);
+        assert!(output.code == Some(2) && said.contains(told), "{what}, {command:?}: {output:?}");
+        assert!(!said.contains("denied") && !said.contains("for now"), "{what}, {command:?}: {output:?}");
+        let fetched = walkeep.run(&["wal", "fetch", "000000010000000000000001", "/nonexistent/x"]);
+        assert_eq!(fetched.code, Some(126), "{what}: never the end of the archive");
+    }
+}
+
 /// I5
 #[test]
 fn hostile_names_in_the_repository_are_ignored() {

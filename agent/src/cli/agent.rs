@@ -55,11 +55,12 @@ pub async fn fetch_service(global: &Global, args: FetchServiceArgs) -> Result<()
 
 async fn serve(config: Config, role: Role, socket: PathBuf) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
-    let params = setup::connection(&config.cluster).map_err(Failure::usage)?;
+    let params = setup::connection(&config.cluster)?;
+    setup::check_repository(&config.cluster)?;
     let (cluster, cut) = (config.cluster.clone(), tokio_util::sync::CancellationToken::new());
     let open: OpenRepository = Box::new(move || {
         let (cluster, cut) = (cluster.clone(), cut.clone());
-        async move { setup::cluster_repository(&cluster, &cut).await }.boxed()
+        async move { Ok(setup::cluster_repository(&cluster, &cut).await?) }.boxed()
     });
     Ok(daemon::run(config, role, &socket, params, open, stop).await?)
 }

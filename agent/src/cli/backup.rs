@@ -61,7 +61,7 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     crate::logging::start(&crate::config::LogConfig { level: quiet(&config.log.level), ..config.log.clone() })?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);
-    let params = setup::connection(&config.cluster).map_err(Failure::usage)?;
+    let params = setup::connection(&config.cluster)?;
     let mut options = Options::new(args.label);
     options.keep = keep;
     options.max_rate_kb = args.max_rate;

@@ -12,7 +12,7 @@ use super::{Global, output, setup};
 use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
 use crate::postgres::{ConnectionParams, sql};
-use crate::repository::ClusterRepository;
+use crate::repository::{self, ClusterRepository};
 
 /// Arguments of `walkeep check`.
 #[derive(Debug, Args)]
@@ -72,8 +72,10 @@ impl Findings {
 /// Runs the command: exit 0 if every link holds, else 1.
 pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
+    let params = setup::connection(&config.cluster)?;
+    setup::check_repository(&config.cluster)?;
     let mut findings = Findings { all: Vec::new(), json: args.json };
-    check(&config, &args, &mut findings).await;
+    let exit = if check(&config, &params, &args, &mut findings).await { Exit::Usage } else { Exit::Failed };
     if args.json {
         output::json(&findings.all)?;
     }
@@ -84,33 +86,28 @@ pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    Err(Failure { exit: Exit::Failed, error: anyhow!("{} did not pass: {}", config.cluster.name, failed.join(", ")), hint: None })
+    Err(Failure { exit, error: anyhow!("{} did not pass: {}", config.cluster.name, failed.join(", ")), hint: None })
 }
 
-async fn check(config: &Config, args: &CheckArgs, findings: &mut Findings) {
+/// Looks at each link; whether the configuration is at fault.
+async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, findings: &mut Findings) -> bool {
     let cluster = &config.cluster;
     let stop = tokio_util::sync::CancellationToken::new();
     let repository = setup::cluster_repository(cluster, &stop).await;
     let reached = repository.as_ref().map(|repository| format!("{} knows {}", repository.repository().url(), cluster.name));
-    findings.add("repository", reached.map_err(|error| anyhow!("{error:#}")));
+    findings.add("repository", reached.map_err(|error| anyhow!("{error:#}. {}", error.hint())));
+    let misconfigured = repository.as_ref().is_err_and(repository::Error::is_configuration);
     if let Ok(repository) = &repository {
         findings.add("permissions", probe(repository).await);
     }
     let answers = setup::agent_answers(cluster).await;
     let silent = || anyhow!("nobody answers on {}: start `walkeep agent`, as the server's user", cluster.socket.display());
     findings.add("agent", answers.then(|| format!("answers on {}", cluster.socket.display())).ok_or_else(silent));
-    let params = match setup::connection(cluster) {
-        Ok(params) => params,
-        Err(error) => {
-            findings.add("server", Err(error));
-            return;
-        }
-    };
-    let server = match Server::connect(&params).await {
+    let server = match Server::connect(params).await {
         Ok(server) => server,
         Err(error) => {
             findings.add("server", Err(error));
-            return;
+            return misconfigured;
         }
     };
     findings.add("server", Ok(format!("PostgreSQL {}, timeline {}", server.settings.server_version_num / 10_000, server.timeline)));
@@ -121,6 +118,7 @@ async fn check(config: &Config, args: &CheckArgs, findings: &mut Findings) {
             findings.add("end to end", end_to_end(&server, &repository, args.timeout).await);
         }
     }
+    misconfigured
 }
 
 async fn probe(repository: &ClusterRepository) -> Result<String> {

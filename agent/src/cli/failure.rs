@@ -79,10 +79,12 @@ impl Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        let of_repository = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>()).map(repository::Error::hint);
+        let repository = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>());
+        let exit = if repository.is_some_and(repository::Error::is_configuration) { Exit::Usage } else { Exit::Failed };
+        let of_repository = repository.map(repository::Error::hint);
         let of_archive = error.chain().find_map(|cause| cause.downcast_ref::<archive::ArchiveError>()).map(archive::ArchiveError::hint);
         let hint = of_archive.or(of_repository).map(str::to_owned);
-        Self { exit: Exit::Failed, error, hint }
+        Self { exit, error, hint }
     }
 }
 

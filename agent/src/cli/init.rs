@@ -11,8 +11,9 @@ use super::failure::Failure;
 use super::setup::{self, Missing};
 use super::{Global, output};
 use crate::config::{ClusterConfig, Config};
+use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Created, Options, ReplicationConnection};
-use crate::repository::{ClusterIdentity, Repository};
+use crate::repository::{self, ClusterIdentity, Repository};
 
 /// Arguments of `walkeep init`.
 #[derive(Debug, Args)]
@@ -52,7 +53,7 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let (identity, connection) = if args.offline {
         (offline_identity(cluster)?, None)
     } else {
-        let (identity, connection) = online_identity(cluster).await?;
+        let (identity, connection) = online_identity(&setup::connection(cluster)?).await?;
         (identity, Some(connection))
     };
     if !identity.major_version.is_supported() {
@@ -61,7 +62,7 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let store = setup::store(cluster, Missing::Create, &stop).await?;
     let probe = format!("{}/probe-{}-{}", cluster.name, std::process::id(), chrono::Utc::now().timestamp_micros());
-    store.probe(&probe.parse().map_err(anyhow::Error::new)?).await.context("try the repository")?;
+    store.probe(&probe.parse().map_err(anyhow::Error::new)?).await.map_err(repository::Error::from).context("try the repository")?;
     let repository = Repository::create(store).await?;
     let known = make_known(&repository, cluster, &identity, args.new_identity).await?;
     let slot = match connection {
@@ -103,9 +104,8 @@ fn print(report: &Report, cluster: &ClusterConfig) {
     println!("\nThen start the agent (`walkeep agent`), prove it (`walkeep check`) and take the first base backup (`walkeep backup`).");
 }
 
-async fn online_identity(cluster: &ClusterConfig) -> Result<(ClusterIdentity, ReplicationConnection)> {
-    let params = setup::connection(cluster)?;
-    let mut connection = ReplicationConnection::connect(&params, &Options::default()).await.context(
+async fn online_identity(params: &ConnectionParams) -> Result<(ClusterIdentity, ReplicationConnection)> {
+    let mut connection = ReplicationConnection::connect(params, &Options::default()).await.context(
         "connect to the server for replication (needs a role with REPLICATION and a line for database `replication` in pg_hba.conf; \
          without a running server use --offline)",
     )?;

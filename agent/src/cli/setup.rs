@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, S3Options, S3Store};
-use walkeep_store::{SharedStore, guarded::GuardedStore};
+use walkeep_store::{Error, ErrorKind, SharedStore, guarded::GuardedStore};
 
 use super::Global;
 use super::failure::Failure;
@@ -35,7 +35,7 @@ pub enum Missing {
 }
 
 /// The store of a cluster; every call ends when `stop` fires.
-pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> Result<SharedStore> {
+pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
     let store: SharedStore = match &cluster.repository {
         RepositoryConfig::Local { path } => match missing {
             Missing::Create => Arc::new(LocalStore::create(path.clone()).await?),
@@ -46,7 +46,15 @@ pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &Cancellatio
     Ok(Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop.clone())))
 }
 
-fn s3_options(config: &S3Config) -> Result<S3Options> {
+/// Fails where the configuration names what cannot be used on this host; asks nobody.
+pub fn check_repository(cluster: &ClusterConfig) -> Result<(), Failure> {
+    match &cluster.repository {
+        RepositoryConfig::Local { .. } => Ok(()),
+        RepositoryConfig::S3(config) => Ok(s3_options(config).map(drop)?),
+    }
+}
+
+fn s3_options(config: &S3Config) -> repository::Result<S3Options> {
     let mut options = S3Options::new(config.bucket.clone());
     options.prefix = config.prefix.clone();
     options.endpoint = config.endpoint.clone();
@@ -81,13 +89,17 @@ fn region_of_another_server(config: &S3Config) -> Option<String> {
     Some(from_env.unwrap_or_else(|| "us-east-1".into()))
 }
 
-fn secret_from(path: &Path) -> Result<s3::Secret> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("read the secret in {}", path.display()))?;
+fn secret_from(path: &Path) -> repository::Result<s3::Secret> {
+    let unusable = |cause: String| Error::at(ErrorKind::Misconfigured, "read the secret in", path.display().to_string()).because(cause);
+    let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
+    if text.trim().is_empty() {
+        return Err(unusable("the file is empty".into()).into());
+    }
     Ok(s3::Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
 /// The repository of a cluster as its present identity, read from the repository itself: no server is needed.
-pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> Result<ClusterRepository> {
+pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
     let repository = Repository::open(store(cluster, Missing::Fail, stop).await?).await?;
     let identities = repository.identities(&cluster.name).await?;
     let identity = identities.into_iter().next_back();
@@ -108,10 +120,11 @@ pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
     Ok(loaded.catalog)
 }
 
-/// How to reach the server.
-pub fn connection(cluster: &ClusterConfig) -> Result<ConnectionParams> {
+/// How to reach the server; an error is one of configuration.
+pub fn connection(cluster: &ClusterConfig) -> Result<ConnectionParams, Failure> {
     let env = |name: &str| std::env::var(name).ok();
-    ConnectionParams::parse(cluster.connection.reveal(), &env).with_context(|| format!("[cluster.{}] connection", cluster.name))
+    let params = ConnectionParams::parse(cluster.connection.reveal(), &env);
+    params.with_context(|| format!("[cluster.{}] connection", cluster.name)).map_err(Failure::usage)
 }
 
 /// Fires at SIGINT or SIGTERM; a second one leaves at once.

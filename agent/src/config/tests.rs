@@ -95,6 +95,24 @@ fn a_secret_in_the_url_is_refused_without_being_shown() {
 }
 
 #[test]
+fn repositories_that_cannot_be_are_refused() {
+    let s3 = SMALL.replace("file:///srv/w", "s3://b/p");
+    for (url, key) in [("s3://b ucket/p", "bucket"), ("s3://b/p q", "prefix"), ("s3://b/a//b", "prefix"), ("s3:///p", "bucket")] {
+        let message = refusal(&SMALL.replace("file:///srv/w", url), &[]);
+        assert!(message.contains("url") && message.contains(key), "{url}: {message}");
+    }
+    for endpoint in
+        ["localhost:9000", "http://", "http://h:port", "http://h:99999", "http://h h", "ftp://h", "https://:9000", "http://h/?a"]
+    {
+        let message = refusal(&format!("{s3}endpoint = \"{endpoint}\"\n"), &[]);
+        assert!(message.contains("endpoint"), "{endpoint}: {message}");
+    }
+    for endpoint in ["http://localhost:9000", "https://s3.example.com", "http://[::1]:8333", "https://h/base/"] {
+        load(&format!("{s3}endpoint = \"{endpoint}\"\n"), &[]).unwrap();
+    }
+}
+
+#[test]
 fn several_clusters_need_a_choice() {
     let message = refusal(&format!("{SMALL}[cluster.other]\n"), &[]);
     assert!(message.contains("--cluster") && message.contains("other"), "{message}");

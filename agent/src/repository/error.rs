@@ -96,9 +96,18 @@ impl Error {
         }
     }
 
-    /// Whether the same call fails until a person changes this host's software: waiting would only hide the reason.
+    /// Whether the same call fails until a person changes something on this host: waiting would only hide the reason.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::Format { .. } | Self::UnknownCluster { .. })
+        match self {
+            Self::Format { .. } | Self::UnknownCluster { .. } => true,
+            Self::Store(error) => error.kind() == ErrorKind::Misconfigured,
+            Self::NoRepository { .. } | Self::Conflict { .. } | Self::Corrupt { .. } | Self::Internal(_) => false,
+        }
+    }
+
+    /// Whether the configuration is at fault, and not what it leads to.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Store(error) if matches!(error.kind(), ErrorKind::Misconfigured | ErrorKind::NoCredentials))
     }
 
     /// A short word for logs and metrics.
@@ -118,9 +127,20 @@ impl Error {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Store(error) => match error.kind() {
-                ErrorKind::Denied => "Check the repository's credentials and their permissions (get, put, list on the prefix).",
-                ErrorKind::Unusable => "Check the repository's url, endpoint and region; `walkeep check` says what is wrong.",
-                ErrorKind::Transient => "The repository does not answer; this is retried.",
+                ErrorKind::Denied => {
+                    "S3: check the credentials and what they permit (get, put, list on the prefix). A directory: it must belong to the agent's user."
+                }
+                ErrorKind::NoCredentials => {
+                    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for this command, or profile, or access_key_id with secret_access_key_file, in the configuration."
+                }
+                ErrorKind::Misconfigured => "Correct the configuration of the repository.",
+                ErrorKind::Unusable => {
+                    "S3: check url, endpoint, region and ca_file. A directory: is it mounted? If it is new, `walkeep init` makes it."
+                }
+                ErrorKind::Full => "Make room on the repository's disk, or raise its quota.",
+                ErrorKind::Transient => {
+                    "Is the repository's server up, and reachable from here, and what its credentials come from? Check endpoint and network."
+                }
                 ErrorKind::Corrupt => "Run `walkeep check`; the object or the way to it is damaged.",
                 ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Cancelled => "See the log of the agent.",
             },

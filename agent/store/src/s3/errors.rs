@@ -44,8 +44,17 @@ impl Failure {
                 let message = id.map_or_else(|| said.clone(), |id| format!("{said} (request {id})"));
                 Self { kind, status, code, message }
             }
-            _ => Self { kind: kind_of_failed_dispatch(&error), status, code: None, message: chain(&error) },
+            _ => {
+                // The store was not even asked.
+                let said = find::<CredentialsError>(&error).map(|source| format!("no credentials could be had: {}", chain(source)));
+                Self { kind: kind_of_failed_dispatch(&error), status, code: None, message: said.unwrap_or_else(|| chain(&error)) }
+            }
         }
+    }
+
+    /// In other words: the SDK's are a list of everything it looked at.
+    pub(super) fn reworded(self, message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..self }
     }
 
     /// The condition of a conditional put does not hold.
@@ -132,7 +141,7 @@ fn hint(code: &str) -> Option<&'static str> {
 /// No answer came: because of the network mostly, but a refused certificate and missing credentials stay as they are.
 fn kind_of_failed_dispatch(error: &(dyn StdError + 'static)) -> ErrorKind {
     if let Some(credentials) = find::<CredentialsError>(error) {
-        return if are_missing(credentials) { ErrorKind::Denied } else { ErrorKind::Transient };
+        return if are_missing(credentials) { ErrorKind::NoCredentials } else { ErrorKind::Transient };
     }
     match find::<rustls::Error>(error) {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => ErrorKind::Unusable,
