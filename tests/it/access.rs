@@ -4,13 +4,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use walkeep_protocol::{Request, Response, Verb, call};
-use walkeep_tests::process::Process;
+use walkeep_tests::process::{self, Process};
 use walkeep_tests::walkeep::{binary, run};
-use walkeep_tests::{Cluster, Repository, S3Server, Walkeep, s3, user, wait_until};
+use walkeep_tests::{Cluster, Repository, S3Server, Walkeep, http, s3, user, wait_until};
 
 use crate::support::{Store, assert_calm, fetch, switch_and_store, uninitialised, walkeep};
 
@@ -338,6 +338,52 @@ fn every_command_has_help() {
     walkeep.run(&["no-such-command"]).expect_code(2);
     walkeep.run(&["status", "--no-such-option"]).expect_code(2);
     assert!(walkeep.run(&["wal", "fetch", "--no-such-option"]).code.unwrap() > 125);
+}
+
+/// `walkeep status | head -1`: the reader has gone before, or while, the command speaks. Nothing panics, and the work is done.
+#[test]
+fn a_reader_that_goes_away_changes_nothing() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    let restored = walkeep.scratch().join("restored");
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    for args in [
+        &["init"][..],
+        &["init", "--json"],
+        &["backup"],
+        &["status"],
+        &["status", "--json"],
+        &["backups"],
+        &["timelines"],
+        &["plan"],
+        &["plan", "--json"],
+        &["restore", "--to", &restored.to_string_lossy()],
+        &["--help"],
+        &["--version"],
+    ] {
+        let output = walkeep.command(args).stdin(Stdio::null()).stdout(closed()).stderr(Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(0) && !told.contains("panicked"), "{args:?}: {:?} {told}", output.status);
+    }
+    assert!(restored.join("global/pg_control").exists(), "the restore was done to its end");
+    for (args, code) in [(&["status"][..], 0), (&["check", "--timeout", "1s"], 1), (&["plan", "--lsn", "FF/0"], 3), (&["status", "--x"], 2)] {
+        let status = walkeep.command(args).stdin(Stdio::null()).stdout(closed()).stderr(closed()).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?} with nobody to listen at all");
+    }
+    // A full disk behind the redirection is another matter.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert_eq!(walkeep.command(&["status"]).stdout(full).stderr(Stdio::null()).status().unwrap().code(), Some(1));
+    // The agent's log is read by nobody, and the agent goes on.
+    let mut agent = walkeep.command(&["agent"]).stdin(Stdio::null()).stdout(closed()).stderr(closed()).spawn().unwrap();
+    wait_until("it streams", SOON, || http::get(&walkeep.http_address(), "/readyz").is_ok_and(|(status, _)| status == 200));
+    assert!(agent.try_wait().unwrap().is_none());
+    process::signal(agent.id(), "TERM");
+    assert_eq!(agent.wait().unwrap().code(), Some(0));
 }
 
 /// X3

@@ -36,7 +36,7 @@ pub struct FetchServiceArgs {
 /// Runs the agent until it is told to stop.
 pub async fn run(global: &Global, _args: AgentArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
-    crate::logging::start(&config.log)?;
+    crate::logging::start(&config.log).map_err(Failure::usage)?;
     let socket = config.cluster.socket.clone();
     serve(config, Role::Agent, socket).await
 }
@@ -44,7 +44,7 @@ pub async fn run(global: &Global, _args: AgentArgs) -> Result<(), Failure> {
 /// Runs the fetch service until it has nothing to do.
 pub async fn fetch_service(global: &Global, args: FetchServiceArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
-    crate::logging::start(&config.log)?;
+    crate::logging::start(&config.log).map_err(Failure::usage)?;
     let socket = args.socket.unwrap_or_else(|| {
         let mut socket = config.cluster.socket.clone().into_os_string();
         socket.push(".fetch");

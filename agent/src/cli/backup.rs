@@ -83,10 +83,10 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
 
 fn print(record: &BackupRecord) {
     let took = (record.ended_at - record.started_at).to_std().unwrap_or_default();
-    println!("backup {}", record.id);
-    println!("  {} files, {}, stored as {}", record.files, output::bytes(record.bytes), output::bytes(record.bytes_stored));
-    println!("  timeline {}, {} to {}, {}", record.timeline, record.start_lsn, record.stop_lsn, output::duration(took));
-    println!("  all WAL it needs is in the repository: it can be restored from {} on", output::time(record.ended_at));
+    output::say!("backup {}", record.id);
+    output::say!("  {} files, {}, stored as {}", record.files, output::bytes(record.bytes), output::bytes(record.bytes_stored));
+    output::say!("  timeline {}, {} to {}, {}", record.timeline, record.start_lsn, record.stop_lsn, output::duration(took));
+    output::say!("  all WAL it needs is in the repository: it can be restored from {} on", output::time(record.ended_at));
 }
 
 /// What the terminal should not be flooded with.
@@ -115,7 +115,7 @@ impl OwnStream {
         if !cluster.stream || setup::agent_answers(cluster).await {
             return Ok(Self { stop, task: None });
         }
-        eprintln!("no agent answers on {}: streaming the backup's WAL from here", cluster.socket.display());
+        output::tell!("no agent answers on {}: streaming the backup's WAL from here", cluster.socket.display());
         let metrics = Arc::new(Metrics::new()?);
         let streamer = Streamer::new(
             cluster.clone(),

@@ -63,7 +63,7 @@ impl Findings {
                 (true, true) => "warn",
                 (true, false) => "ok",
             };
-            println!("{mark:<5} {:<12} {}", finding.step, finding.text);
+            output::say!("{mark:<5} {:<12} {}", finding.step, finding.text);
         }
         self.all.push(finding);
     }
@@ -82,7 +82,7 @@ pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
     let failed: Vec<&str> = findings.all.iter().filter(|finding| !finding.ok).map(|finding| finding.step).collect();
     if failed.is_empty() {
         if !args.json {
-            println!("\nWAL written now is in the repository, and what was read back is what the server wrote.");
+            output::say!("\nWAL written now is in the repository, and what was read back is what the server wrote.");
         }
         return Ok(());
     }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::output;
 use crate::{archive, repository};
 
 /// Exit codes, as the README has them.
@@ -70,9 +71,9 @@ impl Failure {
     /// Tells it on standard error.
     pub fn print(&self) {
         let kind = if self.exit == Exit::Refused { "refused" } else { "error" };
-        eprintln!("{kind}: {:#}", self.error);
+        output::tell!("{kind}: {:#}", self.error);
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            output::tell!("hint: {hint}");
         }
     }
 }

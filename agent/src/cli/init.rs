@@ -90,18 +90,18 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
 
 fn print(report: &Report, cluster: &ClusterConfig) {
     let Report { repository, system_identifier, major_version, identity, .. } = report;
-    println!("cluster     {} (PostgreSQL {major_version}, system identifier {system_identifier}): {identity}", report.cluster);
-    println!("repository  {repository}");
+    output::say!("cluster     {} (PostgreSQL {major_version}, system identifier {system_identifier}): {identity}", report.cluster);
+    output::say!("repository  {repository}");
     match report.slot {
-        Some(slot) => println!("slot        {}: {slot}", cluster.slot),
-        None if !cluster.stream => println!("slot        not created (stream = false): only archive_command brings WAL"),
-        None => println!("slot        not created (--offline); the agent creates it when it first connects"),
+        Some(slot) => output::say!("slot        {}: {slot}", cluster.slot),
+        None if !cluster.stream => output::say!("slot        not created (stream = false): only archive_command brings WAL"),
+        None => output::say!("slot        not created (--offline); the agent creates it when it first connects"),
     }
-    println!("\nLines for postgresql.conf (archive_mode needs a restart):\n");
+    output::say!("\nLines for postgresql.conf (archive_mode needs a restart):\n");
     for line in &report.postgresql_conf {
-        println!("    {line}");
+        output::say!("    {line}");
     }
-    println!("\nThen start the agent (`walkeep agent`), prove it (`walkeep check`) and take the first base backup (`walkeep backup`).");
+    output::say!("\nThen start the agent (`walkeep agent`), prove it (`walkeep check`) and take the first base backup (`walkeep backup`).");
 }
 
 async fn online_identity(params: &ConnectionParams) -> Result<(ClusterIdentity, ReplicationConnection)> {

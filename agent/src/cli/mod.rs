@@ -122,7 +122,7 @@ pub fn main() -> ExitCode {
             std::process::exit(Exit::NOT_FETCHED.into());
         }));
     }
-    match run(cli) {
+    match run(cli).and_then(|()| Ok(output::finish()?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.print();

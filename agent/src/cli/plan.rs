@@ -54,7 +54,10 @@ pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> R
     let shown = std::io::stderr().is_terminal();
     let mut on_progress = |done: u64, total: u64| {
         if shown {
-            eprint!("\rreading WAL to find the target: {done} of {total} segments{}", if done == total { "\n" } else { "" });
+            output::error_line(format_args!(
+                "\rreading WAL to find the target: {done} of {total} segments{}",
+                if done == total { "\n" } else { "" }
+            ));
         }
     };
     let planned = planning::plan(repository, &catalog, &target, &mut on_progress).await?;
@@ -68,27 +71,27 @@ fn refused(refusal: Refusal) -> Failure {
 /// Prints a plan for people.
 pub fn print(plan: &RestorePlan) {
     let RestorePlan { backup, .. } = plan;
-    println!("target        {}", plan.target.kind);
+    output::say!("target        {}", plan.target.kind);
     let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
-    println!("backup        {} {:?}, ended {} ({} ago)", backup.id, backup.label, output::time(backup.ended_at), output::duration(age));
+    output::say!("backup        {} {:?}, ended {} ({} ago)", backup.id, backup.label, output::time(backup.ended_at), output::duration(age));
     for leg in &plan.path {
-        println!("timeline      {}: {} to {}", leg.timeline, leg.from, leg.to);
+        output::say!("timeline      {}: {} to {}", leg.timeline, leg.from, leg.to);
     }
-    println!("stops at      {}", plan.stop_lsn);
+    output::say!("stops at      {}", plan.stop_lsn);
     match (plan.searched, &plan.last_replayed) {
-        (true, Some(last)) => println!("last commit   {}", transaction(last)),
-        (true, None) => println!("last commit   none after the backup"),
+        (true, Some(last)) => output::say!("last commit   {}", transaction(last)),
+        (true, None) => output::say!("last commit   none after the backup"),
         (false, _) => {}
     }
     if let Some(first) = &plan.first_not_replayed {
-        println!("not replayed  {}", transaction(first));
+        output::say!("not replayed  {}", transaction(first));
     }
-    println!("WAL           {} files, {} objects, {}", plan.wal.len(), plan.wal_objects, output::bytes(plan.wal_bytes));
-    println!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
+    output::say!("WAL           {} files, {} objects, {}", plan.wal.len(), plan.wal_objects, output::bytes(plan.wal_bytes));
+    output::say!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
     for warning in &plan.warnings {
-        println!("warning       {warning}");
+        output::say!("warning       {warning}");
     }
-    println!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
+    output::say!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
 }
 
 fn transaction(transaction: &Transaction) -> String {

@@ -100,15 +100,15 @@ fn refusal_or_failure(error: anyhow::Error) -> Failure {
 }
 
 fn print(summary: &Summary) {
-    println!("\nrestored      {} files, {} in {:.1} s", summary.files, output::bytes(summary.bytes), summary.seconds);
-    println!("to            {}", summary.data_directory.display());
+    output::say!("\nrestored      {} files, {} in {:.1} s", summary.files, output::bytes(summary.bytes), summary.seconds);
+    output::say!("to            {}", summary.data_directory.display());
     for (oid, place) in &summary.tablespaces {
-        println!("tablespace    {oid} at {}", place.display());
+        output::say!("tablespace    {oid} at {}", place.display());
     }
     for warning in &summary.warnings {
-        println!("warning       {warning}");
+        output::say!("warning       {warning}");
     }
-    println!("\nStart the server on it; it recovers by itself: pg_ctl -D {} start", summary.data_directory.display());
+    output::say!("\nStart the server on it; it recovers by itself: pg_ctl -D {} start", summary.data_directory.display());
 }
 
 fn mapping(text: &str) -> Result<(PathBuf, PathBuf)> {

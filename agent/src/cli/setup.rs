@@ -11,8 +11,8 @@ use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, S3Options, S3Store};
 use walkeep_store::{Error, ErrorKind, SharedStore, guarded::GuardedStore};
 
-use super::Global;
 use super::failure::Failure;
+use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
 use crate::postgres::ConnectionParams;
 use crate::repository::{self, ClusterRepository, Repository};
@@ -112,10 +112,10 @@ pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToke
 pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
     let loaded = repository.load_catalog().await.context("read the catalog")?;
     for damaged in &loaded.damaged {
-        eprintln!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
+        output::tell!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
     }
     if loaded.foreign > 0 {
-        eprintln!("warning: {} objects in the archive are not Walkeep's; they are left alone", loaded.foreign);
+        output::tell!("warning: {} objects in the archive are not Walkeep's; they are left alone", loaded.foreign);
     }
     Ok(loaded.catalog)
 }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use walkeep_core::WalFileName;
 
 use super::failure::{Exit, Failure};
-use super::{Global, setup};
+use super::{Global, output, setup};
 use crate::archive::Archiver;
 use crate::fetch::{FetchConfig, FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
@@ -49,7 +49,7 @@ pub struct FetchArgs {
 /// Runs the command.
 pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
     let config = setup::config(global)?;
-    crate::logging::start(&config.log)?;
+    crate::logging::start(&config.log).map_err(Failure::usage)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
     match command {
@@ -60,8 +60,8 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
             let name = source.name;
             let archiver = Archiver::new(repository, Arc::new(Recent::default()), metrics, stop);
             match archiver.archive(source).await.map_err(anyhow::Error::new)? {
-                Stored::New { bytes } => println!("{name}: stored, {bytes} bytes"),
-                Stored::Already => println!("{name}: was stored already, with the same content"),
+                Stored::New { bytes } => output::say!("{name}: stored, {bytes} bytes"),
+                Stored::Already => output::say!("{name}: was stored already, with the same content"),
             }
             Ok(())
         }
