@@ -237,6 +237,7 @@ fn what_the_configuration_gets_wrong_is_two() {
     walkeep.environment.retain(|(name, _)| name == "AWS_EC2_METADATA_DISABLED");
     let cases = [
         ("a bad endpoint", s3("endpoint = \"localhost:9000\""), "endpoint", &["status"][..]),
+        ("a key of S3 beside a directory", good.replace("url = \"file", "region = \"x\"\nurl = \"file"), "region: goes with", &["status"]),
         ("a bad prefix", good.replace("file:///nonexistent", "s3://bucket/a b"), "prefix", &["status"]),
         ("a bad bucket", good.replace("file:///nonexistent", "s3://buck et"), "bucket", &["plan"]),
         ("no secret", keys("/nonexistent/secret"), "/nonexistent/secret", &["status"]),
@@ -264,6 +265,10 @@ fn what_the_configuration_gets_wrong_is_two() {
         let fetched = walkeep.run(&["wal", "fetch", "000000010000000000000001", "/nonexistent/x"]);
         assert_eq!(fetched.code, Some(126), "{what}: never the end of the archive");
     }
+    walkeep.environment.push(("WALKEEP_SPOL".into(), "/x".into()));
+    walkeep.write_config();
+    let misspelt = walkeep.run(&["status"]);
+    assert!(misspelt.code == Some(1) && misspelt.stderr.contains("warning: WALKEEP_SPOL is set"), "a warning only: {misspelt:?}");
 }
 
 /// I5
@@ -371,7 +376,8 @@ fn a_reader_that_goes_away_changes_nothing() {
         assert!(output.status.code() == Some(0) && !told.contains("panicked"), "{args:?}: {:?} {told}", output.status);
     }
     assert!(restored.join("global/pg_control").exists(), "the restore was done to its end");
-    for (args, code) in [(&["status"][..], 0), (&["check", "--timeout", "1s"], 1), (&["plan", "--lsn", "FF/0"], 3), (&["status", "--x"], 2)] {
+    for (args, code) in [(&["status"][..], 0), (&["check", "--timeout", "1s"], 1), (&["plan", "--lsn", "FF/0"], 3), (&["status", "--x"], 2)]
+    {
         let status = walkeep.command(args).stdin(Stdio::null()).stdout(closed()).stderr(closed()).status().unwrap();
         assert_eq!(status.code(), Some(code), "{args:?} with nobody to listen at all");
     }

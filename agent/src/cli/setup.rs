@@ -22,7 +22,11 @@ const STORE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Loads the configuration; an error is wrong usage.
 pub fn config(global: &Global) -> Result<Config, Failure> {
-    Config::load(&global.selection()).map_err(Failure::usage)
+    let config = Config::load(&global.selection()).map_err(Failure::usage)?;
+    for warning in &config.warnings {
+        output::tell!("warning: {warning}");
+    }
+    Ok(config)
 }
 
 /// Whether a missing directory is created.

@@ -72,7 +72,13 @@ pub fn check(raw: Raw, name: &ClusterName, path: Option<PathBuf>) -> Result<Conf
         Some("json") => true,
         Some(other) => bail!("[log] format: {other:?} is neither text nor json"),
     };
-    Ok(Config { path, cluster, http: http.transpose()?, log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) } })
+    Ok(Config {
+        path,
+        cluster,
+        http: http.transpose()?,
+        log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) },
+        warnings: Vec::new(),
+    })
 }
 
 fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
@@ -86,6 +92,11 @@ fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
     ensure!(
         (1..=63).contains(&slot.len()) && slot.bytes().all(slot_chars),
         "slot: {slot:?} cannot name a replication slot: use 1 to 63 of a-z, 0-9 and _"
+    );
+    let application_name = raw.application_name.unwrap_or_else(|| "walkeep".into());
+    ensure!(
+        (1..=63).contains(&application_name.len()) && application_name.bytes().all(|b| (b' '..=b'~').contains(&b)),
+        "application_name: {application_name:?} cannot name the stream: use 1 to 63 characters of ASCII"
     );
     let acknowledge = match raw.acknowledge.as_deref() {
         None | Some("repository") => Acknowledge::Repository,
@@ -109,7 +120,7 @@ fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
         spool_limit,
         socket: raw.socket.map_or_else(|| Ok(PathBuf::from(format!("/run/walkeep/{name}.sock"))), |path| absolute("socket", &path))?,
         slot,
-        application_name: raw.application_name.unwrap_or_else(|| "walkeep".into()),
+        application_name,
         upload_interval,
         acknowledge,
         compression_level,
