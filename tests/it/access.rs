@@ -175,6 +175,37 @@ fn modes_hold_under_a_hostile_umask() {
     assert!(agent.wait(Duration::from_secs(5)).is_some());
 }
 
+/// A spool that root made: the stream says so again and again, archive_command is served, and all is well once somebody mended it.
+#[test]
+fn an_unusable_spool_is_told_until_it_is_mended() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let walkeep = walkeep(&cluster, Store::Local);
+    std::fs::set_permissions(walkeep.spool(), PermissionsExt::from_mode(0o500)).unwrap();
+    let agent = walkeep.launch_agent().unwrap();
+    let counted = || {
+        walkeep_tests::http::get(&walkeep.http_address(), "/metrics").is_ok_and(|(_, text)| {
+            let line = text.lines().find_map(|line| line.strip_prefix("walkeep_errors_total{kind=\"spool\"} "));
+            line.is_some_and(|count| count.parse::<f64>().unwrap() >= 3.0)
+        })
+    };
+    wait_until("it is counted again and again", SOON, counted);
+    let (status, why) = agent.get("/readyz").unwrap();
+    assert!(status == 503 && why.contains("spool") && why.contains("cannot be used"), "{status} {why}");
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    let name = cluster.switch_wal();
+    wait_until("archive_command is served", SOON, || {
+        walkeep.run(&["timelines"]).stdout.contains("WAL stored up to") && {
+            let to = walkeep.scratch().join("fetched");
+            let _ = std::fs::remove_file(&to);
+            walkeep.run(&["wal", "fetch", &name, &to.to_string_lossy()]).ok()
+        }
+    });
+    std::fs::set_permissions(walkeep.spool(), PermissionsExt::from_mode(0o700)).unwrap();
+    wait_until("it streams", Duration::from_secs(60), || agent.get("/readyz").is_ok_and(|(status, _)| status == 200));
+    assert_calm(&agent, &["starting the stream failed"]);
+    agent.stop();
+}
+
 /// I1
 #[test]
 fn bad_configurations_name_the_line() {

@@ -161,12 +161,18 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 progress.set_phase(Phase::Off);
                 return;
             }
-            match Streamer::new(config.cluster, params, repository, recent, metrics, progress.clone()) {
-                Ok(streamer) => drop(tasks.spawn(supervise("stream", streamer.run(stop.clone()), crashed, stop))),
-                Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "the stream cannot start; archive_command is served all the same");
+            // Not a reason to leave: archive_command is served all the same, and whoever mends the spool need not think of the agent.
+            let start = || {
+                let (cluster, params, repository, recent) = (config.cluster.clone(), params.clone(), repository.clone(), recent.clone());
+                let streamer = Streamer::new(cluster, params, repository, recent, metrics.clone(), progress.clone());
+                let started = streamer.inspect_err(|error| {
+                    metrics.error("spool");
                     progress.set_problem(Some(format!("{error:#}")));
-                }
+                });
+                std::future::ready(started)
+            };
+            if let Ok(streamer) = retry("starting the stream", Backoff::FOREVER, &stop, |_| true, start).await {
+                tasks.spawn(supervise("stream", streamer.run(stop.clone()), crashed, stop));
             }
         }
     }
