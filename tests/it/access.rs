@@ -1,6 +1,6 @@
 //! Who may ask what of the agent; bad configurations; names in the repository that nobody knows; secrets.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -300,6 +300,39 @@ fn what_the_configuration_gets_wrong_is_two() {
     walkeep.write_config();
     let misspelt = walkeep.run(&["status"]);
     assert!(misspelt.code == Some(1) && misspelt.stderr.contains("warning: WALKEEP_SPOL is set"), "a warning only: {misspelt:?}");
+}
+
+/// A server that takes the connection and never answers: whoever waits is told what for, long before the command gives up.
+#[test]
+fn a_silent_store_is_told_while_it_is_waited_for() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let repository = Repository::S3 { endpoint: endpoint.clone(), bucket: "b".into(), prefix: String::new(), ca: None };
+    let walkeep = Walkeep::offline(repository);
+    let to = walkeep.scratch().join("to").to_string_lossy().into_owned();
+    let start = |args: &[&str]| walkeep.command(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let commands = [&["status"][..], &["plan"], &["restore", "--to", &to], &["wal", "fetch", "000000010000000000000001", &to]];
+    for (args, mut command) in commands.map(|args| (args, start(args))) {
+        let mut told = String::new();
+        BufReader::new(command.stderr.take().unwrap()).read_line(&mut told).unwrap();
+        assert!(told.starts_with(&format!("waiting for s3://b at {endpoint}: no answer to get walkeep.json")), "{args:?}: {told}");
+        assert!(command.try_wait().unwrap().is_none(), "{args:?} goes on waiting");
+        process::signal(command.id(), "KILL");
+        command.wait().unwrap();
+    }
+}
+
+/// A certificate that is not trusted is told at once, and with what to do.
+#[test]
+fn a_refused_certificate_is_told_with_the_remedy() {
+    let walkeep = Walkeep::offline(Repository::S3 {
+        endpoint: S3Server::get().https_endpoint(),
+        bucket: S3Server::get().bucket().name,
+        prefix: String::new(),
+        ca: None,
+    });
+    let output = walkeep.run(&["status"]).expect_code(1);
+    assert!(output.stderr.contains("certificate") && output.stderr.contains("`ca_file`"), "{output:?}");
 }
 
 /// I5

@@ -60,7 +60,7 @@ async fn serve(config: Config, role: Role, socket: PathBuf) -> Result<(), Failur
     let (cluster, cut) = (config.cluster.clone(), tokio_util::sync::CancellationToken::new());
     let open: OpenRepository = Box::new(move || {
         let (cluster, cut) = (cluster.clone(), cut.clone());
-        async move { Ok(setup::cluster_repository(&cluster, &cut).await?) }.boxed()
+        async move { Ok(setup::agent_repository(&cluster, &cut).await?) }.boxed()
     });
     Ok(daemon::run(config, role, &socket, params, open, stop).await?)
 }

@@ -15,6 +15,7 @@ mod progress;
 mod restore;
 mod setup;
 mod target;
+mod waiting;
 mod wal;
 
 use std::path::PathBuf;

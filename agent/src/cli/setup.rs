@@ -12,6 +12,7 @@ use walkeep_store::s3::{self, S3Options, S3Store};
 use walkeep_store::{Error, ErrorKind, SharedStore, guarded::GuardedStore};
 
 use super::failure::Failure;
+use super::waiting::WaitedFor;
 use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
 use crate::postgres::ConnectionParams;
@@ -38,8 +39,17 @@ pub enum Missing {
     Fail,
 }
 
-/// The store of a cluster; every call ends when `stop` fires.
+/// The store of a cluster for a command: whoever waits for it is told what for. Every call ends when `stop` fires.
 pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
+    let store = silent_store(cluster, missing, stop).await?;
+    let place = match &cluster.repository {
+        RepositoryConfig::Local { .. } => store.url(),
+        RepositoryConfig::S3(config) => format!("{} at {}", store.url(), config.endpoint.as_deref().unwrap_or("AWS")),
+    };
+    Ok(Arc::new(WaitedFor::new(store, place)))
+}
+
+async fn silent_store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
     let store: SharedStore = match &cluster.repository {
         RepositoryConfig::Local { path } => match missing {
             Missing::Create => Arc::new(LocalStore::create(path.clone()).await?),
@@ -104,7 +114,16 @@ fn secret_from(path: &Path) -> repository::Result<s3::Secret> {
 
 /// The repository of a cluster as its present identity, read from the repository itself: no server is needed.
 pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
-    let repository = Repository::open(store(cluster, Missing::Fail, stop).await?).await?;
+    known_cluster(cluster, store(cluster, Missing::Fail, stop).await?).await
+}
+
+/// [`cluster_repository`] for the agent, for which nobody waits.
+pub async fn agent_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
+    known_cluster(cluster, silent_store(cluster, Missing::Fail, stop).await?).await
+}
+
+async fn known_cluster(cluster: &ClusterConfig, store: SharedStore) -> repository::Result<ClusterRepository> {
+    let repository = Repository::open(store).await?;
     let identities = repository.identities(&cluster.name).await?;
     let identity = identities.into_iter().next_back();
     let unknown = || repository::Error::UnknownCluster { url: repository.url(), cluster: cluster.name.to_string() };

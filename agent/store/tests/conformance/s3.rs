@@ -85,8 +85,12 @@ async fn tls_needs_the_right_authority() {
         assert_eq!(store.get(&key("a"), None).await.unwrap(), "x");
     }
     for ca in [None, Some("other-ca.crt")] {
-        let error = open(https("localhost", ca)).await.get(&key("a"), None).await.unwrap_err();
+        let proxy = LossyProxy::start(weed.https).await;
+        let options = S3Options { endpoint: Some(format!("https://localhost:{}", proxy.port)), ..https("localhost", ca) };
+        let error = open(options).await.get(&key("a"), None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unusable, "{ca:?}: {error:?}");
+        assert!(format!("{error:#}").contains("`ca_file`"), "{error:#}");
+        assert_eq!(proxy.accepted(), 1, "the same certificate would come again");
     }
     for ca in ["server.key", "missing.crt"] {
         assert_eq!(S3Store::open(https("localhost", Some(ca))).await.unwrap_err().kind(), ErrorKind::Misconfigured, "{ca}");
