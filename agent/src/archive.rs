@@ -32,20 +32,20 @@ pub enum ArchiveError {
     #[error(transparent)]
     Path(#[from] wal_path::WalPathError),
     /// It could not be read.
-    #[error("cannot read {name}: {source}")]
+    #[error("cannot read {name}: {cause}")]
     Read {
         /// The file.
         name: WalFileName,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A segment that is not what its name says.
-    #[error("{name} was refused: {source}")]
+    #[error("{name} was refused: {cause}")]
     NotWal {
         /// The file.
         name: WalFileName,
         /// What does not fit.
-        source: SegmentError,
+        cause: SegmentError,
     },
     /// A file of the wrong size.
     #[error("{name} was refused: it has {found} bytes, expected {expected}")]
@@ -58,12 +58,12 @@ pub enum ArchiveError {
         expected: String,
     },
     /// A history file that PostgreSQL would not understand.
-    #[error("{name} was refused: {source}")]
+    #[error("{name} was refused: {cause}")]
     History {
         /// The file.
         name: WalFileName,
         /// What does not fit.
-        source: walkeep_core::history::HistoryError,
+        cause: walkeep_core::history::HistoryError,
     },
     /// The repository did not take it.
     #[error(transparent)]
@@ -159,10 +159,10 @@ impl Archiver {
         match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
                 page::check_segment(segment, identity.segment_size, identity.system_identifier, None, content)
-                    .map_err(|source| ArchiveError::NotWal { name, source })
+                    .map_err(|cause| ArchiveError::NotWal { name, cause })
             }
             WalFileName::History(timeline) => {
-                TimelineHistory::parse(timeline, content).map(drop).map_err(|source| ArchiveError::History { name, source })
+                TimelineHistory::parse(timeline, content).map(drop).map_err(|cause| ArchiveError::History { name, cause })
             }
             WalFileName::BackupHistory { .. } => Ok(()),
         }
@@ -187,7 +187,7 @@ fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
     }
     let mut content = Vec::with_capacity(bytes as usize);
     // One byte more than it may have: a file that grows meanwhile is noticed.
-    file.take(limit + 1).read_to_end(&mut content).map_err(|source| ArchiveError::Read { name, source })?;
+    file.take(limit + 1).read_to_end(&mut content).map_err(|cause| ArchiveError::Read { name, cause })?;
     match content.len() as u64 {
         found if found == bytes => Ok(Bytes::from(content)),
         found => Err(ArchiveError::Size { name, found, expected }),

@@ -110,7 +110,7 @@ fn ask(options: &Options, file: &OsString) -> Result<(), Refusal> {
         }
         Err(error) => Err(Refusal::new(
             format!("{error} (socket {})", socket.display()),
-            "Is the agent running? PostgreSQL keeps the file and tries again.",
+            error.hint().unwrap_or("Is the agent running? PostgreSQL keeps the file and tries again."),
         )),
     }
 }

@@ -87,7 +87,7 @@ fn settle(answer: Result<Response, CallError>, socket: &std::path::Path) -> Resu
         Ok(Response::TryLater { message }) => (message, None),
         Ok(Response::Failed { message, hint, permanent: true }) => return Ok(Verdict::Refused(Trouble::NoAnswer { message, hint })),
         Ok(Response::Failed { message, hint, permanent: false }) => (message, hint),
-        Err(error) => (format!("{error} (socket {})", socket.display()), None),
+        Err(error) => (format!("{error} (socket {})", socket.display()), error.hint().map(str::to_owned)),
     };
     Err(Some(Trouble::NoAnswer { message, hint }))
 }

@@ -46,6 +46,10 @@ fn another_user_is_refused() {
         assert!(archived.code == Some(1) && archived.stderr.contains(told), "{archived:?}");
         let restored = as_nobody("walkeep-restore-cmd", &name, &[&target.to_string_lossy()]);
         assert!(restored.code.is_some_and(|code| code > 125) && restored.stderr.contains(told), "{restored:?}");
+        for output in [archived, restored] {
+            let hint = if socket_mode == 0o600 { "belong to the agent's user and group" } else { "as the same user" };
+            assert!(output.stderr.contains("HINT:") && output.stderr.contains(hint), "{output:?}");
+        }
     }
     assert!(!target.exists());
     assert_calm(&agent, &["a connection of another user is refused"]);
@@ -320,6 +324,28 @@ fn a_silent_store_is_told_while_it_is_waited_for() {
         process::signal(command.id(), "KILL");
         command.wait().unwrap();
     }
+}
+
+/// What failed is told once, and the hint is about that and nothing else.
+#[test]
+fn hints_are_about_what_failed() {
+    let walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent/repository")));
+    let mounted = walkeep.run(&["status"]).expect_code(1).stderr;
+    assert!(mounted.contains("/nonexistent/repository") && mounted.contains("mounted") && mounted.contains("`walkeep init`"), "{mounted}");
+    let down = walkeep.run(&["init"]).expect_code(1).stderr;
+    assert_eq!(down.matches("No such file or directory").count(), 1, "{down}");
+    assert!(down.contains("Is the server running") && !down.contains("pg_hba") && !down.contains("role"), "{down}");
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    walkeep.connection = cluster.connection().replace("user=postgres", "user=nobody_here");
+    walkeep.write_config();
+    let refused = walkeep.run(&["init"]).expect_code(1).stderr;
+    assert!(refused.contains("nobody_here") && refused.contains("pg_hba.conf"), "{refused}");
+    walkeep.connection = cluster.connection();
+    walkeep.write_config();
+    std::fs::set_permissions(walkeep.local_repository(), PermissionsExt::from_mode(0o500)).unwrap();
+    let closed = walkeep.run(&["init"]).expect_code(1).stderr;
+    assert!(closed.contains("must belong to the user") && !closed.contains("credentials"), "{closed}");
 }
 
 /// A certificate that is not trusted is told at once, and with what to do.

@@ -11,7 +11,7 @@ use super::failure::{Exit, Failure};
 use super::{Global, output, setup};
 use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
-use crate::postgres::{ConnectionParams, sql};
+use crate::postgres::{self, ConnectionParams, sql};
 use crate::repository::{self, ClusterRepository};
 
 /// Arguments of `walkeep check`.
@@ -106,7 +106,8 @@ async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, fin
     let server = match Server::connect(params).await {
         Ok(server) => server,
         Err(error) => {
-            findings.add("server", Err(error));
+            let hint = postgres::hint(&error).map(|hint| format!(". {hint}")).unwrap_or_default();
+            findings.add("server", Err(anyhow!("{error:#}{hint}")));
             return misconfigured;
         }
     };
@@ -138,8 +139,7 @@ struct Server {
 impl Server {
     async fn connect(params: &ConnectionParams) -> Result<Self> {
         let connected = ReplicationConnection::connect(params, &Options::default()).await;
-        let mut replication =
-            connected.context("connect for replication (a role with REPLICATION, a line for `replication` in pg_hba.conf)")?;
+        let mut replication = connected.context("connect for replication")?;
         let identity = replication.identify_system().await?;
         let client = sql::connect_sql(params).await.context("connect for SQL")?;
         let settings = sql::settings(&client).await.context("read the settings")?;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output;
-use crate::{archive, repository};
+use crate::{archive, postgres, repository};
 
 /// Exit codes, as the README has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl From<anyhow::Error> for Failure {
         let exit = if repository.is_some_and(repository::Error::is_configuration) { Exit::Usage } else { Exit::Failed };
         let of_repository = repository.map(repository::Error::hint);
         let of_archive = error.chain().find_map(|cause| cause.downcast_ref::<archive::ArchiveError>()).map(archive::ArchiveError::hint);
-        let hint = of_archive.or(of_repository).map(str::to_owned);
+        let hint = of_archive.or(of_repository).or_else(|| postgres::hint(&error)).map(str::to_owned);
         Self { exit, error, hint }
     }
 }

@@ -105,10 +105,9 @@ fn print(report: &Report, cluster: &ClusterConfig) {
 }
 
 async fn online_identity(params: &ConnectionParams) -> Result<(ClusterIdentity, ReplicationConnection)> {
-    let mut connection = ReplicationConnection::connect(params, &Options::default()).await.context(
-        "connect to the server for replication (needs a role with REPLICATION and a line for database `replication` in pg_hba.conf; \
-         without a running server use --offline)",
-    )?;
+    let mut connection = ReplicationConnection::connect(params, &Options::default())
+        .await
+        .context("connect to the server for replication (without a running server: --offline)")?;
     let identity = connection.identify_system().await?;
     let known = ClusterIdentity {
         system_identifier: identity.system,

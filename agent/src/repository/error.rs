@@ -127,17 +127,20 @@ impl Error {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Store(error) => match error.kind() {
-                ErrorKind::Denied => {
-                    "S3: check the credentials and what they permit (get, put, list on the prefix). A directory: it must belong to the agent's user."
+                ErrorKind::Denied if error.is_of_a_directory() => {
+                    "The repository must belong to the user who runs the agent: run every command as that user, and give back what root made (chown -R)."
                 }
+                ErrorKind::Denied => "Check the repository's credentials and their permissions (get, put, list on the prefix).",
                 ErrorKind::NoCredentials => {
                     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for this command, or profile, or access_key_id with secret_access_key_file, in the configuration."
                 }
                 ErrorKind::Misconfigured => "Correct the configuration of the repository.",
-                ErrorKind::Unusable => {
-                    "S3: check url, endpoint, region and ca_file. A directory: is it mounted? If it is new, `walkeep init` makes it."
+                ErrorKind::Unusable if error.is_of_a_directory() => {
+                    "Is the repository's disk mounted, and writable? Where there never was a repository, `walkeep init` makes one."
                 }
+                ErrorKind::Unusable => "Check the repository's url, endpoint, region and ca_file.",
                 ErrorKind::Full => "Make room on the repository's disk, or raise its quota.",
+                ErrorKind::Transient if error.is_of_a_directory() => "Look at the repository's disk: the system's log may say more.",
                 ErrorKind::Transient => {
                     "Is the repository's server up, and reachable from here, and what its credentials come from? Check endpoint and network."
                 }

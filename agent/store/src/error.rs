@@ -83,6 +83,11 @@ impl Error {
         self
     }
 
+    /// Whether it is a directory that failed, and not a server: places of a local store are whole paths.
+    pub fn is_of_a_directory(&self) -> bool {
+        self.place.starts_with('/')
+    }
+
     /// What a caller can decide on.
     pub fn kind(&self) -> ErrorKind {
         self.kind

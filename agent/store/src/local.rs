@@ -151,6 +151,13 @@ fn relative(folder: &str) -> &Path {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_full_disk_is_called_so_with_the_path() {
+        let error = blocking::<()>("put", "/srv/r/a.zst", || Err(Errno::NOSPC.into())).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "put /srv/r/a.zst: the disk is full: No space left on device (os error 28)");
+        assert!(error.is_of_a_directory() && error.kind().is_transient());
+    }
+
     #[test]
     fn failures_are_named_after_what_helps() {
         for (errno, kind) in [
