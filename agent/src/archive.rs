@@ -74,6 +74,12 @@ impl ArchiveError {
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Path(error) if error.is_missing() => {
+                "There is no such file. A relative path begins in the current directory: PostgreSQL runs the command in its data directory."
+            }
+            Self::Path(wal_path::WalPathError::NotFinished(_)) => {
+                "A copy of a finished segment needs an empty archive_status/SEGMENT.ready beside it, as PostgreSQL makes it."
+            }
             Self::Path(_) => {
                 "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster."
             }

@@ -104,6 +104,12 @@ pub fn check_source(path: &Path, system: SystemIdentifier) -> Result<Source, Wal
     let place = Place::of(path)?;
     let expected = "a file that PostgreSQL archives";
     let name = place.wal_name().ok_or_else(|| WalPathError::WrongName { path: path.to_owned(), expected })?;
+    // First, or a file that is not there would be called another cluster's, or unfinished.
+    if let Err(cause) = path.symlink_metadata()
+        && cause.kind() == ErrorKind::NotFound
+    {
+        return Err(WalPathError::Unreadable { path: path.to_owned(), cause });
+    }
     place.check_cluster(system)?;
     if matches!(name, WalFileName::Segment(_)) && !place.is_marked_finished() {
         return Err(WalPathError::NotFinished(path.to_owned()));

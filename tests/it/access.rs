@@ -348,6 +348,79 @@ fn hints_are_about_what_failed() {
     assert!(closed.contains("must belong to the user") && !closed.contains("credentials"), "{closed}");
 }
 
+/// What cannot be done whatever the repository holds is said before it is asked.
+#[test]
+fn what_cannot_be_meant_is_refused_before_anything_is_read() {
+    let walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent/repository")));
+    let to = walkeep.scratch().join("to").to_string_lossy().into_owned();
+    for target in
+        [&["--exclusive"][..], &["--immediate", "--exclusive"], &["--latest", "--exclusive"], &["--restore-point", "p", "--exclusive"]]
+    {
+        let plan = walkeep.run(&[&["plan"], target].concat()).expect_code(2);
+        assert!(plan.stderr.contains("--exclusive goes with"), "{plan:?}");
+        walkeep.run(&[&["restore", "--to", &to], target].concat()).expect_code(2);
+    }
+    walkeep.run(&["plan", "--at", "2026-11-20 14:30:00"]).expect_code(2);
+    for action in ["pause", "shutdown"] {
+        let refused = walkeep.run(&["restore", "--to", &to, "--action", action]).expect_code(2);
+        assert!(refused.stderr.contains("--action"), "{refused:?}");
+    }
+    // The repository is not even there: the directory comes first.
+    walkeep.run(&["restore", "--to", &to]).expect_code(1);
+    walkeep.scratch().dir("full");
+    walkeep.scratch().write("full/file", "", 0o600);
+    let closed = walkeep.scratch().dir("closed");
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o500)).unwrap();
+    let scratch = |name: &str| walkeep.scratch().join(name).to_string_lossy().into_owned();
+    for (to, why) in [
+        (scratch("full"), "is not empty"),
+        (scratch("closed"), "cannot be written"),
+        (scratch("closed/new"), "cannot be made"),
+        (scratch("full/file/new"), "not a directory"),
+        (scratch("walkeep.toml"), "is not a directory"),
+    ] {
+        let refused = walkeep.run(&["restore", "--to", &to]).expect_code(3);
+        assert!(refused.stderr.starts_with("refused: ") && refused.stderr.to_lowercase().contains(why), "{to}: {refused:?}");
+    }
+}
+
+/// Words that were wrong, or came at the wrong time.
+#[test]
+fn words_fit_what_they_are_about() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let mut walkeep = walkeep(&cluster, Store::Local);
+    walkeep.ok(&["backup"]);
+    let plan = walkeep.ok(&["plan"]).stdout;
+    assert!(plan.contains("To do it: walkeep restore") && !plan.contains("1 files") && !plan.contains("1 objects"), "{plan}");
+    let to = walkeep.scratch().join("restored");
+    let restored = walkeep.ok(&["restore", "--to", &to.to_string_lossy()]).stdout;
+    assert!(restored.contains("stops at") && !restored.contains("To do it"), "{restored}");
+    assert_eq!(walkeep.ok(&["timelines", "--json"]).json()[0]["ancestry_known"], true);
+    let missing = cluster.pg_wal().join("0000000100000000000000F0");
+    let pushed = walkeep.run(&["wal", "push", &missing.to_string_lossy()]).expect_code(1).stderr;
+    assert!(pushed.contains("0000000100000000000000F0: No such file") && pushed.contains("hint: There is no such file"), "{pushed}");
+    let current = cluster.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").trim().to_owned();
+    let pushed = walkeep.run(&["wal", "push", &cluster.pg_wal().join(current).to_string_lossy()]).expect_code(1).stderr;
+    assert!(pushed.contains("is not finished") && pushed.contains(".ready"), "{pushed}");
+    let secret = walkeep.scratch().write("secret", "HUSH77", 0o644);
+    let config = std::fs::read_to_string(walkeep.config_path()).unwrap();
+    let s3 = format!(
+        "url = \"s3://b\"\nendpoint = \"http://127.0.0.1:1\"\naccess_key_id = \"AK\"\nsecret_access_key_file = \"{}\"\n",
+        secret.display()
+    );
+    let url = format!("url = \"file://{}\"\n", walkeep.local_repository().display());
+    walkeep.scratch().write("walkeep.toml", config.replace(&url, &s3), 0o600);
+    let open = walkeep.run(&["status"]).expect_code(1).stderr;
+    assert!(open.contains("(mode 0644): chmod 400") && !open.contains("HUSH77"), "{open}");
+    walkeep.cluster_lines.clear();
+    walkeep.write_config();
+    if user::is_root() {
+        let mut init = Command::new(binary("walkeep"));
+        let output = run(init.args(["init", "--offline"]).env_clear().env("WALKEEP_CONFIG", walkeep.config_path()));
+        assert!(output.ok() && output.stderr.contains("warning: run as root") && output.stderr.contains("chown -R"), "{output:?}");
+    }
+}
+
 /// A certificate that is not trusted is told at once, and with what to do.
 #[test]
 fn a_refused_certificate_is_told_with_the_remedy() {

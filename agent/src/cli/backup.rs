@@ -84,7 +84,8 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
 fn print(record: &BackupRecord) {
     let took = (record.ended_at - record.started_at).to_std().unwrap_or_default();
     output::say!("backup {}", record.id);
-    output::say!("  {} files, {}, stored as {}", record.files, output::bytes(record.bytes), output::bytes(record.bytes_stored));
+    let files = output::count(record.files, "file");
+    output::say!("  {files}, {}, stored as {}", output::bytes(record.bytes), output::bytes(record.bytes_stored));
     output::say!("  timeline {}, {} to {}, {}", record.timeline, record.start_lsn, record.stop_lsn, output::duration(took));
     output::say!("  all WAL it needs is in the repository: it can be restored from {} on", output::time(record.ended_at));
 }

@@ -98,7 +98,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
 fn print_timeline(report: &TimelineReport) {
     let origin = match &report.parent {
         Some((parent, at)) => format!("left timeline {parent} at {at}"),
-        None if report.has_history => "the first".into(),
+        None if report.ancestry_known => "the first".into(),
         None => "its history is missing: nothing can be restored along it".into(),
     };
     output::say!("\ntimeline {} ({origin})", report.timeline);
@@ -112,11 +112,11 @@ fn print_timeline(report: &TimelineReport) {
     for window in &report.windows {
         let earliest = &window.earliest;
         output::say!(
-            "  recoverable from {} ({}) to {}, {} backups",
+            "  recoverable from {} ({}) to {}, {}",
             output::time(earliest.time),
             earliest.lsn,
             window.latest,
-            window.backups.len()
+            output::count(window.backups.len() as u64, "backup")
         );
     }
     if report.windows.is_empty() {

@@ -211,7 +211,8 @@ async fn archiver(server: &Server) -> Result<String> {
         stats.last_failed.unwrap_or_default(),
         stats.failed
     );
-    Ok(format!("{} files archived, the last one {}", stats.archived, stats.last_archived.unwrap_or_else(|| "none yet".into())))
+    let (archived, last) = (u64::try_from(stats.archived).unwrap_or_default(), stats.last_archived);
+    Ok(format!("{} archived, the last one {}", output::count(archived, "file"), last.unwrap_or_else(|| "none yet".into())))
 }
 
 fn slot_in_use(slot: Option<sql::SlotState>, cluster: &ClusterConfig) -> Result<String> {

@@ -1,5 +1,7 @@
 //! `walkeep init`: the repository's records, the slot, and the lines for postgresql.conf.
 
+use std::os::unix::fs::MetadataExt;
+
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde::Serialize;
@@ -10,7 +12,7 @@ use walkeep_core::{MajorVersion, SystemIdentifier};
 use super::failure::Failure;
 use super::setup::{self, Missing};
 use super::{Global, output};
-use crate::config::{ClusterConfig, Config};
+use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Created, Options, ReplicationConnection};
 use crate::repository::{self, ClusterIdentity, Repository};
@@ -64,6 +66,9 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let probe = format!("{}/probe-{}-{}", cluster.name, std::process::id(), chrono::Utc::now().timestamp_micros());
     store.probe(&probe.parse().map_err(anyhow::Error::new)?).await.map_err(repository::Error::from).context("try the repository")?;
     let repository = Repository::create(store).await?;
+    if let Some(warning) = root_made_it(cluster) {
+        output::tell!("warning: {warning}");
+    }
     let known = make_known(&repository, cluster, &identity, args.new_identity).await?;
     let slot = match connection {
         // One that nobody reads would hold WAL until the server's disk is full.
@@ -133,6 +138,20 @@ fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
         segment_size: control.segment_size,
         since: chrono::Utc::now(),
     })
+}
+
+/// What root makes in a directory is closed to the agent, which runs as the server's user.
+fn root_made_it(cluster: &ClusterConfig) -> Option<String> {
+    let RepositoryConfig::Local { path } = &cluster.repository else { return None };
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let owner = cluster.data_directory.as_ref().and_then(|data| std::fs::metadata(data).ok()).map(|data| (data.uid(), data.gid()));
+    let owner = owner.map_or_else(|| "postgres:postgres".to_owned(), |(user, group)| format!("{user}:{group}"));
+    Some(format!(
+        "run as root: what it makes in {0} is closed to the agent, which runs as the server's user: chown -R {owner} {0}",
+        path.display()
+    ))
 }
 
 async fn make_known(

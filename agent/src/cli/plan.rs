@@ -34,14 +34,17 @@ pub struct PlanArgs {
 
 /// Runs the command.
 pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
+    args.target.check().map_err(Failure::usage)?;
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let plan = make(&repository, &args.target).await?;
+    let planned = make(&repository, &args.target).await;
     if args.json {
-        output::json(&plan)?;
+        planned.as_ref().err().map_or(Ok(()), json_refusal)?;
+        output::json(&planned?)?;
     } else {
-        print(&plan);
+        print(&planned?);
+        output::say!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
     }
     Ok(())
 }
@@ -62,6 +65,14 @@ pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> R
     };
     let planned = planning::plan(repository, &catalog, &target, &mut on_progress).await?;
     planned.map_err(refused)
+}
+
+/// A refusal for programs: its words, and what they are made of. Other failures have none.
+pub fn json_refusal(failure: &Failure) -> anyhow::Result<()> {
+    match failure.error.downcast_ref::<Refusal>() {
+        Some(refusal) => output::json(&serde_json::json!({ "refused": refusal.to_string(), "reason": refusal })),
+        None => Ok(()),
+    }
 }
 
 fn refused(refusal: Refusal) -> Failure {
@@ -86,12 +97,12 @@ pub fn print(plan: &RestorePlan) {
     if let Some(first) = &plan.first_not_replayed {
         output::say!("not replayed  {}", transaction(first));
     }
-    output::say!("WAL           {} files, {} objects, {}", plan.wal.len(), plan.wal_objects, output::bytes(plan.wal_bytes));
+    let (files, objects) = (output::count(plan.wal.len() as u64, "file"), output::count(plan.wal_objects, "object"));
+    output::say!("WAL           {files}, {objects}, {}", output::bytes(plan.wal_bytes));
     output::say!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
     for warning in &plan.warnings {
         output::say!("warning       {warning}");
     }
-    output::say!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
 }
 
 fn transaction(transaction: &Transaction) -> String {

@@ -1,5 +1,6 @@
 //! From the configuration to the things a command works with: store, repository, connection.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,8 +104,22 @@ fn region_of_another_server(config: &S3Config) -> Option<String> {
     Some(from_env.unwrap_or_else(|| "us-east-1".into()))
 }
 
+/// A warning and no refusal, other than ssh's: in a container a secret is often mounted so, and nobody else is in there.
+fn warn_of_readers(path: &Path) {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    if let Ok(found) = std::fs::metadata(path)
+        && found.mode() & 0o077 != 0
+    {
+        TOLD.call_once(|| {
+            let mode = found.mode() & 0o7777;
+            output::tell!("warning: the secret in {} can be used by other users of this host (mode {mode:04o}): chmod 400", path.display());
+        });
+    }
+}
+
 fn secret_from(path: &Path) -> repository::Result<s3::Secret> {
     let unusable = |cause: String| Error::at(ErrorKind::Misconfigured, "read the secret in", path.display().to_string()).because(cause);
+    warn_of_readers(path);
     let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
     if text.trim().is_empty() {
         return Err(unusable("the file is empty".into()).into());
@@ -138,7 +153,8 @@ pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
         output::tell!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
     }
     if loaded.foreign > 0 {
-        output::tell!("warning: {} objects in the archive are not Walkeep's; they are left alone", loaded.foreign);
+        let objects = output::count(loaded.foreign, "object");
+        output::tell!("warning: {objects} in the archive not of Walkeep's making; left alone");
     }
     Ok(loaded.catalog)
 }

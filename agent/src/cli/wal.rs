@@ -9,7 +9,7 @@ use walkeep_core::WalFileName;
 
 use super::failure::{Exit, Failure};
 use super::{Global, output, setup};
-use crate::archive::Archiver;
+use crate::archive::{ArchiveError, Archiver};
 use crate::fetch::{FetchConfig, FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::repository::wal::Stored;
@@ -55,7 +55,8 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
     match command {
         WalCommand::Push(args) => {
             let path = std::path::absolute(&args.path).context("make the path absolute")?;
-            let source = wal_path::check_source(&path, repository.identity().system_identifier).map_err(anyhow::Error::new)?;
+            let source = wal_path::check_source(&path, repository.identity().system_identifier);
+            let source = source.map_err(ArchiveError::from).map_err(anyhow::Error::new)?;
             let metrics = Arc::new(Metrics::new().map_err(anyhow::Error::new)?);
             let name = source.name;
             let archiver = Archiver::new(repository, Arc::new(Recent::default()), metrics, stop);

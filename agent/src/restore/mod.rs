@@ -26,6 +26,7 @@ use crate::repository::manifest::ManifestEntries;
 use crate::transfer::{Meter, Stage, Watch};
 use layout::{Layout, Small};
 use target_dir::Target;
+pub use target_dir::check_directory;
 
 /// How to restore.
 #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{Access, AtFlags};
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::relative_path::RelativePath;
 
@@ -160,6 +161,26 @@ impl Target {
         fs::rename(&waiting, &control).with_context(|| format!("rename {}", waiting.display()))?;
         durable::sync_parent(&control)?;
         durable::sync_dir(&self.data)
+    }
+}
+
+/// Refuses a directory that no restore could fill: something is in it, or it cannot be written or made.
+pub fn check_directory(path: &Path) -> Result<()> {
+    check_empty(path, None)?;
+    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let allowed = Access::WRITE_OK | Access::EXEC_OK;
+    match rustix::fs::accessat(rustix::fs::CWD, existing, allowed, AtFlags::EACCESS) {
+        Ok(()) if existing.is_dir() => Ok(()),
+        Ok(()) => bail!(Refusal::Directory {
+            path: path.to_owned(),
+            reason: format!("cannot be made: {} is not a directory", existing.display())
+        }),
+        Err(error) => {
+            let user = rustix::process::geteuid().as_raw();
+            let what = if existing == path { "cannot be written" } else { "does not exist, and cannot be made" };
+            let reason = format!("{what} by user {user}: {}: {}", existing.display(), io::Error::from(error));
+            bail!(Refusal::Directory { path: path.to_owned(), reason })
+        }
     }
 }
 
