@@ -1,6 +1,7 @@
 //! The tries: the agent first, the fetch service where no agent listens, again until the deadline.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,13 @@ const START_PAUSE: Duration = Duration::from_millis(20);
 /// How long a fetch service that refuses its configuration is tried again: an agent that has another one may be starting on this host.
 const MISCONFIGURED_PATIENCE: Duration = Duration::from_secs(10);
 
+/// After so long without an answer it is told that one is being waited for: a store that hangs keeps the agent silent for a minute.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// One file to fetch.
 pub struct Fetch {
+    /// Tells, once, that the answer of whoever listens on this socket is being waited for.
+    pub tell_silence: fn(&Request, &Path),
     pub socket: PathBuf,
     pub service: Service,
     pub request: Request,
@@ -59,11 +65,11 @@ impl Fetch {
 
     /// One try. Trouble that is only a service still starting is none.
     fn ask(&mut self) -> Result<Verdict, Option<Trouble>> {
-        let agent = match call(&self.socket, &self.request, self.deadline) {
+        let agent = match self.call(&self.socket) {
             Err(CallError::NobodyListens(cause)) => cause,
             answer => return settle(answer, &self.socket),
         };
-        match call(self.service.socket(), &self.request, self.deadline) {
+        match self.call(self.service.socket()) {
             Err(CallError::NobodyListens(_)) => {}
             answer => return settle(answer, self.service.socket()),
         }
@@ -74,13 +80,28 @@ impl Fetch {
         }
     }
 
+    fn call(&self, socket: &Path) -> Result<Response, CallError> {
+        let (answered, silence) = mpsc::channel::<()>();
+        let (tell, request, place) = (self.tell_silence, self.request.clone(), socket.to_owned());
+        let watch = move || {
+            if silence.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
+                tell(&request, &place);
+            }
+        };
+        // Without the thread there is only a line less.
+        let _ = thread::Builder::new().stack_size(64 * 1024).spawn(watch);
+        let answer = call(socket, &self.request, self.deadline);
+        drop(answered);
+        answer
+    }
+
     fn nobody(&self, agent: &std::io::Error, why: &str) -> String {
         format!("no agent listens on {} ({agent}), and {why}", self.socket.display())
     }
 }
 
 /// What an answer means: the one place that decides what is settled and what is tried again.
-fn settle(answer: Result<Response, CallError>, socket: &std::path::Path) -> Result<Verdict, Option<Trouble>> {
+fn settle(answer: Result<Response, CallError>, socket: &Path) -> Result<Verdict, Option<Trouble>> {
     let (message, hint) = match answer {
         Ok(Response::Done) => return Ok(Verdict::Done),
         Ok(Response::Absent { message }) => return Ok(Verdict::Absent(message)),

@@ -10,6 +10,7 @@ mod verdict;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use walkeep_protocol::notice::{print, report};
@@ -90,6 +91,15 @@ fn run(invocation: Invocation) -> Result<u8, UsageError> {
     }
 }
 
+/// Once is enough: whoever reads the log knows where to look.
+fn tell_silence(request: &Request, socket: &Path) {
+    static TOLD: Once = Once::new();
+    let Verb::Fetch { name, .. } = &request.verb else { return };
+    let message = format!("fetching {name}: still waiting for an answer (socket {})", socket.display());
+    let hint = "The log of the agent, or SOCKET.fetch.log of the fetch service, says what it is waiting for.";
+    TOLD.call_once(|| report(PROGRAM, &message, Some(hint)));
+}
+
 fn restore(options: &Options) -> Result<u8, UsageError> {
     let [name, destination] = options.files.as_slice() else { return Err(UsageError::new("expected %f and %p")) };
     let name = name.to_str().ok_or_else(|| UsageError::new("%f is not UTF-8"))?.to_owned();
@@ -97,6 +107,7 @@ fn restore(options: &Options) -> Result<u8, UsageError> {
     let socket = options.socket()?;
     let verb = Verb::Fetch { name: name.clone(), destination: absolute(Path::new(destination))?, standby: asker.is_standby() };
     let fetch = Fetch {
+        tell_silence,
         service: Service::new(options, &socket)?,
         socket,
         request: Request { cluster: options.cluster.clone(), verb },
