@@ -32,20 +32,20 @@ pub enum ArchiveError {
     #[error(transparent)]
     Path(#[from] wal_path::WalPathError),
     /// It could not be read.
-    #[error("cannot read {name}: {source}")]
+    #[error("cannot read {name}: {cause}")]
     Read {
         /// The file.
         name: WalFileName,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A segment that is not what its name says.
-    #[error("{name} was refused: {source}")]
+    #[error("{name} was refused: {cause}")]
     NotWal {
         /// The file.
         name: WalFileName,
         /// What does not fit.
-        source: SegmentError,
+        cause: SegmentError,
     },
     /// A file of the wrong size.
     #[error("{name} was refused: it has {found} bytes, expected {expected}")]
@@ -58,12 +58,12 @@ pub enum ArchiveError {
         expected: String,
     },
     /// A history file that PostgreSQL would not understand.
-    #[error("{name} was refused: {source}")]
+    #[error("{name} was refused: {cause}")]
     History {
         /// The file.
         name: WalFileName,
         /// What does not fit.
-        source: walkeep_core::history::HistoryError,
+        cause: walkeep_core::history::HistoryError,
     },
     /// The repository did not take it.
     #[error(transparent)]
@@ -74,6 +74,12 @@ impl ArchiveError {
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Path(error) if error.is_missing() => {
+                "There is no such file. A relative path begins in the current directory: PostgreSQL runs the command in its data directory."
+            }
+            Self::Path(wal_path::WalPathError::NotFinished(_)) => {
+                "A copy of a finished segment needs an empty archive_status/SEGMENT.ready beside it, as PostgreSQL makes it."
+            }
             Self::Path(_) => {
                 "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster."
             }
@@ -82,6 +88,15 @@ impl ArchiveError {
                 "Nothing was stored. If this server was initialised anew or upgraded, run `walkeep init --new-identity`."
             }
             Self::Repository(error) => error.hint(),
+        }
+    }
+
+    /// Whether the answer stays the same until a person changes something.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Path(error) => error.is_permanent(),
+            Self::Repository(error) => error.is_permanent(),
+            Self::Read { .. } | Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => false,
         }
     }
 
@@ -150,10 +165,10 @@ impl Archiver {
         match name {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => {
                 page::check_segment(segment, identity.segment_size, identity.system_identifier, None, content)
-                    .map_err(|source| ArchiveError::NotWal { name, source })
+                    .map_err(|cause| ArchiveError::NotWal { name, cause })
             }
             WalFileName::History(timeline) => {
-                TimelineHistory::parse(timeline, content).map(drop).map_err(|source| ArchiveError::History { name, source })
+                TimelineHistory::parse(timeline, content).map(drop).map_err(|cause| ArchiveError::History { name, cause })
             }
             WalFileName::BackupHistory { .. } => Ok(()),
         }
@@ -178,7 +193,7 @@ fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
     }
     let mut content = Vec::with_capacity(bytes as usize);
     // One byte more than it may have: a file that grows meanwhile is noticed.
-    file.take(limit + 1).read_to_end(&mut content).map_err(|source| ArchiveError::Read { name, source })?;
+    file.take(limit + 1).read_to_end(&mut content).map_err(|cause| ArchiveError::Read { name, cause })?;
     match content.len() as u64 {
         found if found == bytes => Ok(Bytes::from(content)),
         found => Err(ArchiveError::Size { name, found, expected }),

@@ -4,6 +4,8 @@
 //! [`cli`] and [`daemon`], then jobs ([`archive`], [`stream`], …), then [`repository`], then stores ([`walkeep_store`]) and [`codec`];
 //! [`postgres`] beside them. Decisions live in [`walkeep_core`]; ARCHITECTURE.md at the top of the repository has the map.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod archive;
 pub mod backup;
 pub mod cli;

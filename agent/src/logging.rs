@@ -18,6 +18,8 @@ pub fn start(config: &LogConfig) -> Result<()> {
     );
     let filter = EnvFilter::try_new(&config.level).with_context(|| format!("[log] level: {:?} is not a level or filter", config.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A log that nobody reads any more is no reason to panic, which telling of it on the same standard error would do.
+    let builder = builder.log_internal_errors(false);
     let started = if config.json {
         builder.json().flatten_event(true).try_init()
     } else {

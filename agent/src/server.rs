@@ -122,7 +122,7 @@ async fn answer(stream: &mut UnixStream, shared: &Shared) -> Option<Response> {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == shared.user || peer.uid() == 0 => {}
         Ok(peer) => return Some(refuse_user(peer.uid(), shared.user)),
-        Err(error) => return Some(failed(format!("the agent cannot tell who asks: {error}"), None)),
+        Err(error) => return Some(failed(format!("the agent cannot tell who asks: {error}"), None, false)),
     }
     let read = tokio::select! {
         read = timeout(shared.limits.transfer, read_request(stream)) => read,
@@ -136,13 +136,14 @@ async fn answer(stream: &mut UnixStream, shared: &Shared) -> Option<Response> {
         }
         Ok(Err(ReadError::Malformed(why))) => {
             let hint = "Are the agent and the shim of the same version? Restart the agent after an upgrade.";
-            return Some(failed(why, Some(hint)));
+            // Not for good: the agent of the other version may be about to be restarted.
+            return Some(failed(why, Some(hint), false));
         }
         Err(_) => return Some(Response::TryLater { message: "the request did not come in time".into() }),
     };
     if let Some(other) = request.cluster.filter(|cluster| *cluster != shared.cluster) {
         let hint = "Check --cluster and --socket of the command, and the configuration's socket.";
-        return Some(failed(format!("this agent serves cluster {}, not {other}", shared.cluster), Some(hint)));
+        return Some(failed(format!("this agent serves cluster {}, not {other}", shared.cluster), Some(hint), true));
     }
     work(stream, shared, request.verb).await
 }
@@ -209,15 +210,15 @@ fn describe(verb: &Verb) -> String {
 fn refuse_user(peer: u32, user: u32) -> Response {
     warn!(peer, "a connection of another user is refused");
     let hint = "Run the agent and PostgreSQL as the same user.";
-    failed(format!("the agent runs as user {user} and serves nobody else; you are user {peer}"), Some(hint))
+    failed(format!("the agent runs as user {user} and serves nobody else; you are user {peer}"), Some(hint), true)
 }
 
 fn stopping() -> Response {
     Response::TryLater { message: "the agent is stopping".into() }
 }
 
-fn failed(message: String, hint: Option<&str>) -> Response {
-    Response::Failed { message, hint: hint.map(Into::into) }
+fn failed(message: String, hint: Option<&str>, permanent: bool) -> Response {
+    Response::Failed { message, hint: hint.map(Into::into), permanent }
 }
 
 #[cfg(test)]

@@ -34,9 +34,16 @@ pub struct Leftovers {
 }
 
 impl Spool {
-    /// Opens the folder, creating it (mode 0700) if it is missing.
+    /// Opens the folder, creating it (mode 0700) if it is missing. Fails if nothing can be written there: better now than with the first
+    /// segment.
     pub fn open(folder: &Path, size: SegmentSize) -> Result<Self> {
-        durable::create_dir(folder, durable::PRIVATE_DIR)?;
+        let user = rustix::process::geteuid().as_raw();
+        let open = || -> Result<()> {
+            durable::create_dir(folder, durable::PRIVATE_DIR)?;
+            let probe = durable::temporary_name(&folder.join("probe"))?;
+            durable::create_private(&probe, durable::PRIVATE_FILE).and_then(|_| std::fs::remove_file(&probe)).context("write into it")
+        };
+        open().with_context(|| format!("the spool {} cannot be used; it must be a directory of user {user}", folder.display()))?;
         Ok(Self { folder: folder.to_owned(), size })
     }
 

@@ -74,6 +74,14 @@ pub enum WalPathError {
 }
 
 impl WalPathError {
+    /// Whether the same path will be refused again, whatever becomes of the disk.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::NotAbsolute(_) | Self::NotInPgWal(_) | Self::WrongName { .. } | Self::OtherCluster { .. } => true,
+            Self::NotFinished(_) | Self::NotAFile(_) | Self::Exists(_) | Self::UnknownCluster { .. } | Self::Unreadable { .. } => false,
+        }
+    }
+
     /// Whether the file is simply not there.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Unreadable { cause, .. } if cause.kind() == ErrorKind::NotFound)
@@ -96,6 +104,12 @@ pub fn check_source(path: &Path, system: SystemIdentifier) -> Result<Source, Wal
     let place = Place::of(path)?;
     let expected = "a file that PostgreSQL archives";
     let name = place.wal_name().ok_or_else(|| WalPathError::WrongName { path: path.to_owned(), expected })?;
+    // First, or a file that is not there would be called another cluster's, or unfinished.
+    if let Err(cause) = path.symlink_metadata()
+        && cause.kind() == ErrorKind::NotFound
+    {
+        return Err(WalPathError::Unreadable { path: path.to_owned(), cause });
+    }
     place.check_cluster(system)?;
     if matches!(name, WalFileName::Segment(_)) && !place.is_marked_finished() {
         return Err(WalPathError::NotFinished(path.to_owned()));

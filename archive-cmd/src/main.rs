@@ -103,14 +103,14 @@ fn ask(options: &Options, file: &OsString) -> Result<(), Refusal> {
     let deadline = Instant::now() + options.timeout.unwrap_or(DEFAULT_TIMEOUT);
     match call(&socket, &request, deadline) {
         Ok(Response::Done) => Ok(()),
-        Ok(Response::Failed { message, hint }) => Err(Refusal { reason: message, hint }),
+        Ok(Response::Failed { message, hint, .. }) => Err(Refusal { reason: message, hint }),
         Ok(Response::TryLater { message }) => Err(Refusal::new(message, "PostgreSQL keeps the file and tries again.")),
         Ok(Response::Absent { message }) => {
             Err(Refusal::new(message, "The agent answered as if to another request; is it of this version?"))
         }
         Err(error) => Err(Refusal::new(
             format!("{error} (socket {})", socket.display()),
-            "Is the agent running? PostgreSQL keeps the file and tries again.",
+            error.hint().unwrap_or("Is the agent running? PostgreSQL keeps the file and tries again."),
         )),
     }
 }

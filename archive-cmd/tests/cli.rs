@@ -117,8 +117,8 @@ fn every_other_answer_is_one_with_its_reason() {
     for (response, expected) in [
         (Response::Absent { message: "not here".into() }, "not here"),
         (Response::TryLater { message: "the agent is stopping".into() }, "the agent is stopping\nHINT:  PostgreSQL keeps the file"),
-        (Response::Failed { message: "it is\nno WAL".into(), hint: None }, "it is no WAL\n"),
-        (Response::Failed { message: "no".into(), hint: Some("do this".into()) }, "no\nHINT:  do this\n"),
+        (Response::Failed { message: "it is\nno WAL".into(), hint: None, permanent: false }, "it is no WAL\n"),
+        (Response::Failed { message: "no".into(), hint: Some("do this".into()), permanent: true }, "no\nHINT:  do this\n"),
     ] {
         let place = Place::new();
         place.agent(answer(response));
@@ -171,7 +171,7 @@ fn try_connect(socket: &Path) -> Option<UnixStream> {
 
 #[test]
 fn a_broken_answer_is_one() {
-    let whole = Response::Failed { message: "half".into(), hint: None }.encode();
+    let whole = Response::Failed { message: "half".into(), hint: None, permanent: false }.encode();
     let mut answers: Vec<Vec<u8>> = (0..whole.len()).map(|length| whole[..length].to_vec()).collect();
     answers.extend([b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), b"WKP\x02\0\0\0\x01\x01".to_vec(), b"WKP\x01\xFF\xFF\xFF\xFF".to_vec()]);
     answers.extend([b"WKP\x01\0\0\0\x01\x09".to_vec(), b"WKP\x01\0\0\0\0".to_vec(), b"WKP\x01\0\0\0\x02\x01\x01".to_vec()]);

@@ -10,6 +10,7 @@ mod verdict;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use walkeep_protocol::notice::{print, report};
@@ -51,6 +52,7 @@ Exit status:
   201  the time ran out without an agent, and no fetch service could be started
   202  wrong usage
   203  internal error
+  204  refused for good: asking again would not help
 PostgreSQL ends recovery and opens the database at 1 to 125, and stops at 126 and above. Where standby.signal stands and promote does
 not, PostgreSQL asks again by itself: trouble with a segment is then tried for at most 10 seconds, and ends with 1.
 
@@ -89,6 +91,15 @@ fn run(invocation: Invocation) -> Result<u8, UsageError> {
     }
 }
 
+/// Once is enough: whoever reads the log knows where to look.
+fn tell_silence(request: &Request, socket: &Path) {
+    static TOLD: Once = Once::new();
+    let Verb::Fetch { name, .. } = &request.verb else { return };
+    let message = format!("fetching {name}: still waiting for an answer (socket {})", socket.display());
+    let hint = "The log of the agent, or SOCKET.fetch.log of the fetch service, says what it is waiting for.";
+    TOLD.call_once(|| report(PROGRAM, &message, Some(hint)));
+}
+
 fn restore(options: &Options) -> Result<u8, UsageError> {
     let [name, destination] = options.files.as_slice() else { return Err(UsageError::new("expected %f and %p")) };
     let name = name.to_str().ok_or_else(|| UsageError::new("%f is not UTF-8"))?.to_owned();
@@ -96,17 +107,20 @@ fn restore(options: &Options) -> Result<u8, UsageError> {
     let socket = options.socket()?;
     let verb = Verb::Fetch { name: name.clone(), destination: absolute(Path::new(destination))?, standby: asker.is_standby() };
     let fetch = Fetch {
+        tell_silence,
         service: Service::new(options, &socket)?,
         socket,
         request: Request { cluster: options.cluster.clone(), verb },
         deadline: Instant::now() + asker.patience(options.timeout.unwrap_or(DEFAULT_TIMEOUT)),
     };
-    let verdict = fetch.run(|trouble| report(PROGRAM, &format!("fetching {name}: {trouble}; trying again"), None));
+    let verdict = fetch.run(|trouble| report(PROGRAM, &format!("fetching {name}: {trouble}; trying again"), trouble.given_hint()));
     let code = verdict.exit_code(|| Asker::find(Path::new("."), &name));
     match &verdict {
         Verdict::Done => {}
         Verdict::Absent(message) => report(PROGRAM, &format!("{name} is not in the archive: {message}"), None),
-        Verdict::Trouble(trouble) => report(PROGRAM, &format!("could not fetch {name}: {trouble}"), Some(&trouble.hint())),
+        Verdict::Refused(trouble) | Verdict::Trouble(trouble) => {
+            report(PROGRAM, &format!("could not fetch {name}: {trouble}"), Some(&trouble.hint()))
+        }
     }
     Ok(code)
 }

@@ -17,6 +17,9 @@ use walkeep_protocol::options::{Options, UsageError, absolute};
 /// How much of the service's log is shown.
 const TAIL: u64 = 600;
 
+/// The exit code by which `walkeep` says that its configuration is wrong.
+const WRONG_CONFIGURATION: i32 = 2;
+
 /// The service of one socket.
 pub struct Service {
     socket: PathBuf,
@@ -32,6 +35,8 @@ pub enum State {
     Starting,
     /// It cannot be started, or has ended; with the reason.
     Failed(String),
+    /// It has ended because its configuration is wrong, and will again.
+    Misconfigured(String),
 }
 
 impl Service {
@@ -68,7 +73,8 @@ impl Service {
             Some(Ok(None)) => State::Starting,
             Some(Ok(Some(status))) => {
                 self.child = None;
-                State::Failed(format!("{} fetch-service ended ({status}){}", self.program.display(), self.last_words()))
+                let why = format!("{} fetch-service ended ({status}){}", self.program.display(), self.last_words());
+                if status.code() == Some(WRONG_CONFIGURATION) { State::Misconfigured(why) } else { State::Failed(why) }
             }
             Some(Err(error)) => State::Failed(format!("the fetch service cannot be watched: {error}")),
             None => match self.spawn() {

@@ -15,6 +15,8 @@ pub const TIME_RAN_OUT: u8 = 200;
 pub const NOBODY_TO_ASK: u8 = 201;
 /// The command line or the configuration is wrong.
 pub const WRONG_USAGE: u8 = 202;
+/// The agent refused the request for good: asking again would not help.
+pub const REFUSED: u8 = 204;
 /// A panic.
 pub const INTERNAL_ERROR: u8 = 203;
 /// What a standby is told in trouble, and everybody when the file is proven absent.
@@ -61,6 +63,8 @@ pub enum Verdict {
     Done,
     /// Proven not to be in the repository.
     Absent(String),
+    /// Refused, and asking again would have the same answer.
+    Refused(Trouble),
     /// The deadline passed; this was the last that went wrong.
     Trouble(Trouble),
 }
@@ -71,9 +75,12 @@ impl Verdict {
         match self {
             Self::Done => 0,
             Self::Absent(_) => ABSENT,
-            Self::Trouble(_) if asker().is_standby() => ABSENT,
-            Self::Trouble(Trouble::Nobody { .. }) => NOBODY_TO_ASK,
-            Self::Trouble(Trouble::NoAnswer { .. }) => TIME_RAN_OUT,
+            Self::Refused(_) | Self::Trouble(_) => match (asker(), self) {
+                (Asker::Standby, _) => ABSENT,
+                (Asker::Recovery, Self::Refused(_)) => REFUSED,
+                (Asker::Recovery, Self::Trouble(Trouble::Nobody { .. })) => NOBODY_TO_ASK,
+                (Asker::Recovery, _) => TIME_RAN_OUT,
+            },
         }
     }
 }
@@ -84,15 +91,33 @@ pub enum Trouble {
     /// Somebody listens, but there was no answer, or one that settles nothing.
     NoAnswer { message: String, hint: Option<String> },
     /// No agent listens, and no fetch service could be started or be reached.
-    Nobody { message: String },
+    Nobody {
+        message: String,
+        /// The service says that its configuration is wrong.
+        misconfigured: bool,
+    },
 }
 
 impl Trouble {
+    /// Whether waiting can help only because an agent may be starting.
+    pub fn is_misconfigured(&self) -> bool {
+        matches!(self, Self::Nobody { misconfigured: true, .. })
+    }
+
+    /// What whoever was asked says to do about it.
+    pub fn given_hint(&self) -> Option<&str> {
+        match self {
+            Self::NoAnswer { hint, .. } => hint.as_deref(),
+            Self::Nobody { .. } => None,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> String {
         match self {
             Self::NoAnswer { hint: Some(hint), .. } => hint.clone(),
             Self::NoAnswer { hint: None, .. } => "PostgreSQL can be started again once this is mended: nothing is lost.".into(),
+            Self::Nobody { misconfigured: true, .. } => "Correct the configuration, or start the agent.".into(),
             Self::Nobody { .. } => {
                 "Start the agent, or say with --config, --socket and --walkeep what to start and where it may listen.".into()
             }
@@ -103,7 +128,7 @@ impl Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoAnswer { message, .. } | Self::Nobody { message } => f.write_str(message),
+            Self::NoAnswer { message, .. } | Self::Nobody { message, .. } => f.write_str(message),
         }
     }
 }
@@ -115,7 +140,8 @@ mod tests {
     #[test]
     fn only_absence_is_one_unless_a_standby_will_ask_again() {
         let answer = || Verdict::Trouble(Trouble::NoAnswer { message: String::new(), hint: None });
-        let nobody = || Verdict::Trouble(Trouble::Nobody { message: String::new() });
+        let nobody = || Verdict::Trouble(Trouble::Nobody { message: String::new(), misconfigured: true });
+        let refused = || Verdict::Refused(Trouble::NoAnswer { message: String::new(), hint: None });
         for asker in [Asker::Recovery, Asker::Standby] {
             assert_eq!(Verdict::Done.exit_code(|| asker), 0);
             assert_eq!(Verdict::Absent(String::new()).exit_code(|| asker), 1);
@@ -123,11 +149,13 @@ mod tests {
         assert_eq!(answer().exit_code(|| Asker::Standby), 1);
         assert_eq!(answer().exit_code(|| Asker::Recovery), 200);
         assert_eq!(nobody().exit_code(|| Asker::Recovery), 201);
+        assert_eq!(refused().exit_code(|| Asker::Standby), 1);
+        assert_eq!(refused().exit_code(|| Asker::Recovery), 204);
     }
 
     #[test]
     fn every_status_stops_postgresql_and_is_not_the_shells() {
-        for code in [TIME_RAN_OUT, NOBODY_TO_ASK, WRONG_USAGE, INTERNAL_ERROR] {
+        for code in [TIME_RAN_OUT, NOBODY_TO_ASK, WRONG_USAGE, INTERNAL_ERROR, REFUSED] {
             assert!(code > 128 + 64, "{code} could be a signal's");
         }
     }

@@ -133,7 +133,7 @@ fn try_later() -> Answer {
 }
 
 fn failed() -> Answer {
-    Answer::Response(Response::Failed { message: "cannot decrypt".into(), hint: Some("give the key".into()) })
+    Answer::Response(Response::Failed { message: "cannot decrypt".into(), hint: Some("give the key".into()), permanent: false })
 }
 
 /// Everything that settles nothing.
@@ -186,6 +186,64 @@ fn whatever_settles_nothing_stops_postgresql_at_the_deadline() {
         assert!(ended.took >= Duration::from_millis(400) && ended.took < Duration::from_secs(10), "{ended:?}");
         assert!(ended.stderr.contains("could not fetch 000000010000000000000003: ") && ended.stderr.contains("HINT:  "), "{ended:?}");
     }
+}
+
+fn refused() -> Answer {
+    let hint = Some("correct restore_command".into());
+    Answer::Response(Response::Failed { message: "another cluster".into(), hint, permanent: true })
+}
+
+#[test]
+fn a_refusal_for_good_ends_at_once() {
+    let place = Place::new();
+    let asked = place.agent(vec![refused()]);
+    let ended = place.fetch(SEGMENT, "5m");
+    assert_eq!((ended.code, asked.load(Ordering::SeqCst)), (Some(204), 1), "{ended:?}");
+    let told = format!("walkeep-restore-cmd: could not fetch {SEGMENT}: another cluster\nHINT:  correct restore_command\n");
+    assert_eq!(ended.stderr, told);
+
+    let place = Place::new();
+    fs::write(place.data().join("standby.signal"), "").unwrap();
+    let asked = place.agent(vec![refused()]);
+    assert_eq!((place.fetch(SEGMENT, "5m").code, asked.load(Ordering::SeqCst)), (Some(1), 1), "a standby goes on to stream");
+    assert_eq!(place.fetch("00000002.history", "5m").code, Some(204));
+}
+
+#[test]
+fn what_it_waits_for_is_told_while_it_waits() {
+    let hint = "HINT:  give the key";
+    told_at_once(failed(), &format!("walkeep-restore-cmd: fetching {SEGMENT}: cannot decrypt; trying again"), hint);
+    let silent = format!("walkeep-restore-cmd: fetching {SEGMENT}: still waiting for an answer (socket ");
+    told_at_once(Answer::Nothing, &silent, "HINT:  The log of the agent");
+}
+
+/// The first two lines, of a shim that goes on.
+fn told_at_once(answer: Answer, line: &str, hint: &str) {
+    let place = Place::new();
+    place.agent(vec![answer]);
+    let mut shim = place.command(&["--timeout", "5m", SEGMENT, "pg_wal/RECOVERYXLOG"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    let mut stderr = shim.stderr.take().unwrap();
+    while told.lines().count() < 2 || !told.ends_with('\n') {
+        let mut piece = [0; 4096];
+        let read = stderr.read(&mut piece).unwrap();
+        assert_ne!(read, 0, "it ended: {told}");
+        told += &String::from_utf8_lossy(&piece[..read]);
+    }
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with(line) && lines[1].starts_with(hint), "{told}");
+    assert!(shim.try_wait().unwrap().is_none(), "it goes on");
+    shim.kill().unwrap();
+    shim.wait().unwrap();
+}
+
+#[test]
+fn a_service_with_a_wrong_configuration_is_not_waited_for() {
+    let place = Place::new();
+    place.walkeep("echo 'error: no such key' >&2; exit 2");
+    let ended = place.fetch(SEGMENT, "5m");
+    assert!(ended.code == Some(201) && ended.took < Duration::from_secs(60), "{ended:?}");
+    assert!(ended.stderr.contains("error: no such key") && ended.stderr.contains("Correct the configuration"), "{ended:?}");
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! Who may ask what of the agent; bad configurations; names in the repository that nobody knows; secrets.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use walkeep_protocol::{Request, Response, Verb, call};
-use walkeep_tests::process::Process;
+use walkeep_tests::process::{self, Process};
 use walkeep_tests::walkeep::{binary, run};
-use walkeep_tests::{Cluster, Repository, S3Server, Walkeep, s3, user, wait_until};
+use walkeep_tests::{Cluster, Repository, S3Server, Walkeep, http, s3, user, wait_until};
 
 use crate::support::{Store, assert_calm, fetch, switch_and_store, uninitialised, walkeep};
 
@@ -46,6 +46,10 @@ fn another_user_is_refused() {
         assert!(archived.code == Some(1) && archived.stderr.contains(told), "{archived:?}");
         let restored = as_nobody("walkeep-restore-cmd", &name, &[&target.to_string_lossy()]);
         assert!(restored.code.is_some_and(|code| code > 125) && restored.stderr.contains(told), "{restored:?}");
+        for output in [archived, restored] {
+            let hint = if socket_mode == 0o600 { "belong to the agent's user and group" } else { "as the same user" };
+            assert!(output.stderr.contains("HINT:") && output.stderr.contains(hint), "{output:?}");
+        }
     }
     assert!(!target.exists());
     assert_calm(&agent, &["a connection of another user is refused"]);
@@ -65,6 +69,16 @@ fn requests_for_other_files_are_refused() {
         assert!(!message.contains("root:"), "{what}: {message}");
     };
     assert_eq!(ask(Verb::Ping), Response::Done);
+    // What cannot change by waiting is not waited for.
+    let began = Instant::now();
+    let elsewhere = walkeep.scratch().join("RECOVERYXLOG");
+    for (name, to) in [(name.as_str(), elsewhere.as_path()), ("nonsense", &cluster.pg_wal().join("RECOVERYXLOG"))] {
+        let shim =
+            run(&mut walkeep
+                .command_of("walkeep-restore-cmd", &["--socket", &walkeep.socket().to_string_lossy(), name, &to.to_string_lossy()]));
+        assert!(shim.code == Some(204) && shim.stderr.contains("HINT:"), "{shim:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(60), "not until the deadline of 5 minutes");
     let data = cluster.data().to_string_lossy().into_owned();
     let link = cluster.pg_wal().join("0000000100000000000000F0");
     std::os::unix::fs::symlink("/etc/shadow", &link).unwrap();
@@ -165,6 +179,37 @@ fn modes_hold_under_a_hostile_umask() {
     assert!(agent.wait(Duration::from_secs(5)).is_some());
 }
 
+/// A spool that root made: the stream says so again and again, archive_command is served, and all is well once somebody mended it.
+#[test]
+fn an_unusable_spool_is_told_until_it_is_mended() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let walkeep = walkeep(&cluster, Store::Local);
+    std::fs::set_permissions(walkeep.spool(), PermissionsExt::from_mode(0o500)).unwrap();
+    let agent = walkeep.launch_agent().unwrap();
+    let counted = || {
+        walkeep_tests::http::get(&walkeep.http_address(), "/metrics").is_ok_and(|(_, text)| {
+            let line = text.lines().find_map(|line| line.strip_prefix("walkeep_errors_total{kind=\"spool\"} "));
+            line.is_some_and(|count| count.parse::<f64>().unwrap() >= 3.0)
+        })
+    };
+    wait_until("it is counted again and again", SOON, counted);
+    let (status, why) = agent.get("/readyz").unwrap();
+    assert!(status == 503 && why.contains("spool") && why.contains("cannot be used"), "{status} {why}");
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    let name = cluster.switch_wal();
+    wait_until("archive_command is served", SOON, || {
+        walkeep.run(&["timelines"]).stdout.contains("WAL stored up to") && {
+            let to = walkeep.scratch().join("fetched");
+            let _ = std::fs::remove_file(&to);
+            walkeep.run(&["wal", "fetch", &name, &to.to_string_lossy()]).ok()
+        }
+    });
+    std::fs::set_permissions(walkeep.spool(), PermissionsExt::from_mode(0o700)).unwrap();
+    wait_until("it streams", Duration::from_secs(60), || agent.get("/readyz").is_ok_and(|(status, _)| status == 200));
+    assert_calm(&agent, &["starting the stream failed"]);
+    agent.stop();
+}
+
 /// I1
 #[test]
 fn bad_configurations_name_the_line() {
@@ -212,6 +257,181 @@ fn bad_configurations_name_the_line() {
     }
     let missing = walkeep.run(&["status", "--config", "/nonexistent.toml"]).expect_code(2);
     assert!(missing.stderr.contains("/nonexistent.toml"), "{}", missing.stderr);
+}
+
+/// What is wrong with the configuration ends with 2, whichever command finds it, and is not called an outage or a refusal of the store.
+#[test]
+fn what_the_configuration_gets_wrong_is_two() {
+    let mut walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent")));
+    let good = std::fs::read_to_string(walkeep.config_path()).unwrap();
+    let s3 = |lines: &str| good.replace("url = \"file:///nonexistent\"", &format!("url = \"s3://bucket/p\"\n{lines}"));
+    let endpoint = "endpoint = \"http://127.0.0.1:1\"\n";
+    let keys = |secret: &str| s3(&format!("{endpoint}access_key_id = \"AK\"\nsecret_access_key_file = \"{secret}\""));
+    let empty = walkeep.scratch().join("empty");
+    walkeep.scratch().write("empty", "\n", 0o600);
+    walkeep.environment.retain(|(name, _)| name == "AWS_EC2_METADATA_DISABLED");
+    let cases = [
+        ("a bad endpoint", s3("endpoint = \"localhost:9000\""), "endpoint", &["status"][..]),
+        ("a key of S3 beside a directory", good.replace("url = \"file", "region = \"x\"\nurl = \"file"), "region: goes with", &["status"]),
+        ("a bad prefix", good.replace("file:///nonexistent", "s3://bucket/a b"), "prefix", &["status"]),
+        ("a bad bucket", good.replace("file:///nonexistent", "s3://buck et"), "bucket", &["plan"]),
+        ("no secret", keys("/nonexistent/secret"), "/nonexistent/secret", &["status"]),
+        ("no secret", keys("/nonexistent/secret"), "/nonexistent/secret", &["agent"]),
+        ("an empty secret", keys(&empty.to_string_lossy()), "the file is empty", &["check"]),
+        (
+            "no authority",
+            s3(&format!("{}ca_file = \"/nonexistent/ca\"", endpoint.replace("http:", "https:"))),
+            "/nonexistent/ca",
+            &["plan"],
+        ),
+        ("no credentials", s3(endpoint), "no credentials: none in the environment", &["status"]),
+        ("no credentials", s3(endpoint), "no credentials: none in the environment", &["check"]),
+        ("no profile", s3(&format!("{endpoint}profile = \"nobody\"")), "no profile \"nobody\"", &["backups"]),
+        ("a bad connection", good.replace("user=postgres", "user=postgres x"), "connection", &["init"]),
+        ("a bad connection", good.replace("user=postgres", "usr=postgres"), "connection", &["check"]),
+        ("a bad connection", good.replace("user=postgres", "port=x"), "connection", &["agent"]),
+    ];
+    for (what, text, told, command) in cases {
+        walkeep.scratch().write("walkeep.toml", text, 0o600);
+        let output = walkeep.run(command);
+        let said = format!("{}{}", output.stdout, output.stderr);
+        assert!(output.code == Some(2) && said.contains(told), "{what}, {command:?}: {output:?}");
+        assert!(!said.contains("denied") && !said.contains("for now"), "{what}, {command:?}: {output:?}");
+        let fetched = walkeep.run(&["wal", "fetch", "000000010000000000000001", "/nonexistent/x"]);
+        assert_eq!(fetched.code, Some(126), "{what}: never the end of the archive");
+    }
+    walkeep.environment.push(("WALKEEP_SPOL".into(), "/x".into()));
+    walkeep.write_config();
+    let misspelt = walkeep.run(&["status"]);
+    assert!(misspelt.code == Some(1) && misspelt.stderr.contains("warning: WALKEEP_SPOL is set"), "a warning only: {misspelt:?}");
+}
+
+/// A server that takes the connection and never answers: whoever waits is told what for, long before the command gives up.
+#[test]
+fn a_silent_store_is_told_while_it_is_waited_for() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let repository = Repository::S3 { endpoint: endpoint.clone(), bucket: "b".into(), prefix: String::new(), ca: None };
+    let walkeep = Walkeep::offline(repository);
+    let to = walkeep.scratch().join("to").to_string_lossy().into_owned();
+    let start = |args: &[&str]| walkeep.command(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let commands = [&["status"][..], &["plan"], &["restore", "--to", &to], &["wal", "fetch", "000000010000000000000001", &to]];
+    for (args, mut command) in commands.map(|args| (args, start(args))) {
+        let mut told = String::new();
+        BufReader::new(command.stderr.take().unwrap()).read_line(&mut told).unwrap();
+        assert!(told.starts_with(&format!("waiting for s3://b at {endpoint}: no answer to get walkeep.json")), "{args:?}: {told}");
+        assert!(command.try_wait().unwrap().is_none(), "{args:?} goes on waiting");
+        process::signal(command.id(), "KILL");
+        command.wait().unwrap();
+    }
+}
+
+/// What failed is told once, and the hint is about that and nothing else.
+#[test]
+fn hints_are_about_what_failed() {
+    let walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent/repository")));
+    let mounted = walkeep.run(&["status"]).expect_code(1).stderr;
+    assert!(mounted.contains("/nonexistent/repository") && mounted.contains("mounted") && mounted.contains("`walkeep init`"), "{mounted}");
+    let down = walkeep.run(&["init"]).expect_code(1).stderr;
+    assert_eq!(down.matches("No such file or directory").count(), 1, "{down}");
+    assert!(down.contains("Is the server running") && !down.contains("pg_hba") && !down.contains("role"), "{down}");
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    walkeep.connection = cluster.connection().replace("user=postgres", "user=nobody_here");
+    walkeep.write_config();
+    let refused = walkeep.run(&["init"]).expect_code(1).stderr;
+    assert!(refused.contains("nobody_here") && refused.contains("pg_hba.conf"), "{refused}");
+    walkeep.connection = cluster.connection();
+    walkeep.write_config();
+    std::fs::set_permissions(walkeep.local_repository(), PermissionsExt::from_mode(0o500)).unwrap();
+    let closed = walkeep.run(&["init"]).expect_code(1).stderr;
+    assert!(closed.contains("must belong to the user") && !closed.contains("credentials"), "{closed}");
+}
+
+/// What cannot be done whatever the repository holds is said before it is asked.
+#[test]
+fn what_cannot_be_meant_is_refused_before_anything_is_read() {
+    let walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent/repository")));
+    let to = walkeep.scratch().join("to").to_string_lossy().into_owned();
+    for target in
+        [&["--exclusive"][..], &["--immediate", "--exclusive"], &["--latest", "--exclusive"], &["--restore-point", "p", "--exclusive"]]
+    {
+        let plan = walkeep.run(&[&["plan"], target].concat()).expect_code(2);
+        assert!(plan.stderr.contains("--exclusive goes with"), "{plan:?}");
+        walkeep.run(&[&["restore", "--to", &to], target].concat()).expect_code(2);
+    }
+    walkeep.run(&["plan", "--at", "2026-11-20 14:30:00"]).expect_code(2);
+    for action in ["pause", "shutdown"] {
+        let refused = walkeep.run(&["restore", "--to", &to, "--action", action]).expect_code(2);
+        assert!(refused.stderr.contains("--action"), "{refused:?}");
+    }
+    // The repository is not even there: the directory comes first.
+    walkeep.run(&["restore", "--to", &to]).expect_code(1);
+    walkeep.scratch().dir("full");
+    walkeep.scratch().write("full/file", "", 0o600);
+    let closed = walkeep.scratch().dir("closed");
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o500)).unwrap();
+    let scratch = |name: &str| walkeep.scratch().join(name).to_string_lossy().into_owned();
+    for (to, why) in [
+        (scratch("full"), "is not empty"),
+        (scratch("closed"), "cannot be written"),
+        (scratch("closed/new"), "cannot be made"),
+        (scratch("full/file/new"), "not a directory"),
+        (scratch("walkeep.toml"), "is not a directory"),
+    ] {
+        let refused = walkeep.run(&["restore", "--to", &to]).expect_code(3);
+        assert!(refused.stderr.starts_with("refused: ") && refused.stderr.to_lowercase().contains(why), "{to}: {refused:?}");
+    }
+}
+
+/// Words that were wrong, or came at the wrong time.
+#[test]
+fn words_fit_what_they_are_about() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let mut walkeep = walkeep(&cluster, Store::Local);
+    walkeep.ok(&["backup"]);
+    let plan = walkeep.ok(&["plan"]).stdout;
+    assert!(plan.contains("To do it: walkeep restore") && !plan.contains("1 files") && !plan.contains("1 objects"), "{plan}");
+    let to = walkeep.scratch().join("restored");
+    let restored = walkeep.ok(&["restore", "--to", &to.to_string_lossy()]).stdout;
+    assert!(restored.contains("stops at") && !restored.contains("To do it"), "{restored}");
+    assert_eq!(walkeep.ok(&["timelines", "--json"]).json()[0]["ancestry_known"], true);
+    let missing = cluster.pg_wal().join("0000000100000000000000F0");
+    let pushed = walkeep.run(&["wal", "push", &missing.to_string_lossy()]).expect_code(1).stderr;
+    assert!(pushed.contains("0000000100000000000000F0: No such file") && pushed.contains("hint: There is no such file"), "{pushed}");
+    let current = cluster.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").trim().to_owned();
+    let pushed = walkeep.run(&["wal", "push", &cluster.pg_wal().join(current).to_string_lossy()]).expect_code(1).stderr;
+    assert!(pushed.contains("is not finished") && pushed.contains(".ready"), "{pushed}");
+    let secret = walkeep.scratch().write("secret", "HUSH77", 0o644);
+    let config = std::fs::read_to_string(walkeep.config_path()).unwrap();
+    let s3 = format!(
+        "url = \"s3://b\"\nendpoint = \"http://127.0.0.1:1\"\naccess_key_id = \"AK\"\nsecret_access_key_file = \"{}\"\n",
+        secret.display()
+    );
+    let url = format!("url = \"file://{}\"\n", walkeep.local_repository().display());
+    walkeep.scratch().write("walkeep.toml", config.replace(&url, &s3), 0o600);
+    let open = walkeep.run(&["status"]).expect_code(1).stderr;
+    assert!(open.contains("(mode 0644): chmod 400") && !open.contains("HUSH77"), "{open}");
+    walkeep.cluster_lines.clear();
+    walkeep.write_config();
+    if user::is_root() {
+        let mut init = Command::new(binary("walkeep"));
+        let output = run(init.args(["init", "--offline"]).env_clear().env("WALKEEP_CONFIG", walkeep.config_path()));
+        assert!(output.ok() && output.stderr.contains("warning: run as root") && output.stderr.contains("chown -R"), "{output:?}");
+    }
+}
+
+/// A certificate that is not trusted is told at once, and with what to do.
+#[test]
+fn a_refused_certificate_is_told_with_the_remedy() {
+    let walkeep = Walkeep::offline(Repository::S3 {
+        endpoint: S3Server::get().https_endpoint(),
+        bucket: S3Server::get().bucket().name,
+        prefix: String::new(),
+        ca: None,
+    });
+    let output = walkeep.run(&["status"]).expect_code(1);
+    assert!(output.stderr.contains("certificate") && output.stderr.contains("`ca_file`"), "{output:?}");
 }
 
 /// I5
@@ -286,6 +506,53 @@ fn every_command_has_help() {
     walkeep.run(&["no-such-command"]).expect_code(2);
     walkeep.run(&["status", "--no-such-option"]).expect_code(2);
     assert!(walkeep.run(&["wal", "fetch", "--no-such-option"]).code.unwrap() > 125);
+}
+
+/// `walkeep status | head -1`: the reader has gone before, or while, the command speaks. Nothing panics, and the work is done.
+#[test]
+fn a_reader_that_goes_away_changes_nothing() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    let restored = walkeep.scratch().join("restored");
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    for args in [
+        &["init"][..],
+        &["init", "--json"],
+        &["backup"],
+        &["status"],
+        &["status", "--json"],
+        &["backups"],
+        &["timelines"],
+        &["plan"],
+        &["plan", "--json"],
+        &["restore", "--to", &restored.to_string_lossy()],
+        &["--help"],
+        &["--version"],
+    ] {
+        let output = walkeep.command(args).stdin(Stdio::null()).stdout(closed()).stderr(Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(0) && !told.contains("panicked"), "{args:?}: {:?} {told}", output.status);
+    }
+    assert!(restored.join("global/pg_control").exists(), "the restore was done to its end");
+    for (args, code) in [(&["status"][..], 0), (&["check", "--timeout", "1s"], 1), (&["plan", "--lsn", "FF/0"], 3), (&["status", "--x"], 2)]
+    {
+        let status = walkeep.command(args).stdin(Stdio::null()).stdout(closed()).stderr(closed()).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?} with nobody to listen at all");
+    }
+    // A full disk behind the redirection is another matter.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert_eq!(walkeep.command(&["status"]).stdout(full).stderr(Stdio::null()).status().unwrap().code(), Some(1));
+    // The agent's log is read by nobody, and the agent goes on.
+    let mut agent = walkeep.command(&["agent"]).stdin(Stdio::null()).stdout(closed()).stderr(closed()).spawn().unwrap();
+    wait_until("it streams", SOON, || http::get(&walkeep.http_address(), "/readyz").is_ok_and(|(status, _)| status == 200));
+    assert!(agent.try_wait().unwrap().is_none());
+    process::signal(agent.id(), "TERM");
+    assert_eq!(agent.wait().unwrap().code(), Some(0));
 }
 
 /// X3

@@ -155,6 +155,9 @@ pub fn plan(walkeep: &Walkeep, args: &[&str]) -> serde_json::Value {
 #[track_caller]
 pub fn refused(walkeep: &Walkeep, args: &[&str]) -> String {
     let planned = walkeep.run(&[&["plan"], args].concat()).expect_code(3);
+    let json = walkeep.run(&[&["plan", "--json"], args].concat()).expect_code(3).json();
+    assert_eq!(planned.stderr.trim_end(), format!("refused: {}", json["refused"].as_str().unwrap()));
+    assert!(json["reason"].is_object(), "{json}");
     let to = walkeep.scratch().join("refused");
     let restored = walkeep.run(&[&["restore", "--to", &to.to_string_lossy()], args].concat()).expect_code(3);
     assert!(!to.exists(), "a refused restore made {}", to.display());

@@ -144,6 +144,8 @@ fn lost_wal_is_a_recorded_gap() {
         let missing = format!("{}{:08X}", &before[..16], u32::from_str_radix(&before[16..], 16).unwrap() + 2);
         let to = walkeep.scratch().join("missing");
         assert!(walkeep.run(&["wal", "fetch", &missing, &to.to_string_lossy()]).code.unwrap() > 125);
+        // The alarm does not wait for the next look at all gaps, which comes every 5 minutes.
+        wait_until("the gap is in the metrics at once", SOON, || agent.metric("walkeep_gaps") == Some(1.0));
         // A restart of the agent records it no second time, and its metric tells of it.
         agent.stop();
         let agent = walkeep.agent();

@@ -117,12 +117,12 @@ pub enum ManifestLine {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not the JSON expected there.
-    #[error("line {line} of the manifest is malformed: {source}")]
+    #[error("line {line} of the manifest is malformed: {cause}")]
     Malformed {
         /// Counted from 1.
         line: u64,
         /// What the JSON reader said.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// Written by a later Walkeep.
     #[error("the manifest has format {found}, this version reads {MANIFEST_FORMAT}: use a newer walkeep")]
@@ -313,7 +313,7 @@ impl ManifestWriter {
     }
 
     fn push<T: Serialize>(&mut self, text: &mut String, value: &T) -> Result<(), ManifestError> {
-        let line = serde_json::to_string(value).map_err(|source| ManifestError::Malformed { line: 0, source })?;
+        let line = serde_json::to_string(value).map_err(|cause| ManifestError::Malformed { line: 0, cause })?;
         self.totals.line(&line);
         text.push_str(&line);
         text.push('\n');
@@ -339,7 +339,7 @@ impl ManifestReader {
     /// Reads the next line, given without its line feed.
     pub fn line(&mut self, line: &str) -> Result<ManifestLine, ManifestError> {
         let number = self.totals.lines + 1;
-        let malformed = |source| ManifestError::Malformed { line: number, source };
+        let malformed = |cause| ManifestError::Malformed { line: number, cause };
         let rule = |rule| ManifestError::Rule { line: number, rule };
         if self.closed {
             return Err(rule("nothing follows the closing line"));
@@ -385,7 +385,7 @@ impl ManifestReader {
         struct Form {
             format: u64,
         }
-        let malformed = |source| ManifestError::Malformed { line: 1, source };
+        let malformed = |cause| ManifestError::Malformed { line: 1, cause };
         let form: Form = serde_json::from_str(line).map_err(malformed)?;
         if form.format != u64::from(MANIFEST_FORMAT) {
             return Err(ManifestError::Format { found: form.format });

@@ -46,6 +46,17 @@ impl CallError {
             _ => Self::Socket { during, cause },
         }
     }
+
+    /// What to do about it, where the cause says it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Socket { cause, .. } if cause.kind() == ErrorKind::PermissionDenied => Some(
+                "The socket and its directory belong to the agent's user and group, and only that user and root are served: run the agent as \
+                 PostgreSQL's user (User= and Group= of its unit), or look who owns the directory.",
+            ),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for CallError {

@@ -25,6 +25,8 @@ pub enum Response {
         message: String,
         /// What to do about it.
         hint: Option<String>,
+        /// The same question will have the same answer until a person acts: waiting for it to mend itself only hides the reason.
+        permanent: bool,
     },
 }
 
@@ -48,9 +50,9 @@ impl Response {
             Self::Done => Writer::kind(DONE),
             Self::Absent { message } => text(ABSENT, message),
             Self::TryLater { message } => text(TRY_LATER, message),
-            Self::Failed { message, hint } => {
+            Self::Failed { message, hint, permanent } => {
                 let mut writer = text(FAILED, message);
-                writer.optional_text(hint.as_deref().map(cut));
+                writer.optional_text(hint.as_deref().map(cut)).flag(*permanent);
                 writer
             }
         };
@@ -64,7 +66,7 @@ impl Response {
             DONE => Self::Done,
             ABSENT => Self::Absent { message: reader.text()? },
             TRY_LATER => Self::TryLater { message: reader.text()? },
-            FAILED => Self::Failed { message: reader.text()?, hint: reader.optional_text()? },
+            FAILED => Self::Failed { message: reader.text()?, hint: reader.optional_text()?, permanent: reader.flag()? },
             found => return Err(DecodeError::UnknownKind { found }),
         };
         reader.end()?;
@@ -87,8 +89,8 @@ mod tests {
             Response::Done,
             Response::Absent { message: message() },
             Response::TryLater { message: String::new() },
-            Response::Failed { message: message(), hint: None },
-            Response::Failed { message: message(), hint: Some("mend it".into()) },
+            Response::Failed { message: message(), hint: None, permanent: false },
+            Response::Failed { message: message(), hint: Some("mend it".into()), permanent: true },
         ] {
             let frame = response.encode();
             let mut body = frame[frame::HEADER..].to_vec();
@@ -110,8 +112,10 @@ mod tests {
 
     #[test]
     fn endless_texts_are_cut_between_characters() {
-        let frame = Response::Failed { message: "ß".repeat(100_000), hint: Some("x".repeat(100_000)) }.encode();
-        let Ok(Response::Failed { message, hint }) = Response::decode(&frame[frame::HEADER..]) else { panic!("still a message") };
+        let frame = Response::Failed { message: "ß".repeat(100_000), hint: Some("x".repeat(100_000)), permanent: true }.encode();
+        let Ok(Response::Failed { message, hint, permanent: true }) = Response::decode(&frame[frame::HEADER..]) else {
+            panic!("still a message")
+        };
         assert_eq!((message.len(), hint.map(|hint| hint.len())), (MAX_TEXT, Some(MAX_TEXT)));
         let odd = Response::TryLater { message: format!("x{}", "ß".repeat(MAX_TEXT)) }.encode();
         assert!(Response::decode(&odd[frame::HEADER..]).is_ok());

@@ -37,7 +37,7 @@ pub struct FetchServiceArgs {
 /// Runs the agent until it is told to stop.
 pub async fn run(global: &Global, _args: AgentArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
-    crate::logging::start(&config.log)?;
+    crate::logging::start(&config.log).map_err(Failure::usage)?;
     let socket = config.cluster.socket.clone();
     serve(config, Role::Agent, socket).await
 }
@@ -45,7 +45,7 @@ pub async fn run(global: &Global, _args: AgentArgs) -> Result<(), Failure> {
 /// Runs the fetch service until it has nothing to do.
 pub async fn fetch_service(global: &Global, args: FetchServiceArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
-    crate::logging::start(&config.log)?;
+    crate::logging::start(&config.log).map_err(Failure::usage)?;
     let socket = args.socket.unwrap_or_else(|| {
         let mut socket = config.cluster.socket.clone().into_os_string();
         socket.push(".fetch");
@@ -56,11 +56,12 @@ pub async fn fetch_service(global: &Global, args: FetchServiceArgs) -> Result<()
 
 async fn serve(config: Config, role: Role, socket: PathBuf) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
-    let params = setup::connection(&config.cluster).map_err(Failure::usage)?;
+    let params = setup::connection(&config.cluster)?;
+    setup::check_repository(&config.cluster)?;
     let (cluster, cut) = (config.cluster.clone(), tokio_util::sync::CancellationToken::new());
     let open: OpenRepository = std::sync::Arc::new(move || {
         let (cluster, cut) = (cluster.clone(), cut.clone());
-        async move { setup::cluster_repository(&cluster, &cut).await }.boxed()
+        async move { Ok(setup::agent_repository(&cluster, &cut).await?) }.boxed()
     });
     Ok(daemon::run(config, role, &socket, params, open, stop).await?)
 }

@@ -61,7 +61,7 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     crate::logging::start(&crate::config::LogConfig { level: quiet(&config.log.level), ..config.log.clone() })?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);
-    let params = setup::connection(&config.cluster).map_err(Failure::usage)?;
+    let params = setup::connection(&config.cluster)?;
     let mut options = Options::new(args.label);
     options.keep = keep;
     options.max_rate_kb = args.max_rate;
@@ -83,10 +83,11 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
 
 fn print(record: &BackupRecord) {
     let took = (record.ended_at - record.started_at).to_std().unwrap_or_default();
-    println!("backup {}", record.id);
-    println!("  {} files, {}, stored as {}", record.files, output::bytes(record.bytes), output::bytes(record.bytes_stored));
-    println!("  timeline {}, {} to {}, {}", record.timeline, record.start_lsn, record.stop_lsn, output::duration(took));
-    println!("  all WAL it needs is in the repository: it can be restored from {} on", output::time(record.ended_at));
+    output::say!("backup {}", record.id);
+    let files = output::count(record.files, "file");
+    output::say!("  {files}, {}, stored as {}", output::bytes(record.bytes), output::bytes(record.bytes_stored));
+    output::say!("  timeline {}, {} to {}, {}", record.timeline, record.start_lsn, record.stop_lsn, output::duration(took));
+    output::say!("  all WAL it needs is in the repository: it can be restored from {} on", output::time(record.ended_at));
 }
 
 /// What the terminal should not be flooded with.
@@ -115,7 +116,7 @@ impl OwnStream {
         if !cluster.stream || setup::agent_answers(cluster).await {
             return Ok(Self { stop, task: None });
         }
-        eprintln!("no agent answers on {}: streaming the backup's WAL from here", cluster.socket.display());
+        output::tell!("no agent answers on {}: streaming the backup's WAL from here", cluster.socket.display());
         let metrics = Arc::new(Metrics::new()?);
         let streamer = Streamer::new(
             cluster.clone(),

@@ -78,15 +78,15 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     if args.json {
         return Ok(output::json(&status)?);
     }
-    println!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
-    println!("repository  {}", status.repository);
-    println!("agent       {} on {}", status.agent, config.cluster.socket.display());
+    output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
+    output::say!("repository  {}", status.repository);
+    output::say!("agent       {} on {}", status.agent, config.cluster.socket.display());
     match &status.newest_backup {
         Some(backup) => {
             let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
-            println!("backups     {}, the newest {} ended {} ago", status.backups, backup.id, output::duration(age));
+            output::say!("backups     {}, the newest {} ended {} ago", status.backups, backup.id, output::duration(age));
         }
-        None => println!("backups     none: nothing can be restored yet; take one with `walkeep backup`"),
+        None => output::say!("backups     none: nothing can be restored yet; take one with `walkeep backup`"),
     }
     for report in &status.timelines {
         print_timeline(report);
@@ -98,32 +98,32 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
 fn print_timeline(report: &TimelineReport) {
     let origin = match &report.parent {
         Some((parent, at)) => format!("left timeline {parent} at {at}"),
-        None if report.has_history => "the first".into(),
+        None if report.ancestry_known => "the first".into(),
         None => "its history is missing: nothing can be restored along it".into(),
     };
-    println!("\ntimeline {} ({origin})", report.timeline);
+    output::say!("\ntimeline {} ({origin})", report.timeline);
     match report.frontier {
-        Some(end) => println!("  WAL stored up to {end}"),
-        None => println!("  no WAL stored"),
+        Some(end) => output::say!("  WAL stored up to {end}"),
+        None => output::say!("  no WAL stored"),
     }
     for hole in &report.holes {
-        println!("  HOLE: WAL from {} to {} is missing", hole.from, hole.to);
+        output::say!("  HOLE: WAL from {} to {} is missing", hole.from, hole.to);
     }
     for window in &report.windows {
         let earliest = &window.earliest;
-        println!(
-            "  recoverable from {} ({}) to {}, {} backups",
+        output::say!(
+            "  recoverable from {} ({}) to {}, {}",
             output::time(earliest.time),
             earliest.lsn,
             window.latest,
-            window.backups.len()
+            output::count(window.backups.len() as u64, "backup")
         );
     }
     if report.windows.is_empty() {
-        println!("  nothing recoverable: no backup with all its WAL");
+        output::say!("  nothing recoverable: no backup with all its WAL");
     }
     for backup in &report.unusable {
-        println!("  backup {backup} is of no use: WAL of its own range is missing");
+        output::say!("  backup {backup} is of no use: WAL of its own range is missing");
     }
 }
 
@@ -131,7 +131,7 @@ fn print_gaps(gaps: &[GapRecord]) {
     for gap in gaps {
         let name = gap.name;
         let state = if gap.closed_at.is_some() { "closed" } else { "GAP" };
-        println!(
+        output::say!(
             "\n{state}: timeline {} from {} to {} ({:?}), noticed {}",
             name.timeline,
             name.from,
@@ -149,7 +149,7 @@ pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> 
         return Ok(output::json(&catalog.backups())?);
     }
     if catalog.backups().is_empty() {
-        println!("no backups; take one with `walkeep backup`");
+        output::say!("no backups; take one with `walkeep backup`");
         return Ok(());
     }
     let mut table = output::table(&["ID", "label", "ended", "timeline", "start", "stop", "size", "stored"]);
@@ -165,7 +165,7 @@ pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> 
             output::bytes(backup.bytes_stored),
         ]);
     }
-    println!("{table}");
+    output::say!("{table}");
     Ok(())
 }
 
@@ -177,7 +177,7 @@ pub async fn timelines(global: &Global, args: TimelinesArgs) -> Result<(), Failu
         return Ok(output::json(&report)?);
     }
     if report.is_empty() {
-        println!("no WAL stored yet");
+        output::say!("no WAL stored yet");
     }
     for timeline in &report {
         print_timeline(timeline);

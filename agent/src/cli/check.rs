@@ -11,8 +11,8 @@ use super::failure::{Exit, Failure};
 use super::{Global, output, setup};
 use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
-use crate::postgres::{ConnectionParams, sql};
-use crate::repository::ClusterRepository;
+use crate::postgres::{self, ConnectionParams, sql};
+use crate::repository::{self, ClusterRepository};
 
 /// Arguments of `walkeep check`.
 #[derive(Debug, Args)]
@@ -63,7 +63,7 @@ impl Findings {
                 (true, true) => "warn",
                 (true, false) => "ok",
             };
-            println!("{mark:<5} {:<12} {}", finding.step, finding.text);
+            output::say!("{mark:<5} {:<12} {}", finding.step, finding.text);
         }
         self.all.push(finding);
     }
@@ -72,45 +72,43 @@ impl Findings {
 /// Runs the command: exit 0 if every link holds, else 1.
 pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
+    let params = setup::connection(&config.cluster)?;
+    setup::check_repository(&config.cluster)?;
     let mut findings = Findings { all: Vec::new(), json: args.json };
-    check(&config, &args, &mut findings).await;
+    let exit = if check(&config, &params, &args, &mut findings).await { Exit::Usage } else { Exit::Failed };
     if args.json {
         output::json(&findings.all)?;
     }
     let failed: Vec<&str> = findings.all.iter().filter(|finding| !finding.ok).map(|finding| finding.step).collect();
     if failed.is_empty() {
         if !args.json {
-            println!("\nWAL written now is in the repository, and what was read back is what the server wrote.");
+            output::say!("\nWAL written now is in the repository, and what was read back is what the server wrote.");
         }
         return Ok(());
     }
-    Err(Failure { exit: Exit::Failed, error: anyhow!("{} did not pass: {}", config.cluster.name, failed.join(", ")), hint: None })
+    Err(Failure { exit, error: anyhow!("{} did not pass: {}", config.cluster.name, failed.join(", ")), hint: None })
 }
 
-async fn check(config: &Config, args: &CheckArgs, findings: &mut Findings) {
+/// Looks at each link; whether the configuration is at fault.
+async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, findings: &mut Findings) -> bool {
     let cluster = &config.cluster;
     let stop = tokio_util::sync::CancellationToken::new();
     let repository = setup::cluster_repository(cluster, &stop).await;
     let reached = repository.as_ref().map(|repository| format!("{} knows {}", repository.repository().url(), cluster.name));
-    findings.add("repository", reached.map_err(|error| anyhow!("{error:#}")));
+    findings.add("repository", reached.map_err(|error| anyhow!("{error:#}. {}", error.hint())));
+    let misconfigured = repository.as_ref().is_err_and(repository::Error::is_configuration);
     if let Ok(repository) = &repository {
         findings.add("permissions", probe(repository).await);
     }
     let answers = setup::agent_answers(cluster).await;
     let silent = || anyhow!("nobody answers on {}: start `walkeep agent`, as the server's user", cluster.socket.display());
     findings.add("agent", answers.then(|| format!("answers on {}", cluster.socket.display())).ok_or_else(silent));
-    let params = match setup::connection(cluster) {
-        Ok(params) => params,
-        Err(error) => {
-            findings.add("server", Err(error));
-            return;
-        }
-    };
-    let server = match Server::connect(&params).await {
+    let server = match Server::connect(params).await {
         Ok(server) => server,
         Err(error) => {
-            findings.add("server", Err(error));
-            return;
+            let hint = postgres::hint(&error).map(|hint| format!(". {hint}")).unwrap_or_default();
+            findings.add("server", Err(anyhow!("{error:#}{hint}")));
+            return misconfigured;
         }
     };
     findings.add("server", Ok(format!("PostgreSQL {}, timeline {}", server.settings.server_version_num / 10_000, server.timeline)));
@@ -121,6 +119,7 @@ async fn check(config: &Config, args: &CheckArgs, findings: &mut Findings) {
             findings.add("end to end", end_to_end(&server, &repository, args.timeout).await);
         }
     }
+    misconfigured
 }
 
 async fn probe(repository: &ClusterRepository) -> Result<String> {
@@ -141,8 +140,7 @@ struct Server {
 impl Server {
     async fn connect(params: &ConnectionParams) -> Result<Self> {
         let connected = ReplicationConnection::connect(params, &Options::default()).await;
-        let mut replication =
-            connected.context("connect for replication (a role with REPLICATION, a line for `replication` in pg_hba.conf)")?;
+        let mut replication = connected.context("connect for replication")?;
         let identity = replication.identify_system().await?;
         let client = sql::connect_sql(params).await.context("connect for SQL")?;
         let settings = sql::settings(&client).await.context("read the settings")?;
@@ -214,7 +212,8 @@ async fn archiver(server: &Server) -> Result<String> {
         stats.last_failed.unwrap_or_default(),
         stats.failed
     );
-    Ok(format!("{} files archived, the last one {}", stats.archived, stats.last_archived.unwrap_or_else(|| "none yet".into())))
+    let (archived, last) = (u64::try_from(stats.archived).unwrap_or_default(), stats.last_archived);
+    Ok(format!("{} archived, the last one {}", output::count(archived, "file"), last.unwrap_or_else(|| "none yet".into())))
 }
 
 fn slot_in_use(slot: Option<sql::SlotState>, cluster: &ClusterConfig) -> Result<String> {

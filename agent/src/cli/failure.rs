@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use crate::{archive, repository};
+use super::output;
+use crate::{archive, postgres, repository};
 
 /// Exit codes, as the README has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,19 +71,21 @@ impl Failure {
     /// Tells it on standard error.
     pub fn print(&self) {
         let kind = if self.exit == Exit::Refused { "refused" } else { "error" };
-        eprintln!("{kind}: {:#}", self.error);
+        output::tell!("{kind}: {:#}", self.error);
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            output::tell!("hint: {hint}");
         }
     }
 }
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        let of_repository = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>()).map(repository::Error::hint);
+        let repository = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>());
+        let exit = if repository.is_some_and(repository::Error::is_configuration) { Exit::Usage } else { Exit::Failed };
+        let of_repository = repository.map(repository::Error::hint);
         let of_archive = error.chain().find_map(|cause| cause.downcast_ref::<archive::ArchiveError>()).map(archive::ArchiveError::hint);
-        let hint = of_archive.or(of_repository).map(str::to_owned);
-        Self { exit: Exit::Failed, error, hint }
+        let hint = of_archive.or(of_repository).or_else(|| postgres::hint(&error)).map(str::to_owned);
+        Self { exit, error, hint }
     }
 }
 

@@ -1,5 +1,7 @@
 //! `walkeep init`: the repository's records, the slot, and the lines for postgresql.conf.
 
+use std::os::unix::fs::MetadataExt;
+
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde::Serialize;
@@ -10,9 +12,10 @@ use walkeep_core::{MajorVersion, SystemIdentifier};
 use super::failure::Failure;
 use super::setup::{self, Missing};
 use super::{Global, output};
-use crate::config::{ClusterConfig, Config};
+use crate::config::{ClusterConfig, Config, RepositoryConfig};
+use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Created, Options, ReplicationConnection};
-use crate::repository::{ClusterIdentity, Repository};
+use crate::repository::{self, ClusterIdentity, Repository};
 
 /// Arguments of `walkeep init`.
 #[derive(Debug, Args)]
@@ -52,7 +55,7 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let (identity, connection) = if args.offline {
         (offline_identity(cluster)?, None)
     } else {
-        let (identity, connection) = online_identity(cluster).await?;
+        let (identity, connection) = online_identity(&setup::connection(cluster)?).await?;
         (identity, Some(connection))
     };
     if !identity.major_version.is_supported() {
@@ -61,11 +64,14 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let store = setup::store(cluster, Missing::Create, &stop).await?;
     let probe = setup::probe_key(&cluster.name)?;
-    let probed = store.probe(&probe).await.context("try the repository")?;
+    let probed = store.probe(&probe).await.map_err(repository::Error::from).context("try the repository")?;
     if let Some(text) = setup::left_behind(probed, &probe) {
-        eprintln!("note: {text}");
+        output::tell!("note: {text}");
     }
     let repository = Repository::create(store).await?;
+    if let Some(warning) = root_made_it(cluster) {
+        output::tell!("warning: {warning}");
+    }
     let known = make_known(&repository, cluster, &identity, args.new_identity).await?;
     let slot = match connection {
         // One that nobody reads would hold WAL until the server's disk is full.
@@ -92,26 +98,24 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
 
 fn print(report: &Report, cluster: &ClusterConfig) {
     let Report { repository, system_identifier, major_version, identity, .. } = report;
-    println!("cluster     {} (PostgreSQL {major_version}, system identifier {system_identifier}): {identity}", report.cluster);
-    println!("repository  {repository}");
+    output::say!("cluster     {} (PostgreSQL {major_version}, system identifier {system_identifier}): {identity}", report.cluster);
+    output::say!("repository  {repository}");
     match report.slot {
-        Some(slot) => println!("slot        {}: {slot}", cluster.slot),
-        None if !cluster.stream => println!("slot        not created (stream = false): only archive_command brings WAL"),
-        None => println!("slot        not created (--offline); the agent creates it when it first connects"),
+        Some(slot) => output::say!("slot        {}: {slot}", cluster.slot),
+        None if !cluster.stream => output::say!("slot        not created (stream = false): only archive_command brings WAL"),
+        None => output::say!("slot        not created (--offline); the agent creates it when it first connects"),
     }
-    println!("\nLines for postgresql.conf (archive_mode needs a restart):\n");
+    output::say!("\nLines for postgresql.conf (archive_mode needs a restart):\n");
     for line in &report.postgresql_conf {
-        println!("    {line}");
+        output::say!("    {line}");
     }
-    println!("\nThen start the agent (`walkeep agent`), prove it (`walkeep check`) and take the first base backup (`walkeep backup`).");
+    output::say!("\nThen start the agent (`walkeep agent`), prove it (`walkeep check`) and take the first base backup (`walkeep backup`).");
 }
 
-async fn online_identity(cluster: &ClusterConfig) -> Result<(ClusterIdentity, ReplicationConnection)> {
-    let params = setup::connection(cluster)?;
-    let mut connection = ReplicationConnection::connect(&params, &Options::default()).await.context(
-        "connect to the server for replication (needs a role with REPLICATION and a line for database `replication` in pg_hba.conf; \
-         without a running server use --offline)",
-    )?;
+async fn online_identity(params: &ConnectionParams) -> Result<(ClusterIdentity, ReplicationConnection)> {
+    let mut connection = ReplicationConnection::connect(params, &Options::default())
+        .await
+        .context("connect to the server for replication (without a running server: --offline)")?;
     let identity = connection.identify_system().await?;
     let known = ClusterIdentity {
         system_identifier: identity.system,
@@ -137,6 +141,20 @@ fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
         segment_size: control.segment_size,
         since: chrono::Utc::now(),
     })
+}
+
+/// What root makes in a directory is closed to the agent, which runs as the server's user.
+fn root_made_it(cluster: &ClusterConfig) -> Option<String> {
+    let RepositoryConfig::Local { path } = &cluster.repository else { return None };
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let owner = cluster.data_directory.as_ref().and_then(|data| std::fs::metadata(data).ok()).map(|data| (data.uid(), data.gid()));
+    let owner = owner.map_or_else(|| "postgres:postgres".to_owned(), |(user, group)| format!("{user}:{group}"));
+    Some(format!(
+        "run as root: what it makes in {0} is closed to the agent, which runs as the server's user: chown -R {owner} {0}",
+        path.display()
+    ))
 }
 
 async fn make_known(

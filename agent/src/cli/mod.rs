@@ -15,6 +15,7 @@ mod progress;
 mod restore;
 mod setup;
 mod target;
+mod waiting;
 mod wal;
 
 use std::path::PathBuf;
@@ -122,7 +123,7 @@ pub fn main() -> ExitCode {
             std::process::exit(Exit::NOT_FETCHED.into());
         }));
     }
-    match run(cli) {
+    match run(cli).and_then(|()| Ok(output::finish()?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.print();

@@ -34,14 +34,17 @@ pub struct PlanArgs {
 
 /// Runs the command.
 pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
+    args.target.check().map_err(Failure::usage)?;
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let plan = make(&repository, &args.target).await?;
+    let planned = make(&repository, &args.target).await;
     if args.json {
-        output::json(&plan)?;
+        planned.as_ref().err().map_or(Ok(()), json_refusal)?;
+        output::json(&planned?)?;
     } else {
-        print(&plan);
+        print(&planned?);
+        output::say!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
     }
     Ok(())
 }
@@ -54,11 +57,22 @@ pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> R
     let shown = std::io::stderr().is_terminal();
     let mut on_progress = |done: u64, total: u64| {
         if shown {
-            eprint!("\rreading WAL to find the target: {done} of {total} segments{}", if done == total { "\n" } else { "" });
+            output::error_line(format_args!(
+                "\rreading WAL to find the target: {done} of {total} segments{}",
+                if done == total { "\n" } else { "" }
+            ));
         }
     };
     let planned = planning::plan(repository, &catalog, &target, &mut on_progress).await?;
     planned.map_err(refused)
+}
+
+/// A refusal for programs: its words, and what they are made of. Other failures have none.
+pub fn json_refusal(failure: &Failure) -> anyhow::Result<()> {
+    match failure.error.downcast_ref::<Refusal>() {
+        Some(refusal) => output::json(&serde_json::json!({ "refused": refusal.to_string(), "reason": refusal })),
+        None => Ok(()),
+    }
 }
 
 fn refused(refusal: Refusal) -> Failure {
@@ -68,30 +82,30 @@ fn refused(refusal: Refusal) -> Failure {
 /// Prints a plan for people.
 pub fn print(plan: &RestorePlan) {
     let RestorePlan { backup, .. } = plan;
-    println!("target        {}", plan.target.kind);
+    output::say!("target        {}", plan.target.kind);
     let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
-    println!("backup        {} {:?}, ended {} ({} ago)", backup.id, backup.label, output::time(backup.ended_at), output::duration(age));
+    output::say!("backup        {} {:?}, ended {} ({} ago)", backup.id, backup.label, output::time(backup.ended_at), output::duration(age));
     for leg in &plan.path {
-        println!("timeline      {}: {} to {}", leg.timeline, leg.from, leg.to);
+        output::say!("timeline      {}: {} to {}", leg.timeline, leg.from, leg.to);
     }
-    println!("stops at      {}", plan.stop_lsn);
+    output::say!("stops at      {}", plan.stop_lsn);
     match (plan.searched, &plan.last_replayed) {
-        (true, Some(last)) => println!("last commit   {}", transaction(last)),
-        (true, None) => println!("last commit   none after the backup"),
+        (true, Some(last)) => output::say!("last commit   {}", transaction(last)),
+        (true, None) => output::say!("last commit   none after the backup"),
         (false, _) => {}
     }
     if let Some(first) = &plan.first_not_replayed {
-        println!("not replayed  {}", transaction(first));
+        output::say!("not replayed  {}", transaction(first));
     }
-    println!("WAL           {} files, {} objects, {}", plan.wal.len(), plan.wal_objects, output::bytes(plan.wal_bytes));
-    println!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
+    let (files, objects) = (output::count(plan.wal.len() as u64, "file"), output::count(plan.wal_objects, "object"));
+    output::say!("WAL           {files}, {objects}, {}", output::bytes(plan.wal_bytes));
+    output::say!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
     for space in &plan.replayed_tablespaces {
-        println!("tablespace    {} is created by the WAL at {}, which must be free where this is restored", space.oid, space.location);
+        output::say!("tablespace    {} is created by the WAL at {}, which must be free where this is restored", space.oid, space.location);
     }
     for warning in &plan.warnings {
-        println!("warning       {warning}");
+        output::say!("warning       {warning}");
     }
-    println!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
 }
 
 fn transaction(transaction: &Transaction) -> String {

@@ -61,12 +61,25 @@ enum Action {
 
 /// Runs the command.
 pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
+    args.target.check().map_err(Failure::usage)?;
+    if args.target.is_latest() && !matches!(args.action, Action::Promote) {
+        let reason = anyhow!("--action pause and shutdown go with a target: at the end of the WAL PostgreSQL always opens for writes");
+        return Err(Failure::usage(reason));
+    }
     let config = setup::config(global)?;
     let to = std::path::absolute(&args.to).context("make the path absolute")?;
     let tablespaces = args.tablespace.iter().map(|text| mapping(text)).collect::<Result<Vec<_>>>().map_err(Failure::usage)?;
+    // Before WAL is read, which may take long. All is looked at again, with the room on the disks, before anything is written.
+    for directory in [&to].into_iter().chain(tablespaces.iter().map(|(_, new)| new)) {
+        restore::check_directory(directory).map_err(refusal_or_failure)?;
+    }
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let plan = plan::make(&repository, &args.target).await?;
+    let planned = plan::make(&repository, &args.target).await;
+    if args.json {
+        planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;
+    }
+    let plan = planned?;
     if !args.json {
         plan::print(&plan);
     }
@@ -100,15 +113,16 @@ fn refusal_or_failure(error: anyhow::Error) -> Failure {
 }
 
 fn print(summary: &Summary) {
-    println!("\nrestored      {} files, {} in {:.1} s", summary.files, output::bytes(summary.bytes), summary.seconds);
-    println!("to            {}", summary.data_directory.display());
+    let files = output::count(summary.files, "file");
+    output::say!("\nrestored      {files}, {} in {:.1} s", output::bytes(summary.bytes), summary.seconds);
+    output::say!("to            {}", summary.data_directory.display());
     for (oid, place) in &summary.tablespaces {
-        println!("tablespace    {oid} at {}", place.display());
+        output::say!("tablespace    {oid} at {}", place.display());
     }
     for warning in &summary.warnings {
-        println!("warning       {warning}");
+        output::say!("warning       {warning}");
     }
-    println!("\nStart the server on it; it recovers by itself: pg_ctl -D {} start", summary.data_directory.display());
+    output::say!("\nStart the server on it; it recovers by itself: pg_ctl -D {} start", summary.data_directory.display());
 }
 
 fn mapping(text: &str) -> Result<(PathBuf, PathBuf)> {

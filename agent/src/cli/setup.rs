@@ -1,29 +1,35 @@
 //! From the configuration to the things a command works with: store, repository, connection.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_core::layout::ClusterName;
 use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, S3Options, S3Store};
-use walkeep_store::{Key, Probed, SharedStore, guarded::GuardedStore};
+use walkeep_store::{Error, ErrorKind, Key, Probed, SharedStore, guarded::GuardedStore};
 
-use super::Global;
 use super::failure::Failure;
+use super::waiting::WaitedFor;
+use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
 use crate::postgres::ConnectionParams;
-use crate::repository::{ClusterRepository, Repository};
+use crate::repository::{self, ClusterRepository, Repository};
 
 /// The most one call to a store may take, retries and all: a bound behind the store's own.
 const STORE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Loads the configuration; an error is wrong usage.
 pub fn config(global: &Global) -> Result<Config, Failure> {
-    Config::load(&global.selection()).map_err(Failure::usage)
+    let config = Config::load(&global.selection()).map_err(Failure::usage)?;
+    for warning in &config.warnings {
+        output::tell!("warning: {warning}");
+    }
+    Ok(config)
 }
 
 /// Whether a missing directory is created.
@@ -35,8 +41,17 @@ pub enum Missing {
     Fail,
 }
 
-/// The store of a cluster; every call ends when `stop` fires.
-pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> Result<SharedStore> {
+/// The store of a cluster for a command: whoever waits for it is told what for. Every call ends when `stop` fires.
+pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
+    let store = silent_store(cluster, missing, stop).await?;
+    let place = match &cluster.repository {
+        RepositoryConfig::Local { .. } => store.url(),
+        RepositoryConfig::S3(config) => format!("{} at {}", store.url(), config.endpoint.as_deref().unwrap_or("AWS")),
+    };
+    Ok(Arc::new(WaitedFor::new(store, place)))
+}
+
+async fn silent_store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
     let store: SharedStore = match &cluster.repository {
         RepositoryConfig::Local { path } => match missing {
             Missing::Create => Arc::new(LocalStore::create(path.clone()).await?),
@@ -58,7 +73,15 @@ pub fn left_behind(probed: Probed, key: &Key) -> Option<String> {
     (probed == Probed::Left).then(|| format!("deleting is denied, as it may be: the object of this try, {key}, stays and does no harm"))
 }
 
-fn s3_options(config: &S3Config) -> Result<S3Options> {
+/// Fails where the configuration names what cannot be used on this host; asks nobody.
+pub fn check_repository(cluster: &ClusterConfig) -> Result<(), Failure> {
+    match &cluster.repository {
+        RepositoryConfig::Local { .. } => Ok(()),
+        RepositoryConfig::S3(config) => Ok(s3_options(config).map(drop)?),
+    }
+}
+
+fn s3_options(config: &S3Config) -> repository::Result<S3Options> {
     let mut options = S3Options::new(config.bucket.clone());
     options.prefix = config.prefix.clone();
     options.endpoint = config.endpoint.clone();
@@ -93,19 +116,45 @@ fn region_of_another_server(config: &S3Config) -> Option<String> {
     Some(from_env.unwrap_or_else(|| "us-east-1".into()))
 }
 
-fn secret_from(path: &Path) -> Result<s3::Secret> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("read the secret in {}", path.display()))?;
+/// A warning and no refusal, other than ssh's: in a container a secret is often mounted so, and nobody else is in there.
+fn warn_of_readers(path: &Path) {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    if let Ok(found) = std::fs::metadata(path)
+        && found.mode() & 0o077 != 0
+    {
+        TOLD.call_once(|| {
+            let mode = found.mode() & 0o7777;
+            output::tell!("warning: the secret in {} can be used by other users of this host (mode {mode:04o}): chmod 400", path.display());
+        });
+    }
+}
+
+fn secret_from(path: &Path) -> repository::Result<s3::Secret> {
+    let unusable = |cause: String| Error::at(ErrorKind::Misconfigured, "read the secret in", path.display().to_string()).because(cause);
+    warn_of_readers(path);
+    let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
+    if text.trim().is_empty() {
+        return Err(unusable("the file is empty".into()).into());
+    }
     Ok(s3::Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
 /// The repository of a cluster as its present identity, read from the repository itself: no server is needed.
-pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> Result<ClusterRepository> {
-    let repository = Repository::open(store(cluster, Missing::Fail, stop).await?).await?;
+pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
+    known_cluster(cluster, store(cluster, Missing::Fail, stop).await?).await
+}
+
+/// [`cluster_repository`] for the agent, for which nobody waits.
+pub async fn agent_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
+    known_cluster(cluster, silent_store(cluster, Missing::Fail, stop).await?).await
+}
+
+async fn known_cluster(cluster: &ClusterConfig, store: SharedStore) -> repository::Result<ClusterRepository> {
+    let repository = Repository::open(store).await?;
     let identities = repository.identities(&cluster.name).await?;
     let identity = identities.into_iter().next_back();
-    let identity = identity.ok_or_else(|| {
-        anyhow!("the repository at {} does not know a cluster called {}: run `walkeep init` first", repository.url(), cluster.name)
-    })?;
+    let unknown = || repository::Error::UnknownCluster { url: repository.url(), cluster: cluster.name.to_string() };
+    let identity = identity.ok_or_else(unknown)?;
     Ok(ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level))
 }
 
@@ -113,18 +162,20 @@ pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToke
 pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
     let loaded = repository.load_catalog().await.context("read the catalog")?;
     for damaged in &loaded.damaged {
-        eprintln!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
+        output::tell!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
     }
     if loaded.foreign > 0 {
-        eprintln!("warning: {} objects in the archive are not Walkeep's; they are left alone", loaded.foreign);
+        let objects = output::count(loaded.foreign, "object");
+        output::tell!("warning: {objects} in the archive not of Walkeep's making; left alone");
     }
     Ok(loaded.catalog)
 }
 
-/// How to reach the server.
-pub fn connection(cluster: &ClusterConfig) -> Result<ConnectionParams> {
+/// How to reach the server; an error is one of configuration.
+pub fn connection(cluster: &ClusterConfig) -> Result<ConnectionParams, Failure> {
     let env = |name: &str| std::env::var(name).ok();
-    ConnectionParams::parse(cluster.connection.reveal(), &env).with_context(|| format!("[cluster.{}] connection", cluster.name))
+    let params = ConnectionParams::parse(cluster.connection.reveal(), &env);
+    params.with_context(|| format!("[cluster.{}] connection", cluster.name)).map_err(Failure::usage)
 }
 
 /// Fires at SIGINT or SIGTERM; a second one leaves at once.

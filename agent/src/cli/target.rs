@@ -1,6 +1,6 @@
 //! TARGET on the command line: what `plan` and `restore` share.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use clap::Args;
 use walkeep_core::layout::BackupId;
 use walkeep_core::target::{RecoveryTarget, RestorePointName, TargetKind, parse_time};
@@ -46,17 +46,37 @@ struct KindArgs {
 }
 
 impl TargetArgs {
-    /// The target; `backups` are the IDs that a beginning may stand for.
-    pub fn target(&self, backups: &[BackupId]) -> Result<RecoveryTarget> {
+    /// Refuses what cannot be meant, before anything is read.
+    pub fn check(&self) -> Result<()> {
+        let kind = self.kind()?;
+        let has_two_sides = matches!(kind, TargetKind::Time(_) | TargetKind::Lsn(_) | TargetKind::Xid(_));
+        ensure!(
+            has_two_sides || !self.exclusive,
+            "--exclusive goes with --at, --lsn or --xid: PostgreSQL knows no \"just before\" for {kind}"
+        );
+        Ok(())
+    }
+
+    /// Whether recovery runs to the end of what is stored.
+    pub fn is_latest(&self) -> bool {
+        matches!(self.kind(), Ok(TargetKind::Latest))
+    }
+
+    fn kind(&self) -> Result<TargetKind> {
         let KindArgs { latest: _, at, lsn, xid, restore_point, immediate } = &self.kind;
-        let kind = match (at, lsn, xid, restore_point, immediate) {
+        Ok(match (at, lsn, xid, restore_point, immediate) {
             (Some(time), ..) => TargetKind::Time(parse_time(time)?),
             (_, Some(lsn), ..) => TargetKind::Lsn(*lsn),
             (_, _, Some(xid), ..) => TargetKind::Xid(*xid),
             (_, _, _, Some(name), _) => TargetKind::RestorePoint(RestorePointName::parse(name)?),
             (_, _, _, _, true) => TargetKind::Immediate,
             _ => TargetKind::Latest,
-        };
+        })
+    }
+
+    /// The target; `backups` are the IDs that a beginning may stand for.
+    pub fn target(&self, backups: &[BackupId]) -> Result<RecoveryTarget> {
+        let kind = self.kind()?;
         let backup = self.backup.as_deref().map(|begin| choose(begin, backups)).transpose()?;
         Ok(RecoveryTarget { kind, timeline: self.timeline, inclusive: !self.exclusive, backup })
     }

@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use walkeep_core::WalFileName;
 
 use super::failure::{Exit, Failure};
-use super::{Global, setup};
-use crate::archive::Archiver;
+use super::{Global, output, setup};
+use crate::archive::{ArchiveError, Archiver};
 use crate::fetch::{FetchConfig, FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::repository::wal::Stored;
@@ -49,19 +49,20 @@ pub struct FetchArgs {
 /// Runs the command.
 pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
     let config = setup::config(global)?;
-    crate::logging::start(&config.log)?;
+    crate::logging::start(&config.log).map_err(Failure::usage)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
     match command {
         WalCommand::Push(args) => {
             let path = std::path::absolute(&args.path).context("make the path absolute")?;
-            let source = wal_path::check_source(&path, repository.identity().system_identifier).map_err(anyhow::Error::new)?;
+            let source = wal_path::check_source(&path, repository.identity().system_identifier);
+            let source = source.map_err(ArchiveError::from).map_err(anyhow::Error::new)?;
             let metrics = Arc::new(Metrics::new().map_err(anyhow::Error::new)?);
             let name = source.name;
             let archiver = Archiver::new(repository, Arc::new(Recent::default()), metrics, stop);
             match archiver.archive(source).await.map_err(anyhow::Error::new)? {
-                Stored::New { bytes } => println!("{name}: stored, {bytes} bytes"),
-                Stored::Already => println!("{name}: was stored already, with the same content"),
+                Stored::New { bytes } => output::say!("{name}: stored, {bytes} bytes"),
+                Stored::Already => output::say!("{name}: was stored already, with the same content"),
             }
             Ok(())
         }
@@ -75,7 +76,7 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
             match fetcher.fetch(name, &destination, FetchMode { standby: false }).await {
                 Outcome::Done => Ok(()),
                 Outcome::Absent { why } => Err(Failure { exit: Exit::Absent, error: anyhow!(why), hint: None }),
-                Outcome::Failed { why, hint } => Err(Failure { exit: Exit::Failed, error: why, hint: Some(hint) }),
+                Outcome::Failed { why, hint, .. } => Err(Failure { exit: Exit::Failed, error: why, hint: Some(hint) }),
             }
         }
     }

@@ -48,6 +48,37 @@ const REPOSITORY: [(&str, Kind); 13] = [
     ("timeout", Text),
 ];
 
+/// What else Walkeep's programs read.
+const OTHERS: [&str; 9] = [
+    "WALKEEP_CONFIG",
+    "WALKEEP_CLUSTER",
+    "WALKEEP_SOCKET",
+    "WALKEEP_BIN",
+    "WALKEEP_ARCHIVE_TIMEOUT",
+    "WALKEEP_RESTORE_TIMEOUT",
+    "WALKEEP_LISTEN_HTTP",
+    "WALKEEP_LOG_FORMAT",
+    "WALKEEP_LOG_LEVEL",
+];
+
+/// The variable of a repository's key.
+pub fn variable_of_repository(key: &str) -> String {
+    format!("WALKEEP_REPOSITORY_{}", key.to_uppercase())
+}
+
+/// A warning for each variable that looks like one of ours and is none. Not an error: Kubernetes sets `WALKEEP_PORT` and others of the
+/// kind in every container beside a service that is called so.
+pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
+    let known = |name: &str| {
+        OTHERS.contains(&name)
+            || CLUSTER.iter().any(|(key, _)| name == format!("WALKEEP_{}", key.to_uppercase()))
+            || REPOSITORY.iter().any(|(key, _)| name == variable_of_repository(key))
+    };
+    let mut unknown: Vec<_> = names.filter(|name| name.starts_with("WALKEEP_") && !known(name)).collect();
+    unknown.sort_unstable();
+    unknown.iter().map(|name| format!("{name} is set in the environment and means nothing to Walkeep: is it misspelt?")).collect()
+}
+
 /// Lays the environment over `table`.
 pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
     let given = |prefix: &str, (key, kind): (&str, Kind)| -> Result<Option<Value>> {

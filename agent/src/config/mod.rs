@@ -31,6 +31,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Logging.
     pub log: LogConfig,
+    /// What is set and means nothing.
+    pub warnings: Vec<String>,
 }
 
 /// One cluster.
@@ -154,7 +156,9 @@ pub struct Selection {
 impl Config {
     /// Reads and checks the configuration. Every error says which file, line and key, and what would be right.
     pub fn load(selection: &Selection) -> Result<Self> {
-        Self::load_with(selection, &|name| std::env::var(name).ok())
+        let mut config = Self::load_with(selection, &|name| std::env::var(name).ok())?;
+        config.warnings = environment::unknown(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
+        Ok(config)
     }
 
     fn load_with(selection: &Selection, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
@@ -164,6 +168,7 @@ impl Config {
         let name = choose_cluster(&table, selection.cluster.as_deref(), &described)?;
         environment::overlay(&mut table, &name, env).with_context(|| format!("read the environment on top of {described}"))?;
         let raw: raw::Raw = raw::from_table(table, &text, &described)?;
+        refuse_keys_of_s3_beside_a_directory(&raw, &name, &text, &described)?;
         values::check(raw, &name, path).with_context(|| format!("check the configuration in {described}"))
     }
 }
@@ -182,6 +187,20 @@ fn read_text(path: Option<&Path>) -> Result<(Option<PathBuf>, String)> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.is_none() => Ok((None, String::new())),
         Err(error) => Err(error).with_context(|| format!("read the configuration {}", chosen.display())),
     }
+}
+
+/// Whoever writes them there believes that they have an effect.
+fn refuse_keys_of_s3_beside_a_directory(raw: &raw::Raw, name: &ClusterName, text: &str, described: &str) -> Result<()> {
+    let Some(repository) = raw.cluster.get(name.as_str()).and_then(|cluster| cluster.repository.first()) else { return Ok(()) };
+    let Some(key) = repository.keys_of_s3().into_iter().next() else { return Ok(()) };
+    if !repository.url.as_deref().is_some_and(|url| url.starts_with("file://")) {
+        return Ok(());
+    }
+    let place = match raw::line_of_repository_key(text, name.as_str(), key) {
+        Some(line) => format!("{described}, line {line}: {key}"),
+        None => environment::variable_of_repository(key),
+    };
+    bail!("{place}: goes with an s3:// url only, and the repository is a directory")
 }
 
 fn choose_cluster(table: &toml::Table, wanted: Option<&str>, described: &str) -> Result<ClusterName> {

@@ -53,6 +53,45 @@ pub struct RawRepository {
     pub timeout: Option<String>,
 }
 
+impl RawRepository {
+    /// The keys given that only a bucket understands.
+    pub fn keys_of_s3(&self) -> Vec<&'static str> {
+        let given = [
+            ("endpoint", self.endpoint.is_some()),
+            ("region", self.region.is_some()),
+            ("path_style", self.path_style.is_some()),
+            ("storage_class", self.storage_class.is_some()),
+            ("encryption", self.encryption.is_some()),
+            ("kms_key_id", self.kms_key_id.is_some()),
+            ("ca_file", self.ca_file.is_some()),
+            ("profile", self.profile.is_some()),
+            ("access_key_id", self.access_key_id.is_some()),
+            ("secret_access_key_file", self.secret_access_key_file.is_some()),
+            ("session_token_file", self.session_token_file.is_some()),
+            ("timeout", self.timeout.is_some()),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key).collect()
+    }
+}
+
+/// The line of a repository's key, if it is in the file and not from the environment.
+pub fn line_of_repository_key(text: &str, cluster: &str, key: &str) -> Option<usize> {
+    #[derive(Deserialize)]
+    struct Located {
+        #[serde(default)]
+        cluster: BTreeMap<String, LocatedCluster>,
+    }
+    #[derive(Deserialize)]
+    struct LocatedCluster {
+        #[serde(default)]
+        repository: Vec<BTreeMap<toml::Spanned<String>, toml::Value>>,
+    }
+    let located: Located = toml::from_str(text).ok()?;
+    let keys = located.cluster.get(cluster)?.repository.first()?.keys();
+    let start = keys.into_iter().find(|known| known.get_ref() == key)?.span().start;
+    Some(text.get(..start)?.matches('\n').count() + 1)
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawListen {

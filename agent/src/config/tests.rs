@@ -54,6 +54,8 @@ fn an_unknown_key_is_told_with_file_line_and_key() {
 fn bad_values_name_their_key() {
     for (line, key) in [
         ("slot = \"A B\"", "slot"),
+        ("application_name = \"\"", "application_name"),
+        ("application_name = \"größer\"", "application_name"),
         ("upload_interval = \"1 fortnight\"", "upload_interval"),
         ("upload_interval = \"10ms\"", "upload_interval"),
         ("acknowledge = \"maybe\"", "acknowledge"),
@@ -92,6 +94,44 @@ fn secrets_are_not_shown() {
 fn a_secret_in_the_url_is_refused_without_being_shown() {
     let message = refusal(&SMALL.replace("file:///srv/w", "s3://AK:HUSH77@bucket/p"), &[]);
     assert!(message.contains("url") && !message.contains("HUSH77"), "{message}");
+}
+
+#[test]
+fn repositories_that_cannot_be_are_refused() {
+    let s3 = SMALL.replace("file:///srv/w", "s3://b/p");
+    for (url, key) in [("s3://b ucket/p", "bucket"), ("s3://b/p q", "prefix"), ("s3://b/a//b", "prefix"), ("s3:///p", "bucket")] {
+        let message = refusal(&SMALL.replace("file:///srv/w", url), &[]);
+        assert!(message.contains("url") && message.contains(key), "{url}: {message}");
+    }
+    for endpoint in
+        ["localhost:9000", "http://", "http://h:port", "http://h:99999", "http://h h", "ftp://h", "https://:9000", "http://h/?a"]
+    {
+        let message = refusal(&format!("{s3}endpoint = \"{endpoint}\"\n"), &[]);
+        assert!(message.contains("endpoint"), "{endpoint}: {message}");
+    }
+    for endpoint in ["http://localhost:9000", "https://s3.example.com", "http://[::1]:8333", "https://h/base/"] {
+        load(&format!("{s3}endpoint = \"{endpoint}\"\n"), &[]).unwrap();
+    }
+}
+
+#[test]
+fn keys_of_s3_beside_a_directory_are_told_with_their_line() {
+    let message = refusal(&format!("{SMALL}# a remark\nendpoint = \"http://h\"\n"), &[]);
+    assert!(message.contains("walkeep.toml, line 6: endpoint"), "{message}");
+    let message = refusal(&SMALL.replace("url =", "path_style = true\nurl ="), &[]);
+    assert!(message.contains("walkeep.toml, line 4: path_style"), "{message}");
+    let message = refusal("[cluster.main]\nrepository = [{ url = \"file:///r\",\n region = \"r\" }]\n", &[]);
+    assert!(message.contains("walkeep.toml, line 3: region"), "{message}");
+    let message = refusal(SMALL, &[("WALKEEP_REPOSITORY_PROFILE", "p")]);
+    assert!(message.contains("WALKEEP_REPOSITORY_PROFILE"), "{message}");
+}
+
+#[test]
+fn variables_that_mean_nothing_are_told() {
+    let names = ["WALKEEP_SPOOL", "WALKEEP_SPOL", "WALKEEP_REPOSITORY_URL", "WALKEEP_URL", "WALKEEP_CONFIG", "PATH", "WALKEEP_LOG_LEVEL"];
+    let told = environment::unknown(names.iter().map(|name| (*name).to_owned()));
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].starts_with("WALKEEP_SPOL is set") && told[1].starts_with("WALKEEP_URL is set"), "{told:?}");
 }
 
 #[test]

@@ -72,7 +72,13 @@ pub fn check(raw: Raw, name: &ClusterName, path: Option<PathBuf>) -> Result<Conf
         Some("json") => true,
         Some(other) => bail!("[log] format: {other:?} is neither text nor json"),
     };
-    Ok(Config { path, cluster, http: http.transpose()?, log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) } })
+    Ok(Config {
+        path,
+        cluster,
+        http: http.transpose()?,
+        log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) },
+        warnings: Vec::new(),
+    })
 }
 
 fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
@@ -86,6 +92,11 @@ fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
     ensure!(
         (1..=63).contains(&slot.len()) && slot.bytes().all(slot_chars),
         "slot: {slot:?} cannot name a replication slot: use 1 to 63 of a-z, 0-9 and _"
+    );
+    let application_name = raw.application_name.unwrap_or_else(|| "walkeep".into());
+    ensure!(
+        (1..=63).contains(&application_name.len()) && application_name.bytes().all(|b| (b' '..=b'~').contains(&b)),
+        "application_name: {application_name:?} cannot name the stream: use 1 to 63 characters of ASCII"
     );
     let acknowledge = match raw.acknowledge.as_deref() {
         None | Some("repository") => Acknowledge::Repository,
@@ -109,7 +120,7 @@ fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
         spool_limit,
         socket: raw.socket.map_or_else(|| Ok(PathBuf::from(format!("/run/walkeep/{name}.sock"))), |path| absolute("socket", &path))?,
         slot,
-        application_name: raw.application_name.unwrap_or_else(|| "walkeep".into()),
+        application_name,
         upload_interval,
         acknowledge,
         compression_level,
@@ -135,6 +146,14 @@ fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
     };
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
     ensure!(!bucket.is_empty(), "url: {url:?} names no bucket");
+    let in_name = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    ensure!(bucket.bytes().all(in_name), "url: {bucket:?} cannot be a bucket's name: use A-Z a-z 0-9 . _ -");
+    let prefix = prefix.trim_matches('/');
+    ensure!(
+        prefix.is_empty() || prefix.parse::<walkeep_store::Key>().is_ok(),
+        "url: the prefix {prefix:?} may contain only A-Z a-z 0-9 . _ - and single slashes"
+    );
+    raw.endpoint.as_deref().map(check_endpoint).transpose()?;
     let encryption = match (raw.encryption.as_deref(), &raw.kms_key_id) {
         (None, None) => ServerSideEncryption::Bucket,
         (Some("AES256"), None) => ServerSideEncryption::Aes256,
@@ -149,7 +168,7 @@ fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
     );
     Ok(RepositoryConfig::S3(Box::new(S3Config {
         bucket: bucket.into(),
-        prefix: prefix.trim_matches('/').into(),
+        prefix: prefix.into(),
         endpoint: raw.endpoint.clone(),
         region: raw.region.clone(),
         path_style: raw.path_style,
@@ -162,6 +181,19 @@ fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
         session_token_file: file("session_token_file", &raw.session_token_file)?,
         timeout: raw.timeout.as_deref().map(|text| duration("timeout", Some(text), Duration::ZERO)).transpose()?,
     })))
+}
+
+/// A scheme, a host and perhaps a port: what the SDK would refuse only at the first request.
+fn check_endpoint(endpoint: &str) -> Result<()> {
+    let wrong = || format!("endpoint: {endpoint:?} is not an address: write https://host, http://host:9000");
+    let rest = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://")).with_context(wrong)?;
+    let parsed: axum::http::Uri = endpoint.parse().ok().with_context(wrong)?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    // An address of IPv6 has colons of its own, in brackets.
+    let port = authority.rsplit_once(']').map_or(authority, |(_, after)| after).rsplit_once(':').map(|(_, port)| port);
+    ensure!(parsed.host().is_some_and(|host| !host.is_empty()) && port.is_none_or(|port| port.parse::<u16>().is_ok()), wrong());
+    ensure!(parsed.query().is_none(), "endpoint: {endpoint:?} has a query, which no request would carry");
+    Ok(())
 }
 
 fn duration(key: &str, text: Option<&str>, default: Duration) -> Result<Duration> {

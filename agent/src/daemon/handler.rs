@@ -14,10 +14,10 @@ use crate::archive::{ArchiveError, Archiver};
 use crate::fetch::{FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::server::Handler;
-use crate::wal_path;
+use crate::{repository, wal_path};
 
-/// A request that comes while the repository is being opened waits this long for it; then the shim is told to come again.
-const OPENING: Duration = Duration::from_secs(5);
+/// A request that comes while the repository is being opened waits this long for it; then the shim is told why it is not.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What works once the repository is open.
 #[derive(Debug)]
@@ -30,33 +30,72 @@ pub struct Services {
     pub system: SystemIdentifier,
 }
 
+/// How far the opening of the repository has come.
+#[derive(Debug, Clone)]
+pub enum Opening {
+    /// Nothing is known yet.
+    UnderWay,
+    /// It failed the last time, and is tried again.
+    Failing {
+        /// Why.
+        why: String,
+        /// What the operator can do.
+        hint: Option<String>,
+        /// It will fail until a person changes something.
+        permanent: bool,
+    },
+    /// It is open.
+    Done(Arc<Services>),
+}
+
+impl Opening {
+    /// It failed so.
+    pub fn failing(error: &anyhow::Error) -> Self {
+        let known = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>());
+        Self::Failing {
+            why: format!("{error:#}"),
+            hint: known.map(|error| error.hint().to_owned()),
+            permanent: known.is_some_and(repository::Error::is_permanent),
+        }
+    }
+
+    /// Whether waiting makes no difference.
+    fn is_settled(&self) -> bool {
+        matches!(self, Self::Done(_) | Self::Failing { permanent: true, .. })
+    }
+}
+
 /// The agent's side of the socket.
 #[derive(Debug)]
 pub struct SocketHandler {
-    services: Receiver<Option<Arc<Services>>>,
+    opening: Receiver<Opening>,
     role: Role,
     metrics: Arc<Metrics>,
 }
 
 impl SocketHandler {
-    /// Answers with what `services` holds once it does.
-    pub fn new(services: Receiver<Option<Arc<Services>>>, role: Role, metrics: Arc<Metrics>) -> Self {
-        Self { services, role, metrics }
+    /// Answers with what is open once it is.
+    pub fn new(opening: Receiver<Opening>, role: Role, metrics: Arc<Metrics>) -> Self {
+        Self { opening, role, metrics }
     }
 
     async fn services(&self) -> Result<Arc<Services>, Response> {
-        let mut services = self.services.clone();
-        let opened = tokio::time::timeout(OPENING, services.wait_for(Option::is_some)).await;
-        match opened {
-            Ok(Ok(services)) => services.clone().ok_or_else(|| later("the agent is starting")),
-            Ok(Err(_)) => Err(later("the agent is stopping")),
-            Err(_) => Err(later("the agent has not reached the repository yet; its log says why")),
+        let mut opening = self.opening.clone();
+        if let Ok(Err(_)) = tokio::time::timeout(PATIENCE, opening.wait_for(Opening::is_settled)).await {
+            return Err(later("the agent is stopping"));
+        }
+        match opening.borrow().clone() {
+            Opening::Done(services) => Ok(services),
+            Opening::UnderWay => Err(later("the agent has not reached the repository yet")),
+            Opening::Failing { why, hint, permanent } => {
+                Err(Response::Failed { message: format!("the agent cannot open the repository: {why}"), hint, permanent })
+            }
         }
     }
 
     async fn archive_file(&self, path: PathBuf) -> Response {
         if self.role != Role::Agent {
-            return failed("this process only fetches WAL for a recovery; start the agent to archive", "Start `walkeep agent`.");
+            return failed("this process only fetches WAL for a recovery; start the agent to archive", "Start `walkeep agent`.", false);
         }
         let services = match self.services().await {
             Ok(services) => services,
@@ -67,7 +106,7 @@ impl SocketHandler {
         let source = match checked {
             Ok(Ok(source)) => source,
             Ok(Err(error)) => return refused(&error.into()),
-            Err(died) => return failed(died.to_string(), "See the agent's log."),
+            Err(died) => return failed(died.to_string(), "See the agent's log.", false),
         };
         match services.archiver.archive(source).await {
             Ok(_) => Response::Done,
@@ -78,7 +117,7 @@ impl SocketHandler {
     async fn fetch_file(&self, name: String, destination: PathBuf, standby: bool) -> Response {
         let name: WalFileName = match name.parse() {
             Ok(name) => name,
-            Err(error) => return failed(format!("{error}"), "restore_command must pass %f and %p."),
+            Err(error) => return failed(format!("{error}"), "restore_command must pass %f and %p.", true),
         };
         let services = match self.services().await {
             Ok(services) => services,
@@ -88,14 +127,15 @@ impl SocketHandler {
         match tokio::task::spawn_blocking(move || wal_path::check_destination(&path, system)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                return failed(format!("{error}"), "restore_command writes into the pg_wal of this cluster's data directories only.");
+                let hint = "restore_command writes into the pg_wal of this cluster's data directories only.";
+                return failed(format!("{error}"), hint, error.is_permanent());
             }
-            Err(died) => return failed(died.to_string(), "See the agent's log."),
+            Err(died) => return failed(died.to_string(), "See the agent's log.", false),
         }
         match services.fetcher.fetch(name, &destination, FetchMode { standby }).await {
             Outcome::Done => Response::Done,
             Outcome::Absent { why } => Response::Absent { message: why },
-            Outcome::Failed { why, hint } => Response::Failed { message: format!("{why:#}"), hint: Some(hint) },
+            Outcome::Failed { why, hint, permanent } => Response::Failed { message: format!("{why:#}"), hint: Some(hint), permanent },
         }
     }
 }
@@ -124,13 +164,45 @@ fn refused(error: &ArchiveError) -> Response {
     if error.is_transient() {
         return Response::TryLater { message };
     }
-    Response::Failed { message, hint: Some(error.hint().to_owned()) }
+    Response::Failed { message, hint: Some(error.hint().to_owned()), permanent: error.is_permanent() }
 }
 
 fn later(message: &str) -> Response {
     Response::TryLater { message: message.into() }
 }
 
-fn failed(message: impl Into<String>, hint: &str) -> Response {
-    Response::Failed { message: message.into(), hint: Some(hint.into()) }
+fn failed(message: impl Into<String>, hint: &str, permanent: bool) -> Response {
+    Response::Failed { message: message.into(), hint: Some(hint.into()), permanent }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shim_is_told_why_the_repository_is_not_open() {
+        let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
+        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()));
+        let fetch = || handler.fetch("00000002.history".into(), "/d/pg_wal/RECOVERYHISTORY".into(), false);
+        assert!(matches!(fetch().await, Response::TryLater { .. }));
+
+        told.send_replace(Opening::failing(&anyhow::Error::new(repository::Error::NoRepository { url: "file:///r".into() })));
+        let answer = fetch().await;
+        let Response::Failed { message, hint: Some(_), permanent: false } = answer else { panic!("{answer:?}") };
+        assert!(message.contains("no Walkeep repository at file:///r"), "{message}");
+
+        let unknown = repository::Error::UnknownCluster { url: "file:///r".into(), cluster: "main".into() };
+        told.send_replace(Opening::failing(&anyhow::Error::new(unknown).context("open it")));
+        let began = tokio::time::Instant::now();
+        assert!(matches!(fetch().await, Response::Failed { permanent: true, .. }));
+        assert!(began.elapsed() < PATIENCE, "waiting would change nothing");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_right_is_refused_for_good() {
+        let (_told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
+        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()));
+        let answer = handler.fetch("nonsense".into(), "/d/pg_wal/RECOVERYXLOG".into(), false).await;
+        assert!(matches!(answer, Response::Failed { permanent: true, .. }), "{answer:?}");
+    }
 }

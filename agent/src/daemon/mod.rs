@@ -31,7 +31,7 @@ use crate::server::{self, Limits, Listener};
 use crate::stream::Streamer;
 use crate::stream::alone::{Note, PATIENCE};
 pub use handler::Services;
-use handler::SocketHandler;
+use handler::{Opening, SocketHandler};
 
 /// SIGTERM has to be over within 5 s; the stream's own drain takes at most 4.
 const DRAIN: Duration = Duration::from_millis(4500);
@@ -69,8 +69,8 @@ pub async fn run(
     let tasks = TaskTracker::new();
     // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
     let leave = CancellationToken::new();
-    let (ready, services) = tokio::sync::watch::channel(None);
-    let handler = Arc::new(SocketHandler::new(services, role, metrics.clone()));
+    let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
+    let handler = Arc::new(SocketHandler::new(opening, role, metrics.clone()));
     let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
     let cluster = config.cluster.name.to_string();
     let socket_stop = stop.clone();
@@ -86,7 +86,7 @@ pub async fn run(
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let parts = Parts { crashed: crashed.clone(), config, role, params, metrics, progress, leave: leave.clone() };
-    tasks.spawn(bring_up(parts, open, ready, tasks.clone(), stop.clone()));
+    tasks.spawn(bring_up(parts, open, told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
     tracing::info!("stopping: storing what was received");
@@ -114,7 +114,7 @@ struct Parts {
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
-async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<Services>>>, tasks: TaskTracker, stop: CancellationToken) {
+async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tasks: TaskTracker, stop: CancellationToken) {
     let Parts { config, role, params, metrics, progress, leave, crashed } = parts;
     let open_once = || async {
         let opened = tokio::select! {
@@ -124,6 +124,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
         let opened = opened.inspect_err(|error| {
             metrics.error("open");
             progress.set_problem(Some(format!("{error:#}")));
+            told.send_replace(Opening::failing(error));
         });
         opened.inspect(|opened| {
             let system = opened.identity().system_identifier;
@@ -143,7 +144,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
             }
         },
         None => {
-            let told = AtomicBool::new(!into_spool);
+            let warned = AtomicBool::new(!into_spool);
             let opened = retry(
                 "opening the repository",
                 Backoff::FOREVER,
@@ -151,7 +152,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
                 |_: &anyhow::Error| true,
                 || async {
                     let opened = open_once().await;
-                    if opened.is_err() && !told.swap(true, Ordering::Relaxed) {
+                    if opened.is_err() && !warned.swap(true, Ordering::Relaxed) {
                         tracing::warn!(
                             "nothing is known here of what is stored, so the stream waits for the repository, with `acknowledge = \"spool\"` too"
                         );
@@ -168,10 +169,10 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
     let recent = Arc::new(Recent::default());
     let services = Arc::new(Services {
         archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), leave.clone()),
-        fetcher: Fetcher::new(repository.clone(), FetchConfig::default(), &leave),
+        fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave),
         system: identity.system_identifier,
     });
-    ready.send_replace(Some(services.clone()));
+    told.send_replace(Opening::Done(services.clone()));
     notify(&[sd_notify::NotifyState::Ready]);
     match role {
         Role::FetchService { idle } => {
@@ -188,12 +189,18 @@ async fn bring_up(parts: Parts, open: OpenRepository, ready: Sender<Option<Arc<S
                 progress.set_phase(Phase::Off);
                 return;
             }
-            match Streamer::new(config.cluster, params, repository, recent, metrics, progress.clone()) {
-                Ok(streamer) => drop(tasks.spawn(supervise("stream", streamer.run(stop.clone()), crashed, stop))),
-                Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "the stream cannot start; archive_command is served all the same");
+            // Not a reason to leave: archive_command is served all the same, and whoever mends the spool need not think of the agent.
+            let start = || {
+                let (cluster, params, repository, recent) = (config.cluster.clone(), params.clone(), repository.clone(), recent.clone());
+                let streamer = Streamer::new(cluster, params, repository, recent, metrics.clone(), progress.clone());
+                let started = streamer.inspect_err(|error| {
+                    metrics.error("spool");
                     progress.set_problem(Some(format!("{error:#}")));
-                }
+                });
+                std::future::ready(started)
+            };
+            if let Ok(streamer) = retry("starting the stream", Backoff::FOREVER, &stop, |_| true, start).await {
+                tasks.spawn(supervise("stream", streamer.run(stop.clone()), crashed, stop));
             }
         }
     }

@@ -94,6 +94,16 @@ impl Trouble {
         }
     }
 
+    /// Whether the answer stays the same until a person changes something.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Repository(error) => error.is_permanent(),
+            Self::Foreign { .. } => true,
+            // Another server's agent may be storing what is missing; damage may be on the way only.
+            Self::Unfit { .. } | Self::Hole { .. } | Self::Appeared { .. } => false,
+        }
+    }
+
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
@@ -102,7 +112,7 @@ impl Trouble {
                 "The stored object must not be trusted; restore it from a copy of the repository or take a new base backup."
             }
             Self::Hole { .. } => {
-                "If another server's agent is storing it, this mends itself. If not, archive the missing file from a copy (`walkeep wal push`) or recover to a target before the hole; `walkeep timelines` shows it."
+                "If another server's agent is storing it, this mends itself. If not, and if there is a copy of the missing file: put it into the pg_wal of a data directory of this cluster, with an empty archive_status/SEGMENT.ready beside it, and `walkeep wal push` it. Else recover to a target before the hole; `walkeep timelines` shows it."
             }
             Self::Appeared { .. } => "This mends itself while the agent that stores it runs; if not, `walkeep check` says more.",
             Self::Foreign { .. } => "Check that the data directory belongs to the cluster of this configuration.",

@@ -44,11 +44,19 @@ pub struct FetchConfig {
     pub deadline: Duration,
     /// The same for a standby, which can stream from its primary while the repository is out of reach, but not while it waits here.
     pub standby_deadline: Duration,
+    /// The same for what fails, as opposed to what takes long: the shim asks again by itself, and can tell PostgreSQL's log the reason only
+    /// once it has an answer.
+    pub patience: Duration,
     /// How much to read ahead.
     pub prefetch: PrefetchConfig,
 }
 
 impl FetchConfig {
+    /// For shims, which try again themselves.
+    pub fn for_shims() -> Self {
+        Self { patience: Duration::from_secs(2), ..Self::default() }
+    }
+
     /// For one file, without a service: nothing is read ahead.
     pub fn one_file() -> Self {
         Self { prefetch: PrefetchConfig::NONE, ..Self::default() }
@@ -57,7 +65,12 @@ impl FetchConfig {
 
 impl Default for FetchConfig {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(60), standby_deadline: Duration::from_secs(10), prefetch: PrefetchConfig::default() }
+        Self {
+            deadline: Duration::from_secs(60),
+            standby_deadline: Duration::from_secs(10),
+            patience: Duration::from_secs(60),
+            prefetch: PrefetchConfig::default(),
+        }
     }
 }
 
@@ -84,6 +97,8 @@ pub enum Outcome {
         why: anyhow::Error,
         /// What the operator can do.
         hint: String,
+        /// Asking again has the same answer until a person changes something.
+        permanent: bool,
     },
 }
 
@@ -124,7 +139,8 @@ impl Fetcher {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => {
-                Outcome::Failed { why: anyhow!("fetching {name} was given up because Walkeep stops"), hint: "Ask again.".into() }
+                let why = anyhow!("fetching {name} was given up because Walkeep stops");
+                Outcome::Failed { why, hint: "Ask again.".into(), permanent: false }
             }
             outcome = self.answer(name, destination, mode) => outcome,
         }
@@ -151,8 +167,8 @@ impl Fetcher {
         let found = match self.find(name, deadline).await {
             Ok(found) => found,
             Err(trouble) => {
-                let hint = trouble.hint().into();
-                return Outcome::Failed { why: anyhow::Error::new(trouble).context(format!("cannot fetch {name}")), hint };
+                let (hint, permanent) = (trouble.hint().into(), trouble.is_permanent());
+                return Outcome::Failed { why: anyhow::Error::new(trouble).context(format!("cannot fetch {name}")), hint, permanent };
             }
         };
         let (content, finished) = match found {
@@ -165,7 +181,7 @@ impl Fetcher {
         };
         if let Err(why) = self.place(content, destination).await {
             let hint = format!("Check free space and permissions of the folder of {}.", destination.display());
-            return Outcome::Failed { why: why.context(format!("cannot put {name} in place")), hint };
+            return Outcome::Failed { why: why.context(format!("cannot put {name} in place")), hint, permanent: false };
         }
         if let WalFileName::Segment(segment) = name
             && finished
@@ -190,7 +206,7 @@ impl Fetcher {
             Remedy::Reread => rereads.fetch_add(1, Ordering::Relaxed) < REREADS,
             Remedy::None => false,
         };
-        let left = deadline.saturating_sub(began.elapsed());
+        let left = deadline.saturating_sub(began.elapsed()).min(self.config.patience);
         retry("reading the file", Backoff::within(left), &self.cancel, again, || self.finder.find(name)).await
     }
 

@@ -229,7 +229,7 @@ impl Rig {
                 assert_eq!(there, OLD);
                 format!("absent: {why}")
             }
-            Outcome::Failed { why, hint } => {
+            Outcome::Failed { why, hint, .. } => {
                 assert_eq!(there, OLD);
                 assert!(!hint.is_empty());
                 format!("failed: {why:#}")
@@ -654,7 +654,7 @@ async fn a_full_disk_is_a_failure_that_leaves_nothing() {
     let left = std::fs::read_dir(&folder).unwrap().count();
     assert!(mount(&["umount"]));
     assert_eq!(left, 0);
-    let Outcome::Failed { why, hint } = outcome else { panic!("{outcome:?}") };
+    let Outcome::Failed { why, hint, .. } = outcome else { panic!("{outcome:?}") };
     assert!(format!("{why:#}").contains("No space left") && hint.contains("free space"), "{why:#} {hint}");
 }
 

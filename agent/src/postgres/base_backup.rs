@@ -148,7 +148,7 @@ pub enum BackupError {
     },
     /// What was sent is not a backup.
     #[error("the server's archive cannot be read: {0}")]
-    Archive(#[from] TarError),
+    Archive(TarError),
     /// The server or the connection failed.
     #[error(transparent)]
     Replication(Box<ReplicationError>),
@@ -230,7 +230,7 @@ impl BaseBackupStream {
     pub async fn next(&mut self) -> Result<Option<Event>, BackupError> {
         loop {
             if let Part::Archive { reader, prefix } = &mut self.part
-                && let Some(entry) = reader.next_entry()?
+                && let Some(entry) = reader.next_entry().map_err(BackupError::Archive)?
             {
                 return Ok(Some(event(entry, prefix)));
             }
@@ -353,7 +353,7 @@ impl BaseBackupStream {
         match std::mem::replace(&mut self.part, Part::None) {
             Part::None => Ok(false),
             Part::Manifest => Ok(true),
-            Part::Archive { reader, .. } => Ok(reader.finish().map(|()| false)?),
+            Part::Archive { reader, .. } => Ok(reader.finish().map(|()| false).map_err(BackupError::Archive)?),
         }
     }
 }

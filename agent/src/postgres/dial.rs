@@ -208,7 +208,7 @@ impl<'a> Dialer<'a> {
             Host::Tcp { address: Some(address), port, .. } => vec![Some(SocketAddr::new(*address, *port))],
             Host::Tcp { name, port, .. } => {
                 let name = name.as_deref().unwrap_or("localhost");
-                let failed = |source| Error::Connect { target: host.to_string(), source };
+                let failed = |cause| Error::Connect { target: host.to_string(), cause };
                 let lookup = async { tokio::net::lookup_host((name, *port)).await.map_err(failed) };
                 let deadline = self.params.connect_timeout.map(|after| (Instant::now() + after, after));
                 Dialed::within(deadline, &host, lookup).await?.map(Some).collect()
@@ -222,7 +222,7 @@ impl<'a> Dialer<'a> {
 
     async fn open(&mut self, attempt: &Attempt) -> Result<Transport, Error> {
         let target = attempt.host.to_string();
-        let failed = |source| Error::Connect { target: target.clone(), source };
+        let failed = |cause| Error::Connect { target: target.clone(), cause };
         let Some(address) = attempt.address else {
             let stream = UnixStream::connect(&target).await.map_err(failed)?;
             return Ok(Transport { io: Box::new(stream), private: true, tls: false, endpoint: None });
@@ -241,7 +241,7 @@ impl<'a> Dialer<'a> {
             None => Arc::clone(self.config.insert(tls::client_config(self.params)?)),
         };
         let name = server_name(&attempt.host, address, self.params.sslmode)?;
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|source| Error::Tls { target, source })?;
+        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|cause| Error::Tls { target, cause })?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let endpoint = certificate.and_then(tls::endpoint_hash);
         Ok(Transport { io: Box::new(stream), private: true, tls: true, endpoint })

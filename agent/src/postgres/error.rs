@@ -81,12 +81,12 @@ pub enum Error {
     #[error(transparent)]
     Params(#[from] ParamsError),
     /// No socket could be opened, or its name not resolved.
-    #[error("cannot connect to {target}: {source}")]
+    #[error("cannot connect to {target}: {cause}")]
     Connect {
         /// The host and port, or the socket's path.
         target: String,
-        /// Why.
-        source: io::Error,
+        /// Why; in the words above already, so not the error's `source`.
+        cause: io::Error,
     },
     /// The server did not answer in time.
     #[error("{doing}: no answer within {} s", after.as_secs_f32())]
@@ -106,12 +106,12 @@ pub enum Error {
     #[error("TLS: {0}")]
     TlsSetup(String),
     /// The handshake failed: above all, a certificate that is not trusted.
-    #[error("TLS handshake with {target}: {source}")]
+    #[error("TLS handshake with {target}: {cause}")]
     Tls {
         /// The host and port.
         target: String,
-        /// Why.
-        source: io::Error,
+        /// Why; in the words above already, so not the error's `source`.
+        cause: io::Error,
     },
     /// The client cannot or will not answer what the server asks for to let it in.
     #[error("authentication: {0}")]
@@ -135,7 +135,7 @@ pub enum Error {
     Closed,
     /// Reading or writing failed.
     #[error("the connection broke: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// What came is not what PostgreSQL sends.
     #[error("unexpected answer: {0}")]
     Protocol(String),
@@ -178,9 +178,39 @@ impl Error {
         matches!(self, Error::Auth(_)) || self.sqlstate().is_some_and(|code| code.starts_with("28"))
     }
 
+    /// What the operator can do.
+    pub fn hint(&self) -> Option<&'static str> {
+        if self.is_authentication() || self.sqlstate() == Some("42501") {
+            return Some(
+                "Check the role (LOGIN REPLICATION), its password, and pg_hba.conf, which needs a line for database `replication` and one for `all`.",
+            );
+        }
+        if self.is_unavailable_now() {
+            return Some("The server is starting, stopping or has no connection to spare: try again.");
+        }
+        match self {
+            Error::Connect { .. } => {
+                Some("Is the server running, and does `connection` name its host, or the directory of its socket, and its port?")
+            }
+            Error::Timeout { .. } => Some("Can the server's host be reached from here? A firewall may swallow what is sent."),
+            Error::TlsRefused { .. } | Error::TlsSetup(_) | Error::Tls { .. } => {
+                Some("Check sslmode, sslrootcert and the server's certificate.")
+            }
+            Error::Params(_) => Some("Correct `connection`, or the PG... variables of the environment."),
+            Error::EveryHost(errors) => errors.iter().find_map(Error::hint),
+            _ => None,
+        }
+    }
+
     /// Whether the server is starting, stopping or recovering and may let us in later.
     pub fn is_unavailable_now(&self) -> bool {
         self.sqlstate().is_some_and(|code| matches!(code, "57P01" | "57P02" | "57P03" | "53300"))
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
 }
 
@@ -197,6 +227,19 @@ impl From<tokio_postgres::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once_and_the_hint_is_about_it() {
+        let down = || Error::Connect { target: "db port 5432".into(), cause: io::ErrorKind::ConnectionRefused.into() };
+        let told = format!("{:#}", anyhow::Error::new(super::super::ReplicationError::from(down())).context("connect"));
+        assert_eq!(told.matches("connection refused").count(), 1, "{told}");
+        let told = format!("{:#}", anyhow::Error::new(Error::from(io::Error::other("cut"))));
+        assert_eq!(told.matches("cut").count(), 1, "{told}");
+        assert!(down().hint().is_some_and(|hint| hint.contains("running") && !hint.contains("pg_hba")));
+        let refused = Error::Server(ServerError::decode(b"SFATAL\0C28000\0Mno pg_hba.conf entry\0\0"));
+        assert!(refused.hint().is_some_and(|hint| hint.contains("pg_hba")));
+        assert!(Error::EveryHost(vec![Error::Closed, down()]).hint().is_some_and(|hint| hint.contains("running")));
+    }
 
     #[test]
     fn reads_the_servers_words() {

@@ -22,3 +22,11 @@ pub use error::{Error, ServerError};
 pub use params::{ChannelBinding, ConnectionParams, Host, ParamsError, RootCertificates, SslMode, TargetSession};
 pub use replication::{Created, Event, Identity, Options, ReplicationConnection, ReplicationError, Slot, Started};
 pub use sql::{ArchiverStats, Settings, SlotState, archiver_stats, connect_sql, is_in_recovery, settings, slot_state};
+
+/// What the operator can do about a failure that came from the server, or from the way to it.
+pub fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| {
+        let of_replication = cause.downcast_ref::<ReplicationError>().and_then(ReplicationError::hint);
+        of_replication.or_else(|| cause.downcast_ref::<Error>().and_then(Error::hint))
+    })
+}

@@ -61,6 +61,23 @@ pub enum ReplicationError {
     Connection(Box<Error>),
 }
 
+impl ReplicationError {
+    /// What the operator can do.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::SlotInUse { .. } => Some("Another agent, or another receiver, uses this slot; each needs its own."),
+            Self::AheadOfFlush(_) => Some(
+                "The archive has more than the server: was it restored from an older copy without a new timeline? Do not archive from both.",
+            ),
+            Self::WalRemoved(_) => Some("WAL is missing in the archive from here on: take a new base backup (`walkeep backup`)."),
+            Self::NotInHistory(_) => Some("The server's timeline does not continue the archived one; `walkeep timelines` shows both."),
+            Self::Connection(error) => error.hint(),
+            Self::Server(error) => Error::Server(error.clone()).hint(),
+            Self::SlotMissing(_) | Self::SlotLost(_) | Self::BadSlotName(_) => None,
+        }
+    }
+}
+
 impl From<Error> for ReplicationError {
     fn from(error: Error) -> Self {
         match error {

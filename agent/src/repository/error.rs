@@ -21,6 +21,14 @@ pub enum Error {
         /// Where it was looked for.
         url: String,
     },
+    /// The repository does not know the cluster.
+    #[error("the repository at {url} does not know a cluster called {cluster}")]
+    UnknownCluster {
+        /// Where the repository lies.
+        url: String,
+        /// The name.
+        cluster: String,
+    },
     /// Written by a later Walkeep.
     #[error("the repository at {url} has format {found}, this Walkeep knows format {known}: upgrade Walkeep")]
     Format {
@@ -83,9 +91,23 @@ impl Error {
     pub fn is_mendable(&self) -> bool {
         match self {
             Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
-            Self::NoRepository { .. } | Self::Format { .. } => true,
+            Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } => true,
             Self::Conflict { .. } | Self::Corrupt { .. } | Self::Internal(_) => false,
         }
+    }
+
+    /// Whether the same call fails until a person changes something on this host: waiting would only hide the reason.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Format { .. } | Self::UnknownCluster { .. } => true,
+            Self::Store(error) => error.kind() == ErrorKind::Misconfigured,
+            Self::NoRepository { .. } | Self::Conflict { .. } | Self::Corrupt { .. } | Self::Internal(_) => false,
+        }
+    }
+
+    /// Whether the configuration is at fault, and not what it leads to.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Store(error) if matches!(error.kind(), ErrorKind::Misconfigured | ErrorKind::NoCredentials))
     }
 
     /// A short word for logs and metrics.
@@ -93,6 +115,7 @@ impl Error {
         match self {
             Self::Store(error) => error.kind().as_str(),
             Self::NoRepository { .. } => "no_repository",
+            Self::UnknownCluster { .. } => "unknown_cluster",
             Self::Format { .. } => "format",
             Self::Conflict { .. } => "conflict",
             Self::Corrupt { .. } => "corrupt",
@@ -104,13 +127,28 @@ impl Error {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Store(error) => match error.kind() {
+                ErrorKind::Denied if error.is_of_a_directory() => {
+                    "The repository must belong to the user who runs the agent: run every command as that user, and give back what root made (chown -R)."
+                }
                 ErrorKind::Denied => "Check the repository's credentials and their permissions (get, put, list on the prefix).",
-                ErrorKind::Unusable => "Check the repository's url, endpoint and region; `walkeep check` says what is wrong.",
-                ErrorKind::Transient => "The repository does not answer; this is retried.",
+                ErrorKind::NoCredentials => {
+                    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for this command, or profile, or access_key_id with secret_access_key_file, in the configuration."
+                }
+                ErrorKind::Misconfigured => "Correct the configuration of the repository.",
+                ErrorKind::Unusable if error.is_of_a_directory() => {
+                    "Is the repository's disk mounted, and writable? Where there never was a repository, `walkeep init` makes one."
+                }
+                ErrorKind::Unusable => "Check the repository's url, endpoint, region and ca_file.",
+                ErrorKind::Full => "Make room on the repository's disk, or raise its quota.",
+                ErrorKind::Transient if error.is_of_a_directory() => "Look at the repository's disk: the system's log may say more.",
+                ErrorKind::Transient => {
+                    "Is the repository's server up, and reachable from here, and what its credentials come from? Check endpoint and network."
+                }
                 ErrorKind::Corrupt => "Run `walkeep check`; the object or the way to it is damaged.",
                 ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Cancelled => "See the log of the agent.",
             },
             Self::NoRepository { .. } => "Check the url, or run `walkeep init`.",
+            Self::UnknownCluster { .. } => "Run `walkeep init` for this cluster first, or correct --cluster.",
             Self::Format { .. } => "Upgrade Walkeep on this host.",
             Self::Conflict { .. } => {
                 "Two servers write one archive, or a file changed after it was archived. Find the second writer before anything else; `walkeep timelines` shows what is stored."

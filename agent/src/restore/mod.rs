@@ -27,6 +27,7 @@ use crate::repository::manifest::ManifestEntries;
 use crate::transfer::{Meter, Stage, Watch};
 use layout::{Layout, Small};
 use target_dir::Target;
+pub use target_dir::check_directory;
 
 /// Bytes of a block of PostgreSQL as everybody builds it.
 const USUAL_BLOCK: u32 = 8192;

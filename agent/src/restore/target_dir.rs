@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{Access, AtFlags, CWD};
+use rustix::fs::{Access, AtFlags};
 use walkeep_core::Lsn;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::plan::RestorePlan;
@@ -100,12 +100,13 @@ impl Target {
                 bail!(Refusal::Directory { path: path.clone(), reason });
             }
             check_empty(path, Some(&advice))?;
+            check_writable(path)?;
         }
         // What lies on one disk is added up.
         let mut disks: HashMap<u64, (PathBuf, u64)> = HashMap::new();
         for (path, bytes) in needs {
             let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-            check_writable(path, existing)?;
+            check_writable(path)?;
             let device = fs::metadata(existing).with_context(|| format!("look at {}", existing.display()))?.dev();
             let sum = &mut disks.entry(device).or_insert_with(|| (existing.to_owned(), 0)).1;
             *sum = sum.saturating_add(bytes);
@@ -188,17 +189,29 @@ impl Target {
     }
 }
 
+/// Refuses a directory that no restore could fill: something is in it, or it cannot be written or made.
+pub fn check_directory(path: &Path) -> Result<()> {
+    check_empty(path, None)?;
+    check_writable(path)
+}
+
 /// Files must be allowed where they go, or what was written before that is found out lies about. A read-only file system is noticed too.
-fn check_writable(path: &Path, existing: &Path) -> Result<()> {
-    let access = Access::WRITE_OK | Access::EXEC_OK;
-    rustix::fs::accessat(CWD, existing, access, AtFlags::EACCESS).map_err(|error| {
-        let error = io::Error::from(error);
-        let reason = match existing == path {
-            true => format!("cannot be written: {error}"),
-            false => format!("cannot be made: {} cannot be written: {error}", existing.display()),
-        };
-        Refusal::Directory { path: path.to_owned(), reason }.into()
-    })
+fn check_writable(path: &Path) -> Result<()> {
+    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let allowed = Access::WRITE_OK | Access::EXEC_OK;
+    match rustix::fs::accessat(rustix::fs::CWD, existing, allowed, AtFlags::EACCESS) {
+        Ok(()) if existing.is_dir() => Ok(()),
+        Ok(()) => bail!(Refusal::Directory {
+            path: path.to_owned(),
+            reason: format!("cannot be made: {} is not a directory", existing.display())
+        }),
+        Err(error) => {
+            let user = rustix::process::geteuid().as_raw();
+            let what = if existing == path { "cannot be written" } else { "does not exist, and cannot be made" };
+            let reason = format!("{what} by user {user}: {}: {}", existing.display(), io::Error::from(error));
+            bail!(Refusal::Directory { path: path.to_owned(), reason })
+        }
+    }
 }
 
 /// A directory to be filled must be absent, or a real, empty directory.

@@ -334,15 +334,6 @@ fn hint(error: &anyhow::Error) -> &'static str {
     if let Some(error) = error.downcast_ref::<repository::Error>() {
         return error.hint();
     }
-    match error.downcast_ref::<ReplicationError>() {
-        Some(ReplicationError::SlotInUse { .. }) => "Another agent, or another receiver, uses this slot; each needs its own.",
-        Some(ReplicationError::AheadOfFlush(_)) => {
-            "The archive has more than the server: was it restored from an older copy without a new timeline? Do not archive from both."
-        }
-        Some(ReplicationError::WalRemoved(_)) => "WAL is missing in the archive from here on: take a new base backup (`walkeep backup`).",
-        Some(ReplicationError::NotInHistory(_)) => {
-            "The server's timeline does not continue the archived one; `walkeep timelines` shows both."
-        }
-        _ => "See the message; `walkeep check` tests each step.",
-    }
+    let of_server = crate::postgres::hint(error);
+    of_server.unwrap_or("See the message; `walkeep check` tests each step.")
 }

@@ -240,6 +240,11 @@ impl Streamer {
                 "GAP in the archive: nothing in it can be restored, and no backup from before it beyond it; take a new base backup"
             );
         }
+        // An alarm must not wait for the watcher's next look.
+        match self.repository.open_gaps().await {
+            Ok(open) => self.metrics.open_gaps(open.len()),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot count the gaps"),
+        }
         Ok(())
     }
 }

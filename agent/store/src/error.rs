@@ -17,6 +17,10 @@ pub enum ErrorKind {
     AlreadyExists,
     /// The credentials do not allow it, are wrong or have expired. Somebody must mend it; trying again soon may help after they did.
     Denied,
+    /// Nobody has any credentials for us: no keys in the environment, no such profile. The store was not asked.
+    NoCredentials,
+    /// The disk, or what the quota allows of it, is full. It may be emptied without us.
+    Full,
     /// Time-out, refused connection, 5xx, throttling: trying again may help.
     Transient,
     /// What was read is not what was stored: wrong length or checksum.
@@ -24,6 +28,8 @@ pub enum ErrorKind {
     /// The store as configured cannot serve: no such bucket, another region, conditional puts ignored, no such directory, a full disk's
     /// read-only remount. Trying again does not help until somebody changes something.
     Unusable,
+    /// What is configured on this host contradicts itself or names a file that cannot be used. The store was not asked.
+    Misconfigured,
     /// The caller asked to stop.
     Cancelled,
 }
@@ -31,7 +37,7 @@ pub enum ErrorKind {
 impl ErrorKind {
     /// Whether the same call may succeed later without anybody doing anything.
     pub const fn is_transient(self) -> bool {
-        matches!(self, Self::Transient)
+        matches!(self, Self::Transient | Self::Full)
     }
 
     /// A short word for logs and metrics.
@@ -40,9 +46,12 @@ impl ErrorKind {
             Self::NotFound => "not_found",
             Self::AlreadyExists => "already_exists",
             Self::Denied => "denied",
+            Self::NoCredentials => "no_credentials",
+            Self::Full => "full",
             Self::Transient => "transient",
             Self::Corrupt => "corrupt",
             Self::Unusable => "unusable",
+            Self::Misconfigured => "misconfigured",
             Self::Cancelled => "cancelled",
         }
     }
@@ -74,6 +83,11 @@ impl Error {
         self
     }
 
+    /// Whether it is a directory that failed, and not a server: places of a local store are whole paths.
+    pub fn is_of_a_directory(&self) -> bool {
+        self.place.starts_with('/')
+    }
+
     /// What a caller can decide on.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -87,9 +101,12 @@ impl fmt::Display for Error {
             ErrorKind::NotFound => write!(f, "{action} {place}: no such object"),
             ErrorKind::AlreadyExists => write!(f, "{action} {place}: an object with other content is there already"),
             ErrorKind::Denied => write!(f, "{action} {place}: access denied"),
-            ErrorKind::Transient => write!(f, "{action} {place}: the store did not answer as it should; trying again may help"),
+            ErrorKind::NoCredentials => write!(f, "{action} {place}: no credentials"),
+            ErrorKind::Full => write!(f, "{action} {place}: the disk is full"),
+            ErrorKind::Transient => write!(f, "{action} {place}: not done for now"),
             ErrorKind::Corrupt => write!(f, "{action} {place}: what came back is not what was stored"),
             ErrorKind::Unusable => write!(f, "{action} {place}: the store cannot be used as configured"),
+            ErrorKind::Misconfigured => write!(f, "{action} {place}: not possible as configured"),
             ErrorKind::Cancelled => write!(f, "{action} {place}: cancelled"),
         }?;
         // `{:#}` tells the causes too, as anyhow's does: a log line that says only "did not answer" hides a full disk.

@@ -57,7 +57,8 @@ impl LocalStore {
         W: FnOnce(&Files) -> io::Result<T> + Send + 'static,
     {
         let files = Arc::clone(&self.files);
-        blocking(action, place, move || work(&files)).await
+        // The whole path: which disk is full, and whose directory is closed, is what the operator looks for.
+        blocking(action, &self.root.join(place).display().to_string(), move || work(&files)).await
     }
 }
 
@@ -109,11 +110,12 @@ async fn blocking<T: Send + 'static>(
 
 /// What a caller can do about a failed system call.
 ///
-/// A full disk empties without us, so it is transient. So is EIO: on NFS and FUSE it is a time-out as often as a bad block, and calling
+/// A full disk may be emptied without us. EIO is transient: on NFS and FUSE it is a time-out as often as a bad block, and calling
 /// it corrupt would report damage that nobody has proven. ENOENT gets here only where it is about the root, see `files`.
 fn kind_of(error: &io::Error) -> ErrorKind {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::ACCESS | Errno::PERM) => ErrorKind::Denied,
+        Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::Full,
         Some(
             Errno::ROFS
             | Errno::NOENT
@@ -149,11 +151,18 @@ fn relative(folder: &str) -> &Path {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_full_disk_is_called_so_with_the_path() {
+        let error = blocking::<()>("put", "/srv/r/a.zst", || Err(Errno::NOSPC.into())).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "put /srv/r/a.zst: the disk is full: No space left on device (os error 28)");
+        assert!(error.is_of_a_directory() && error.kind().is_transient());
+    }
+
     #[test]
     fn failures_are_named_after_what_helps() {
         for (errno, kind) in [
-            (Errno::NOSPC, ErrorKind::Transient),
-            (Errno::DQUOT, ErrorKind::Transient),
+            (Errno::NOSPC, ErrorKind::Full),
+            (Errno::DQUOT, ErrorKind::Full),
             (Errno::IO, ErrorKind::Transient),
             (Errno::MFILE, ErrorKind::Transient),
             (Errno::ROFS, ErrorKind::Unusable),

@@ -49,9 +49,9 @@ impl S3Store {
     /// Prepares the store. Asks nobody, except for the region where AWS's chain has to find it: that the bucket can be reached is the
     /// business of [`Store::probe`].
     ///
-    /// Fails with [`ErrorKind::Unusable`] if the options contradict themselves, name an unreadable CA file, or no region can be found.
+    /// Fails with [`ErrorKind::Misconfigured`] if the options contradict themselves, name an unreadable CA file, or no region can be found.
     pub async fn open(options: S3Options) -> Result<Self> {
-        let unusable = |cause: &str| Error::at(ErrorKind::Unusable, "open", url(&options)).because(cause.to_owned());
+        let unusable = |cause: &str| Error::at(ErrorKind::Misconfigured, "open", url(&options)).because(cause.to_owned());
         let prefix = options.prefix.trim_matches('/').to_owned();
         if options.bucket.is_empty() {
             return Err(unusable("the bucket's name is empty"));
@@ -99,6 +99,7 @@ impl S3Store {
     {
         match request().await {
             Err(failure) if failure.is_about_keys() && self.credentials.refuse().await => request().await,
+            Err(failure) if failure.kind == ErrorKind::NoCredentials => Err(failure.reworded(self.credentials.missing())),
             outcome => outcome,
         }
     }

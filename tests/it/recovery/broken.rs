@@ -120,7 +120,7 @@ fn another_clusters_repository_stops_the_server() {
     let mut story = Story::new(world.clone(), Way::Service, "2s");
     story.walkeep.repositories = vec![Repository::s3(story.proxy.endpoint(), &foreign.bucket)];
     story.walkeep.write_config();
-    story.dies("0000000", 200);
+    story.dies("0000000", 204);
     story.walkeep.repositories = vec![Repository::s3(story.proxy.endpoint(), &S3Server::get().bucket())];
     story.walkeep.write_config();
     wait_until("the service has left", LONG, || story.services().is_empty());

@@ -44,8 +44,9 @@ pub struct TimelineReport {
     pub timeline: TimelineId,
     /// The timeline it grew out of, and where.
     pub parent: Option<(TimelineId, Lsn)>,
-    /// Whether its history is known; without it nothing can be restored along it.
-    pub has_history: bool,
+    /// Whether it is known what it grew out of: the first timeline out of nothing, the others by their stored history. Without that
+    /// nothing can be restored along it.
+    pub ancestry_known: bool,
     /// The end of what is stored under its own name.
     pub frontier: Option<Lsn>,
     /// Holes in what is stored under its own name.
@@ -98,7 +99,7 @@ impl Catalog {
             TimelineReport {
                 timeline,
                 parent: history.as_ref().and_then(|path| path.parent()).map(|parent| (parent.timeline, parent.switch)),
-                has_history: history.is_some(),
+                ancestry_known: history.is_some(),
                 frontier: self.frontier(timeline),
                 holes: self.holes(timeline),
                 windows,

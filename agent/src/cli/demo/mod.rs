@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use super::failure::Failure;
+use super::output;
 use server::Server;
 use stage::Stage;
 
@@ -41,7 +42,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
         stage.show_logs();
     }
     told?;
-    println!("\nDone in {} s.", began.elapsed().as_secs());
+    output::say!("\nDone in {} s.", began.elapsed().as_secs());
     Ok(())
 }
 
@@ -55,7 +56,7 @@ async fn tell(stage: &Stage) -> Result<()> {
     say("2. Walkeep gets to know it: the repository is a local folder here; an S3 bucket works the same way.");
     stage.walkeep(&["init"]).await?;
     let mut agent = stage.start_agent().await?;
-    println!("   The agent streams WAL from the server and stores it.");
+    output::say!("   The agent streams WAL from the server and stores it.");
 
     say("3. Some work, and a base backup while it goes on.");
     server
@@ -72,15 +73,15 @@ async fn tell(stage: &Stage) -> Result<()> {
     insert(&server, 5000).await?;
     let orders = server.one("select count(*) || ' orders, the last one number ' || max(id) from orders").await?;
     let last_commit = server.one("select to_char(max(at) at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') from orders").await?;
-    println!("   There are {orders}, committed at {last_commit} UTC.");
+    output::say!("   There are {orders}, committed at {last_commit} UTC.");
     let before_drop = server.one("select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'").await?;
     server.sql("drop table orders").await?;
     server.sql("create table unrelated as select generate_series(1, 100) as n").await?;
-    println!("   The table is gone. Nobody noticed for a while; other work went on.");
+    output::say!("   The table is gone. Nobody noticed for a while; other work went on.");
 
     say("5. And it gets worse: the server is killed with -9, and its data directory is deleted.");
     server.kill_and_delete()?;
-    println!("   What the agent had received is stored all the same:");
+    output::say!("   What the agent had received is stored all the same:");
     stage.wait_for_tail().await?;
     stage.walkeep(&["status"]).await?;
 
@@ -95,17 +96,17 @@ async fn tell(stage: &Stage) -> Result<()> {
     let mut restored = Server::adopt(stage, "restored")?;
     restored.start().await?;
     restored.wait_until_writable(Duration::from_secs(120)).await?;
-    println!("   Restored and open for writes after {:.1} s.", began.elapsed().as_secs_f64());
+    output::say!("   Restored and open for writes after {:.1} s.", began.elapsed().as_secs_f64());
 
     say("8. The proof.");
     let orders_again = restored.one("select count(*) || ' orders, the last one number ' || max(id) from orders").await?;
     let last_again = restored.one("select to_char(max(at) at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') from orders").await?;
-    println!("   before the accident: {orders}, committed at {last_commit} UTC");
-    println!("   after the restore:   {orders_again}, committed at {last_again} UTC");
+    output::say!("   before the accident: {orders}, committed at {last_commit} UTC");
+    output::say!("   after the restore:   {orders_again}, committed at {last_again} UTC");
     ensure!(orders == orders_again && last_commit == last_again, "the restored table is not the one that was lost");
     let later = restored.one("select count(*)::text from pg_class where relname = 'unrelated'").await?;
     ensure!(later == "0", "work from after the moment asked for is there");
-    println!("   Every order is back, and nothing from after the accident.");
+    output::say!("   Every order is back, and nothing from after the accident.");
     restored.stop().await?;
     agent.stop().await
 }
@@ -121,7 +122,7 @@ async fn insert(server: &Server, rows: u32) -> Result<()> {
 }
 
 fn say(text: &str) {
-    println!("\n{text}");
+    output::say!("\n{text}");
 }
 
 async fn within(what: &str, time: Duration, mut done: impl AsyncFnMut() -> Result<bool>) -> Result<()> {

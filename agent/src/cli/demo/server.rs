@@ -10,6 +10,7 @@ use tokio::process::Command;
 
 use super::stage::Stage;
 use super::within;
+use crate::cli::output;
 use crate::postgres::{ConnectionParams, connect_sql};
 
 /// The port is only the socket's number: nothing listens on the network.
@@ -136,7 +137,7 @@ impl Drop for Server {
         if self.running
             && let Err(error) = self.kill()
         {
-            eprintln!("could not end the demo's server: {error:#}");
+            output::tell!("could not end the demo's server: {error:#}");
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::process::{Child, Command};
 
 use super::server::Server;
 use super::within;
+use crate::cli::output;
 use crate::config::{Config, Selection};
 use crate::durable;
 
@@ -37,7 +38,7 @@ impl Stage {
         let folder = std::env::temp_dir().join(format!("walkeep-demo-{}", std::process::id()));
         ensure!(!folder.exists(), "{} exists already", folder.display());
         durable::create_dir(&folder, durable::PRIVATE_DIR)?;
-        println!("PostgreSQL from {}, everything in {}", pg_bin.display(), folder.display());
+        output::say!("PostgreSQL from {}, everything in {}", pg_bin.display(), folder.display());
         Ok(Self { folder, program, pg_bin, keep })
     }
 
@@ -79,10 +80,10 @@ impl Stage {
     pub async fn walkeep(&self, arguments: &[&str]) -> Result<()> {
         let shown: Vec<String> =
             arguments.iter().map(|argument| if argument.contains(' ') { format!("'{argument}'") } else { (*argument).into() }).collect();
-        println!("   $ walkeep {}", shown.join(" "));
+        output::say!("   $ walkeep {}", shown.join(" "));
         let output = self.command(arguments).stderr(Stdio::inherit()).output().await.context("run walkeep")?;
         for line in String::from_utf8_lossy(&output.stdout).lines() {
-            println!("   | {line}");
+            output::say!("   | {line}");
         }
         ensure!(output.status.success(), "walkeep {} failed", shown.join(" "));
         Ok(())
@@ -90,7 +91,7 @@ impl Stage {
 
     /// Starts the agent and waits until it answers.
     pub async fn start_agent(&self) -> Result<Agent> {
-        println!("   $ walkeep agent &");
+        output::say!("   $ walkeep agent &");
         let log = File::create(self.path("agent.log"))?;
         let child = self.command(&["agent"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("start the agent")?;
         let cluster = self.config()?.cluster;
@@ -122,8 +123,8 @@ impl Stage {
         for name in ["agent.log", "data.log", "restored.log"] {
             if let Ok(text) = std::fs::read_to_string(self.path(name)) {
                 let lines: Vec<&str> = text.lines().collect();
-                eprintln!("--- the end of {name}");
-                lines.iter().skip(lines.len().saturating_sub(15)).for_each(|line| eprintln!("{line}"));
+                output::tell!("--- the end of {name}");
+                lines.iter().skip(lines.len().saturating_sub(15)).for_each(|line| output::tell!("{line}"));
             }
         }
     }
@@ -132,9 +133,9 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         if self.keep {
-            println!("everything is left in {}", self.folder.display());
+            output::say!("everything is left in {}", self.folder.display());
         } else if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            eprintln!("could not remove {}: {error}", self.folder.display());
+            output::tell!("could not remove {}: {error}", self.folder.display());
         }
     }
 }

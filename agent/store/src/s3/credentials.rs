@@ -58,6 +58,22 @@ impl Refreshing {
         }
     }
 
+    /// What was looked for in vain, where there are no keys.
+    pub(super) fn missing(&self) -> String {
+        match &self.source {
+            Credentials::Static { .. } => "the configured key is empty".to_owned(),
+            Credentials::Profile { name, file: None } => {
+                format!(
+                    "there is no profile {name:?} with keys in the shared AWS files (~/.aws, AWS_CONFIG_FILE, AWS_SHARED_CREDENTIALS_FILE)"
+                )
+            }
+            Credentials::Profile { name, file: Some(file) } => format!("there is no profile {name:?} with keys in {}", file.display()),
+            Credentials::Chain => {
+                "none in the environment (AWS_ACCESS_KEY_ID), the shared AWS files, web identity, container or instance roles".to_owned()
+            }
+        }
+    }
+
     /// Under the lock, so that a hundred calls at once ask the source once.
     async fn keys(&self) -> provider::Result {
         let mut held = self.held.lock().await;

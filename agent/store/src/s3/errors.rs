@@ -21,12 +21,14 @@ pub(super) struct Failure {
     status: Option<u16>,
     code: Option<String>,
     message: String,
+    /// What to do, where no code tells it.
+    remedy: Option<&'static str>,
 }
 
 impl Failure {
     /// A failure that no status tells.
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, status: None, code: None, message: message.into() }
+        Self { kind, status: None, code: None, message: message.into(), remedy: None }
     }
 
     /// What the SDK reports.
@@ -42,10 +44,20 @@ impl Failure {
                 let said = error.message().map_or_else(|| chain(&error), str::to_owned);
                 let id = error.request_id().or(error.extended_request_id());
                 let message = id.map_or_else(|| said.clone(), |id| format!("{said} (request {id})"));
-                Self { kind, status, code, message }
+                Self { kind, status, code, message, remedy: None }
             }
-            _ => Self { kind: kind_of_failed_dispatch(&error), status, code: None, message: chain(&error) },
+            _ => {
+                // The store was not even asked.
+                let said = find::<CredentialsError>(&error).map(|source| format!("no credentials could be had: {}", chain(source)));
+                let remedy = refused_certificate(&error).map(certificate_hint);
+                Self { kind: kind_of_failed_dispatch(&error), status, code: None, message: said.unwrap_or_else(|| chain(&error)), remedy }
+            }
         }
+    }
+
+    /// In other words: the SDK's are a list of everything it looked at.
+    pub(super) fn reworded(self, message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..self }
     }
 
     /// The condition of a conditional put does not hold.
@@ -75,7 +87,7 @@ impl fmt::Display for Failure {
             write!(f, "S3 answered {status} {}: ", self.code.as_deref().unwrap_or("without an error code"))?;
         }
         f.write_str(&self.message)?;
-        match self.code.as_deref().and_then(hint) {
+        match self.code.as_deref().and_then(hint).or(self.remedy) {
             Some(hint) => write!(f, "; {hint}"),
             None => Ok(()),
         }
@@ -132,11 +144,27 @@ fn hint(code: &str) -> Option<&'static str> {
 /// No answer came: because of the network mostly, but a refused certificate and missing credentials stay as they are.
 fn kind_of_failed_dispatch(error: &(dyn StdError + 'static)) -> ErrorKind {
     if let Some(credentials) = find::<CredentialsError>(error) {
-        return if are_missing(credentials) { ErrorKind::Denied } else { ErrorKind::Transient };
+        return if are_missing(credentials) { ErrorKind::NoCredentials } else { ErrorKind::Transient };
     }
-    match find::<rustls::Error>(error) {
-        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => ErrorKind::Unusable,
-        _ => ErrorKind::Transient,
+    if refused_certificate(error).is_some() { ErrorKind::Unusable } else { ErrorKind::Transient }
+}
+
+/// The TLS error, if it is about the server's certificate: asking again would be answered with the same one.
+fn refused_certificate<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e rustls::Error> {
+    let about_it = |error: &&rustls::Error| matches!(error, rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented);
+    find::<rustls::Error>(error).filter(about_it)
+}
+
+fn certificate_hint(error: &rustls::Error) -> &'static str {
+    use rustls::CertificateError as Why;
+    match error {
+        rustls::Error::InvalidCertificate(
+            Why::Expired | Why::ExpiredContext { .. } | Why::NotValidYet | Why::NotValidYetContext { .. },
+        ) => "renew the server's certificate, or set this machine's clock",
+        rustls::Error::InvalidCertificate(Why::NotValidForName | Why::NotValidForNameContext { .. }) => {
+            "the certificate is for another name: correct `endpoint`"
+        }
+        _ => "if the server's certificate is of an authority of your own, name that authority's file in `ca_file`",
     }
 }
 
@@ -167,6 +195,10 @@ pub(super) struct RetryMore;
 impl ClassifyRetry for RetryMore {
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
         let failed = context.output_or_error().is_some_and(|outcome| outcome.is_err());
+        let connector = context.output_or_error().and_then(|outcome| outcome.err()).and_then(|error| error.as_connector_error());
+        if connector.is_some_and(|error| refused_certificate(error).is_some()) {
+            return RetryAction::RetryForbidden;
+        }
         match context.response().map(|response| response.status().as_u16()) {
             Some(409 | 200..=299) if failed => RetryAction::transient_error(),
             _ => RetryAction::NoActionIndicated,

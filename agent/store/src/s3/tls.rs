@@ -82,5 +82,5 @@ fn authorities(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn unusable(place: &str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::at(ErrorKind::Unusable, "read authorities", place).because(cause)
+    Error::at(ErrorKind::Misconfigured, "read authorities", place).because(cause)
 }

@@ -151,12 +151,12 @@ fn failed_system_calls_are_survived() {
         // The folder of temporary files, the file, the object's folder, the object's name.
         ("fsync:error=EIO:when=1", [failed("Transient", false), created.to_owned()], 1),
         ("fsync:error=EIO:when=2", [failed("Transient", false), created.to_owned()], 1),
-        ("fsync:error=ENOSPC:when=2", [failed("Transient", false), created.to_owned()], 1),
+        ("fsync:error=ENOSPC:when=2", [failed("Full", false), created.to_owned()], 1),
         ("fsync:error=EIO:when=3", [failed("Transient", false), created.to_owned()], 1),
         // The name is there but may be lost: it is written again, not merely synced again.
         ("fsync:error=EIO:when=4", [failed("Transient", true), same.to_owned()], 2),
         ("renameat2:error=EROFS:when=1", [failed("Unusable", false), created.to_owned()], 2),
-        ("renameat2:error=ENOSPC:when=1", [failed("Transient", false), created.to_owned()], 2),
+        ("renameat2:error=ENOSPC:when=1", [failed("Full", false), created.to_owned()], 2),
         ("renameat2:error=EACCES:when=1", [failed("Denied", false), created.to_owned()], 2),
         // A file system that cannot rename without replacing.
         ("renameat2:error=EINVAL", [created.to_owned(), same.to_owned()], 1),

@@ -85,11 +85,15 @@ async fn tls_needs_the_right_authority() {
         assert_eq!(store.get(&key("a"), None).await.unwrap(), "x");
     }
     for ca in [None, Some("other-ca.crt")] {
-        let error = open(https("localhost", ca)).await.get(&key("a"), None).await.unwrap_err();
+        let proxy = LossyProxy::start(weed.https).await;
+        let options = S3Options { endpoint: Some(format!("https://localhost:{}", proxy.port)), ..https("localhost", ca) };
+        let error = open(options).await.get(&key("a"), None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unusable, "{ca:?}: {error:?}");
+        assert!(format!("{error:#}").contains("`ca_file`"), "{error:#}");
+        assert_eq!(proxy.accepted(), 1, "the same certificate would come again");
     }
     for ca in ["server.key", "missing.crt"] {
-        assert_eq!(S3Store::open(https("localhost", Some(ca))).await.unwrap_err().kind(), ErrorKind::Unusable, "{ca}");
+        assert_eq!(S3Store::open(https("localhost", Some(ca))).await.unwrap_err().kind(), ErrorKind::Misconfigured, "{ca}");
     }
 }
 
@@ -147,12 +151,13 @@ async fn what_contradicts_itself_is_refused_at_once() {
         S3Options { prefix: "a b".to_owned(), ..bucket.clone() },
         S3Options { endpoint: Some("localhost:9000".to_owned()), ..bucket.clone() },
     ] {
-        assert_eq!(S3Store::open(options).await.unwrap_err().kind(), ErrorKind::Unusable);
+        assert_eq!(S3Store::open(options).await.unwrap_err().kind(), ErrorKind::Misconfigured);
     }
     let credentials = Credentials::Profile { name: "no-such-profile-of-walkeep".to_owned(), file: None };
     let options = S3Options { credentials, endpoint: Some("http://127.0.0.1:1".to_owned()), ..bucket };
     let error = open(options).await.get(&key("a"), None).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::NoCredentials, "{error:?}");
+    assert!(format!("{error:#}").contains("no profile \"no-such-profile-of-walkeep\""), "{error:#}");
 }
 
 #[tokio::test]

@@ -164,6 +164,7 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Re
 pub struct LossyProxy {
     pub port: u16,
     lose: Arc<AtomicUsize>,
+    accepted: Arc<AtomicUsize>,
 }
 
 impl LossyProxy {
@@ -172,8 +173,11 @@ impl LossyProxy {
         let port = listener.local_addr().unwrap().port();
         let lose = Arc::new(AtomicUsize::new(0));
         let left = lose.clone();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counter = accepted.clone();
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
                 let mut far = TcpStream::connect(("127.0.0.1", target)).await.unwrap();
                 let left = left.clone();
                 tokio::spawn(async move {
@@ -189,12 +193,17 @@ impl LossyProxy {
                 });
             }
         });
-        Self { port, lose }
+        Self { port, lose, accepted }
     }
 
     /// The answers on the next `n` connections get lost.
     pub fn lose(&self, n: usize) {
         self.lose.store(n, Ordering::SeqCst);
+    }
+
+    /// Connections so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
     }
 
     pub fn all_lost(&self) -> bool {
