@@ -117,7 +117,7 @@ fn a_spool_that_cannot_be_read_is_tried_again() {
     wait_until("the spool has them", SOON, || segments_in(&walkeep.spool()).len() >= 3);
     agent.kill9();
     let first = walkeep.spool().join(&segments_in(&walkeep.spool())[0]);
-    std::fs::set_permissions(&first, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&first, PermissionsExt::from_mode(0o000)).unwrap();
     proxy.open();
     let agent = walkeep.launch_agent().unwrap();
     wait_until("it says so", SOON, || agent.log().contains("Permission denied"));
