@@ -213,6 +213,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     open: bool,
+    /// How often it was closed: whoever waited meanwhile may only see that it is open again.
+    closed: u64,
     rules: Vec<Rule>,
     log: Vec<Request>,
     connections: HashMap<u64, TcpStream>,
@@ -299,6 +301,7 @@ impl FaultProxy {
         {
             let mut state = self.shared.state();
             state.open = false;
+            state.closed += 1;
             state.connections.drain().for_each(|(_, stream)| drop(stream.shutdown(Shutdown::Both)));
         }
         self.shared.changed.notify_all();
@@ -320,7 +323,9 @@ impl FaultProxy {
     pub fn open(&self) {
         let mut accepting = self.accepting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if accepting.is_none() {
-            let listener = TcpListener::bind(("127.0.0.1", self.port.number())).expect("listen on a port of ours");
+            // For a moment another test process that looks for a free port may have it, or a child between fork and exec the old socket.
+            let bind = || TcpListener::bind(("127.0.0.1", self.port.number())).ok();
+            let listener = crate::try_wait_for(Duration::from_secs(10), bind).expect("listen on a port of ours");
             self.shared.state().open = true;
             let shared = Arc::clone(&self.shared);
             *accepting = Some(std::thread::spawn(move || accept(&listener, &shared)));
@@ -384,8 +389,11 @@ impl Shared {
 
     /// Waits until the rule is disarmed; false when the proxy was closed meanwhile.
     fn wait_disarmed(&self, rule: u64) -> bool {
-        let held = |state: &mut State| state.open && state.rules.iter().any(|other| other.id == rule);
-        let state = self.changed.wait_while(self.state(), held).unwrap_or_else(std::sync::PoisonError::into_inner);
-        state.open
+        let state = self.state();
+        let closed = state.closed;
+        let goes_on = |state: &State| state.open && state.closed == closed;
+        let held = |state: &mut State| goes_on(state) && state.rules.iter().any(|other| other.id == rule);
+        let state = self.changed.wait_while(state, held).unwrap_or_else(std::sync::PoisonError::into_inner);
+        goes_on(&state)
     }
 }

@@ -1,11 +1,12 @@
 //! Another history behind the same address: a server restored in place, another cluster under the same name. What is known of the one must
 //! never be confirmed, or stored, as the other's.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use walkeep_tests::{Cluster, Stop, Walkeep, wait_until};
+use walkeep_tests::{Cluster, Repository, S3Server, Stop, Walkeep, compare_fetched, user, wait_until};
 
-use crate::support::{SERVER_GONE, Store, assert_calm, fetch, lsn, segments_in, switch_and_store, uninitialised};
+use crate::support::{SERVER_GONE, Store, assert_calm, end_of, fetch, lsn, segments_in, switch_and_store, uninitialised, wait_durable};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -77,6 +78,7 @@ fn the_spool_of_another_cluster_is_set_aside() {
     let whole = segments_in(&cluster.pg_wal()).into_iter().rfind(|name| !walkeep.spool().join(format!("{name}.writing")).exists()).unwrap();
     let copy = walkeep.spool().join(&whole);
     std::fs::copy(cluster.pg_wal().join(&whole), &copy).unwrap();
+    user::give(&copy);
     let unfinished = segments_in(&cluster.pg_wal());
     assert!(!unfinished.is_empty());
     cluster.stop(Stop::Immediate);
@@ -95,6 +97,36 @@ fn the_spool_of_another_cluster_is_set_aside() {
     assert!(set_aside(&moved) >= 2, "what was there is kept");
     assert_eq!(agent.metric("walkeep_conflicts_total"), Some(0.0));
     assert_calm(&agent, &["not this cluster's WAL"]);
+    agent.stop();
+}
+
+/// What was confirmed out of the spool and cannot be read for a while is not taken for another cluster's.
+#[test]
+fn a_spool_that_cannot_be_read_is_tried_again() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let proxy = S3Server::get().proxy();
+    let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &S3Server::get().bucket()));
+    walkeep.acknowledge = "spool".to_owned();
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    cluster.archive_by(None);
+    let mut agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int)");
+    proxy.close();
+    fill(&cluster, 3);
+    wait_until("the spool has them", SOON, || segments_in(&walkeep.spool()).len() >= 3);
+    agent.kill9();
+    let first = walkeep.spool().join(&segments_in(&walkeep.spool())[0]);
+    std::fs::set_permissions(&first, PermissionsExt::from_mode(0o000)).unwrap();
+    proxy.open();
+    let agent = walkeep.launch_agent().unwrap();
+    wait_until("it says so", SOON, || agent.log().contains("Permission denied"));
+    assert!(first.exists() && set_aside(&walkeep) == 0, "{}", agent.log());
+    std::fs::set_permissions(&first, PermissionsExt::from_mode(0o600)).unwrap();
+    let last = cluster.archive_now();
+    wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 4);
+    assert_calm(&agent, &SERVER_GONE);
     agent.stop();
 }
 

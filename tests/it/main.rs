@@ -16,6 +16,7 @@ mod process_faults;
 mod recovery;
 mod restore;
 mod same_moment;
+mod standbys;
 mod store_faults;
 mod story;
 mod streaming;

@@ -1,7 +1,9 @@
-//! Tablespaces, and other sizes of WAL segments.
+//! Tablespaces, pg_wal on another disk, and other sizes of WAL segments.
+
+use std::path::Path;
 
 use walkeep_tests::postgres::versions;
-use walkeep_tests::{Cluster, Scratch, Stop};
+use walkeep_tests::{Cluster, Scratch, Stop, Walkeep, compare_fetched};
 
 use crate::story::{self, Restored, Story};
 use crate::support::SERVER_GONE;
@@ -135,6 +137,45 @@ fn tablespaces_in_place_move_along_or_are_refused() {
         }
         story.end(&[]);
     }
+}
+
+/// A data directory's pg_wal becomes a link to another place, as by `initdb --waldir`.
+fn move_pg_wal(data: &Path, to: &Path) {
+    let pg_wal = data.join("pg_wal");
+    std::fs::rename(&pg_wal, to).unwrap();
+    std::os::unix::fs::symlink(to, &pg_wal).unwrap();
+}
+
+#[test]
+fn pg_wal_may_be_a_link() {
+    let cluster = story::builder(VERSION).create();
+    move_pg_wal(cluster.data(), &cluster.scratch().join("waldir"));
+    cluster.start();
+    let walkeep = Walkeep::local(&cluster);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    story::insert(&cluster, 10);
+    story::backup(&walkeep);
+    story::insert(&cluster, 10);
+    cluster.archive_now();
+    let path = cluster.pg_wal().join(cluster.switch_wal());
+    walkeep.ok(&["wal", "push", &path.to_string_lossy()]);
+    story::settle(&cluster, &walkeep);
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 2);
+    assert_eq!(agent.metric("walkeep_ready_files"), Some(0.0));
+
+    let restored = Restored::by(&walkeep, VERSION, &[]);
+    assert!(restored.cluster.pg_wal().symlink_metadata().unwrap().is_dir(), "the link is not restored, what it led to is another server's");
+    restored.verify();
+    assert_eq!(restored.start().rows(), 20);
+    // An operator may make it a link again.
+    let restored = Restored::by(&walkeep, VERSION, &[]);
+    move_pg_wal(restored.cluster.data(), &restored.cluster.scratch().join("waldir"));
+    assert_eq!(restored.start().rows(), 20);
+    assert_eq!(agent.complaints(&[]), [""; 0]);
+    agent.stop();
 }
 
 #[test]

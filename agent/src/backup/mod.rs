@@ -149,10 +149,15 @@ async fn store(
 
     meter.stage(Stage::WaitingForWal, None);
     let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
-    wait_for_wal(&repository, need, options.wal_timeout).await?;
+    let Received { id, label, manifest, trailer, totals, .. } = received;
+    let waited = wait_for_wal(&repository, need, options.wal_timeout).await;
+    match label.from_standby {
+        true => waited
+            .context("wait for the primary, as a standby cannot end a WAL segment: SELECT pg_switch_wal() there, or set archive_timeout")?,
+        false => waited?,
+    }
 
     meter.stage(Stage::Finishing, None);
-    let Received { id, label, manifest, trailer, totals, .. } = received;
     let stored = retry("storing the manifest", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || {
         repository.put_manifest(&id, manifest.clone())
     })
