@@ -4,6 +4,8 @@
 //! description binds the bytes to their name, cluster and place, so an object that was swapped for another is found out, and one ranged get
 //! of [`FRONT`] bytes reads it. Nothing here knows stores.
 
+use std::io::Read;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -68,6 +70,67 @@ pub enum CodecError {
     Mismatch,
 }
 
+/// Bytes of a file that are in memory at a time.
+const PIECE: usize = 256 << 10;
+
+/// SHA-256 of what `plain` holds, and how many bytes that is.
+pub fn sha256_of(plain: &mut impl Read) -> std::io::Result<(Hash, u64)> {
+    let mut hashing = Hashing { inner: plain, hash: Sha256::new(), length: 0 };
+    std::io::copy(&mut std::io::BufReader::with_capacity(PIECE, &mut hashing), &mut std::io::sink())?;
+    Ok(hashing.finish())
+}
+
+/// Passes bytes on and hashes them.
+struct Hashing<'a, R> {
+    inner: &'a mut R,
+    hash: Sha256,
+    length: u64,
+}
+
+impl<R> Hashing<'_, R> {
+    fn finish(self) -> (Hash, u64) {
+        (self.hash.finalize().into(), self.length)
+    }
+}
+
+impl<R: Read> Read for Hashing<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        self.length += read as u64;
+        Ok(read)
+    }
+}
+
+/// Makes the object that holds what `plain` gives, piece by piece; fails if that is not what is described. CPU work.
+pub fn encode_from(description: &Description, plain: &mut impl Read, level: i32) -> std::io::Result<Bytes> {
+    let mut object = front(description)?;
+    let mut compressor = zstd::stream::write::Encoder::new(&mut object, level)?;
+    compressor.include_checksum(true)?;
+    compressor.include_contentsize(true)?;
+    compressor.set_pledged_src_size(Some(description.length))?;
+    let mut hashing = Hashing { inner: plain, hash: Sha256::new(), length: 0 };
+    std::io::copy(&mut std::io::BufReader::with_capacity(PIECE, &mut hashing), &mut compressor)?;
+    let found = hashing.finish();
+    compressor.finish()?;
+    if found != (description.sha256, description.length) {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} changed while it was compressed", description.name)));
+    }
+    // What grew by doubling may be twice what is used, and waits here until the store has it.
+    object.shrink_to_fit();
+    Ok(Bytes::from(object))
+}
+
+/// An object up to its data.
+fn front(description: &Description) -> std::io::Result<Vec<u8>> {
+    let text = serde_json::to_vec(description)?;
+    let mut object = Vec::with_capacity(8 + text.len());
+    object.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+    object.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    object.extend_from_slice(&text);
+    Ok(object)
+}
+
 /// SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> Hash {
     Sha256::digest(bytes).into()
@@ -75,11 +138,7 @@ pub fn sha256(bytes: &[u8]) -> Hash {
 
 /// Makes the object that holds `plain`. CPU work: call it on a blocking thread.
 pub fn encode(description: &Description, plain: &[u8], level: i32) -> std::io::Result<Bytes> {
-    let text = serde_json::to_vec(description)?;
-    let mut object = Vec::with_capacity(8 + text.len() + plain.len() / 4);
-    object.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
-    object.extend_from_slice(&(text.len() as u32).to_le_bytes());
-    object.extend_from_slice(&text);
+    let mut object = front(description)?;
     object.extend_from_slice(&compress(plain, level)?);
     Ok(Bytes::from(object))
 }
@@ -171,6 +230,20 @@ mod tests {
         #[test]
         fn any_bytes_at_all_are_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(decode(&bytes, 10_000).is_err());
+        }
+
+        #[test]
+        fn what_comes_in_pieces_round_trips(plain in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let description = Description::of("x".into(), SystemIdentifier::new(7), None, &plain);
+            prop_assert_eq!(sha256_of(&mut &plain[..]).unwrap(), (description.sha256, description.length));
+            let object = encode_from(&description, &mut &plain[..], 3).unwrap();
+            prop_assert_eq!(&decode(&object, 5000).unwrap().1[..], &plain[..]);
+            // zstd would not give more than was pledged; a change of the same length is found by the hash.
+            let mut changed = plain.clone();
+            if let Some(byte) = changed.first_mut() {
+                *byte ^= 1;
+                prop_assert!(encode_from(&description, &mut &changed[..], 3).is_err());
+            }
         }
 
         #[test]

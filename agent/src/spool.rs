@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use walkeep_core::{SegmentName, SegmentSize};
 
+use crate::codec;
 use crate::durable;
 
 /// The suffix of a segment that is being received.
@@ -137,6 +138,16 @@ impl Spool {
         let expected = self.size.bytes();
         ensure!(bytes.len() as u64 == expected, "{} has {} bytes instead of {expected}", path.display(), bytes.len());
         Ok(bytes)
+    }
+
+    /// The hash of a whole segment.
+    pub fn hash(&self, segment: SegmentName) -> Result<codec::Hash> {
+        let path = self.path(segment);
+        let hash = || codec::sha256_of(&mut File::open(&path)?);
+        let (hash, length) = hash().with_context(|| format!("read {} from the spool", path.display()))?;
+        let expected = self.size.bytes();
+        ensure!(length == expected, "{} has {length} bytes instead of {expected}", path.display());
+        Ok(hash)
     }
 
     /// Reads what there is of a segment that was being received.

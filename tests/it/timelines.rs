@@ -213,3 +213,55 @@ fn what_archive_command_stored_is_no_gap() {
     assert_calm(&agent, &["the replication slot is gone", "cannot be compared", SERVER_GONE[0], SERVER_GONE[1]]);
     agent.stop();
 }
+
+/// Two promotions within one segment while no agent runs. A server that archives renames the middle timeline's segment to `.partial`, so that it
+/// cannot send the older ones' ends any more; but its own segment begins with the same bytes.
+#[test]
+fn two_promotions_within_one_segment_are_followed() {
+    for archiving in [false, true] {
+        let builder = Cluster::builder().segment_mib(1).conf("wal_keep_size", "512MB");
+        let builder = if archiving { builder.archiving().conf("archive_command", "true") } else { builder };
+        let primary = builder.start();
+        let first = primary.standby();
+        let second = first.standby();
+        let walkeep = uninitialised(&second, Store::Local);
+        walkeep.ok(&["init"]);
+        let agent = walkeep.agent();
+        primary.pgbench_init(1);
+        primary.switch_wal();
+        primary.wait_replayed(&second);
+        let stored = end_of(&segments_in(&second.pg_wal()).last().unwrap().clone(), 1) - (1 << 20);
+        wait_durable(&agent, stored, SOON);
+        agent.stop();
+        primary.sql("CREATE TABLE on_one AS SELECT generate_series(1, 500)");
+        primary.wait_replayed(&second);
+        first.promote();
+        first.sql("CREATE TABLE on_two AS SELECT generate_series(1, 500)");
+        first.wait_replayed(&second);
+        second.promote();
+        second.sql("CREATE TABLE on_three AS SELECT generate_series(1, 500)");
+        let agent = walkeep.agent();
+        let last = switch_and_store(&second, &agent, 1);
+        assert!(last.starts_with("00000003"), "{last}");
+        let history = fetch(&walkeep, "00000003.history");
+        let switches: Vec<_> = String::from_utf8_lossy(&history).lines().filter_map(|line| line.split('\t').nth(1)).map(lsn).collect();
+        assert!(switches.len() == 2 && switches[0] >> 20 == switches[1] >> 20, "both within one segment: {switches:X?}");
+        let of = |timeline: u32| format!("{timeline:08X}{:08X}{:08X}", switches[0] >> 32, (switches[0] & 0xFFFF_FFFF) >> 20);
+        let newest = std::fs::read(second.pg_wal().join(of(3))).unwrap();
+        for (timeline, switch) in [(1, switches[0]), (2, switches[1])] {
+            let end = (switch % (1 << 20)) as usize;
+            let stored = fetch(&walkeep, &of(timeline));
+            assert!(stored[..end] == newest[..end], "archiving {archiving}: timeline {timeline} up to {switch:X}");
+            assert!(stored[end..].iter().all(|byte| *byte == 0), "and nothing behind it");
+        }
+        assert!(fetch(&walkeep, &of(3)) == newest);
+        let status = walkeep.ok(&["status", "--json"]).json();
+        assert_eq!(status["gaps"], serde_json::json!([]), "{status}");
+        for timeline in status["timelines"].as_array().unwrap() {
+            assert_eq!(timeline["holes"], serde_json::json!([]), "{status}");
+        }
+        assert_eq!(agent.log().contains("out of a later one"), archiving, "{}", agent.log());
+        assert_calm(&agent, &[]);
+        agent.stop();
+    }
+}

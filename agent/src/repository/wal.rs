@@ -26,6 +26,14 @@ pub enum Stored {
     Already,
 }
 
+/// A segment's object, to be put.
+#[derive(Debug)]
+pub struct PackedSegment {
+    segment: SegmentName,
+    description: Description,
+    object: Bytes,
+}
+
 /// A file of the archive, proven by its hash.
 #[derive(Debug, Clone)]
 pub struct WalFile {
@@ -60,6 +68,31 @@ impl ClusterRepository {
         self.put_object(ObjectName::Part(part), part_title(part), Some(start), limit, content).await
     }
 
+    /// Makes a segment's object out of the file that `open` opens, which has this hash. It is read in pieces: only the object is in memory.
+    pub async fn pack_segment(
+        &self,
+        segment: SegmentName,
+        hash: Hash,
+        open: impl FnOnce() -> std::io::Result<std::fs::File> + Send + 'static,
+    ) -> Result<PackedSegment> {
+        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.level);
+        let start = Some(self.segment_start(segment));
+        let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: hash };
+        on_blocking_thread(move || {
+            let object = open().and_then(|mut file| codec::encode_from(&description, &mut file, level));
+            object.map(|object| PackedSegment { segment, description, object })
+        })
+        .await?
+        .map_err(Error::encode)
+    }
+
+    /// Stores such an object; as [`ClusterRepository::put_wal`].
+    pub async fn put_segment(&self, packed: &PackedSegment) -> Result<Stored> {
+        let PackedSegment { segment, description, object } = packed;
+        let file = WalFileName::Segment(*segment);
+        self.put_packed(&ObjectName::Wal(file), self.limit_of(file), description, object.clone()).await
+    }
+
     async fn put_object(&self, name: ObjectName, title: String, start: Option<Lsn>, limit: u64, content: Bytes) -> Result<Stored> {
         let (system, level) = (self.identity().system_identifier, self.level);
         let (description, object) = on_blocking_thread(move || {
@@ -68,23 +101,27 @@ impl ClusterRepository {
         })
         .await?
         .map_err(Error::encode)?;
-        let key = self.key(&name)?;
+        self.put_packed(&name, limit, &description, object).await
+    }
+
+    async fn put_packed(&self, name: &ObjectName, limit: u64, description: &Description, object: Bytes) -> Result<Stored> {
+        let key = self.key(name)?;
         let bytes = object.len() as u64;
         match self.store().put_if_absent(&key, object).await {
             Ok(Put::Created) => Ok(Stored::New { bytes }),
             Ok(Put::AlreadySame) => Ok(Stored::Already),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle_conflict(&name, limit, description).await,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle_conflict(name, limit, description).await,
             Err(error) => Err(error.into()),
         }
     }
 
     /// The key is taken by other bytes: the same content compressed differently, or another content?
-    async fn settle_conflict(&self, name: &ObjectName, limit: u64, offered: Description) -> Result<Stored> {
+    async fn settle_conflict(&self, name: &ObjectName, limit: u64, offered: &Description) -> Result<Stored> {
         let stored = self.read(name, &offered.name, limit).await?;
         match stored {
             Some(stored) if stored.description.sha256 == offered.sha256 => Ok(Stored::Already),
             Some(stored) => Err(Error::Conflict {
-                name: offered.name,
+                name: offered.name.clone(),
                 stored: hex::encode(&stored.description.sha256[..8]),
                 offered: hex::encode(&offered.sha256[..8]),
             }),

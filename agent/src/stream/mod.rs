@@ -5,6 +5,7 @@
 //! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it.
 
 pub mod alone;
+mod ends;
 mod history;
 mod position;
 mod session;
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::resume::Position;
-use walkeep_core::{SegmentName, TimelineHistory, page};
+use walkeep_core::{Lsn, SegmentName, TimelineHistory, page};
 
 use crate::config::{ByteSize, ClusterConfig};
 use crate::metrics::Metrics;
@@ -184,12 +185,24 @@ impl Streamer {
             };
             let ended = match started {
                 Ok(ended) => ended,
-                Err(error) if only_compares_first && is_removed(&error) && uploads.is_empty() => {
+                Err(error) if only_compares_first && uploads.is_empty() && self.is_removed_at(begin.lsn, &error) => {
                     self.cannot_compare(frontier);
                     connection = self.connect().await?;
                     continue;
                 }
                 Err(error) => {
+                    let inherited = history.as_ref().filter(|_| uploads.is_empty() && self.is_removed_at(frontier.lsn, &error));
+                    if let Some(ends) = inherited.and_then(|history| self.ends_within_segment(frontier, history)) {
+                        match self.store_ends(ends).await {
+                            Ok(()) => {
+                                connection = self.connect().await?;
+                                continue;
+                            }
+                            // No later timeline has it either.
+                            Err(other) if is_removed(&other) => {}
+                            Err(other) => return Err(other),
+                        }
+                    }
                     return Err(match &history {
                         Some(history) => self.explain(error, begin, history).await,
                         None => error,
@@ -316,6 +329,11 @@ impl Streamer {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the server no longer has the WAL at `lsn`, all before being received.
+    fn is_removed_at(&self, lsn: Lsn, error: &anyhow::Error) -> bool {
+        is_removed(error) && self.progress.snapshot().received == lsn
     }
 
     /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.

@@ -39,7 +39,7 @@ const SERVER_SILENT: Duration = Duration::from_secs(45);
 /// Time to store the tail when the agent stops; SIGTERM has to be over within 5 s.
 const DRAIN: Duration = Duration::from_secs(4);
 /// The most one part holds.
-const PART_LIMIT: u64 = 16 << 20;
+pub(super) const PART_LIMIT: u64 = 16 << 20;
 /// The writer epoch in the names of parts. Leases with rising epochs come with parts that are stored every second.
 pub(super) const EPOCH: u32 = 1;
 

@@ -16,11 +16,10 @@ use futures::stream::FuturesOrdered;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::SegmentName;
 use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
-use walkeep_core::{SegmentName, WalFileName};
 
-use crate::codec;
 use crate::metrics::{Metrics, Source};
 use crate::recent::Recent;
 use crate::repository::wal::Stored;
@@ -132,11 +131,8 @@ impl Turn {
 
 async fn store_segment(to: &Destination, segment: SegmentName, cancel: &CancellationToken) -> Result<(), Error> {
     let spool = to.spool.clone();
-    let read = tokio::task::spawn_blocking(move || spool.read(segment)).await;
-    let content =
-        Bytes::from(read.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?);
-    let hashed = content.clone();
-    let hash = tokio::task::spawn_blocking(move || codec::sha256(&hashed)).await.map_err(|died| Error::Internal(died.to_string()))?;
+    let hashed = tokio::task::spawn_blocking(move || spool.hash(segment)).await;
+    let hash = hashed.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?;
     let _turn = to.recent.turn(segment).await;
     if to.recent.hash_of(segment) == Some(hash) {
         tracing::debug!(%segment, "archive_command brought it first");
@@ -144,7 +140,9 @@ async fn store_segment(to: &Destination, segment: SegmentName, cancel: &Cancella
         return Ok(());
     }
     let began = Instant::now();
-    let put = || to.repository.put_wal(WalFileName::Segment(segment), content.clone());
+    let path = to.spool.path(segment);
+    let packed = to.repository.pack_segment(segment, hash, move || std::fs::File::open(path)).await?;
+    let put = || to.repository.put_segment(&packed);
     let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;
     to.metrics.stored(Source::Stream, stored);
     to.recent.note(segment, hash);
