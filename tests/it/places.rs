@@ -68,11 +68,11 @@ fn a_place_that_cannot_be_written() {
     };
     let before = story::listing(place.path());
     for (to, space, path, reason) in [
-        (theirs.as_path(), new.as_path(), theirs.as_path(), "cannot be written: Permission denied"),
-        (&theirs.join("data"), &new, &theirs.join("data"), "theirs cannot be written: Permission denied"),
-        (disk.path(), &new, disk.path(), "cannot be written: Read-only file system"),
-        (&to, &theirs.join("space"), &theirs.join("space"), "theirs cannot be written: Permission denied"),
-        (&to, &disk.path().join("space"), &disk.path().join("space"), "disk cannot be written: Read-only file system"),
+        (theirs.as_path(), new.as_path(), theirs.as_path(), "cannot be written by user"),
+        (&theirs.join("data"), &new, &theirs.join("data"), "theirs: Permission denied"),
+        (disk.path(), &new, disk.path(), ": Read-only file system"),
+        (&to, &theirs.join("space"), &theirs.join("space"), "theirs: Permission denied"),
+        (&to, &disk.path().join("space"), &disk.path().join("space"), "disk: Read-only file system"),
     ] {
         let output = restore(to, space, 3);
         assert!(output.stderr.starts_with(&format!("refused: {}: ", path.display())), "{}", output.stderr);

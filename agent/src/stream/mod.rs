@@ -114,25 +114,29 @@ impl Streamer {
 
     /// One life of the uploads: connections follow each other over ends of timelines, until a failure or the stop.
     async fn stream_until_it_ends(&self, stop: &CancellationToken) -> Result<()> {
-        let cancel = CancellationToken::new();
-        // Whatever ends this function ends the uploads; what they have not stored is in the spool and handed over again.
-        let _end_uploads = cancel.clone().drop_guard();
         let to = Destination {
             repository: self.repository.clone(),
             spool: self.spool.clone(),
             recent: self.recent.clone(),
             metrics: self.metrics.clone(),
         };
-        let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, cancel);
+        let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, CancellationToken::new());
+        let ended = self.stream_with(&mut uploads, stop).await;
+        // What they have not stored is in the spool and handed over again, once none of them is at work on it any more.
+        uploads.end().await;
+        ended
+    }
+
+    async fn stream_with(&self, uploads: &mut Uploads, stop: &CancellationToken) -> Result<()> {
         let leftovers = self.spool.leftovers()?;
         let mut alone = self.alone(&leftovers)?;
-        self.hand_over_leftovers(leftovers.whole, &mut uploads).await?;
-        let settled = self.unless_alone(alone.is_some(), self.settle_spool(&mut uploads, stop)).await?;
+        self.hand_over_leftovers(leftovers.whole, uploads).await?;
+        let settled = self.unless_alone(alone.is_some(), self.settle_spool(uploads, stop)).await?;
         if settled == Some(false) {
             return Ok(());
         }
         let mut reached = settled.is_some();
-        let Some(mut connection) = self.connect_while_storing(&mut uploads, stop).await? else { return Ok(()) };
+        let Some(mut connection) = self.connect_while_storing(uploads, stop).await? else { return Ok(()) };
         loop {
             let identity = connection.identify_system().await?;
             let mut decided = None;
@@ -149,7 +153,7 @@ impl Streamer {
                     Some(start) => (None, start),
                     None => {
                         tracing::warn!("this server is not where the spool's stream stood: waiting for the repository");
-                        if !self.settle_spool(&mut uploads, stop).await? {
+                        if !self.settle_spool(uploads, stop).await? {
                             return Ok(());
                         }
                         reached = true;
@@ -173,7 +177,7 @@ impl Streamer {
                         spool: &self.spool,
                         spool_limit: self.cluster.spool_limit.0,
                         identity: self.repository.identity(),
-                        uploads: &mut uploads,
+                        uploads,
                         progress: &self.progress,
                         notes: &self.notes,
                         params: &self.params,
@@ -186,7 +190,7 @@ impl Streamer {
             let ended = match started {
                 Ok(ended) => ended,
                 Err(error) if only_compares_first && uploads.is_empty() && self.is_removed_at(begin.lsn, &error) => {
-                    self.cannot_compare(frontier);
+                    self.cannot_compare(frontier).await?;
                     connection = self.connect().await?;
                     continue;
                 }
@@ -213,7 +217,7 @@ impl Streamer {
                 Ended::Stopped => return Ok(()),
                 Ended::Timeline { next, switch } => {
                     tracing::info!(timeline = begin.timeline.get(), next = next.get(), %switch, "the timeline ended; following to the next");
-                    if !self.settle_uploads(&mut uploads, stop).await? {
+                    if !self.settle_uploads(uploads, stop).await? {
                         return Ok(());
                     }
                 }

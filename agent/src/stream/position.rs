@@ -177,13 +177,20 @@ impl Streamer {
     }
 
     /// The server no longer has the last segment that is stored: the next attempt begins behind it.
-    pub(super) fn cannot_compare(&self, frontier: Position) {
+    pub(super) async fn cannot_compare(&self, frontier: Position) -> Result<()> {
         *self.incomparable.lock().unwrap_or_else(PoisonError::into_inner) = Some(frontier);
+        let size = self.repository.identity().segment_size;
+        let next = size.segment_of(frontier.lsn).name(frontier.timeline, size);
+        if walkeep_core::parts::reach(&self.repository.list_parts(next).await?) > 0 {
+            tracing::debug!(segment = %next, "the server has removed the segment before; what is stored of this one is compared");
+            return Ok(());
+        }
         tracing::warn!(
             timeline = frontier.timeline.get(), up_to = %frontier.lsn,
             "what is stored cannot be compared with this server's WAL, which it has removed: going on behind it. Be sure that it is not a copy of \
              the server that was archived before"
         );
+        Ok(())
     }
 
     /// Past the segments that are stored already, on to the next timeline where one ends.

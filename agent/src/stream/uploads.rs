@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use walkeep_core::SegmentName;
 use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
@@ -50,14 +50,24 @@ pub struct Uploads {
     begun: bool,
     /// The first segment was stored.
     proven: watch::Sender<bool>,
-    under_way: FuturesOrdered<JoinHandle<Result<Position, Error>>>,
+    under_way: FuturesOrdered<AbortOnDropHandle<Result<Position, Error>>>,
+    /// Every task, to wait for the last.
+    tasks: TaskTracker,
 }
 
 impl Uploads {
     /// At most `parallelism` at a time; all end when `cancel` fires.
     pub fn new(to: Destination, parallelism: usize, cancel: CancellationToken) -> Self {
         let permits = Arc::new(Semaphore::new(parallelism));
-        Self { to, permits, cancel, begun: false, proven: watch::Sender::new(false), under_way: FuturesOrdered::new() }
+        Self {
+            to,
+            permits,
+            cancel,
+            begun: false,
+            proven: watch::Sender::new(false),
+            under_way: FuturesOrdered::new(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// How many are not yet acknowledged.
@@ -76,7 +86,7 @@ impl Uploads {
         let turn = self.turn();
         let (first, proven) = (!self.begun, self.proven.clone());
         self.begun = true;
-        self.under_way.push_back(tokio::spawn(async move {
+        self.push(async move {
             turn.wait(&cancel, segment).await?;
             let _permit = permits.acquire_owned().await;
             store_segment(&to, segment, &cancel).await?;
@@ -84,21 +94,34 @@ impl Uploads {
                 proven.send_replace(true);
             }
             Ok(end)
-        }));
+        });
     }
 
     /// Stores bytes of the segment being received. `end` is the position after them.
     pub fn part(&mut self, part: PartName, content: Bytes, end: Position) {
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
         let turn = self.turn();
-        self.under_way.push_back(tokio::spawn(async move {
+        self.push(async move {
             turn.wait(&cancel, part.segment).await?;
             let _permit = permits.acquire_owned().await;
             let put = || to.repository.put_part(part, content.clone());
             let stored = retried(&to, &format!("storing part {:08X}-{:08X} of {}", part.from, part.to, part.segment), &cancel, put).await?;
             to.metrics.stored(Source::Part, stored);
             Ok(end)
-        }));
+        });
+    }
+
+    /// Ends all that is under way and waits until it has ended: nobody takes anything from the spool afterwards. A put that was cut off may
+    /// have created its object.
+    pub async fn end(mut self) {
+        self.cancel.cancel();
+        self.under_way.clear();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn push(&mut self, upload: impl Future<Output = Result<Position, Error>> + Send + 'static) {
+        self.under_way.push_back(AbortOnDropHandle::new(self.tasks.spawn(upload)));
     }
 
     fn turn(&self) -> Turn {
