@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use tokio::time::timeout;
+use walkeep::postgres::tar::Entry as TarEntry;
 use walkeep::postgres::{
     BackupError, BackupEvent, BackupOptions, BaseBackupStream, ConnectionParams, Created, Error, Event, Options, ReplicationConnection,
     ReplicationError, Started, archiver_stats, connect_sql, is_in_recovery, settings, slot_state,
@@ -400,19 +401,19 @@ async fn take_backup(connection: ReplicationConnection, target: &Path, options: 
                 }
                 start = Some(start_lsn);
             }
-            BackupEvent::File { path, size, .. } => {
+            BackupEvent::Entry(TarEntry::File { path, size, .. }) => {
                 let path = target.join(path);
                 fs::create_dir_all(path.parent().expect("inside")).expect("made");
                 file = Some((fs::File::create(path).expect("made"), size));
             }
-            BackupEvent::Data(bytes) => {
+            BackupEvent::Entry(TarEntry::Data(bytes)) => {
                 let (file, left) = file.as_mut().expect("a file began");
                 *left -= bytes.len() as u64;
                 file.write_all(&bytes).expect("written");
             }
-            BackupEvent::FileEnd => assert_eq!(file.take().expect("a file began").1, 0),
-            BackupEvent::Directory { path, .. } => fs::create_dir_all(target.join(path)).expect("made"),
-            BackupEvent::Symlink { path, .. } => panic!("a link: {path}"),
+            BackupEvent::Entry(TarEntry::FileEnd) => assert_eq!(file.take().expect("a file began").1, 0),
+            BackupEvent::Entry(TarEntry::Directory { path, .. }) => fs::create_dir_all(target.join(path)).expect("made"),
+            BackupEvent::Entry(TarEntry::Symlink { path, .. }) => panic!("a link: {path}"),
             BackupEvent::Manifest(bytes) => manifest.extend_from_slice(&bytes),
             BackupEvent::ManifestEnd => manifest_ended = true,
             BackupEvent::Progress(bytes) => progress = bytes,

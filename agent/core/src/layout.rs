@@ -267,11 +267,6 @@ impl ClusterLayout {
         format!("{}backups/", self.root)
     }
 
-    /// The packs.
-    pub fn packs_prefix(&self) -> String {
-        format!("{}packs/", self.root)
-    }
-
     /// The gaps.
     pub fn gaps_prefix(&self) -> String {
         format!("{}gaps/", self.root)

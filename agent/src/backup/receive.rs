@@ -18,6 +18,7 @@ use walkeep_core::{Lsn, TimelineId};
 use super::pack::{EXTENT, FileFacts, Packed, Packer, Totals};
 use super::postgres_manifest::{Expected, compare};
 use crate::codec::Hash;
+use crate::postgres::tar::Entry as TarEntry;
 use crate::postgres::{BackupError, BackupEvent, BaseBackupStream};
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEncoder;
@@ -134,7 +135,7 @@ struct Receiver {
 impl Receiver {
     async fn take(&mut self, event: BackupEvent, meter: &mut Meter<'_>) -> Result<()> {
         match event {
-            BackupEvent::File { path, mode, size, mtime } => {
+            BackupEvent::Entry(TarEntry::File { path, mode, size, mtime }) => {
                 let path = RelativePath::parse(&path)?;
                 // Size and hash follow when it is packed.
                 if self.files.insert(path.as_str().to_owned(), (0, [0; 32])).is_some() {
@@ -144,7 +145,7 @@ impl Receiver {
                 self.present = Some((FileFacts { path, mode: mode & 0o777, mtime }, size));
                 Ok(())
             }
-            BackupEvent::Data(bytes) => {
+            BackupEvent::Entry(TarEntry::Data(bytes)) => {
                 let Some((facts, left)) = &mut self.present else { bail!("the server sent data of no file") };
                 let Some(less) = left.checked_sub(bytes.len() as u64) else { bail!("{} is longer than announced", facts.path) };
                 *left = less;
@@ -155,16 +156,16 @@ impl Receiver {
                 meter.bytes(bytes.len() as u64);
                 Ok(())
             }
-            BackupEvent::FileEnd => {
+            BackupEvent::Entry(TarEntry::FileEnd) => {
                 let Some((facts, 0)) = self.present.take() else { bail!("the server ended a file before its end") };
                 meter.file();
                 self.end_file(facts).await
             }
-            BackupEvent::Directory { path, mode } => {
+            BackupEvent::Entry(TarEntry::Directory { path, mode }) => {
                 let entry = Entry { path: RelativePath::parse(&path)?, mode: mode & 0o777, mtime: None, kind: EntryKind::Dir };
                 self.packer.other(entry).await
             }
-            BackupEvent::Symlink { path, target } => {
+            BackupEvent::Entry(TarEntry::Symlink { path, target }) => {
                 // Tablespaces' links come as the file tablespace_map; pg_wal comes as a folder even where it is a link.
                 bail!("the server sent a link, {path} to {target}: Walkeep keeps none but those of tablespaces")
             }

@@ -89,35 +89,8 @@ pub enum Event {
         /// The server's estimate for the data directory.
         data_directory_kb: Option<u64>,
     },
-    /// A file begins.
-    File {
-        /// Its path.
-        path: String,
-        /// Its permission bits.
-        mode: u32,
-        /// How many bytes of data follow.
-        size: u64,
-        /// Seconds since 1970.
-        mtime: u64,
-    },
-    /// Bytes of the file that began last.
-    Data(Bytes),
-    /// The file is complete.
-    FileEnd,
-    /// A directory.
-    Directory {
-        /// Its path.
-        path: String,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// A symbolic link. (Tablespaces' links are in the file `tablespace_map` instead.)
-    Symlink {
-        /// Its path.
-        path: String,
-        /// What it points to.
-        target: String,
-    },
+    /// A file, its bytes, a directory; never the links of tablespaces, which are in the file `tablespace_map`.
+    Entry(tar::Entry),
     /// Bytes of the backup manifest.
     Manifest(Bytes),
     /// The manifest is complete.
@@ -232,7 +205,7 @@ impl BaseBackupStream {
             if let Part::Archive { reader, prefix } = &mut self.part
                 && let Some(entry) = reader.next_entry().map_err(BackupError::Archive)?
             {
-                return Ok(Some(event(entry, prefix)));
+                return Ok(Some(placed(entry, prefix)));
             }
             let (after, doing) = match self.phase {
                 Phase::Done => return Ok(None),
@@ -366,15 +339,13 @@ fn position(row: &Row) -> Result<(Lsn, TimelineId), Error> {
     Ok((value(row, 0, "WAL position")?, value(row, 1, "timeline")?))
 }
 
-fn event(entry: tar::Entry, prefix: &str) -> Event {
-    let full = |path: String| if prefix.is_empty() { path } else { format!("{prefix}{path}") };
-    match entry {
-        tar::Entry::File { path, mode, size, mtime } => Event::File { path: full(path), mode, size, mtime },
-        tar::Entry::Data(bytes) => Event::Data(bytes),
-        tar::Entry::FileEnd => Event::FileEnd,
-        tar::Entry::Directory { path, mode } => Event::Directory { path: full(path), mode },
-        tar::Entry::Symlink { path, target } => Event::Symlink { path: full(path), target },
+/// The entry as it lies in the data directory.
+fn placed(mut entry: tar::Entry, prefix: &str) -> Event {
+    match &mut entry {
+        tar::Entry::File { path, .. } | tar::Entry::Directory { path, .. } | tar::Entry::Symlink { path, .. } => path.insert_str(0, prefix),
+        tar::Entry::Data(_) | tar::Entry::FileEnd => {}
     }
+    Event::Entry(entry)
 }
 
 #[cfg(test)]

@@ -143,11 +143,6 @@ impl ClusterRepository {
         Ok(backups)
     }
 
-    /// Backups without a record: under way at this moment, or never finished.
-    pub async fn incomplete_backups(&self) -> Result<Vec<BackupId>> {
-        Ok(self.backups().await?.incomplete)
-    }
-
     async fn read_record(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
         let key = self.key(&ObjectName::BackupRecord(id.clone()))?;
         let body = match self.store().get(&key, None).await {

@@ -38,7 +38,7 @@ fn script(lie: Option<&str>) -> VecDeque<BackupEvent> {
         data_directory_kb: Some(3100),
     }]);
     let mut lines = Vec::new();
-    events.push_back(BackupEvent::Directory { path: "base".into(), mode: 0o40700 });
+    events.push_back(BackupEvent::Entry(TarEntry::Directory { path: "base".into(), mode: 0o40700 }));
     for (path, content) in files {
         let size = content.len() as u64;
         let sum = if lie == Some(path) { codec::sha256(b"lie") } else { codec::sha256(&content) };
@@ -46,9 +46,9 @@ fn script(lie: Option<&str>) -> VecDeque<BackupEvent> {
             "{{ \"Path\": \"{path}\", \"Size\": {size}, \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{}\" }}",
             hex::encode(sum)
         ));
-        events.push_back(BackupEvent::File { path: path.into(), mode: 0o600, size, mtime: 5 });
-        events.extend(content.chunks(100_000).map(|piece| BackupEvent::Data(Bytes::copy_from_slice(piece))));
-        events.push_back(BackupEvent::FileEnd);
+        events.push_back(BackupEvent::Entry(TarEntry::File { path: path.into(), mode: 0o600, size, mtime: 5 }));
+        events.extend(content.chunks(100_000).map(|piece| BackupEvent::Entry(TarEntry::Data(Bytes::copy_from_slice(piece)))));
+        events.push_back(BackupEvent::Entry(TarEntry::FileEnd));
     }
     let body = format!(
         "{{ \"Files\": [\n{}\n],\n\"WAL-Ranges\": [{{ \"Start-LSN\": \"0/200028\", \"End-LSN\": \"0/200100\" }}],\n",
@@ -90,14 +90,14 @@ async fn a_stream_that_breaks_or_lies_is_no_backup() {
     }
     for path in ["../etc/passwd", "/etc/passwd", "a/../../b", ""] {
         let mut events = script(None);
-        events.insert(1, BackupEvent::File { path: path.into(), mode: 0o600, size: 0, mtime: 0 });
+        events.insert(1, BackupEvent::Entry(TarEntry::File { path: path.into(), mode: 0o600, size: 0, mtime: 0 }));
         assert!(run(events).await.is_err(), "{path:?}");
     }
     let mut events = script(None);
-    events.insert(1, BackupEvent::FileEnd);
-    events.insert(1, BackupEvent::File { path: "PG_VERSION".into(), mode: 0o600, size: 0, mtime: 0 });
+    events.insert(1, BackupEvent::Entry(TarEntry::FileEnd));
+    events.insert(1, BackupEvent::Entry(TarEntry::File { path: "PG_VERSION".into(), mode: 0o600, size: 0, mtime: 0 }));
     assert!(run(events).await.unwrap_err().to_string().contains("PG_VERSION twice"));
     let mut events = script(None);
-    events.insert(1, BackupEvent::Symlink { path: "pg_wal".into(), target: "/srv/wal".into() });
+    events.insert(1, BackupEvent::Entry(TarEntry::Symlink { path: "pg_wal".into(), target: "/srv/wal".into() }));
     assert!(run(events).await.unwrap_err().to_string().contains("link"));
 }
