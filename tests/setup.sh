@@ -43,6 +43,8 @@ if [ "$mode" = "" ]; then
   have curl || missing+=(curl)
   have strace || missing+=(strace)
   have unzip || missing+=(unzip)
+  # The program: the shell has its own.
+  [ -n "$(type -P kill)" ] || missing+=(procps)
   have npm || missing+=(nodejs npm)
   /usr/bin/python3 -c 'import venv, ensurepip' 2> /dev/null || missing+=(python3 python3-venv)
 fi

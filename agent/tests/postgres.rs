@@ -130,9 +130,9 @@ async fn tls_and_channel_binding() {
     }
     let bad = [
         format!("{scram} host=wrong.example hostaddr=127.0.0.1 sslmode=verify-full sslrootcert={ca}"),
-        format!("{scram} host=localhost sslmode=verify-full sslrootcert={other_ca}"),
-        format!("{scram} host=localhost sslmode=verify-ca sslrootcert={other_ca}"),
-        format!("{scram} host=localhost sslmode=require sslrootcert={other_ca}"),
+        format!("{scram} host=localhost hostaddr=127.0.0.1 sslmode=verify-full sslrootcert={other_ca}"),
+        format!("{scram} host=localhost hostaddr=127.0.0.1 sslmode=verify-ca sslrootcert={other_ca}"),
+        format!("{scram} host=localhost hostaddr=127.0.0.1 sslmode=require sslrootcert={other_ca}"),
     ];
     for text in &bad {
         let error = both(text).await.expect_err(text);
