@@ -138,14 +138,16 @@ async fn tls_and_channel_binding() {
         let error = both(text).await.expect_err(text);
         assert!(matches!(error, Error::Tls { .. }), "{text}: {error}");
     }
-    let error = both(&format!("{scram} host=localhost sslmode=verify-full sslrootcert=/nonexistent")).await.expect_err("no such file");
+    let error = both(&format!("{scram} host=localhost hostaddr=127.0.0.1 sslmode=verify-full sslrootcert=/nonexistent"))
+        .await
+        .expect_err("no such file");
     assert!(matches!(error, Error::TlsSetup(_)), "{error}");
     let error = both(&format!("{scram} host=127.0.0.1 sslmode=disable")).await.expect_err("hostssl only");
     assert_eq!(error.sqlstate(), Some("28000"), "{error}");
     let error = both(&format!("host=127.0.0.1 port={port} user=plainonly sslmode=require")).await.expect_err("hostnossl only");
     assert_eq!(error.sqlstate(), Some("28000"), "{error}");
     let text = format!(
-        "host=localhost port={port} user=client sslmode=require channel_binding=require sslcert={} sslkey={}",
+        "host=localhost hostaddr=127.0.0.1 port={port} user=client sslmode=require channel_binding=require sslcert={} sslkey={}",
         own("client.crt"),
         own("client.key")
     );
@@ -157,7 +159,7 @@ async fn tls_and_channel_binding() {
         server.psql(&format!("ALTER SYSTEM SET ssl_cert_file = '{}'", own(&format!("{name}.crt"))));
         server.psql("SELECT pg_reload_conf()");
         let root = own(&format!("{name}.crt"));
-        let text = format!("{scram} host=localhost sslmode=verify-full sslrootcert={root} channel_binding=require");
+        let text = format!("{scram} host=localhost hostaddr=127.0.0.1 sslmode=verify-full sslrootcert={root} channel_binding=require");
         eventually(|| both(&text)).await;
         let text = format!("{scram} host=127.0.0.1 sslmode=verify-full sslrootcert={root}");
         assert!(matches!(both(&text).await, Err(Error::Tls { .. })), "the CN is localhost");

@@ -36,8 +36,8 @@ pub fn lines(plan: &RestorePlan, options: &Options) -> Lines {
         format!("restore_command = {}", quote_conf(&options.restore_command)),
     ];
     lines.extend(RecoverySettings::new(plan, options.action).lines());
-    // They may stand in postgresql.conf too, or in a file that it includes. An old cleanup command would delete from the archive; a delay would hold the recovery up; a pid file would replace the original's.
-    for name in ["archive_cleanup_command", "recovery_end_command", "primary_conninfo", "primary_slot_name", "external_pid_file"] {
+    // They may stand in postgresql.conf too, or in a file that it includes. An old cleanup command would delete from the archive; a delay would hold the recovery up.
+    for name in ["archive_cleanup_command", "recovery_end_command", "primary_conninfo", "primary_slot_name"] {
         lines.push(format!("{name} = ''"));
     }
     lines.push("recovery_min_apply_delay = 0".into());
@@ -62,6 +62,8 @@ pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
         )),
         Some(conf) => {
             places = own_files(&conf, target, &mut warnings);
+            // It would replace the original's. Only then: a server complains of the empty name.
+            places.extend(conf.get("external_pid_file").map(|_| "external_pid_file = ''".to_owned()));
             let left = conf.take_out(&target.data, &[&[DATA_DIRECTORY], &ALL_TARGETS[..]].concat())?;
             for setting in &left {
                 if setting.name == DATA_DIRECTORY {
