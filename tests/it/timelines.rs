@@ -317,3 +317,34 @@ fn an_end_met_in_the_middle_of_a_stream_is_no_gap() {
     assert!(!agent.log().contains("slot is gone"), "{}", agent.log());
     agent.stop();
 }
+
+/// PostgreSQL 18 invalidates a slot that nobody used for a while, and goes on showing its position: it is made anew, and nothing is missing as long as the
+/// server has the WAL.
+#[test]
+fn a_slot_invalidated_for_being_idle_is_made_anew() {
+    if !walkeep_tests::postgres::versions().contains(&18) {
+        eprintln!("SKIPPED: PostgreSQL 18 is not here");
+        return;
+    }
+    let cluster =
+        Cluster::builder().version(18).segment_mib(1).conf("wal_keep_size", "256MB").conf("idle_replication_slot_timeout", "1s").start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    let first = switch_and_store(&cluster, &agent, 1);
+    agent.stop();
+    cluster.sql("CREATE TABLE t ()");
+    let reason = "SELECT invalidation_reason FROM pg_replication_slots";
+    wait_until("the slot is invalidated", SOON, || {
+        cluster.switch_wal();
+        cluster.sql("CHECKPOINT");
+        cluster.sql(reason) == "idle_timeout"
+    });
+    let agent = walkeep.launch_agent().unwrap();
+    let last = switch_and_store(&cluster, &agent, 1);
+    assert_eq!(cluster.sql("SELECT wal_status FROM pg_replication_slots"), "reserved");
+    assert!(compare_with_pg_wal(&cluster, &walkeep, &first, &last) >= 3);
+    let status = walkeep.ok(&["status", "--json"]).json();
+    assert_eq!((&status["gaps"], &status["timelines"][0]["holes"]), (&serde_json::json!([]), &serde_json::json!([])));
+    agent.stop();
+}

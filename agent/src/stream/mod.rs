@@ -185,6 +185,10 @@ impl Streamer {
                     };
                     session.run(stop).await
                 }
+                Err(error @ ReplicationError::SlotLost(_)) => {
+                    self.drop_if_lost().await.with_context(|| format!("after: {error}"))?;
+                    Err(error.into())
+                }
                 Err(error) => Err(error.into()),
             };
             let ended = match started {

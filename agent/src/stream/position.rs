@@ -114,6 +114,22 @@ impl Streamer {
         Ok(self.read_slot(connection).await?.flatten())
     }
 
+    /// A slot may be invalidated and show its position all the same (since PostgreSQL 18, for having been idle): only the start of a stream tells. It
+    /// is dropped for the next attempt to make it anew, if the server says of our own slot that it is lost.
+    pub(super) async fn drop_if_lost(&self) -> Result<()> {
+        let slot = &self.cluster.slot;
+        let client = sql::connect_sql(&self.params).await.context("connect for SQL, to look at the slot")?;
+        if sql::slot_state(&client, slot).await?.and_then(|slot| slot.wal_status).as_deref() == Some("lost") {
+            self.slot_was_lost.store(true, Ordering::Relaxed);
+            tracing::error!(
+                slot,
+                "the server has invalidated the replication slot: making it anew; if WAL was lost meanwhile, a gap will be recorded"
+            );
+            self.connect().await?.drop_slot(slot).await.with_context(|| format!("drop the lost slot {slot}"))?;
+        }
+        Ok(())
+    }
+
     /// `None`: no slot. `Some(None)`: a slot that holds no WAL.
     pub(super) async fn read_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Option<Lsn>>> {
         if connection.server_version_num().await? >= 150_000 {
