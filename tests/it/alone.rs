@@ -216,3 +216,26 @@ fn what_the_spool_lost_is_not_passed_over() {
         }
     }
 }
+
+/// Another repository in the configuration, which is not there at the start: what the spool knows is of the old one, so the agent waits, and goes on by itself.
+#[test]
+fn another_repository_is_waited_for() {
+    let cluster = Cluster::builder().segment_mib(1).conf("wal_keep_size", "256MB").start();
+    let mut walkeep = spooling(&cluster, Repository::Local("/nowhere".into()));
+    walkeep.repositories = vec![Repository::Local(walkeep.scratch().dir("old"))];
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let mut agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    commits_go_on(&cluster, &agent);
+    agent.kill9();
+    walkeep.repositories = vec![Repository::Local(walkeep.scratch().dir("new"))];
+    walkeep.write_config();
+    let agent = walkeep.launch_agent().unwrap();
+    wait_until("it says so", SOON, || agent.log().contains("nothing is known here of what is stored"));
+    assert_eq!(agent.get("/readyz").unwrap().0, 503);
+    walkeep.ok(&["init"]);
+    let name = switch_and_store(&cluster, &agent, 1);
+    assert!(fetch(&walkeep, &name) == std::fs::read(cluster.pg_wal().join(&name)).unwrap(), "{name}");
+    agent.stop();
+}
