@@ -348,3 +348,28 @@ fn a_slot_invalidated_for_being_idle_is_made_anew() {
     assert_eq!((&status["gaps"], &status["timelines"][0]["holes"]), (&serde_json::json!([]), &serde_json::json!([])));
     agent.stop();
 }
+
+/// The repository was put back to an older copy under a running agent. What it lacks now is received again at the next connection, and stored: what the agent
+/// remembers of having stored it does not count.
+#[test]
+fn what_a_repository_put_back_lacks_is_stored_again() {
+    let cluster = Cluster::builder().segment_mib(1).conf("wal_keep_size", "256MB").start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    let first = switch_and_store(&cluster, &agent, 1);
+    let lost: Vec<_> = ["a", "b", "c"]
+        .map(|table| {
+            cluster.sql(&format!("CREATE TABLE {table} ()"));
+            switch_and_store(&cluster, &agent, 1)
+        })
+        .into();
+    for name in &lost {
+        let found = std::process::Command::new("find").arg(walkeep.local_repository()).args(["-name", &format!("{name}.zst")]).output();
+        std::fs::remove_file(String::from_utf8(found.unwrap().stdout).unwrap().trim()).unwrap();
+    }
+    cluster.restart();
+    let last = switch_and_store(&cluster, &agent, 1);
+    assert!(compare_with_pg_wal(&cluster, &walkeep, &first, &last) >= 5);
+    agent.stop();
+}

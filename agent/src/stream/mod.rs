@@ -114,6 +114,8 @@ impl Streamer {
 
     /// One life of the uploads: connections follow each other over ends of timelines, until a failure or the stop.
     async fn stream_until_it_ends(&self, stop: &CancellationToken) -> Result<()> {
+        // Where to begin is decided by what the repository says; what was stored before must not speak against that.
+        self.recent.forget();
         let to = Destination {
             repository: self.repository.clone(),
             spool: self.spool.clone(),
