@@ -37,6 +37,11 @@ impl Recent {
         }
     }
 
+    /// Forgets everything: the repository is asked anew, and may have been put back to an older copy.
+    pub fn forget(&self) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+    }
+
     /// Waits until nobody else is storing `segment`. Ask [`Recent::hash_of`] after it, not before.
     pub async fn turn(&self, segment: SegmentName) -> Turn {
         let turn = {

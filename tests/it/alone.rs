@@ -159,3 +159,83 @@ fn a_new_timeline_waits_for_the_repository() {
     }
     agent.stop();
 }
+
+/// Files of the spool are gone with what was confirmed. What the server still has is fetched again; what it has not is a gap, and told.
+#[test]
+fn what_the_spool_lost_is_not_passed_over() {
+    for server_has_it in [true, false] {
+        let cluster = Cluster::builder().segment_mib(1).conf("min_wal_size", "2MB").conf("max_wal_size", "4MB").start();
+        if server_has_it {
+            cluster.set("wal_keep_size", "256MB");
+        }
+        let proxy = S3Server::get().proxy();
+        let walkeep = spooling(&cluster, Repository::s3(proxy.endpoint(), &S3Server::get().bucket()));
+        walkeep.ok(&["init"]);
+        let mut agent = walkeep.agent();
+        let first = switch_and_store(&cluster, &agent, 1);
+        proxy.close();
+        let mut waiting = Vec::new();
+        for table in ["a", "b", "c", "d", "e"] {
+            cluster.sql(&format!("CREATE TABLE {table} ()"));
+            waiting.push(cluster.switch_wal());
+        }
+        commits_go_on(&cluster, &agent);
+        agent.kill9();
+        for name in &waiting[1..3] {
+            std::fs::remove_file(walkeep.spool().join(name)).unwrap();
+        }
+        if !server_has_it {
+            wait_until("the server removed it", SOON, || {
+                cluster.sql("CHECKPOINT");
+                !cluster.pg_wal().join(&waiting[2]).exists()
+            });
+        }
+        // Without the repository nothing shows yet, and nothing is forgotten.
+        let agent = walkeep.launch_agent().unwrap();
+        commits_go_on(&cluster, &agent);
+        cluster.switch_wal();
+        commits_go_on(&cluster, &agent);
+        agent.stop();
+        proxy.open();
+        let agent = walkeep.launch_agent().unwrap();
+        let last = switch_and_store(&cluster, &agent, 1);
+        if server_has_it {
+            everything_is_stored(&cluster, &walkeep, &first, &last);
+        } else {
+            wait_until("the gap is in the metrics", SOON, || agent.metric("walkeep_gaps") == Some(1.0));
+            let status = walkeep.ok(&["status", "--json"]).json();
+            let gap = &status["gaps"][0]["name"];
+            let at = |side: &str| crate::support::lsn(gap[side].as_str().unwrap());
+            let end = |name: &str| crate::support::end_of(name, 1);
+            assert_eq!((at("from"), at("to")), (end(&waiting[0]), end(&waiting[2])), "{status}");
+            // And it goes on behind it, also after the next start.
+            agent.stop();
+            let agent = walkeep.agent();
+            switch_and_store(&cluster, &agent, 1);
+            assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"].as_array().unwrap().len(), 1);
+        }
+    }
+}
+
+/// Another repository in the configuration, which is not there at the start: what the spool knows is of the old one, so the agent waits, and goes on by itself.
+#[test]
+fn another_repository_is_waited_for() {
+    let cluster = Cluster::builder().segment_mib(1).conf("wal_keep_size", "256MB").start();
+    let mut walkeep = spooling(&cluster, Repository::Local("/nowhere".into()));
+    walkeep.repositories = vec![Repository::Local(walkeep.scratch().dir("old"))];
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let mut agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    commits_go_on(&cluster, &agent);
+    agent.kill9();
+    walkeep.repositories = vec![Repository::Local(walkeep.scratch().dir("new"))];
+    walkeep.write_config();
+    let agent = walkeep.launch_agent().unwrap();
+    wait_until("it says so", SOON, || agent.log().contains("nothing is known here of what is stored"));
+    assert_eq!(agent.get("/readyz").unwrap().0, 503);
+    walkeep.ok(&["init"]);
+    let name = switch_and_store(&cluster, &agent, 1);
+    assert!(fetch(&walkeep, &name) == std::fs::read(cluster.pg_wal().join(&name)).unwrap(), "{name}");
+    agent.stop();
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walkeep_tests::{Cluster, Stop, Walkeep, compare_fetched, wait_until};
+use walkeep_tests::{Cluster, Fault, Repository, S3Server, Stop, Walkeep, When, compare_fetched, wait_until};
 
 use crate::support::{
     SERVER_GONE, STORES, Store, assert_calm, end_of, fetch, lsn, segments_in, switch_and_store, uninitialised, wait_durable,
@@ -264,4 +264,112 @@ fn two_promotions_within_one_segment_are_followed() {
         assert_calm(&agent, &[]);
         agent.stop();
     }
+}
+
+/// The same with whole segments of the old timeline before its end, and a slow repository: the end is met in the middle of a stream, with everything
+/// before it still under way. The slot is well, and all that the server has is stored.
+#[test]
+fn an_end_met_in_the_middle_of_a_stream_is_no_gap() {
+    let primary = Cluster::builder().segment_mib(1).conf("wal_keep_size", "512MB").archiving().conf("archive_command", "true").start();
+    let first = primary.standby();
+    let second = first.standby();
+    let proxy = S3Server::get().proxy();
+    let walkeep = Walkeep::new(&second, Repository::s3(proxy.endpoint(), &S3Server::get().bucket()));
+    walkeep.ok(&["init"]);
+    let slot = "SELECT restart_lsn FROM pg_replication_slots";
+    let began = lsn(&second.sql(slot));
+    for table in ["a", "b", "c"] {
+        primary.sql(&format!("CREATE TABLE {table} ()"));
+        primary.switch_wal();
+    }
+    primary.sql("CREATE TABLE on_one ()");
+    primary.wait_replayed(&second);
+    first.promote();
+    first.sql("CREATE TABLE on_two ()");
+    first.wait_replayed(&second);
+    second.promote();
+    for table in ["d", "e"] {
+        second.sql(&format!("CREATE TABLE {table} ()"));
+        second.switch_wal();
+    }
+    // A slot made anew would begin here.
+    second.sql("CHECKPOINT");
+    let switches: Vec<_> = std::fs::read_to_string(second.pg_wal().join("00000003.history"))
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.split('\t').nth(1).map(lsn))
+        .collect();
+    assert!(switches.len() == 2 && switches[0] >> 20 == switches[1] >> 20, "both within one segment: {switches:X?}");
+    assert!(switches[0] & 0xF_FFFF > 0 && began >> 20 < switches[0] >> 20, "not the first: {began:X}");
+    let slow = proxy.arm(When::put(), Fault::Delay(Duration::from_millis(700)));
+    let agent = walkeep.launch_agent().unwrap();
+    wait_until("the end was met", SOON, || agent.log().contains("has already been removed"));
+    proxy.disarm(slow);
+    let last = switch_and_store(&second, &agent, 1);
+    assert!(last.starts_with("00000003"), "{last}");
+    let status = walkeep.ok(&["status", "--json"]).json();
+    assert_eq!(status["gaps"], serde_json::json!([]), "{status}");
+    for timeline in status["timelines"].as_array().unwrap() {
+        assert_eq!(timeline["holes"], serde_json::json!([]), "{status}");
+    }
+    let of_three = format!("00000003{:08X}{:08X}", switches[0] >> 32, (switches[0] & 0xFFFF_FFFF) >> 20);
+    assert!(compare_with_pg_wal(&second, &walkeep, &of_three, &last) >= 3);
+    assert!(!agent.log().contains("slot is gone"), "{}", agent.log());
+    agent.stop();
+}
+
+/// PostgreSQL 18 invalidates a slot that nobody used for a while, and goes on showing its position: it is made anew, and nothing is missing as long as the
+/// server has the WAL.
+#[test]
+fn a_slot_invalidated_for_being_idle_is_made_anew() {
+    if !walkeep_tests::postgres::versions().contains(&18) {
+        eprintln!("SKIPPED: PostgreSQL 18 is not here");
+        return;
+    }
+    let cluster =
+        Cluster::builder().version(18).segment_mib(1).conf("wal_keep_size", "256MB").conf("idle_replication_slot_timeout", "1s").start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    let first = switch_and_store(&cluster, &agent, 1);
+    agent.stop();
+    cluster.sql("CREATE TABLE t ()");
+    let reason = "SELECT invalidation_reason FROM pg_replication_slots";
+    wait_until("the slot is invalidated", SOON, || {
+        cluster.switch_wal();
+        cluster.sql("CHECKPOINT");
+        cluster.sql(reason) == "idle_timeout"
+    });
+    let agent = walkeep.launch_agent().unwrap();
+    let last = switch_and_store(&cluster, &agent, 1);
+    assert_eq!(cluster.sql("SELECT wal_status FROM pg_replication_slots"), "reserved");
+    assert!(compare_with_pg_wal(&cluster, &walkeep, &first, &last) >= 3);
+    let status = walkeep.ok(&["status", "--json"]).json();
+    assert_eq!((&status["gaps"], &status["timelines"][0]["holes"]), (&serde_json::json!([]), &serde_json::json!([])));
+    agent.stop();
+}
+
+/// The repository was put back to an older copy under a running agent. What it lacks now is received again at the next connection, and stored: what the agent
+/// remembers of having stored it does not count.
+#[test]
+fn what_a_repository_put_back_lacks_is_stored_again() {
+    let cluster = Cluster::builder().segment_mib(1).conf("wal_keep_size", "256MB").start();
+    let walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    let first = switch_and_store(&cluster, &agent, 1);
+    let lost: Vec<_> = ["a", "b", "c"]
+        .map(|table| {
+            cluster.sql(&format!("CREATE TABLE {table} ()"));
+            switch_and_store(&cluster, &agent, 1)
+        })
+        .into();
+    for name in &lost {
+        let found = std::process::Command::new("find").arg(walkeep.local_repository()).args(["-name", &format!("{name}.zst")]).output();
+        std::fs::remove_file(String::from_utf8(found.unwrap().stdout).unwrap().trim()).unwrap();
+    }
+    cluster.restart();
+    let last = switch_and_store(&cluster, &agent, 1);
+    assert!(compare_with_pg_wal(&cluster, &walkeep, &first, &last) >= 5);
+    agent.stop();
 }

@@ -89,6 +89,17 @@ pub enum RepositoryConfig {
     S3(Box<S3Config>),
 }
 
+impl RepositoryConfig {
+    /// Its URL, as its store tells it once it is open.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Local { path } => format!("file://{}", path.display()),
+            Self::S3(s3) if s3.prefix.is_empty() => format!("s3://{}", s3.bucket),
+            Self::S3(s3) => format!("s3://{}/{}", s3.bucket, s3.prefix),
+        }
+    }
+}
+
 /// An S3 repository.
 #[derive(Debug, Clone, Default)]
 pub struct S3Config {

@@ -132,7 +132,9 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
         })
     };
     let into_spool = role == Role::Agent && config.cluster.stream && config.cluster.acknowledge == Acknowledge::Spool;
-    let note = if into_spool { Note::load(&config.cluster.spool) } else { None };
+    // Of another repository than the configured one it says nothing.
+    let of_this = |note: &Note| note.repository == config.cluster.repository.url();
+    let note = if into_spool { Note::load(&config.cluster.spool).filter(of_this) } else { None };
     let repository = match note {
         // The stream goes on into the spool: it does not wait for the repository.
         Some(note) => match tokio::time::timeout(PATIENCE, open_once()).await.context("no answer in time").flatten() {

@@ -16,6 +16,8 @@ use crate::durable;
 pub const DATA_DIRECTORY: &str = "data_directory";
 /// PostgreSQL's own bound.
 const DEPTH: u32 = 10;
+/// No configuration has more files; files that include each other several times would be read millions of times within [`DEPTH`].
+const FILES: usize = 1000;
 /// No configuration file is longer.
 const LIMIT: u64 = 16 << 20;
 
@@ -39,6 +41,8 @@ pub struct Conf {
     pub files: Vec<PathBuf>,
     /// What cannot be read, and why: the server will not start without it.
     pub unread: Vec<String>,
+    /// Includes were left unread, as there is no end of them.
+    endless: bool,
 }
 
 impl Conf {
@@ -58,8 +62,11 @@ impl Conf {
     }
 
     fn file(&mut self, path: &Path, depth: u32) {
-        if depth > DEPTH {
-            self.unread.push(format!("{}: included too deep", path.display()));
+        if depth > DEPTH || self.files.len() == FILES {
+            // Told once: files that include each other come here again and again.
+            if !std::mem::replace(&mut self.endless, true) {
+                self.cannot_read(path, format!("included too deep, or more than {FILES} files"));
+            }
             return;
         }
         let read = fs::metadata(path).and_then(|metadata| match metadata.is_file() && metadata.len() <= LIMIT {
@@ -68,10 +75,7 @@ impl Conf {
         });
         let text = match read {
             Ok(text) => text,
-            Err(error) => {
-                self.unread.push(format!("{}: {error}", path.display()));
-                return;
-            }
+            Err(error) => return self.cannot_read(path, error),
         };
         self.files.push(path.to_owned());
         for (name, value) in text.split(|byte| *byte == b'\n').filter_map(line) {
@@ -87,13 +91,14 @@ impl Conf {
         }
     }
 
+    fn cannot_read(&mut self, path: &Path, reason: impl std::fmt::Display) {
+        self.unread.push(format!("{}: {reason}", path.display()));
+    }
+
     fn folder(&mut self, path: &Path, depth: u32) {
         let entries = match fs::read_dir(path) {
             Ok(entries) => entries,
-            Err(error) => {
-                self.unread.push(format!("{}: {error}", path.display()));
-                return;
-            }
+            Err(error) => return self.cannot_read(path, error),
         };
         let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
         let mut names: Vec<_> =
@@ -226,6 +231,19 @@ mod tests {
         let conf = Conf::read(&data).unwrap();
         assert_eq!((conf.get("data_directory"), conf.get("a").is_some()), (None, true));
         assert!(Conf::read(dir.path()).is_none());
+    }
+
+    #[test]
+    fn files_that_include_each_other_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        write("postgresql.conf", &format!("a = 1\n{}data_directory = '/x'\n", "include 'postgresql.conf'\ninclude_dir '.'\n".repeat(5)));
+        write("other.conf", &"include 'postgresql.conf'\n".repeat(5));
+        let conf = Conf::read(dir.path()).unwrap();
+        assert_eq!(conf.files.len(), FILES);
+        assert_eq!(conf.unread.len(), 1, "{:?}", conf.unread);
+        assert!(conf.take_out(dir.path(), &[DATA_DIRECTORY]).unwrap().is_empty());
+        assert_eq!(Conf::read(dir.path()).unwrap().get(DATA_DIRECTORY), None);
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub struct Note {
     timeline: TimelineId,
     /// Everything before the start of this segment was received.
     received: Lsn,
+    /// Everything before this was seen to be stored. What lies between is only as safe as the spool's files.
+    #[serde(default)]
+    stored: Option<Lsn>,
 }
 
 impl Note {
@@ -99,11 +102,12 @@ impl Notes {
         Ok(Self { file, repository: repository.repository().url(), identity: repository.identity().clone() })
     }
 
-    /// Everything before `position`, the start of a segment, is stored or fsynced in the spool.
-    pub(super) fn received(&self, position: Position) -> Result<()> {
+    /// Everything before `position`, the start of a segment, is stored or fsynced in the spool; before `stored`, it is stored.
+    pub(super) fn received(&self, position: Position, stored: Option<Lsn>) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let Position { timeline, lsn: received } = position;
-        let note = Note { format: FORMAT, repository: self.repository.clone(), identity: self.identity.clone(), timeline, received };
+        let note =
+            Note { format: FORMAT, repository: self.repository.clone(), identity: self.identity.clone(), timeline, received, stored };
         durable::write_file(file, &serde_json::to_vec(&note)?, durable::PRIVATE_FILE)
     }
 }
@@ -118,9 +122,23 @@ pub(super) struct Alone {
     received: Lsn,
     /// Everything before this is stored.
     durable: Lsn,
+    /// As the note has it.
+    noted: Option<Lsn>,
 }
 
 impl Streamer {
+    /// The note in the spool, if it is of this cluster and repository.
+    fn note(&self) -> Option<Note> {
+        let of_this =
+            |note: &Note| note.identity.same_cluster(self.repository.identity()) && note.repository == self.repository.repository().url();
+        Note::load(&self.cluster.spool).filter(of_this)
+    }
+
+    /// Up to where everything was seen to be stored, whatever has become of the spool since. The slot does not tell: it follows what is in the spool.
+    pub(super) fn noted_as_stored(&self) -> Option<Lsn> {
+        self.note()?.stored
+    }
+
     /// Where the stream could go on without the repository; `None` with another `acknowledge`, and where nothing is known.
     pub(super) fn alone(&self, leftovers: &Leftovers) -> Result<Option<Alone>> {
         if self.cluster.acknowledge != Acknowledge::Spool {
@@ -128,10 +146,9 @@ impl Streamer {
         }
         let identity = self.repository.identity();
         let size = identity.segment_size;
-        let note = Note::load(&self.cluster.spool).filter(|note| note.identity.same_cluster(identity));
-        let Some(note) = note.filter(|note| note.repository == self.repository.repository().url()) else { return Ok(None) };
+        let Some(note) = self.note() else { return Ok(None) };
         let mut at = Position { timeline: note.timeline, lsn: size.align_down(note.received) };
-        let mut durable = at.lsn;
+        let mut durable = note.stored.map_or(at.lsn, |stored| stored.min(at.lsn));
         for segment in &leftovers.whole {
             let start = segment.number(size).map(|number| number.start(size));
             let Some(start) = start.filter(|start| segment.timeline() == at.timeline && *start <= at.lsn) else { return Ok(None) };
@@ -142,7 +159,7 @@ impl Streamer {
             }
         }
         let segment = size.segment_of(at.lsn).name(at.timeline, size);
-        let mut alone = Alone { at, bytes: Bytes::new(), received: at.lsn, durable };
+        let mut alone = Alone { at, bytes: Bytes::new(), received: at.lsn, durable, noted: note.stored };
         if leftovers.unfinished.contains(&segment) {
             let mut bytes = self.spool.read_unfinished(segment)?;
             alone.received = at.lsn.saturating_add(bytes.len() as u64);
@@ -161,7 +178,7 @@ impl Streamer {
         identity: &Identity,
         alone: Option<Alone>,
     ) -> Result<Option<Start>> {
-        let Some(Alone { at, bytes, received, durable }) = alone else { return Ok(None) };
+        let Some(Alone { at, bytes, received, durable, noted }) = alone else { return Ok(None) };
         if identity.timeline != at.timeline || identity.flush < at.lsn {
             return Ok(None);
         }
@@ -172,14 +189,21 @@ impl Streamer {
             return Ok(None);
         }
         if slot >= at.lsn || bytes.len() > LONG_HEADER {
-            return Ok(Some(Start { at, frontier: at, stored: bytes, known: Known::InSpool, durable }));
+            return Ok(Some(Start { at, frontier: at, stored: bytes, known: Known::InSpool, durable, noted: Some(noted) }));
         }
         let size = self.repository.identity().segment_size;
         let Some(before) = size.segment_of(at.lsn).previous() else { return Ok(None) };
         // Not there any more if it is stored; the repository answers then, or has just gone.
         let Ok(stored) = self.spool.read(before.name(at.timeline, size)) else { return Ok(None) };
         let back = Position { lsn: before.start(size), ..at };
-        Ok(Some(Start { at: back, frontier: at, stored: Bytes::from(stored), known: Known::WholeInSpool, durable: durable.min(back.lsn) }))
+        Ok(Some(Start {
+            at: back,
+            frontier: at,
+            stored: Bytes::from(stored),
+            known: Known::WholeInSpool,
+            durable: durable.min(back.lsn),
+            noted: Some(noted),
+        }))
     }
 
     /// `work` on the repository; `None` if the stream may go on without it and the repository does not answer in time.

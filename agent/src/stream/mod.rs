@@ -114,6 +114,8 @@ impl Streamer {
 
     /// One life of the uploads: connections follow each other over ends of timelines, until a failure or the stop.
     async fn stream_until_it_ends(&self, stop: &CancellationToken) -> Result<()> {
+        // Where to begin is decided by what the repository says; what was stored before must not speak against that.
+        self.recent.forget();
         let to = Destination {
             repository: self.repository.clone(),
             spool: self.spool.clone(),
@@ -185,6 +187,10 @@ impl Streamer {
                     };
                     session.run(stop).await
                 }
+                Err(error @ ReplicationError::SlotLost(_)) => {
+                    self.drop_if_lost().await.with_context(|| format!("after: {error}"))?;
+                    Err(error.into())
+                }
                 Err(error) => Err(error.into()),
             };
             let ended = match started {
@@ -195,8 +201,11 @@ impl Streamer {
                     continue;
                 }
                 Err(error) => {
-                    let inherited = history.as_ref().filter(|_| uploads.is_empty() && self.is_removed_at(frontier.lsn, &error));
-                    if let Some(ends) = inherited.and_then(|history| self.ends_within_segment(frontier, history)) {
+                    let removed = uploads.is_empty() && self.is_removed_at(frontier.lsn, &error);
+                    // Without the repository nothing is decided. And what came before is stored first: the next attempt then stands where the WAL ends,
+                    // sees what a later timeline has of it, and the slot has followed.
+                    let Some(history) = history.as_ref().filter(|_| removed) else { return Err(error) };
+                    if let Some(ends) = self.ends_within_segment(frontier, history) {
                         match self.store_ends(ends).await {
                             Ok(()) => {
                                 connection = self.connect().await?;
@@ -207,10 +216,7 @@ impl Streamer {
                             Err(other) => return Err(other),
                         }
                     }
-                    return Err(match &history {
-                        Some(history) => self.explain(error, begin, history).await,
-                        None => error,
-                    });
+                    return Err(self.explain(error, begin, history).await);
                 }
             };
             match ended {
@@ -340,11 +346,8 @@ impl Streamer {
         is_removed(error) && self.progress.snapshot().received == lsn
     }
 
-    /// WAL that the server no longer has becomes a recorded gap; every other error stays what it is.
-    async fn explain(&self, error: anyhow::Error, begin: Position, history: &walkeep_core::TimelineHistory) -> anyhow::Error {
-        if !is_removed(&error) {
-            return error;
-        }
+    /// WAL that the server no longer has becomes a recorded gap.
+    async fn explain(&self, error: anyhow::Error, begin: Position, history: &TimelineHistory) -> anyhow::Error {
         match self.record_gap(begin, history).await {
             Ok(()) => error,
             Err(failed) => failed.context(format!("record a gap after: {error:#}")),

@@ -28,6 +28,8 @@ pub(super) struct Start {
     pub known: Known,
     /// Everything before this is in the repository.
     pub durable: Lsn,
+    /// Without the repository: what the note says of that, which nothing adds to until the repository was asked.
+    pub noted: Option<Option<Lsn>>,
 }
 
 impl Known {
@@ -68,9 +70,18 @@ impl Streamer {
         // A position that the server has not reached is another history's: it says nothing of what is kept here.
         let slot = slot.filter(|slot| *slot <= identity.flush);
         let size = self.repository.identity().segment_size;
-        let begin = resume::begin(&resume::Known { server: history, flushed: identity.flush, slot, stored: &stored }, size);
-        let begin = self.behind_known_gaps(begin.position, history).await?;
-        let frontier = self.skip_stored(begin, history).await?;
+        // A slot that follows the spool says nothing of what the spool has lost.
+        let noted = self.noted_as_stored().filter(|noted| *noted <= identity.flush);
+        let kept = slot.into_iter().chain(noted).min();
+        let begin = resume::begin(&resume::Known { server: history, flushed: identity.flush, slot: kept, stored: &stored }, size);
+        let mut frontier = begin.position;
+        loop {
+            let behind = self.skip_stored(self.behind_known_gaps(frontier, history).await?, history).await?;
+            if behind == frontier {
+                break;
+            }
+            frontier = behind;
+        }
         self.back_to_prove(frontier, slot, identity.flush).await
     }
 
@@ -112,6 +123,22 @@ impl Streamer {
             tracing::info!(slot, "created the replication slot");
         }
         Ok(self.read_slot(connection).await?.flatten())
+    }
+
+    /// A slot may be invalidated and show its position all the same (since PostgreSQL 18, for having been idle): only the start of a stream tells. It
+    /// is dropped for the next attempt to make it anew, if the server says of our own slot that it is lost.
+    pub(super) async fn drop_if_lost(&self) -> Result<()> {
+        let slot = &self.cluster.slot;
+        let client = sql::connect_sql(&self.params).await.context("connect for SQL, to look at the slot")?;
+        if sql::slot_state(&client, slot).await?.and_then(|slot| slot.wal_status).as_deref() == Some("lost") {
+            self.slot_was_lost.store(true, Ordering::Relaxed);
+            tracing::error!(
+                slot,
+                "the server has invalidated the replication slot: making it anew; if WAL was lost meanwhile, a gap will be recorded"
+            );
+            self.connect().await?.drop_slot(slot).await.with_context(|| format!("drop the lost slot {slot}"))?;
+        }
+        Ok(())
     }
 
     /// `None`: no slot. `Some(None)`: a slot that holds no WAL.
@@ -159,7 +186,7 @@ impl Streamer {
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    return Ok(Start { at, frontier, stored: stored.content, known: Known::Whole, durable: at.lsn });
+                    return Ok(Start { at, frontier, stored: stored.content, known: Known::Whole, durable: at.lsn, noted: None });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -169,7 +196,7 @@ impl Streamer {
             }
         }
         let stored = self.repository.get_tail(name).await?;
-        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, durable: frontier.lsn })
+        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, durable: frontier.lsn, noted: None })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {

@@ -120,7 +120,7 @@ impl<'a> Session<'a> {
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
         let begin = self.start.at;
         self.progress.begin(begin.timeline, begin.lsn, self.start.durable);
-        self.notes.received(self.start.frontier)?;
+        self.notes.received(self.start.frontier, self.start.noted.unwrap_or(Some(self.start.durable)))?;
         let durable = self.start.durable;
         let mut receiving = Receiving {
             session: self,
@@ -276,7 +276,7 @@ impl Receiving<'_> {
         self.spooled = self.at;
         self.session.progress.spooled(self.at);
         let end = Position { timeline: name.timeline(), lsn: self.at };
-        self.session.notes.received(end)?;
+        self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)))?;
         self.session.uploads.segment(name, end);
         self.check_spool()
     }
