@@ -1,14 +1,39 @@
-//! Parts of an unfinished segment, and how far they reach without a hole.
+//! Parts of an unfinished segment: how far they reach without a hole, and what to store next.
+//!
+//! Which names are joined and which are dropped is decided here, for every reader alike; contents are the readers' business.
 
 use crate::layout::PartName;
+use crate::segment::SegmentName;
+
+/// This many neighbours of one size class become one object of the next, so that an hour at one part a second leaves at most 24.
+const FAN: usize = 6;
+/// A roll-up of at most this many bytes is stored together with the new bytes at its end: it costs no request of its own.
+const FOLD: u32 = 256 << 10;
+
+/// A part as a link of a chain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// The part.
+    pub part: PartName,
+    /// Up to this offset in the segment its bytes count.
+    pub to: u32,
+}
 
 /// The parts, in order, that together hold the most bytes from offset 0 without a hole. Parts may adjoin or overlap (an agent that
 /// was killed may store a stretch again, cut differently); each one in the answer adds bytes.
-pub fn longest_chain(parts: &[PartName]) -> Vec<PartName> {
-    let mut chain: Vec<PartName> = Vec::new();
+///
+/// A later epoch's writer compared what was stored with what its server sends, up to where its own parts begin. So from there on the parts of
+/// earlier epochs count no more: whoever wrote them was no longer the writer.
+pub fn longest_chain(parts: &[PartName]) -> Vec<Link> {
+    let counts_to = |part: &PartName| {
+        let later = parts.iter().filter(|other| other.epoch > part.epoch).map(|other| other.from);
+        later.min().map_or(part.to, |begins| part.to.min(begins))
+    };
+    let links: Vec<Link> = parts.iter().map(|part| Link { part: *part, to: counts_to(part) }).collect();
+    let mut chain: Vec<Link> = Vec::new();
     let mut reached = 0;
     // Greedy is best: whatever begins at or before the reached offset and goes furthest leaves the most choice.
-    while let Some(next) = parts.iter().filter(|part| part.from <= reached && part.to > reached).max_by_key(|part| part.to) {
+    while let Some(next) = links.iter().filter(|link| link.part.from <= reached && link.to > reached).max_by_key(|link| link.to) {
         reached = next.to;
         chain.push(*next);
     }
@@ -17,16 +42,112 @@ pub fn longest_chain(parts: &[PartName]) -> Vec<PartName> {
 
 /// How many bytes from offset 0 the parts hold without a hole.
 pub fn reach(parts: &[PartName]) -> u32 {
-    longest_chain(parts).last().map_or(0, |part| part.to)
+    longest_chain(parts).last().map_or(0, |link| link.to)
+}
+
+/// An object to store, and the parts that nobody needs once it is stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// What to store.
+    pub part: PartName,
+    /// What it holds besides new bytes.
+    pub replaces: Vec<PartName>,
+}
+
+/// The parts of the segment being written, as one writer stores them.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    segment: SegmentName,
+    epoch: u32,
+    live: Vec<Live>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    part: PartName,
+    /// Where its bytes end to count.
+    to: u32,
+    /// How often it was rolled up.
+    level: u8,
+}
+
+impl Ledger {
+    /// For a segment of which `chain` is stored; it may be empty.
+    pub fn new(segment: SegmentName, epoch: u32, chain: &[Link]) -> Self {
+        let live = chain.iter().map(|link| Live { part: link.part, to: link.to, level: 0 }).collect();
+        Self { segment, epoch, live }
+    }
+
+    /// Everything before this offset is stored or on its way.
+    pub fn reached(&self) -> u32 {
+        self.live.last().map_or(0, |live| live.to)
+    }
+
+    /// The object for the bytes up to `to`, which must lie behind [`Ledger::reached`]. Where small parts before them are due to be rolled up
+    /// it reaches back over those.
+    pub fn append(&mut self, to: u32) -> Step {
+        let from = self.reached();
+        self.live.push(Live { part: PartName { segment: self.segment, from, to, epoch: self.epoch }, to, level: 0 });
+        let new = self.live.len() - 1;
+        let mut step = Step { part: self.live[new].part, replaces: Vec::new() };
+        while let Some((first, merged)) = self.due().filter(|(_, merged)| merged.to - merged.part.from <= FOLD) {
+            step.replaces.splice(0..0, self.live[first..].iter().map(|live| live.part).filter(|part| *part != step.part));
+            step.part = merged.part;
+            self.live.truncate(first);
+            self.live.push(merged);
+        }
+        step
+    }
+
+    /// The object that replaces a row of neighbours, if one is due.
+    pub fn roll_up(&mut self) -> Option<Step> {
+        let (first, merged) = self.due()?;
+        let replaces = self.live.drain(first..).map(|live| live.part).collect();
+        self.live.push(merged);
+        // Its class may now be full as well: one object for both.
+        match self.roll_up() {
+            Some(Step { part, replaces: mut all }) => {
+                all.retain(|part| *part != merged.part);
+                all.extend(replaces);
+                Some(Step { part, replaces: all })
+            }
+            None => Some(Step { part: merged.part, replaces }),
+        }
+    }
+
+    /// All that is live: what the whole segment replaces.
+    pub fn live(&self) -> impl Iterator<Item = PartName> {
+        self.live.iter().map(|live| live.part)
+    }
+
+    fn due(&self) -> Option<(usize, Live)> {
+        let last = self.live.last()?;
+        let first = self.live.len().checked_sub(FAN).filter(|first| self.live[*first..].iter().all(|live| live.level == last.level))?;
+        let part = PartName { segment: self.segment, from: self.live[first].part.from, to: last.to, epoch: self.epoch };
+        Some((first, Live { part, to: last.to, level: last.level + 1 }))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn segment() -> SegmentName {
+        "000000010000000000000001".parse().expect("a name")
+    }
+
+    fn of_epoch(epoch: u32, from: u32, to: u32) -> PartName {
+        PartName { segment: segment(), from, to, epoch }
+    }
 
     fn part(from: u32, to: u32) -> PartName {
-        PartName { segment: "000000010000000000000001".parse().expect("a name"), from, to, epoch: 1 }
+        of_epoch(1, from, to)
+    }
+
+    fn names(parts: &[PartName]) -> Vec<PartName> {
+        longest_chain(parts).iter().map(|link| link.part).collect()
     }
 
     #[test]
@@ -34,19 +155,86 @@ mod tests {
         assert_eq!(reach(&[]), 0);
         assert_eq!(reach(&[part(10, 20)]), 0);
         assert_eq!(reach(&[part(0, 10), part(10, 20), part(30, 40)]), 20);
-        assert_eq!(longest_chain(&[part(0, 10), part(0, 15), part(5, 12), part(10, 20)]), vec![part(0, 15), part(10, 20)]);
+        assert_eq!(names(&[part(0, 10), part(0, 15), part(5, 12), part(10, 20)]), [part(0, 15), part(10, 20)]);
+    }
+
+    #[test]
+    fn a_later_writer_cuts_off_the_earlier_one() {
+        let (old, new) = (|from, to| of_epoch(1, from, to), |from, to| of_epoch(2, from, to));
+        assert_eq!(reach(&[old(0, 10), new(10, 20)]), 20, "it goes on where the other ended");
+        let overtaken = [old(0, 10), old(10, 30), new(10, 20)];
+        assert_eq!(names(&overtaken), [old(0, 10), new(10, 20)]);
+        assert_eq!(reach(&overtaken), 20, "what the other stored behind that is not the archive's");
+        let within = longest_chain(&[old(0, 15), new(10, 20)]);
+        assert_eq!(within, [Link { part: old(0, 15), to: 10 }, Link { part: new(10, 20), to: 20 }]);
+        assert_eq!(reach(&[old(0, 10), new(15, 20)]), 10, "a hole stays a hole");
+        assert_eq!(reach(&[old(0, 10), new(0, 5)]), 5);
+    }
+
+    #[test]
+    fn an_hour_at_one_part_a_second() {
+        let (mut ledger, mut stored, mut objects) = (Ledger::new(segment(), 1, &[]), BTreeSet::new(), 0);
+        for second in 1..=3600 {
+            let steps: Vec<Step> = [Some(ledger.append(second * 4000)), ledger.roll_up()].into_iter().flatten().collect();
+            for step in steps {
+                objects += 1;
+                stored.insert(step.part);
+                step.replaces.iter().for_each(|part| assert!(stored.remove(part), "{part:?} was never stored"));
+            }
+            assert!(stored.len() <= 24, "{} after {second} s", stored.len());
+        }
+        assert_eq!(reach(&Vec::from_iter(stored)), 14_400_000);
+        // 6 * 6 * 4000 bytes fit into one request with the new bytes; only the larger roll-ups cost one of their own.
+        assert_eq!(objects, 3600 + 3600 / 216);
+    }
+
+    #[test]
+    fn an_earlier_writers_parts_are_rolled_up_too() {
+        let stored: Vec<PartName> = (0..5).map(|at| of_epoch(1, at * 10, at * 10 + 10)).collect();
+        let mut ledger = Ledger::new(segment(), 2, &longest_chain(&stored));
+        assert_eq!(ledger.reached(), 50);
+        assert_eq!(ledger.append(60), Step { part: of_epoch(2, 0, 60), replaces: stored });
     }
 
     proptest! {
         #[test]
-        fn reaches_what_a_byte_map_reaches(parts in proptest::collection::vec((0u32..60, 1u32..20), 0..20)) {
-            let parts: Vec<PartName> = parts.into_iter().map(|(from, length)| part(from, from + length)).collect();
+        fn reaches_what_a_byte_map_reaches(parts in proptest::collection::vec((0u32..60, 1u32..20, 1u32..4), 0..20)) {
+            let parts: Vec<PartName> = parts.into_iter().map(|(from, length, epoch)| of_epoch(epoch, from, from + length)).collect();
             let mut map = [false; 100];
             for part in &parts {
-                map[part.from as usize..part.to as usize].fill(true);
+                let end = parts.iter().filter(|other| other.epoch > part.epoch).map(|other| other.from).min().unwrap_or(u32::MAX);
+                (part.from..part.to.min(end)).for_each(|at| map[at as usize] = true);
             }
             let expected = map.iter().take_while(|held| **held).count() as u32;
             prop_assert_eq!(reach(&parts), expected);
+        }
+
+        /// Whatever the sizes, and wherever a writer was killed and went on: all is there, nothing is taken away that is needed.
+        #[test]
+        fn a_ledger_keeps_everything(sizes in proptest::collection::vec((1u32..300_000, 0u8..10), 1..120)) {
+            let mut ledger = Ledger::new(segment(), 1, &[]);
+            let mut stored: BTreeSet<PartName> = BTreeSet::new();
+            let (mut at, mut killed) = (0, 0);
+            for (size, fate) in sizes {
+                at += size;
+                let steps: Vec<Step> = [Some(ledger.append(at)), ledger.roll_up()].into_iter().flatten().collect();
+                for step in steps {
+                    prop_assert!(step.part.to == at && stored.insert(step.part));
+                    // Killed between a put and the removals: the next one finds both.
+                    if fate == 0 {
+                        continue;
+                    }
+                    stored.retain(|part| !step.replaces.contains(part));
+                }
+                let listed: Vec<PartName> = stored.iter().copied().collect();
+                prop_assert_eq!(reach(&listed), at);
+                if fate == 0 {
+                    killed += 1;
+                    ledger = Ledger::new(segment(), 1 + killed, &longest_chain(&listed));
+                    prop_assert_eq!(ledger.reached(), at);
+                }
+            }
+            prop_assert!(ledger.live().count() <= 24);
         }
     }
 }

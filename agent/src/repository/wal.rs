@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use walkeep_core::layout::{ObjectName, PartName};
+use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
@@ -178,8 +179,8 @@ impl ClusterRepository {
     /// The unfinished segment as far as parts of it are stored without a hole, from its first byte; empty without parts.
     pub async fn get_tail(&self, segment: SegmentName) -> Result<Bytes> {
         let mut tail: Vec<u8> = Vec::new();
-        for part in walkeep_core::parts::longest_chain(&self.list_parts(segment).await?) {
-            let content = self.get_part(part).await?.content;
+        for Link { part, to } in longest_chain(&self.list_parts(segment).await?) {
+            let content = self.get_part(part).await?.content.slice(..(to - part.from) as usize);
             // Parts may overlap after a restart; what they share must be the same bytes.
             let shared = tail.len() - part.from as usize;
             if tail[part.from as usize..] != content[..shared.min(content.len())] {

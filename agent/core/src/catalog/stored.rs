@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::layout::PartName;
 use crate::lsn::Lsn;
+use crate::parts::{Link, longest_chain};
 use crate::segment::{SegmentNumber, SegmentSize};
 
 /// WAL without a hole: `[from, to)`.
@@ -79,7 +80,7 @@ impl Stored {
         }
         for (number, parts) in std::mem::take(&mut self.parts) {
             if !self.segments.contains_key(&number)
-                && let Some(chain) = longest_chain(parts, size)
+                && let Some(chain) = chain(&parts, size)
             {
                 self.chains.insert(number, chain);
             }
@@ -133,33 +134,13 @@ impl Stored {
     }
 }
 
-/// The longest row of parts from the segment's beginning. Parts of different epochs are never joined: another writer may have seen
-/// another server. Of two rows of one length the later epoch's is taken.
-fn longest_chain(mut parts: Vec<(PartName, u64)>, size: SegmentSize) -> Option<Chain> {
-    parts.sort_unstable_by_key(|(part, _)| (part.epoch, part.from, part.to));
-    parts.chunk_by(|(a, _), (b, _)| a.epoch == b.epoch).filter_map(|epoch| chain(epoch, size)).max_by_key(|chain| chain.len)
-}
-
-/// The fewest of one epoch's parts, sorted by their beginning, that reach furthest without a hole.
+/// What a reader asking for the unfinished segment is given.
 fn chain(parts: &[(PartName, u64)], size: SegmentSize) -> Option<Chain> {
-    let (mut taken, mut reached, mut next) = (Vec::new(), 0, 0);
-    loop {
-        let mut best: Option<(PartName, u64)> = None;
-        while let Some((part, bytes)) = parts.get(next).filter(|(part, _)| part.from <= reached) {
-            let fits = u64::from(part.to) <= size.bytes();
-            if fits && part.to > best.map_or(reached, |(best, _)| best.to) {
-                best = Some((*part, *bytes));
-            }
-            next += 1;
-        }
-        match best {
-            Some((part, bytes)) => {
-                reached = part.to;
-                taken.push((part, bytes));
-            }
-            None => return (reached > 0).then(|| Chain { len: u64::from(reached), parts: taken }),
-        }
-    }
+    let names: Vec<PartName> = parts.iter().map(|(part, _)| *part).filter(|part| u64::from(part.to) <= size.bytes()).collect();
+    let links = longest_chain(&names);
+    let len = u64::from(links.last()?.to);
+    let stored = |link: &Link| parts.iter().find(|(part, _)| *part == link.part).copied();
+    Some(Chain { len, parts: links.iter().filter_map(stored).collect() })
 }
 
 #[cfg(test)]
@@ -167,36 +148,21 @@ mod tests {
     use super::*;
     use crate::identity::TimelineId;
 
-    fn chain_of(parts: &[(u32, u32, u32)]) -> Option<(u64, Vec<(u32, u32)>)> {
+    fn chain_of(parts: &[(u32, u32)]) -> Option<(u64, Vec<(u32, u32)>)> {
         let segment = SegmentNumber::new(3).name(TimelineId::FIRST, SegmentSize::DEFAULT);
-        let parts = parts.iter().map(|(from, to, epoch)| (PartName { segment, from: *from, to: *to, epoch: *epoch }, 1)).collect();
-        longest_chain(parts, SegmentSize::DEFAULT)
-            .map(|chain| (chain.len, chain.parts.iter().map(|(part, _)| (part.from, part.to)).collect()))
+        let parts: Vec<_> = parts.iter().map(|(from, to)| (PartName { segment, from: *from, to: *to, epoch: 1 }, 1)).collect();
+        chain(&parts, SegmentSize::DEFAULT).map(|chain| (chain.len, chain.parts.iter().map(|(part, _)| (part.from, part.to)).collect()))
     }
 
     #[test]
-    fn parts_adjoin_and_overlap() {
-        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 1), (20, 25, 1)]), Some((25, vec![(0, 10), (10, 20), (20, 25)])));
-        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 1), (0, 20, 1), (20, 25, 1)]), Some((25, vec![(0, 20), (20, 25)])));
-        assert_eq!(chain_of(&[(5, 30, 1), (0, 10, 1)]), Some((30, vec![(0, 10), (5, 30)])));
-    }
-
-    #[test]
-    fn a_hole_ends_the_chain() {
-        assert_eq!(chain_of(&[(0, 10, 1), (11, 20, 1)]), Some((10, vec![(0, 10)])));
-        assert_eq!(chain_of(&[(1, 10, 1)]), None);
+    fn chains_have_the_sizes_of_their_parts() {
+        assert_eq!(chain_of(&[(0, 10), (10, 20), (0, 20), (20, 25)]), Some((25, vec![(0, 20), (20, 25)])));
+        assert_eq!(chain_of(&[(1, 10)]), None);
         assert_eq!(chain_of(&[]), None);
     }
 
     #[test]
-    fn epochs_are_not_joined() {
-        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 2)]), Some((10, vec![(0, 10)])));
-        assert_eq!(chain_of(&[(0, 10, 1), (10, 20, 1), (0, 15, 2)]), Some((20, vec![(0, 10), (10, 20)])));
-        assert_eq!(chain_of(&[(0, 10, 2), (0, 5, 1), (5, 10, 1)]), Some((10, vec![(0, 10)])));
-    }
-
-    #[test]
     fn a_part_longer_than_the_segment_is_not_believed() {
-        assert_eq!(chain_of(&[(0, 10, 1), (0, u32::MAX, 1)]), Some((10, vec![(0, 10)])));
+        assert_eq!(chain_of(&[(0, 10), (0, u32::MAX)]), Some((10, vec![(0, 10)])));
     }
 }
