@@ -20,6 +20,8 @@ pub enum Source {
 }
 
 impl Source {
+    const ALL: [Self; 3] = [Self::Stream, Self::Archive, Self::Part];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Stream => "stream",
@@ -52,6 +54,7 @@ pub struct Metrics {
     lag_seconds: Gauge,
     contact_seconds: Gauge,
     phase: IntGaugeVec,
+    commits_wait: IntGauge,
     objects: IntCounterVec,
     bytes: IntCounterVec,
     errors: IntCounterVec,
@@ -81,6 +84,8 @@ impl Metrics {
                 .gauge("walkeep_wal_lag_seconds", "For how long the oldest WAL that is not durable has been waiting, in seconds.")?,
             contact_seconds: maker.gauge("walkeep_server_contact_seconds", "Seconds since the server was last heard of; -1 if never.")?,
             phase: maker.int_gauge_vec("walkeep_stream_phase", "1 for what the stream is doing, 0 for the others.", "phase")?,
+            commits_wait: maker
+                .int_gauge("walkeep_commits_wait", "1 while commits on the server wait for this agent: it is a synchronous standby.")?,
             objects: maker.counter_vec("walkeep_stored_objects_total", "Objects stored: segments and other files, and parts.", "source")?,
             bytes: maker.counter_vec("walkeep_stored_bytes_total", "Bytes written to the repository for them.", "source")?,
             errors: maker.counter_vec("walkeep_errors_total", "Failed calls to the repository, by kind.", "kind")?,
@@ -103,7 +108,7 @@ impl Metrics {
 
     /// Rates need a first sample: every known label exists from the start.
     fn begin_at_zero(&self) {
-        for source in [Source::Stream, Source::Archive, Source::Part] {
+        for source in Source::ALL {
             self.objects.with_label_values(&[source.as_str()]).reset();
             self.bytes.with_label_values(&[source.as_str()]).reset();
         }
@@ -116,6 +121,11 @@ impl Metrics {
         }
         self.fetched.with_label_values(&["absent"]).reset();
         self.slot_safe_bytes.set(-1);
+    }
+
+    /// How many objects were stored so far, from every source.
+    pub fn objects_stored(&self) -> u64 {
+        Source::ALL.iter().map(|source| self.objects.with_label_values(&[source.as_str()]).get()).sum()
     }
 
     /// Something was stored.
@@ -177,6 +187,7 @@ impl Metrics {
         for phase in [Phase::Off, Phase::Connecting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
             self.phase.with_label_values(&[phase.as_str()]).set(i64::from(phase == now.phase));
         }
+        self.commits_wait.set(i64::from(progress.commits_wait()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())

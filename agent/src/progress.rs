@@ -3,6 +3,7 @@
 //! Three watermarks, each never ahead of the one before: received, spooled (fsynced here), durable (in the repository).
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,8 @@ impl Snapshot {
 #[derive(Debug, Default)]
 pub struct Progress {
     state: Mutex<State>,
+    /// Commits on the server wait for this stream.
+    commits_wait: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +97,16 @@ impl Progress {
     /// What the stream does from now on.
     pub fn set_phase(&self, phase: Phase) {
         self.state().snapshot.phase = phase;
+    }
+
+    /// Notes whether commits on the server wait for this stream: it is a synchronous standby.
+    pub fn set_commits_wait(&self, wait: bool) {
+        self.commits_wait.store(wait, Ordering::Relaxed);
+    }
+
+    /// Whether commits on the server wait for this stream, as far as is known.
+    pub fn commits_wait(&self) -> bool {
+        self.commits_wait.load(Ordering::Relaxed)
     }
 
     /// Why it does not work; `None` once it does.

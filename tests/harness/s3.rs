@@ -30,7 +30,7 @@ pub const SECRET_KEY: &str = "walkeeptestSENTINELsecret";
 pub enum Least {
     /// `s3-policy.json`: put, get, list.
     Keeps,
-    /// `s3-policy-with-probe-cleanup.json`: also deletes scratch objects.
+    /// `s3-policy-with-cleanup.json`: also deletes scratch objects and parts.
     CleansUp,
 }
 
@@ -52,7 +52,7 @@ impl Least {
     pub fn policy(self) -> String {
         let text = match self {
             Self::Keeps => include_str!("../../packaging/iam/s3-policy.json"),
-            Self::CleansUp => include_str!("../../packaging/iam/s3-policy-with-probe-cleanup.json"),
+            Self::CleansUp => include_str!("../../packaging/iam/s3-policy-with-cleanup.json"),
         };
         text.replace("BUCKET", self.name()).replace("PREFIX", LEAST_PREFIX)
     }

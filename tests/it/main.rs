@@ -11,6 +11,7 @@ mod harness;
 mod killed_steps;
 mod least_privilege;
 mod lineage;
+mod parts;
 mod places;
 mod process_faults;
 mod recovery;

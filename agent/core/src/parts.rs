@@ -7,6 +7,8 @@ use crate::segment::SegmentName;
 
 /// This many neighbours of one size class become one object of the next, so that an hour at one part a second leaves at most 24.
 const FAN: usize = 6;
+/// Larger roll-ups, which cost a request and their bytes once more, wait until there are more parts than this.
+const MANY: usize = 18;
 /// A roll-up of at most this many bytes is stored together with the new bytes at its end: it costs no request of its own.
 const FOLD: u32 = 256 << 10;
 
@@ -90,7 +92,8 @@ impl Ledger {
         self.live.push(Live { part: PartName { segment: self.segment, from, to, epoch: self.epoch }, to, level: 0 });
         let new = self.live.len() - 1;
         let mut step = Step { part: self.live[new].part, replaces: Vec::new() };
-        while let Some((first, merged)) = self.due().filter(|(_, merged)| merged.to - merged.part.from <= FOLD) {
+        while let Some(first) = self.live.len().checked_sub(FAN).filter(|first| to - self.live[*first].part.from <= FOLD) {
+            let Some(merged) = self.merged(first) else { break };
             step.replaces.splice(0..0, self.live[first..].iter().map(|live| live.part).filter(|part| *part != step.part));
             step.part = merged.part;
             self.live.truncate(first);
@@ -99,20 +102,15 @@ impl Ledger {
         step
     }
 
-    /// The object that replaces a row of neighbours, if one is due.
+    /// The object that replaces a row of neighbours, if there are too many parts.
     pub fn roll_up(&mut self) -> Option<Step> {
-        let (first, merged) = self.due()?;
-        let replaces = self.live.drain(first..).map(|live| live.part).collect();
-        self.live.push(merged);
-        // Its class may now be full as well: one object for both.
-        match self.roll_up() {
-            Some(Step { part, replaces: mut all }) => {
-                all.retain(|part| *part != merged.part);
-                all.extend(replaces);
-                Some(Step { part, replaces: all })
-            }
-            None => Some(Step { part: merged.part, replaces }),
+        if self.live.len() <= MANY {
+            return None;
         }
+        // The smallest that there is: the last ones are.
+        let (first, merged) = (0..=self.live.len() - FAN).rev().find_map(|first| Some((first, self.merged(first)?)))?;
+        let replaces = self.live.splice(first..first + FAN, [merged]).map(|live| live.part).collect();
+        Some(Step { part: merged.part, replaces })
     }
 
     /// All that is live: what the whole segment replaces.
@@ -120,11 +118,12 @@ impl Ledger {
         self.live.iter().map(|live| live.part)
     }
 
-    fn due(&self) -> Option<(usize, Live)> {
-        let last = self.live.last()?;
-        let first = self.live.len().checked_sub(FAN).filter(|first| self.live[*first..].iter().all(|live| live.level == last.level))?;
-        let part = PartName { segment: self.segment, from: self.live[first].part.from, to: last.to, epoch: self.epoch };
-        Some((first, Live { part, to: last.to, level: last.level + 1 }))
+    /// The neighbours from `first` on as one, if they are of one size class.
+    fn merged(&self, first: usize) -> Option<Live> {
+        let row = self.live.get(first..first + FAN)?;
+        let (begin, end) = (row.first()?, row.last()?);
+        let part = PartName { segment: self.segment, from: begin.part.from, to: end.to, epoch: self.epoch };
+        row.iter().all(|live| live.level == end.level).then_some(Live { part, to: end.to, level: end.level + 1 })
     }
 }
 
@@ -185,7 +184,7 @@ mod tests {
         }
         assert_eq!(reach(&Vec::from_iter(stored)), 14_400_000);
         // 6 * 6 * 4000 bytes fit into one request with the new bytes; only the larger roll-ups cost one of their own.
-        assert_eq!(objects, 3600 + 3600 / 216);
+        assert!(objects <= 3620, "{objects}");
     }
 
     #[test]
@@ -219,7 +218,7 @@ mod tests {
                 at += size;
                 let steps: Vec<Step> = [Some(ledger.append(at)), ledger.roll_up()].into_iter().flatten().collect();
                 for step in steps {
-                    prop_assert!(step.part.to == at && stored.insert(step.part));
+                    prop_assert!(step.part.to <= at && stored.insert(step.part));
                     // Killed between a put and the removals: the next one finds both.
                     if fate == 0 {
                         continue;

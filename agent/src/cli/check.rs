@@ -185,17 +185,43 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
             "max_slot_wal_keep_size is unlimited: while the repository cannot be reached WAL fills the server's disk; set a limit that fits it".into(),
         );
     }
-    let names_us = settings.synchronous_standby_names.to_lowercase().contains(&cluster.application_name.to_lowercase());
-    if names_us && cluster.acknowledge == Acknowledge::Repository {
-        let text = "the agent is named in synchronous_standby_names with acknowledge = \"repository\": in this version a commit waits until its \
-                    whole WAL segment is stored; use acknowledge = \"spool\", or take it out";
-        findings.warn("synchronous", text.into());
+    if cluster.stream {
+        let waited = sql::waited_for(&server.client, &cluster.application_name).await;
+        match waited.map(|waited| possible_loss(waited, cluster)) {
+            Ok((text, true)) => drop(findings.add("loss", Ok(text))),
+            Ok((text, false)) => findings.warn("loss", text),
+            Err(error) => drop(findings.add("loss", Err(error.into()))),
+        }
     }
-    if settings.synchronous_commit == "remote_apply" && !settings.synchronous_standby_names.is_empty() {
-        findings.warn(
-            "synchronous",
-            "synchronous_commit = remote_apply never returns if the agent is the synchronous standby: it applies nothing".into(),
-        );
+}
+
+/// Which commits can be lost with the server's disk in this configuration, and whether that is all as it should be.
+fn possible_loss(waited: sql::Waited, cluster: &ClusterConfig) -> (String, bool) {
+    let interval = humantime::format_duration(cluster.upload_interval);
+    match (waited.commits, cluster.acknowledge) {
+        (true, _) if waited.remote_apply => {
+            let text = "commits wait for the agent, and synchronous_commit = remote_apply is set: such a commit never returns, for the agent applies \
+                        nothing; set synchronous_commit = on";
+            (text.into(), false)
+        }
+        (true, Acknowledge::Repository) => {
+            ("none: a commit returns when it is in the repository, as long as no other standby is enough for it".into(), true)
+        }
+        (true, Acknowledge::Spool) => {
+            let text = format!(
+                "none with the server alone: a commit returns when it is on this agent's disk. With the server and this host together, what came in the \
+                 last {interval} and the time of an upload"
+            );
+            (text, true)
+        }
+        (false, _) => {
+            let text = format!(
+                "with the server, commits of the last {interval} and the time of an upload; more while the repository is out of reach. None if \
+                 synchronous_standby_names names {}",
+                cluster.application_name
+            );
+            (text, true)
+        }
     }
 }
 

@@ -186,7 +186,14 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             });
         }
         Role::Agent => {
-            tasks.spawn(watch::run(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone()));
+            tasks.spawn(watch::run(
+                config.cluster.clone(),
+                params.clone(),
+                repository.clone(),
+                metrics.clone(),
+                progress.clone(),
+                stop.clone(),
+            ));
             if !config.cluster.stream {
                 progress.set_phase(Phase::Off);
                 return;

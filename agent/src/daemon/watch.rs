@@ -1,4 +1,4 @@
-//! What the agent looks at now and then for its metrics: the slot, the files that wait for archive_command, the gaps.
+//! What the agent looks at now and then: the slot, whether commits wait for us, the files that wait for archive_command, the gaps.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,14 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ClusterConfig;
 use crate::metrics::{Metrics, SlotState};
+use crate::postgres::sql::Waited;
 use crate::postgres::{ConnectionParams, sql};
+use crate::progress::Progress;
 use crate::repository::ClusterRepository;
 
 /// Between two looks at the server and its files.
 const PERIOD: Duration = Duration::from_secs(10);
 /// One look must not take longer.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// Gaps cost a request to the store, so they are counted once every so many looks.
+/// Gaps cost a request to the store, so they are counted once every so many looks, and only if something was stored since.
 const GAPS_EVERY: u32 = 30;
 
 /// Looks until `stop`. What fails is logged once until it works again.
@@ -25,16 +27,30 @@ pub async fn run(
     params: ConnectionParams,
     repository: Arc<ClusterRepository>,
     metrics: Arc<Metrics>,
+    progress: Arc<Progress>,
     stop: CancellationToken,
 ) {
-    let mut complained = false;
+    let (mut complained, mut warned, mut counted_at) = (false, false, None);
     for look in 0u32.. {
         let looked = match cluster.stream {
-            true => tokio::time::timeout(DEADLINE, look_at_slot(&cluster, &params, &metrics)).await.context("no answer in time").flatten(),
-            false => Ok(()),
+            true => {
+                tokio::time::timeout(DEADLINE, look_at_server(&cluster, &params, &metrics)).await.context("no answer in time").flatten()
+            }
+            false => Ok(Waited::default()),
         };
         match looked {
-            Ok(()) => complained = false,
+            Ok(waited) => {
+                complained = false;
+                progress.set_commits_wait(waited.commits);
+                let hangs = waited.commits && waited.remote_apply;
+                if hangs && !warned {
+                    tracing::error!(
+                        "synchronous_commit = remote_apply is set on the server, and commits wait for this agent, which applies nothing: such a commit \
+                         never returns. Set it to on, or take the agent out of synchronous_standby_names"
+                    );
+                }
+                warned = hangs;
+            }
             Err(error) if complained => tracing::debug!(error = format!("{error:#}"), "cannot look at the slot"),
             Err(error) => {
                 complained = true;
@@ -48,9 +64,12 @@ pub async fn run(
                 tracing::debug!(error = format!("{error:#}"), "cannot count what waits for archive_command");
             }
         }
+        let stored = metrics.objects_stored();
         if look % GAPS_EVERY == 0
+            && counted_at != Some(stored)
             && let Ok(gaps) = repository.open_gaps().await
         {
+            counted_at = Some(stored);
             metrics.open_gaps(gaps.len());
         }
         tokio::select! {
@@ -60,7 +79,7 @@ pub async fn run(
     }
 }
 
-async fn look_at_slot(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics) -> Result<()> {
+async fn look_at_server(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics) -> Result<Waited> {
     let client = sql::connect_sql(params).await.context("connect for SQL")?;
     let slot = match sql::slot_state(&client, &cluster.slot).await? {
         Some(slot) => SlotState { wal_status: slot.wal_status.unwrap_or_default(), active: slot.active, safe_wal_size: slot.safe_wal_size },
@@ -74,7 +93,7 @@ async fn look_at_slot(cluster: &ClusterConfig, params: &ConnectionParams, metric
         );
     }
     metrics.slot(&slot);
-    Ok(())
+    Ok(sql::waited_for(&client, &cluster.application_name).await?)
 }
 
 /// The files that wait for archive_command, and the age of the oldest in seconds.

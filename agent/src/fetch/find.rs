@@ -12,8 +12,9 @@ use walkeep_store::{ErrorKind, ListRequest};
 
 use crate::repository::{ClusterIdentity, ClusterRepository, Error};
 
-/// Objects that one page of the look behind a missing segment asks for. One is enough, unless others put objects there.
-const LOOK: usize = 8;
+/// Objects that one page of the look behind a missing segment asks for. One is enough, unless others put objects there, or the server lists the
+/// segment's own parts too.
+const LOOK: usize = 32;
 
 /// What the repository has under a file's name.
 #[derive(Debug)]
@@ -210,7 +211,13 @@ impl Finder {
         let start_after = format!("{}{segment}{behind}", layout.log_prefix(segment.timeline(), segment.log()));
         // What another timeline's promotion left of this very segment says nothing about what comes after it.
         let own_partial = ObjectName::Wal(WalFileName::Partial(segment));
-        let later = self.first_wal(segment.timeline(), Some(start_after), |name| *name != own_partial).await?;
+        // Servers that sort folder by folder list its parts behind that key too.
+        let own = |name: &ObjectName| match name {
+            ObjectName::Wal(WalFileName::Segment(found)) => *found == segment,
+            ObjectName::Part(part) => part.segment == segment,
+            _ => false,
+        };
+        let later = self.first_wal(segment.timeline(), Some(start_after), |name| *name != own_partial && (itself || !own(name))).await?;
         Ok(later.map(|name| match name {
             ObjectName::Wal(WalFileName::Segment(found)) if found == segment => Later::Itself(layout.key(&name)),
             ObjectName::Part(part) if part.segment == segment => Later::Itself(layout.key(&name)),

@@ -95,6 +95,31 @@ fn startup_error(error: tokio_postgres::Error) -> Error {
     }
 }
 
+/// Whether commits wait for the standby of this name, and whether some wait for it to apply what it never applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Waited {
+    /// It is, or may be, one of the synchronous standbys.
+    pub commits: bool,
+    /// `synchronous_commit = remote_apply` is set for the server, a database or a role.
+    pub remote_apply: bool,
+}
+
+/// Asks whether commits wait for the standby called `application_name`. A role that may not see `sync_state` (it needs pg_read_all_stats) is told
+/// by `synchronous_standby_names`, which may name more standbys than commits wait for.
+pub async fn waited_for(client: &Client, application_name: &str) -> Result<Waited, Error> {
+    let row = client
+        .query_one(
+            "SELECT coalesce((SELECT bool_or(sync_state IN ('sync', 'quorum')) FROM pg_stat_replication WHERE application_name = $1), \
+             position('*' in current_setting('synchronous_standby_names')) > 0 \
+             OR position(lower($1) in lower(current_setting('synchronous_standby_names'))) > 0), \
+             current_setting('synchronous_commit') = 'remote_apply' \
+             OR EXISTS (SELECT FROM pg_db_role_setting WHERE 'synchronous_commit=remote_apply' = ANY (setconfig))",
+            &[&application_name],
+        )
+        .await?;
+    Ok(Waited { commits: row.try_get(0)?, remote_apply: row.try_get(1)? })
+}
+
 /// A row of `pg_replication_slots`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotState {

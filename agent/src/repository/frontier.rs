@@ -1,7 +1,9 @@
 //! How far WAL is stored, asked with a few short listings: what a stream needs to know when it begins.
 
+use std::collections::BTreeSet;
+
 use walkeep_core::layout::ObjectName;
-use walkeep_core::{Lsn, SegmentNumber, TimelineId, WalFileName};
+use walkeep_core::{Lsn, SegmentName, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ListRequest, list_all};
 
 use super::{ClusterRepository, Result};
@@ -36,6 +38,27 @@ impl ClusterRepository {
             }
         }
         Ok(stretches)
+    }
+
+    /// Segments that are stored whole and in parts as well, in the 4 GiB around `at`. One or two short listings.
+    pub async fn whole_with_parts(&self, timeline: TimelineId, at: Lsn) -> Result<Vec<SegmentName>> {
+        let mut left = Vec::new();
+        let segment = self.identity().segment_size.segment_of(at);
+        let logs: BTreeSet<u32> = [Some(segment), segment.previous()]
+            .into_iter()
+            .flatten()
+            .map(|number| number.name(timeline, self.identity().segment_size).log())
+            .collect();
+        for log in logs {
+            let request = ListRequest { prefix: self.layout().log_prefix(timeline, log), by_folder: true, ..ListRequest::default() };
+            let page = list_all(self.store().as_ref(), request).await?;
+            let whole: BTreeSet<SegmentNumber> =
+                page.objects.iter().filter_map(|listed| self.segment_number(listed.key.as_str(), timeline)).collect();
+            let size = self.identity().segment_size;
+            let names = whole.into_iter().map(|number| number.name(timeline, size));
+            left.extend(names.filter(|name| page.folders.contains(&self.layout().parts_prefix(*name))));
+        }
+        Ok(left)
     }
 
     fn segment_number(&self, key: &str, timeline: TimelineId) -> Option<SegmentNumber> {

@@ -176,10 +176,20 @@ impl ClusterRepository {
         }
     }
 
+    /// Removes a part that is not needed any more.
+    pub async fn remove_part(&self, part: PartName) -> Result<()> {
+        Ok(self.store().delete(&self.key(&ObjectName::Part(part))?).await?)
+    }
+
     /// The unfinished segment as far as parts of it are stored without a hole, from its first byte; empty without parts.
     pub async fn get_tail(&self, segment: SegmentName) -> Result<Bytes> {
+        self.get_chain(segment, &longest_chain(&self.list_parts(segment).await?)).await
+    }
+
+    /// The bytes of parts that form a chain.
+    pub async fn get_chain(&self, segment: SegmentName, chain: &[Link]) -> Result<Bytes> {
         let mut tail: Vec<u8> = Vec::new();
-        for Link { part, to } in longest_chain(&self.list_parts(segment).await?) {
+        for Link { part, to } in chain.iter().copied().filter(|link| link.part.segment == segment) {
             let content = self.get_part(part).await?.content.slice(..(to - part.from) as usize);
             // Parts may overlap after a restart; what they share must be the same bytes.
             let shared = tail.len() - part.from as usize;

@@ -11,7 +11,8 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, page};
 
 use super::Streamer;
-use super::session::{EPOCH, PART_LIMIT};
+use super::session::EPOCH;
+use super::tail::PART_LIMIT;
 use crate::metrics::Source;
 use crate::postgres::replication::{Event, ReplicationConnection, Started};
 use crate::repository;

@@ -8,10 +8,12 @@ pub mod alone;
 mod ends;
 mod history;
 mod position;
+mod reaper;
 mod session;
+mod tail;
 mod uploads;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,7 @@ use crate::retry::Backoff;
 use crate::spool::Spool;
 use alone::Notes;
 use position::{Known, Start};
+use reaper::Reaper;
 use session::{Ended, Session};
 use uploads::{Destination, Uploads};
 
@@ -57,6 +60,8 @@ pub struct Streamer {
     notes: Notes,
     /// At this position the server could not be compared with what is stored before it.
     incomparable: Mutex<Option<Position>>,
+    /// Whether parts that an earlier agent left were looked for.
+    swept: AtomicBool,
 }
 
 impl Streamer {
@@ -89,15 +94,17 @@ impl Streamer {
             progress,
             slot_was_lost: AtomicBool::new(false),
             incomparable: Mutex::new(None),
+            swept: AtomicBool::new(false),
         })
     }
 
     /// Streams until `stop`. Every failure is told in the log and the progress note, and tried again.
     pub async fn run(self, stop: CancellationToken) {
+        let reaper = Reaper::start(self.repository.clone(), stop.clone());
         let mut failures = 0;
         while !stop.is_cancelled() {
             let began = Instant::now();
-            let Err(error) = self.stream_until_it_ends(&stop).await else { break };
+            let Err(error) = self.stream_until_it_ends(&reaper, &stop).await else { break };
             failures = if began.elapsed() > STABLE { 1 } else { failures + 1 };
             let wait = RECONNECT.wait(failures);
             let text = format!("{error:#}");
@@ -113,7 +120,7 @@ impl Streamer {
     }
 
     /// One life of the uploads: connections follow each other over ends of timelines, until a failure or the stop.
-    async fn stream_until_it_ends(&self, stop: &CancellationToken) -> Result<()> {
+    async fn stream_until_it_ends(&self, reaper: &Reaper, stop: &CancellationToken) -> Result<()> {
         // Where to begin is decided by what the repository says; what was stored before must not speak against that.
         self.recent.forget();
         let to = Destination {
@@ -121,6 +128,7 @@ impl Streamer {
             spool: self.spool.clone(),
             recent: self.recent.clone(),
             metrics: self.metrics.clone(),
+            reaper: reaper.clone(),
         };
         let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, CancellationToken::new());
         let ended = self.stream_with(&mut uploads, stop).await;
@@ -165,6 +173,9 @@ impl Streamer {
                 },
             };
             (alone, reached) = (None, true);
+            if history.is_some() {
+                self.sweep(&uploads.reaper(), &start).await;
+            }
             let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.known == Known::Whole);
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
                 Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
@@ -178,6 +189,8 @@ impl Streamer {
                         acknowledge: self.cluster.acknowledge,
                         spool: &self.spool,
                         spool_limit: self.cluster.spool_limit.0,
+                        upload_interval: self.cluster.upload_interval,
+                        upload_parallelism: self.cluster.upload_parallelism,
                         identity: self.repository.identity(),
                         uploads,
                         progress: &self.progress,
@@ -228,6 +241,17 @@ impl Streamer {
                     }
                 }
             }
+        }
+    }
+
+    /// Brings parts to removal that an earlier agent did not live to remove. Once in the life of an agent.
+    async fn sweep(&self, reaper: &Reaper, start: &Start) {
+        if self.swept.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        match self.repository.whole_with_parts(start.frontier.timeline, start.frontier.lsn).await {
+            Ok(segments) => segments.into_iter().for_each(|segment| reaper.leftovers(segment)),
+            Err(error) => tracing::debug!(%error, "cannot look for parts that are not needed any more"),
         }
     }
 
@@ -297,7 +321,7 @@ impl Streamer {
                 continue;
             }
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
-            uploads.segment(segment, end);
+            uploads.segment(segment, end, Vec::new());
         }
         Ok(())
     }

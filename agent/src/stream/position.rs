@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
+use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, TimelineHistory, WalFileName};
 
@@ -26,6 +27,8 @@ pub(super) struct Start {
     pub stored: Bytes,
     /// Where that lies.
     pub known: Known,
+    /// The parts it lies in, if it does.
+    pub chain: Vec<Link>,
     /// Everything before this is in the repository.
     pub durable: Lsn,
     /// Without the repository: what the note says of that, which nothing adds to until the repository was asked.
@@ -186,7 +189,7 @@ impl Streamer {
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    return Ok(Start { at, frontier, stored: stored.content, known: Known::Whole, durable: at.lsn, noted: None });
+                    return Ok(Start { at, frontier, stored: stored.content, known: Known::Whole, chain: Vec::new(), durable: at.lsn, noted: None });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -195,8 +198,9 @@ impl Streamer {
                 Err(error) => return Err(error.into()),
             }
         }
-        let stored = self.repository.get_tail(name).await?;
-        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, durable: frontier.lsn, noted: None })
+        let chain = longest_chain(&parts);
+        let stored = self.repository.get_chain(name, &chain).await?;
+        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, chain, durable: frontier.lsn, noted: None })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {

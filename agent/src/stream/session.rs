@@ -6,15 +6,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use walkeep_core::layout::PartName;
 use walkeep_core::resume::Position;
-use walkeep_core::{Lsn, TimelineId, page};
+use walkeep_core::{Lsn, TimelineId};
 
 use super::alone::Notes;
-use super::position::{Known, Start};
+use super::position::Start;
+use super::tail::{Cadence, Handed, Tail};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::metrics::Metrics;
@@ -22,7 +21,7 @@ use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Event, Options, ReplicationConnection};
 use crate::progress::{Phase, Progress};
 use crate::repository::{self, ClusterIdentity};
-use crate::spool::{SegmentWriter, Spool};
+use crate::spool::Spool;
 
 /// Received bytes are fsynced, and the server told how far we are, at least this often. Well below a third of the smallest sensible
 /// `wal_sender_timeout`.
@@ -38,8 +37,9 @@ const ASKING_AGAIN: Duration = Duration::from_secs(1);
 const SERVER_SILENT: Duration = Duration::from_secs(45);
 /// Time to store the tail when the agent stops; SIGTERM has to be over within 5 s.
 const DRAIN: Duration = Duration::from_secs(4);
-/// The most one part holds.
-pub(super) const PART_LIMIT: u64 = 16 << 20;
+/// Parts under way while commits wait for them. With two, the second gathers what comes during the first's request; more would be more requests for
+/// the same bytes.
+const PARTS_AT_ONCE: usize = 2;
 /// The writer epoch in the names of parts. Leases with rising epochs come with parts that are stored every second.
 pub(super) const EPOCH: u32 = 1;
 
@@ -69,6 +69,10 @@ pub struct Session<'a> {
     pub spool: &'a Spool,
     /// The most they may be.
     pub spool_limit: u64,
+    /// At the latest so long after they came, received bytes are stored.
+    pub upload_interval: Duration,
+    /// Uploads at a time.
+    pub upload_parallelism: usize,
     /// Which cluster.
     pub identity: &'a ClusterIdentity,
     /// Where finished things go.
@@ -92,7 +96,7 @@ struct Receiving<'a> {
     spooled: Lsn,
     /// The end of what is durable in the repository.
     durable: Lsn,
-    segment: Option<Segment>,
+    tail: Option<Tail>,
     /// When the first and the last of a row of requests for a reply came that could not be answered with everything being durable.
     asked: Option<(Instant, Instant)>,
     /// A look, while the spool is full, whether the server is shutting down.
@@ -102,17 +106,6 @@ struct Receiving<'a> {
     spool_full: bool,
     /// When the server was last heard.
     heard: Instant,
-}
-
-/// The segment being received.
-struct Segment {
-    writer: SegmentWriter,
-    /// What is known of it already; received bytes must be equal.
-    stored: Bytes,
-    /// Where that lies.
-    known: Known,
-    /// How far it was handed over in parts or is stored in them.
-    handed_over: u64,
 }
 
 impl<'a> Session<'a> {
@@ -127,7 +120,7 @@ impl<'a> Session<'a> {
             at: begin.lsn,
             spooled: begin.lsn,
             durable,
-            segment: None,
+            tail: None,
             asked: None,
             looking: None,
             answer_at: None,
@@ -144,13 +137,14 @@ impl Receiving<'_> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let answer_at = self.answer_at;
+            let (answer_at, part_due) = (self.answer_at, self.part_due());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.stop().await,
                 acknowledged = self.session.uploads.next() => self.acknowledged(acknowledged).await?,
                 () = wait_until(answer_at), if answer_at.is_some() => self.send_status().await?,
                 _ = tick.tick() => self.tick().await?,
+                () = wait_until(part_due), if part_due.is_some() => { self.hand_over_part()?; }
                 event = self.session.connection.next_event(), if !self.spool_full => {
                     if let Some(ended) = self.handle(event.context("receive WAL")?).await? {
                         return Ok(ended);
@@ -212,72 +206,44 @@ impl Receiving<'_> {
     }
 
     fn write_within_segment(&mut self, bytes: &[u8]) -> Result<()> {
-        let size = self.session.identity.segment_size;
-        let timeline = self.session.start.at.timeline;
-        let segment = match &mut self.segment {
-            Some(segment) => segment,
+        let Session { identity, spool, start, .. } = &mut self.session;
+        let size = identity.segment_size;
+        let tail = match &mut self.tail {
+            Some(tail) => tail,
             none => {
-                let name = size.segment_of(self.at).name(timeline, size);
+                let name = size.segment_of(self.at).name(start.at.timeline, size);
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
-                let first = self.at == self.session.start.at.lsn;
-                let stored = std::mem::take(&mut self.session.start.stored);
-                let known = self.session.start.known;
-                let (writer, handed_over) = match known {
-                    Known::InSpool if first => (self.session.spool.receive_again(name)?, 0),
-                    _ => (self.session.spool.create(name)?, stored.len() as u64),
-                };
-                none.insert(Segment { writer, stored, known: if first { known } else { Known::InParts }, handed_over })
+                let first = (self.at == start.at.lsn).then_some(start);
+                none.insert(Tail::begin(spool, name, identity, first)?)
             }
         };
-        let from = segment.writer.written() as usize;
-        let stored = segment.stored.get(from..).unwrap_or_default();
-        let overlap = stored.len().min(bytes.len());
-        if bytes[..overlap] != stored[..overlap] {
-            let conflict = repository::Error::Conflict {
-                name: format!("{} from byte {from}", segment.writer.segment()),
-                stored: "what was stored before".into(),
-                offered: "what the server sends now".into(),
-            };
-            self.session.metrics.error(conflict.kind());
-            return Err(conflict.into());
-        }
-        segment.writer.append(bytes)?;
-        self.at = self.at.saturating_add(bytes.len() as u64);
-        if !segment.stored.is_empty() && segment.writer.written() >= segment.stored.len() as u64 {
-            // Everything known before is confirmed to be what the server has; in the repository, it is durable without storing it again.
-            if segment.known.in_repository() {
-                let start = size.align_down(Lsn::new(self.at.get() - 1));
-                let end = start.saturating_add(segment.stored.len() as u64);
-                self.durable = self.durable.max(end);
-                self.session.progress.durable(end);
+        let proven = tail.append(bytes).inspect_err(|error| {
+            if let Some(error) = error.downcast_ref::<repository::Error>() {
+                self.session.metrics.error(error.kind());
             }
-            segment.stored = Bytes::new();
+        })?;
+        self.at = self.at.saturating_add(bytes.len() as u64);
+        if let Some(offset) = proven {
+            // Everything known before is confirmed to be what the server has: it is durable without storing it again.
+            let end = size.align_down(Lsn::new(self.at.get() - 1)).saturating_add(offset);
+            self.durable = self.durable.max(end);
+            self.session.progress.durable(end);
         }
-        if segment.writer.is_whole() {
-            self.seal()?;
-        }
-        Ok(())
+        if tail.is_whole() { self.seal() } else { Ok(()) }
     }
 
     fn seal(&mut self) -> Result<()> {
-        let Some(segment) = self.segment.take() else { return Ok(()) };
-        let identity = self.session.identity;
-        let name = segment.writer.segment();
-        let first_page = segment.writer.read(0, FIRST_PAGE)?;
-        page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
-            .with_context(|| format!("refuse {name} as streamed"))?;
-        if segment.known.is_whole() {
-            tracing::info!(segment = %name, "the server has the same as was received before");
-            self.spooled = self.at;
-            self.session.progress.spooled(self.at);
-            return self.session.spool.remove_unfinished(name);
-        }
-        let name = segment.writer.seal()?;
+        let Some(tail) = self.tail.take() else { return Ok(()) };
+        let only_compared = tail.is_only_compared();
+        let (name, parts) = tail.seal(self.session.spool, self.session.identity)?;
         self.spooled = self.at;
         self.session.progress.spooled(self.at);
+        if only_compared {
+            return Ok(());
+        }
         let end = Position { timeline: name.timeline(), lsn: self.at };
         self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)))?;
-        self.session.uploads.segment(name, end);
+        self.session.uploads.segment(name, end, parts);
         self.check_spool()
     }
 
@@ -350,8 +316,8 @@ impl Receiving<'_> {
     }
 
     fn sync(&mut self) -> Result<()> {
-        if let Some(segment) = &mut self.segment {
-            tokio::task::block_in_place(|| segment.writer.sync())?;
+        if let Some(tail) = &mut self.tail {
+            tail.sync()?;
             self.spooled = self.at;
             self.session.progress.spooled(self.at);
         }
@@ -385,26 +351,30 @@ impl Receiving<'_> {
     /// Hands over what was received of the unfinished segment and is not yet stored, as parts.
     fn hand_over_tail(&mut self) -> Result<()> {
         self.sync()?;
-        let size = self.session.identity.segment_size;
-        let Some(segment) = &mut self.segment else { return Ok(()) };
-        let name = segment.writer.segment();
-        if segment.handed_over == 0 && segment.writer.written() >= FIRST_PAGE {
-            let first_page = segment.writer.read(0, FIRST_PAGE)?;
-            let identity = self.session.identity;
-            page::check_partial_segment(name, identity.segment_size, identity.system_identifier, None, &first_page)
-                .with_context(|| format!("refuse {name} as streamed"))?;
-        }
-        while segment.handed_over < segment.writer.written() {
-            let to = segment.writer.written().min(segment.handed_over + PART_LIMIT);
-            let content = Bytes::from(tokio::task::block_in_place(|| segment.writer.read(segment.handed_over, to))?);
-            let part = PartName { segment: name, from: segment.handed_over as u32, to: to as u32, epoch: EPOCH };
-            let start = size.align_down(Lsn::new(self.at.get() - 1));
-            let end = Position { timeline: name.timeline(), lsn: start.saturating_add(to) };
-            tracing::debug!(segment = %name, from = part.from, to = part.to, "storing the tail as a part");
-            self.session.uploads.part(part, content, end);
-            segment.handed_over = to;
-        }
+        while self.hand_over_part()? {}
         Ok(())
+    }
+
+    /// Hands over the next part; whether there was one.
+    fn hand_over_part(&mut self) -> Result<bool> {
+        let Some(tail) = &mut self.tail else { return Ok(false) };
+        let Some(next) = tail.next_part(self.session.identity)? else { return Ok(false) };
+        for Handed { step, content } in [Some(next), tail.roll_up()?].into_iter().flatten() {
+            let segment = step.part.segment;
+            let start = self.session.identity.segment_size.align_down(Lsn::new(self.at.get() - 1));
+            let end = Position { timeline: segment.timeline(), lsn: start.saturating_add(u64::from(step.part.to)) };
+            tracing::debug!(%segment, from = step.part.from, to = step.part.to, instead_of = step.replaces.len(), "storing a part");
+            self.session.uploads.part(step, content, end);
+        }
+        Ok(true)
+    }
+
+    /// When the next part is to be handed over. Not while others wait for the store: what is received meanwhile goes into one.
+    fn part_due(&self) -> Option<Instant> {
+        let at_once = self.session.acknowledge == Acknowledge::Repository && self.session.progress.commits_wait();
+        let most = if at_once { PARTS_AT_ONCE } else { self.session.upload_parallelism };
+        let cadence = Cadence { interval: self.session.upload_interval, at_once };
+        self.tail.as_ref().filter(|_| self.session.uploads.len() < most).and_then(|tail| tail.due(cadence))
     }
 
     fn commits_wait_for_fsync(&self) -> bool {
@@ -458,9 +428,6 @@ impl Receiving<'_> {
         Ok(Ended::Stopped)
     }
 }
-
-/// The first page of a segment holds its long header.
-const FIRST_PAGE: u64 = 8192;
 
 async fn wait_until(moment: Option<Instant>) {
     match moment {

@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use walkeep_core::SegmentName;
 use walkeep_core::layout::PartName;
+use walkeep_core::parts::Step;
 use walkeep_core::resume::Position;
 
+use super::reaper::Reaper;
 use crate::metrics::{Metrics, Source};
 use crate::recent::Recent;
 use crate::repository::wal::Stored;
@@ -38,6 +40,8 @@ pub struct Destination {
     pub recent: Arc<Recent>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Where parts go that nobody needs any more.
+    pub reaper: Reaper,
 }
 
 /// Uploads under way.
@@ -50,9 +54,18 @@ pub struct Uploads {
     begun: bool,
     /// The first segment was stored.
     proven: watch::Sender<bool>,
-    under_way: FuturesOrdered<AbortOnDropHandle<Result<Position, Error>>>,
+    under_way: FuturesOrdered<AbortOnDropHandle<Result<Done, Error>>>,
     /// Every task, to wait for the last.
     tasks: TaskTracker,
+}
+
+/// What was stored.
+#[derive(Debug)]
+struct Done {
+    /// The position after it.
+    end: Position,
+    /// Parts whose place it took.
+    replaces: Vec<PartName>,
 }
 
 impl Uploads {
@@ -70,6 +83,11 @@ impl Uploads {
         }
     }
 
+    /// Where parts go that nobody needs any more.
+    pub fn reaper(&self) -> Reaper {
+        self.to.reaper.clone()
+    }
+
     /// How many are not yet acknowledged.
     pub fn len(&self) -> usize {
         self.under_way.len()
@@ -80,8 +98,8 @@ impl Uploads {
         self.under_way.is_empty()
     }
 
-    /// Stores a whole segment from the spool, then removes it there. `end` is the position after it.
-    pub fn segment(&mut self, segment: SegmentName, end: Position) {
+    /// Stores a whole segment from the spool, then removes it there, and later its `parts`. `end` is the position after it.
+    pub fn segment(&mut self, segment: SegmentName, end: Position, parts: Vec<PartName>) {
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
         let turn = self.turn();
         let (first, proven) = (!self.begun, self.proven.clone());
@@ -93,12 +111,13 @@ impl Uploads {
             if first {
                 proven.send_replace(true);
             }
-            Ok(end)
+            Ok(Done { end, replaces: parts })
         });
     }
 
-    /// Stores bytes of the segment being received. `end` is the position after them.
-    pub fn part(&mut self, part: PartName, content: Bytes, end: Position) {
+    /// Stores bytes of the segment being received, and later removes the parts whose place they take. `end` is the position after them.
+    pub fn part(&mut self, step: Step, content: Bytes, end: Position) {
+        let Step { part, replaces } = step;
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
         let turn = self.turn();
         self.push(async move {
@@ -107,7 +126,7 @@ impl Uploads {
             let put = || to.repository.put_part(part, content.clone());
             let stored = retried(&to, &format!("storing part {:08X}-{:08X} of {}", part.from, part.to, part.segment), &cancel, put).await?;
             to.metrics.stored(Source::Part, stored);
-            Ok(end)
+            Ok(Done { end, replaces })
         });
     }
 
@@ -120,7 +139,7 @@ impl Uploads {
         self.tasks.wait().await;
     }
 
-    fn push(&mut self, upload: impl Future<Output = Result<Position, Error>> + Send + 'static) {
+    fn push(&mut self, upload: impl Future<Output = Result<Done, Error>> + Send + 'static) {
         self.under_way.push_back(AbortOnDropHandle::new(self.tasks.spawn(upload)));
     }
 
@@ -132,7 +151,12 @@ impl Uploads {
     /// Safe to drop and call again.
     pub async fn next(&mut self) -> Result<Position, Error> {
         match self.under_way.next().await {
-            Some(Ok(result)) => result,
+            // In order: what is replaced was stored before, and is not stored once more after it was removed.
+            Some(Ok(Ok(Done { end, replaces }))) => {
+                self.to.reaper.replaced(replaces);
+                Ok(end)
+            }
+            Some(Ok(Err(error))) => Err(error),
             Some(Err(died)) => Err(Error::Internal(format!("an upload died: {died}"))),
             None => std::future::pending().await,
         }

@@ -1,0 +1,144 @@
+//! The unfinished segment goes into the repository as parts: what is committed is there soon, or before the commit returns.
+
+use std::time::Duration;
+
+use walkeep_tests::{Bucket, Repository, Request, S3Server, Stop, Walkeep, When, wait_until};
+
+use crate::story::{self, Restored, Story};
+use crate::support::{SERVER_GONE, assert_calm, lsn, switch_and_store, wait_durable};
+
+const VERSION: u32 = 15;
+const SOON: Duration = Duration::from_secs(30);
+
+/// Keys of parts in the bucket, without their folder.
+fn parts(bucket: &Bucket) -> Vec<String> {
+    bucket.list("main/").into_iter().filter_map(|(key, _)| key.split_once(".parts/").map(|(_, part)| part.to_owned())).collect()
+}
+
+/// No segment ends, nothing is stopped in peace: server and agent are gone at once, and only the bucket is left.
+#[test]
+fn commits_of_the_unfinished_segment_outlive_server_and_agent() {
+    let bucket = S3Server::get().bucket();
+    let cluster = story::builder(VERSION).start();
+    let walkeep = Walkeep::new(&cluster, Repository::s3(S3Server::get().endpoint(), &bucket));
+    walkeep.ok(&["init"]);
+    let mut agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    story::backup(&walkeep);
+    story::insert(&cluster, 40);
+    let state = cluster.sql(story::STATE);
+    wait_durable(&agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), SOON);
+    agent.kill9();
+    cluster.kill9();
+    assert!(!parts(&bucket).is_empty());
+    std::fs::rename(cluster.data(), cluster.data().with_extension("gone")).unwrap();
+    let restored = Restored::by(&walkeep, VERSION, &[]);
+    assert_eq!(restored.start().state(), state);
+    assert_eq!(restored.rows(), 40);
+}
+
+/// A slow stream leaves few parts, each byte stored once or twice, and none after its segment is stored whole. An idle server causes no request.
+#[test]
+fn parts_are_few_and_go() {
+    let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
+    let cluster = story::builder(VERSION).conf("checkpoint_timeout", "1h").conf("bgwriter_lru_maxpages", "0").start();
+    let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
+    walkeep.upload_interval = "100ms".to_owned();
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    switch_and_store(&cluster, &agent, 1);
+    proxy.forget();
+    for _ in 0..60 {
+        story::insert(&cluster, 1);
+        wait_durable(&agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), SOON);
+    }
+    let put = |request: &Request| request.method == "PUT" && request.path.contains(".parts/");
+    let stored: u64 = proxy.requests().iter().filter(|request| put(request)).map(|request| request.sent).sum();
+    let puts = proxy.count(&When::put().path(".parts/"));
+    eprintln!("{puts} parts of {stored} bytes for 60 commits");
+    assert!(puts >= 50, "{puts}: each commit was waited for");
+    assert_eq!(proxy.count(&When::list()), 0, "nothing is listed on the way in");
+    wait_until("what was rolled up is removed", SOON, || parts(&bucket).len() <= 24);
+    // Nothing moves, nothing is asked. The server writes a record now and then by itself.
+    wait_until("nothing is asked while nothing moves", Duration::from_secs(120), || {
+        let position = || cluster.sql("SELECT pg_current_wal_insert_lsn()");
+        let at = position();
+        wait_durable(&agent, lsn(&at), SOON);
+        std::thread::sleep(Duration::from_millis(500));
+        let requests = proxy.requests().len();
+        std::thread::sleep(Duration::from_secs(4));
+        let still = position() == at;
+        assert!(!still || proxy.requests().len() == requests, "{:?}", proxy.requests().last());
+        still
+    });
+    // An agent that goes on stores nothing twice, and removes what the one before did not live to.
+    switch_and_store(&cluster, &agent, 1);
+    agent.stop();
+    assert!(!parts(&bucket).is_empty());
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    wait_until("the parts of whole segments are removed", SOON, || parts(&bucket).len() <= 2);
+    assert_calm(&agent, &[]);
+    agent.stop();
+}
+
+/// The agent is the only synchronous standby: what a commit has returned for is in the bucket.
+#[test]
+fn a_commit_returns_when_it_is_in_the_repository() {
+    let bucket = S3Server::get().bucket();
+    let cluster = story::builder(VERSION).conf("synchronous_standby_names", "walkeep").conf("synchronous_commit", "local").start();
+    let mut walkeep = Walkeep::new(&cluster, Repository::s3(S3Server::get().endpoint(), &bucket));
+    // Such an interval shows that nobody waits for it.
+    walkeep.upload_interval = "1h".to_owned();
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let mut agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    wait_until("it knows that commits wait", SOON, || agent.metric("walkeep_commits_wait") == Some(1.0));
+    let loss = walkeep.run(&["check"]).stdout;
+    assert!(
+        loss.lines().any(|line| line.contains("loss") && line.contains("none: a commit returns when it is in the repository")),
+        "{loss}"
+    );
+    story::backup(&walkeep);
+    for _ in 0..20 {
+        cluster.sql("SET synchronous_commit = on; INSERT INTO t SELECT coalesce(max(i), 0) + 1 FROM t");
+    }
+    agent.kill9();
+    cluster.kill9();
+    let restored = Restored::by(&walkeep, VERSION, &[]);
+    assert_eq!(restored.start().rows(), 20);
+}
+
+/// Commits that wait with `remote_apply` never return: told, before anybody has to guess.
+#[test]
+fn remote_apply_is_told() {
+    let cluster = story::builder(VERSION).conf("synchronous_standby_names", "walkeep").conf("synchronous_commit", "local").start();
+    let walkeep = Walkeep::local(&cluster);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.sql("ALTER DATABASE postgres SET synchronous_commit = remote_apply");
+    wait_until("the agent says it", SOON, || agent.log().contains("remote_apply"));
+    let checked = walkeep.run(&["check"]);
+    assert!(checked.stdout.contains("never returns"), "{}", checked.stdout);
+    agent.stop();
+}
+
+/// Its only source is the repository: a standby follows through parts.
+#[test]
+fn a_standby_follows_by_restore_command_alone() {
+    let story = Story::local(VERSION);
+    story.insert(3);
+    story.backup();
+    let standby = story.restore(&[]);
+    std::fs::rename(standby.cluster.data().join("recovery.signal"), standby.cluster.data().join("standby.signal")).unwrap();
+    standby.launch();
+    story.insert(5);
+    wait_until("the standby has them", story::PATIENCE, || standby.rows() == 8);
+    assert_eq!(standby.cluster.sql("SELECT pg_is_in_recovery()"), "t");
+    standby.cluster.stop(Stop::Fast);
+    drop(standby);
+    story.end(&SERVER_GONE);
+}
