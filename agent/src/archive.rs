@@ -138,7 +138,7 @@ impl Archiver {
             Some(segment) => tokio::time::timeout(TURN, self.recent.turn(segment)).await.ok(),
             None => None,
         };
-        if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) {
+        if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) && self.is_still_there(name, hash).await? {
             return Ok(Stored::Already);
         }
         let stored = tokio::select! {
@@ -150,6 +150,15 @@ impl Archiver {
             self.recent.note(segment, hash);
         }
         Ok(stored)
+    }
+
+    /// After this answer the server may remove its copy, so what was stored a while ago is looked at once more: one small request.
+    async fn is_still_there(&self, name: WalFileName, hash: codec::Hash) -> Result<bool, ArchiveError> {
+        let described = self.repository.describe_wal(name).await.inspect_err(|error| self.metrics.error(error.kind()))?;
+        if described.is_none() {
+            tracing::warn!(%name, "it was stored by the stream and is gone from the repository: storing it again");
+        }
+        Ok(described.is_some_and(|described| described.sha256 == hash))
     }
 
     fn expected_size(&self, name: WalFileName) -> Size {

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use walkeep_tests::walkeep::run;
 use walkeep_tests::{Agent, Bucket, Cluster, Fault, FaultProxy, Repository, S3Server, Stop, Walkeep, When, compare_fetched, wait_until};
 
+use crate::story;
 use crate::support::{MIB, SERVER_GONE, Tmpfs, assert_calm, end_of, segments_in, switch_and_store, wait_durable};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -311,4 +313,28 @@ fn a_machine_without_authorities() {
     let refused = walkeep.run(&["status"]);
     assert!(!refused.ok() && refused.stderr.contains("ca-certificates") && refused.stderr.contains("ca_file"), "{refused:?}");
     assert!(!refused.stderr.contains("panicked"), "{refused:?}");
+}
+
+/// What the stream stored is looked at once more before archive_command is told "done": after that the server may remove its copy.
+#[test]
+fn what_others_deleted_is_archived_again() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let walkeep = Walkeep::local(&cluster);
+    walkeep.ok(&["init"]);
+    cluster.archive_by(None);
+    let agent = walkeep.agent();
+    let name = switch_and_store(&cluster, &agent, 1);
+    let object = story::wait_for_file(&walkeep.local_repository(), &format!("/{name}.zst"));
+    let offer = || {
+        let file = cluster.pg_wal().join(&name);
+        run(&mut walkeep.command_of("walkeep-archive-cmd", &["--socket", &walkeep.socket().to_string_lossy(), &file.to_string_lossy()]))
+    };
+    cluster.archive_now();
+    offer().expect_code(0);
+    std::fs::remove_file(&object).unwrap();
+    offer().expect_code(0);
+    assert!(object.exists());
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 1);
+    assert_calm(&agent, &["is gone from the repository"]);
+    agent.stop();
 }

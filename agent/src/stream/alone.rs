@@ -189,7 +189,15 @@ impl Streamer {
             return Ok(None);
         }
         if slot >= at.lsn || bytes.len() > LONG_HEADER {
-            return Ok(Some(Start { at, frontier: at, stored: bytes, known: Known::InSpool, chain: Vec::new(), durable, noted: Some(noted) }));
+            return Ok(Some(Start {
+                at,
+                frontier: at,
+                stored: bytes,
+                known: Known::InSpool,
+                chain: Vec::new(),
+                durable,
+                noted: Some(noted),
+            }));
         }
         let size = self.repository.identity().segment_size;
         let Some(before) = size.segment_of(at.lsn).previous() else { return Ok(None) };

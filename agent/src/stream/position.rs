@@ -189,7 +189,15 @@ impl Streamer {
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    return Ok(Start { at, frontier, stored: stored.content, known: Known::Whole, chain: Vec::new(), durable: at.lsn, noted: None });
+                    return Ok(Start {
+                        at,
+                        frontier,
+                        stored: stored.content,
+                        known: Known::Whole,
+                        chain: Vec::new(),
+                        durable: at.lsn,
+                        noted: None,
+                    });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
