@@ -90,6 +90,9 @@ fn the_agent_at_the_tail_and_at_archive_command() {
         let cluster = Cluster::builder().segment_mib(1).archiving().start();
         let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
         let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
+        // The only part is that of the stop.
+        walkeep.upload_interval = "1h".to_owned();
+        walkeep.write_config();
         walkeep.ok(&["init"]);
         cluster.archive_by(None);
         let mut agent = walkeep.agent();

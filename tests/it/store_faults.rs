@@ -338,3 +338,45 @@ fn what_others_deleted_is_archived_again() {
     assert_calm(&agent, &["is gone from the repository"]);
     agent.stop();
 }
+
+/// A hole that others made is filled when the stream begins anew, if the server still has the WAL; else it is a gap.
+#[test]
+fn what_others_deleted_is_streamed_again_or_a_gap() {
+    for kept in [true, false] {
+        let size = if kept { "256MB" } else { "0" };
+        let cluster = Cluster::builder().segment_mib(1).archiving().conf("wal_keep_size", size).conf("max_wal_size", "4MB").start();
+        let walkeep = Walkeep::local(&cluster);
+        walkeep.ok(&["init"]);
+        cluster.archive_by(None);
+        let agent = walkeep.agent();
+        let names: Vec<String> = (0..6).map(|_| switch_and_store(&cluster, &agent, 1)).collect();
+        cluster.archive_now();
+        agent.stop();
+        for name in &names[2..4] {
+            std::fs::remove_file(story::wait_for_file(&walkeep.local_repository(), &format!("/{name}.zst"))).unwrap();
+        }
+        if !kept {
+            cluster.sql("CHECKPOINT");
+            wait_until("the server has removed it", SOON, || !cluster.pg_wal().join(&names[3]).exists());
+        }
+        let agent = walkeep.agent();
+        switch_and_store(&cluster, &agent, 1);
+        cluster.archive_now();
+        let gaps = walkeep.ok(&["status", "--json"]).json()["gaps"].as_array().unwrap().len();
+        if kept {
+            assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 7);
+            assert_eq!(gaps, 0);
+            assert_calm(&agent, &[]);
+        } else {
+            assert_eq!(gaps, 1);
+            assert_eq!(agent.metric("walkeep_gaps"), Some(1.0));
+            assert_calm(&agent, &["the stream ended", "GAP in the archive", "cannot be compared"]);
+        }
+        agent.stop();
+        // Once told, it is no reason to begin there again.
+        let agent = walkeep.agent();
+        switch_and_store(&cluster, &agent, 1);
+        assert_calm(&agent, &[]);
+        agent.stop();
+    }
+}

@@ -425,7 +425,7 @@ async fn parts_that_contradict_each_other_are_damage() {
     let rig = Rig::new().await;
     let segment = rig.segment(1, 3);
     rig.put_part(segment, 0..1000).await;
-    let part = PartName { segment, from: 500, to: 2000, epoch: 2 };
+    let part = PartName { segment, from: 500, to: 2000, epoch: 1 };
     rig.repository.put_part(part, Bytes::from(vec![0; 1500])).await.unwrap();
     failed_with(&rig.fetch(segment).await, &rig.repository.layout().key(&ObjectName::Part(part)));
 }

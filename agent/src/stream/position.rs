@@ -9,12 +9,15 @@ use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
-use walkeep_core::{Lsn, TimelineHistory, WalFileName};
+use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
 
 use super::Streamer;
 use crate::postgres::replication::{Created, Identity, ReplicationConnection};
 use crate::postgres::sql;
 use crate::repository::Error;
+
+/// Segments before the newest one among which a stream looks for holes when it begins: one page of a listing.
+const HOLES_WITHIN: u64 = 500;
 
 /// Where a stream begins, and what is known of its first segment.
 #[derive(Debug)]
@@ -75,7 +78,8 @@ impl Streamer {
         let size = self.repository.identity().segment_size;
         // A slot that follows the spool says nothing of what the spool has lost.
         let noted = self.noted_as_stored().filter(|noted| *noted <= identity.flush);
-        let kept = slot.into_iter().chain(noted).min();
+        let hole = self.newest_hole(history.timeline()).await?;
+        let kept = slot.into_iter().chain(noted).chain(hole).min();
         let begin = resume::begin(&resume::Known { server: history, flushed: identity.flush, slot: kept, stored: &stored }, size);
         let mut frontier = begin.position;
         loop {
@@ -86,6 +90,15 @@ impl Streamer {
             frontier = behind;
         }
         self.back_to_prove(frontier, slot, identity.flush).await
+    }
+
+    /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
+    /// the repository back. The server may still have it; if not, that is a gap. Holes that are recorded are passed over like any gap.
+    async fn newest_hole(&self, timeline: TimelineId) -> Result<Option<Lsn>> {
+        let Some(newest) = self.repository.newest_segment(timeline).await? else { return Ok(None) };
+        let from = SegmentNumber::new(newest.get().saturating_sub(HOLES_WITHIN));
+        let stretches = self.repository.stored_stretches(timeline, from).await?;
+        Ok(stretches.windows(2).map(|pair| pair[0].1).next())
     }
 
     /// The end of the newest whole segment on each timeline of the history.
