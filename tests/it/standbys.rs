@@ -11,7 +11,7 @@ const VERSION: u32 = 15;
 
 /// A primary with its agent, and a standby that `walkeep backup` connects to.
 fn with_standby() -> (Story, Cluster) {
-    let mut story = Story::local(VERSION);
+    let mut story = Story::without_parts(VERSION);
     story.insert(10);
     let standby = story.cluster.standby();
     story.cluster.wait_replayed(&standby);

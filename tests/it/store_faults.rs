@@ -345,7 +345,9 @@ fn what_others_deleted_is_streamed_again_or_a_gap() {
     for kept in [true, false] {
         let size = if kept { "256MB" } else { "0" };
         let cluster = Cluster::builder().segment_mib(1).archiving().conf("wal_keep_size", size).conf("max_wal_size", "4MB").start();
-        let walkeep = Walkeep::local(&cluster);
+        let mut walkeep = Walkeep::local(&cluster);
+        walkeep.upload_interval = "1h".to_owned();
+        walkeep.write_config();
         walkeep.ok(&["init"]);
         cluster.archive_by(None);
         let agent = walkeep.agent();

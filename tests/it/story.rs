@@ -34,6 +34,16 @@ impl Story {
         Self::begin(builder(version), None)
     }
 
+    /// The same, its agent storing no part before the segment ends or the agent does.
+    #[track_caller]
+    pub fn without_parts(version: u32) -> Self {
+        let cluster = builder(version).start();
+        let mut walkeep = Walkeep::local(&cluster);
+        walkeep.upload_interval = "1h".to_owned();
+        walkeep.write_config();
+        Self::with(cluster, walkeep)
+    }
+
     /// A server, archiving and streaming into the repository (`None`: a local one), with an empty table `t`.
     #[track_caller]
     pub fn begin(builder: Builder, repository: Option<Repository>) -> Self {
@@ -42,6 +52,11 @@ impl Story {
             Some(repository) => Walkeep::new(&cluster, repository),
             None => Walkeep::local(&cluster),
         };
+        Self::with(cluster, walkeep)
+    }
+
+    #[track_caller]
+    fn with(cluster: Cluster, walkeep: Walkeep) -> Self {
         walkeep.ok(&["init"]);
         let agent = walkeep.agent();
         cluster.archive_by(Some(&walkeep.archive_command()));

@@ -171,6 +171,8 @@ fn xid_of(refusal: &str) -> String {
 fn lose(story: &Story, at: &str) -> String {
     let segment = story.cluster.sql(&format!("SELECT pg_walfile_name('{at}')"));
     let object = story::wait_for_file(&story.walkeep.local_repository(), &format!("{segment}.zst"));
+    // Parts that nobody needs any more would do as well, for the while that they are left.
+    let _ = std::fs::remove_dir_all(object.with_extension("parts"));
     std::fs::remove_file(object).unwrap();
     segment
 }

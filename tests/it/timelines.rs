@@ -354,7 +354,9 @@ fn a_slot_invalidated_for_being_idle_is_made_anew() {
 #[test]
 fn what_a_repository_put_back_lacks_is_stored_again() {
     let cluster = Cluster::builder().segment_mib(1).conf("wal_keep_size", "256MB").start();
-    let walkeep = uninitialised(&cluster, Store::Local);
+    let mut walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.upload_interval = "1h".to_owned();
+    walkeep.write_config();
     walkeep.ok(&["init"]);
     let agent = walkeep.agent();
     let first = switch_and_store(&cluster, &agent, 1);

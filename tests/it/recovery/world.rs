@@ -47,7 +47,10 @@ impl World {
     pub fn build(kind: postgres::Builder) -> Self {
         let primary = kind.segment_mib(1).archiving().start();
         let bucket = S3Server::get().bucket();
-        let walkeep = Walkeep::new(&primary, Repository::s3(S3Server::get().endpoint(), &bucket));
+        let mut walkeep = Walkeep::new(&primary, Repository::s3(S3Server::get().endpoint(), &bucket));
+        // Finished segments have no parts that could stand in for them.
+        walkeep.upload_interval = "1h".to_owned();
+        walkeep.write_config();
         primary.archive_by(Some(&walkeep.archive_command()));
         walkeep.ok(&["init"]);
         let agent = walkeep.agent();
