@@ -96,13 +96,19 @@ async fn search(
 
 /// A segment's bytes, whole or as far as its parts reach.
 async fn read(repository: Arc<ClusterRepository>, file: NeededFile) -> Result<(NeededFile, Bytes)> {
-    let content = if file.parts.is_empty() {
-        let found = repository.get_wal(WalFileName::Segment(file.segment)).await?;
-        found.map(|found| found.content).ok_or_else(|| Error::corrupt(file.segment.to_string(), "it was listed and is gone"))?
-    } else {
-        repository.get_tail(file.segment).await?
-    };
-    Ok((file, content))
+    let wanted = file.parts.iter().map(|part| part.to as usize).max();
+    if let Some(wanted) = wanted {
+        let tail = repository.get_tail(file.segment).await?;
+        if tail.len() >= wanted {
+            return Ok((file, tail.slice(..wanted)));
+        }
+    }
+    // While the plan is made the agent goes on: a segment that was listed in parts may be stored whole by now, and its parts be removed.
+    let found = repository.get_wal(WalFileName::Segment(file.segment)).await?;
+    let content = found.map(|found| found.content).filter(|content| wanted.is_none_or(|wanted| wanted <= content.len()));
+    let content = content.ok_or_else(|| Error::corrupt(file.segment.to_string(), "it was listed and is gone"))?;
+    let wanted = wanted.unwrap_or(content.len());
+    Ok((file, content.slice(..wanted)))
 }
 
 fn feed(decoder: &mut Decoder, search: &mut TargetSearch, bytes: &[u8]) -> Result<Progress, DecodeError> {
@@ -115,4 +121,28 @@ fn feed(decoder: &mut Decoder, search: &mut TargetSearch, bytes: &[u8]) -> Resul
         }
     }
     Ok(progress)
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_core::layout::PartName;
+
+    use super::*;
+    use crate::repository::tests::{memory, segment};
+
+    /// A plan that read less than it counts on would not see the last commits, nor a tablespace that replay creates.
+    #[tokio::test]
+    async fn parts_that_went_while_the_plan_was_made_are_read_from_the_whole_segment() {
+        let (repository, _) = memory().await;
+        let repository = Arc::new(repository);
+        let (name, content) = (segment(1), Bytes::from(vec![7; 1 << 20]));
+        let part = PartName { segment: name, from: 0, to: 100, epoch: 1 };
+        let file = || NeededFile { segment: name, parts: vec![part], stored: 1 };
+        assert!(read(repository.clone(), file()).await.is_err(), "neither is there");
+        repository.put_part(part, content.slice(..100)).await.unwrap();
+        assert_eq!(read(repository.clone(), file()).await.unwrap().1, content.slice(..100));
+        repository.put_wal(WalFileName::Segment(name), content.clone()).await.unwrap();
+        repository.remove_part(part).await.unwrap();
+        assert_eq!(read(repository.clone(), file()).await.unwrap().1, content.slice(..100), "no more than was listed");
+    }
 }
