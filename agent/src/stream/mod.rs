@@ -311,13 +311,11 @@ impl Streamer {
                 page::check_segment(segment, identity.segment_size, identity.system_identifier, None, &bytes).map_err(anyhow::Error::new)
             });
             if let Err(reason) = checked.await.context("look at the spool")? {
-                match reason.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
-                    // An upload that the last connection began has just stored and removed it.
-                    Some(std::io::ErrorKind::NotFound) => {}
-                    // It may be the only copy of what was confirmed: tried again, not put away.
-                    Some(_) => return Err(reason),
-                    None => self.spool.set_aside(&self.spool.path(segment), &reason)?,
+                // It may be the only copy of what was confirmed: what cannot be read is tried again, not put away nor passed over.
+                if reason.root_cause().is::<std::io::Error>() {
+                    return Err(reason);
                 }
+                self.spool.set_aside(&self.spool.path(segment), &reason)?;
                 continue;
             }
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
