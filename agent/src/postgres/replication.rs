@@ -221,10 +221,19 @@ enum State {
     Finishing(Option<(TimelineId, Lsn)>),
 }
 
+/// What ended a stream, kept until the rest of the server's answer is read: [`ReplicationConnection::next_event`] may be dropped meanwhile.
+enum Failure {
+    /// The server's error; it may go on to take commands.
+    Refused(ServerError),
+    /// The connection broke; what the server said before may still be there to be read.
+    Broken(Error),
+}
+
 /// A session with a walsender.
 pub struct ReplicationConnection {
     wire: Wire,
     state: State,
+    failure: Option<Failure>,
 }
 
 impl ReplicationConnection {
@@ -241,7 +250,7 @@ impl ReplicationConnection {
         if !server_options.is_empty() {
             settings.push(("options", server_options.as_str()));
         }
-        Ok(Self { wire: auth::connect(params, &settings).await?, state: State::Idle })
+        Ok(Self { wire: auth::connect(params, &settings).await?, state: State::Idle, failure: None })
     }
 
     /// Which cluster this is, and where it is.
@@ -347,12 +356,15 @@ impl ReplicationConnection {
 
     /// The stream's next event. Cancel-safe: dropped, it loses nothing.
     pub async fn next_event(&mut self) -> Result<Event, ReplicationError> {
+        if self.failure.is_some() {
+            return Err(self.explain_failure().await);
+        }
         if !matches!(self.state, State::Streaming | State::Finishing(_)) {
             return Err(Error::Protocol("no WAL is being streamed".into()).into());
         }
         loop {
             if let Err(error) = self.wire.flush().await {
-                return Err(self.last_words(error).await);
+                return Err(self.fail(Failure::Broken(error)).await);
             }
             match (self.wire.next().await?, self.state) {
                 (Message::CopyData(body), State::Streaming) => return Ok(stream_message(body)?),
@@ -373,7 +385,7 @@ impl ReplicationConnection {
                     self.state = State::Idle;
                     return Ok(end.map_or(Event::Ended, |(next, switch)| Event::EndOfTimeline { next, switch }));
                 }
-                (Message::Error(error), _) => return Err(self.failed(error, true).await),
+                (Message::Error(error), _) => return Err(self.fail(Failure::Refused(error)).await),
                 (other, _) => return Err(unexpected("streaming WAL", &other).into()),
             }
         }
@@ -394,7 +406,7 @@ impl ReplicationConnection {
         frontend::CopyData::new(body).map_err(Error::Io)?.write(self.wire.outgoing());
         match within(REPLY_TIMEOUT, "reporting the WAL position", self.wire.flush()).await {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.last_words(error).await),
+            Err(error) => Err(self.fail(Failure::Broken(error)).await),
         }
     }
 
@@ -447,9 +459,30 @@ impl ReplicationConnection {
         result
     }
 
-    /// What the server said before it hung up, if that arrived: it tells more than the broken pipe that a write met.
-    async fn last_words(&mut self, error: Error) -> ReplicationError {
+    async fn fail(&mut self, failure: Failure) -> ReplicationError {
         self.state = State::Busy;
+        self.failure = Some(failure);
+        self.explain_failure().await
+    }
+
+    /// Cancel-safe: the failure is forgotten only when it is told.
+    async fn explain_failure(&mut self) -> ReplicationError {
+        if let Some(Failure::Refused(error)) = &self.failure {
+            let error = error.clone();
+            let told = self.failed(error, true).await;
+            self.failure = None;
+            return told;
+        }
+        let words = self.last_words().await;
+        match (words, self.failure.take()) {
+            (Some(error), _) => ReplicationError::classify(error, true),
+            (None, Some(Failure::Broken(error))) => error.into(),
+            (None, _) => Error::Closed.into(),
+        }
+    }
+
+    /// What the server said before it hung up, if that arrived: it tells more than the broken pipe that a write met.
+    async fn last_words(&mut self) -> Option<ServerError> {
         let read = within(Duration::from_secs(1), "reading the rest", async {
             loop {
                 if let Message::Error(error) = self.wire.next().await? {
@@ -457,7 +490,7 @@ impl ReplicationConnection {
                 }
             }
         });
-        read.await.map_or_else(|_| error.into(), |error| ReplicationError::classify(error, true))
+        read.await.ok()
     }
 
     async fn failed(&mut self, error: ServerError, streaming: bool) -> ReplicationError {
@@ -522,64 +555,4 @@ fn parse_size(text: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn server(code: &str, message: &str) -> ServerError {
-        ServerError { severity: "ERROR".into(), code: code.into(), message: message.into(), ..ServerError::default() }
-    }
-
-    #[test]
-    fn errors_become_decisions() {
-        let kind = |code, message, streaming| ReplicationError::classify(server(code, message), streaming);
-        assert!(matches!(
-            kind("58P01", "requested WAL segment 000000010000000000000001 has already been removed", true),
-            ReplicationError::WalRemoved(_)
-        ));
-        assert!(matches!(kind("58P01", "could not open file", false), ReplicationError::Server(_)));
-        assert!(matches!(
-            kind("55006", "replication slot \"s1\" is active for PID 4711", false),
-            ReplicationError::SlotInUse { pid: Some(4711), .. }
-        ));
-        assert!(matches!(kind("55000", "can no longer access replication slot \"s\"", false), ReplicationError::SlotLost(_)));
-        assert!(matches!(kind("55000", "cannot use a logical replication slot", false), ReplicationError::Server(_)));
-        assert!(matches!(
-            kind("XX000", "requested starting point 0/9 is ahead of the WAL flush position of this server 0/8", true),
-            ReplicationError::AheadOfFlush(_)
-        ));
-        assert!(matches!(
-            kind("XX000", "requested starting point 0/9 on timeline 1 is not in this server's history", false),
-            ReplicationError::NotInHistory(_)
-        ));
-    }
-
-    #[test]
-    fn names_and_sizes() {
-        for good in ["a", "walkeep_1", &"x".repeat(63)] {
-            assert!(check_slot_name(good).is_ok(), "{good}");
-        }
-        for bad in ["", "A", "a-b", "a\"b", "ä", &"x".repeat(64)] {
-            assert!(check_slot_name(bad).is_err(), "{bad}");
-        }
-        assert_eq!(parse_size("16MB"), Some(16 << 20));
-        assert_eq!(parse_size("1GB"), Some(1 << 30));
-        assert_eq!(parse_size("1048576"), Some(1 << 20));
-        assert_eq!(parse_size("16 MB"), None);
-        assert_eq!(parse_size("MB"), None);
-        assert_eq!(trailing_number("PID 12"), Some(12));
-        assert_eq!(trailing_number("none"), None);
-    }
-
-    #[test]
-    fn stream_messages_are_checked() {
-        assert!(stream_message(Bytes::from_static(b"w\0")).is_err());
-        assert!(stream_message(Bytes::from_static(b"x")).is_err());
-        assert!(stream_message(Bytes::new()).is_err());
-        let mut body = vec![b'k'];
-        body.extend(7u64.to_be_bytes());
-        body.extend(1i64.to_be_bytes());
-        body.push(1);
-        let event = stream_message(body.into()).expect("a keepalive");
-        assert_eq!(event, Event::Keepalive { server_end: Lsn::new(7), sent_at: PgTimestamp::from_micros(1), reply_requested: true });
-    }
-}
+mod tests;
