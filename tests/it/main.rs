@@ -9,6 +9,7 @@ mod backups;
 mod conflicts;
 mod harness;
 mod killed_steps;
+mod leases;
 mod least_privilege;
 mod lineage;
 mod parts;
