@@ -184,7 +184,7 @@ impl Metrics {
         self.lag_bytes.set(i64::try_from(now.lag_bytes()).unwrap_or(i64::MAX));
         self.lag_seconds.set(now.lag.as_secs_f64());
         self.contact_seconds.set(now.last_contact.map_or(-1.0, |at| at.elapsed().as_secs_f64()));
-        for phase in [Phase::Off, Phase::Connecting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
+        for phase in [Phase::Off, Phase::Connecting, Phase::Waiting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
             self.phase.with_label_values(&[phase.as_str()]).set(i64::from(phase == now.phase));
         }
         self.commits_wait.set(i64::from(progress.commits_wait()));

@@ -5,6 +5,7 @@
 //! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it.
 
 pub mod alone;
+mod behind;
 mod ends;
 mod history;
 mod position;
@@ -175,6 +176,12 @@ impl Streamer {
             (alone, reached) = (None, true);
             if history.is_some() {
                 self.sweep(&uploads.reaper(), &start).await;
+            }
+            if history.is_some() && self.is_behind(&mut connection, &identity, start.frontier.lsn).await? {
+                if !self.wait_for_standby(&mut connection, &identity, start.frontier.lsn, stop).await? {
+                    return Ok(());
+                }
+                continue;
             }
             let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.known == Known::Whole);
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
