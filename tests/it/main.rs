@@ -8,6 +8,7 @@ mod alone;
 mod backups;
 mod conflicts;
 mod failover;
+mod gaps;
 mod harness;
 mod killed_steps;
 mod least_privilege;

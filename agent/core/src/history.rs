@@ -85,6 +85,11 @@ impl TimelineHistory {
         &self.ancestors
     }
 
+    /// All timelines of it, oldest first, itself last.
+    pub fn lineage(&self) -> impl Iterator<Item = TimelineId> + '_ {
+        self.ancestors.iter().map(|ancestor| ancestor.timeline).chain([self.timeline])
+    }
+
     /// The timeline it grew out of; `None` for one without ancestors.
     pub fn parent(&self) -> Option<&Ancestor> {
         self.ancestors.last()

@@ -7,6 +7,7 @@
 pub mod alone;
 mod behind;
 mod ends;
+mod gap;
 mod history;
 mod position;
 mod reaper;
@@ -236,7 +237,7 @@ impl Streamer {
                             Err(other) => return Err(other),
                         }
                     }
-                    return Err(self.explain(error, begin, history).await);
+                    return Err(self.explain(error, frontier, history).await);
                 }
             };
             match ended {
