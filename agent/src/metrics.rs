@@ -128,6 +128,11 @@ impl Metrics {
         Source::ALL.iter().map(|source| self.objects.with_label_values(&[source.as_str()]).get()).sum()
     }
 
+    /// How many of them archive_command brought.
+    pub fn objects_archived(&self) -> u64 {
+        self.objects.with_label_values(&[Source::Archive.as_str()]).get()
+    }
+
     /// Something was stored.
     pub fn stored(&self, source: Source, stored: Stored) {
         if let Stored::New { bytes } = stored {
@@ -167,6 +172,11 @@ impl Metrics {
         }
         self.slot_active.set(i64::from(slot.active));
         self.slot_safe_bytes.set(slot.safe_wal_size.unwrap_or(-1));
+    }
+
+    /// Whether gaps are open, as far as is known.
+    pub fn has_open_gaps(&self) -> bool {
+        self.gaps.get() > 0
     }
 
     /// How many gaps are open.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use walkeep_tests::{Agent, Cluster, Stop, Walkeep, wait_until};
 
 use crate::story;
-use crate::support::{assert_calm, copies, end_of, fetch, lsn, segments_in, switch_and_store, wait_durable};
+use crate::support::{Offered, assert_calm, copies, end_of, fetch, lsn, offer, segments_in, switch_and_store, wait_durable};
 
 const SOON: Duration = Duration::from_secs(30);
 const MIB: u64 = 1 << 20;
@@ -103,6 +103,70 @@ fn a_gap_is_exactly_what_is_lost() {
         assert_stored(&walkeep, &kept);
         agent.stop();
     }
+}
+
+/// Copies of the lost segments turn up: some are pushed by hand, the rest by archive_command. What is still missing is told, and at the end nothing is.
+#[test]
+fn a_gap_is_closed_by_what_fills_it() {
+    let builder = story::builder(15).conf("max_wal_size", "4MB").conf("min_wal_size", "2MB");
+    let cluster = builder.start();
+    cluster.archive_by(None);
+    let walkeep = Walkeep::local(&cluster);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    story::insert(&cluster, 10);
+    story::backup(&walkeep);
+    story::insert(&cluster, 10);
+    let from = stop_with_all_stored(&cluster, &walkeep, agent, 1);
+    cluster.sql("SELECT pg_drop_replication_slot('walkeep')");
+    for _ in 0..4 {
+        story::insert(&cluster, 1);
+        cluster.archive_now();
+    }
+    let lost = lose(&cluster, from + 3 * MIB);
+    let agent = launch_into_gap(&walkeep);
+    story::insert(&cluster, 10);
+    story::settle(&cluster, &walkeep);
+    let gaps = recorded(&walkeep);
+    let to = start_of(&lost);
+    assert_eq!(gaps.iter().map(place).collect::<Vec<_>>(), [(1, from, to)]);
+    let refused = story::refused(&walkeep, &["--timeline", "1", "--lsn", &format!("0/{:X}", to + 100)]);
+    assert!(refused.contains("SlotLost"), "{refused}");
+
+    let offered = Offered::of(&cluster);
+    let missing: Vec<_> = (from / MIB..to / MIB).map(|number| segment_of(1, number * MIB)).collect();
+    let copy = |name: &String| offered.file(name, &std::fs::read(cluster.oracle().join(name)).unwrap());
+    let (by_hand, rest) = missing.split_at(missing.len() / 2);
+    assert!(!by_hand.is_empty() && !rest.is_empty(), "{missing:?}");
+    for name in by_hand {
+        walkeep.ok(&["wal", "push", &copy(name).to_string_lossy()]);
+    }
+    let gap = &recorded(&walkeep)[0];
+    let left = |gap: &Value| (lsn(gap["missing"][0]["from"].as_str().unwrap()), lsn(gap["missing"][0]["to"].as_str().unwrap()));
+    assert_eq!((&gap["open"], left(gap)), (&json!(true), (start_of(&rest[0]), to)), "{gap}");
+    let said = walkeep.ok(&["status"]).stdout;
+    assert!(said.contains("\nGAP: ") && said.contains("still missing: from"), "{said}");
+    story::refused(&walkeep, &["--timeline", "1", "--lsn", &format!("0/{:X}", to + 100)]);
+    assert_eq!(agent.metric("walkeep_gaps"), Some(1.0));
+
+    for name in rest {
+        offer(&walkeep, &copy(name)).expect_code(0);
+    }
+    wait_until("the metric sees it", SOON, || agent.metric("walkeep_gaps") == Some(0.0));
+    let gap = &recorded(&walkeep)[0];
+    assert_eq!((&gap["open"], &gap["missing"]), (&json!(false), &json!([])), "{gap}");
+    assert!(gap["closed_at"].is_string() && gap["recorded_at"].is_string(), "{gap}");
+    let said = walkeep.ok(&["status"]).stdout;
+    assert!(said.contains("\nclosed gap: ") && !said.contains("GAP") && !said.contains("HOLE"), "{said}");
+    assert_eq!(story::Restored::by(&walkeep, 15, &["--latest"]).start().rows(), 34);
+    // An agent that begins anew does not take it for open, nor passes over anything.
+    agent.stop();
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    assert_eq!(agent.metric("walkeep_gaps"), Some(0.0));
+    assert_calm(&agent, &[]);
+    agent.stop();
 }
 
 /// Ends the server's recovery anew, which makes the next timeline.

@@ -197,6 +197,8 @@ pub enum ObjectName {
     BackupRecord(BackupId),
     /// A gap's record.
     Gap(GapName),
+    /// The note that a gap was filled.
+    GapClosing(GapName),
 }
 
 /// The keys of one cluster identity.
@@ -233,6 +235,9 @@ impl ClusterLayout {
             ObjectName::BackupRecord(id) => format!("{root}backups/{id}/backup.json"),
             ObjectName::Gap(gap) => {
                 format!("{root}gaps/{}-{:016X}-{:016X}.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
+            }
+            ObjectName::GapClosing(gap) => {
+                format!("{root}gaps/{}-{:016X}-{:016X}.closed.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
             }
         }
     }
@@ -291,10 +296,13 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             _ => None,
         },
         "gaps" => {
-            let mut fields = rest.strip_suffix(".json")?.split('-');
+            let name = rest.strip_suffix(".json")?;
+            let (place, closing) = name.strip_suffix(".closed").map_or((name, false), |place| (place, true));
+            let mut fields = place.split('-');
             let timeline = TimelineId::parse_hex(fields.next()?)?;
             let mut position = || u64::from_str_radix(fields.next()?, 16).ok().map(Lsn::new);
-            Some(ObjectName::Gap(GapName { timeline, from: position()?, to: position()? }))
+            let gap = GapName { timeline, from: position()?, to: position()? };
+            Some(if closing { ObjectName::GapClosing(gap) } else { ObjectName::Gap(gap) })
         }
         _ => None,
     }
@@ -360,6 +368,7 @@ mod tests {
             (ObjectName::BackupManifest(id.clone()), "backups/20261121T034712Z-0000000002000028/manifest.zst"),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
+            (ObjectName::GapClosing(gap), "gaps/00000001-0000000003000000-0000000104000000.closed.json"),
         ]
     }
 
