@@ -8,7 +8,7 @@ use walkeep_tests::postgres::Builder;
 use walkeep_tests::{Agent, Cluster, Repository, Stop, Walkeep, compare_fetched, wait_until};
 
 use crate::story::{self, Restored};
-use crate::support::{SERVER_GONE, assert_calm, fetch, lsn, segments_in, switch_and_store, wait_durable};
+use crate::support::{Offered, SERVER_GONE, assert_calm, fetch, lsn, offer, segments_in, switch_and_store, wait_durable};
 
 const SOON: Duration = Duration::from_secs(30);
 /// What an agent says when it comes to a server that was a standby until now: the slot is made there.
@@ -268,5 +268,84 @@ fn a_standby_that_is_behind_is_waited_for() {
     wait_durable(&agent, end, SOON);
     assert_no_gap(&walkeep);
     assert_calm(&agent, &["the replication slot is gone"]);
+    agent.stop();
+}
+
+/// S2: two standbys are promoted, neither knowing of the other, each with an agent: two timelines 2. The second is refused, both are described, and nothing
+/// of it is stored.
+#[test]
+fn of_two_promotions_to_one_timeline_the_second_is_refused() {
+    let primary = builder().start();
+    let (first, second) = (primary.standby(), primary.standby());
+    let walkeep = follower(&primary, &first, "read-write");
+    let agent = walkeep.agent();
+    primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
+    switch_and_store(&primary, &agent, 1);
+    primary.wait_replayed(&first);
+    primary.wait_replayed(&second);
+    // The first hears nothing of what the second still gets.
+    first.set("primary_conninfo", "");
+    wait_until("the standby is alone", SOON, || first.sql("SELECT count(*) FROM pg_stat_wal_receiver") == "0");
+    primary.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    primary.wait_replayed(&second);
+    wait_all_durable(&agent, &primary);
+    primary.stop(Stop::Immediate);
+    first.promote();
+    wait_streaming(&agent, &first);
+    let last = switch_and_store(&first, &agent, 1);
+    assert_whole(&walkeep, &first, &last);
+
+    second.promote();
+    let mut other = Walkeep::new(&second, walkeep.repositories[0].clone());
+    other.slot = "other".to_owned();
+    other.write_config();
+    let (switches, before) = ([last_switch(&first).0, last_switch(&second).0], story::listing(&walkeep.local_repository()));
+    assert!(switches[0] < switches[1], "{switches:X?}");
+    let other_agent = other.launch_agent().unwrap();
+    wait_until("it is refused, and again", SOON, || other_agent.log().matches("00000002.history is already").count() >= 2);
+    let log = other_agent.log();
+    for switch in switches {
+        assert!(log.contains(&format!("timeline 1 up to {:X}/{:X} (", switch >> 32, switch & 0xFFFF_FFFF)), "{switch:X} in {log}");
+    }
+    assert!(other_agent.metric("walkeep_conflicts_total").unwrap() >= 1.0);
+    other_agent.stop();
+    assert_eq!(story::listing(&walkeep.local_repository()), before, "nothing of the second is stored");
+    // archive_command is refused with the same words.
+    let offered = Offered::of(&second);
+    let history = offered.file("00000002.history", &std::fs::read(second.pg_wal().join("00000002.history")).unwrap());
+    let refused = offer(&walkeep, &history).expect_code(1).stderr;
+    assert!(refused.matches("timeline 1 up to ").count() == 2, "{refused}");
+
+    first.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    let last = switch_and_store(&first, &agent, 1);
+    assert_whole(&walkeep, &first, &last);
+    assert_no_gap(&walkeep);
+    assert_calm(&agent, &[&FOLLOWED[..], &["failed request="]].concat());
+    agent.stop();
+}
+
+/// G10: a server where nothing happens is no alarm: no lag, in bytes or seconds, while it is heard of; no gap, and nothing is said.
+#[test]
+fn an_idle_server_is_no_alarm() {
+    let cluster = builder().conf("wal_sender_timeout", "2s").start();
+    let walkeep = Walkeep::local(&cluster);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
+    let end = wait_all_durable(&agent, &cluster);
+    let listed = story::listing(&walkeep.local_repository());
+    // Signs of life, several times over what one needs: the server asks each second.
+    for _ in 0..3 {
+        let heard = |within: fn(f64) -> bool| agent.metric("walkeep_server_contact_seconds").is_some_and(within);
+        wait_until("the server was silent for a while", SOON, || heard(|age| age > 0.5));
+        wait_until("the server is heard of again", SOON, || heard(|age| age < 0.5));
+        wait_until("nothing lags", SOON, || {
+            ["walkeep_wal_lag_bytes", "walkeep_wal_lag_seconds"].into_iter().all(|lag| agent.metric(lag) == Some(0.0))
+        });
+    }
+    assert_eq!(agent.get("/readyz").unwrap().0, 200);
+    assert_eq!(agent.metric("walkeep_gaps"), Some(0.0));
+    assert!(lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")) > end || story::listing(&walkeep.local_repository()) == listed);
+    assert_calm(&agent, &[]);
     agent.stop();
 }
