@@ -128,6 +128,11 @@ impl Metrics {
         Source::ALL.iter().map(|source| self.objects.with_label_values(&[source.as_str()]).get()).sum()
     }
 
+    /// How many of them archive_command brought.
+    pub fn objects_archived(&self) -> u64 {
+        self.objects.with_label_values(&[Source::Archive.as_str()]).get()
+    }
+
     /// Something was stored.
     pub fn stored(&self, source: Source, stored: Stored) {
         if let Stored::New { bytes } = stored {
@@ -169,6 +174,11 @@ impl Metrics {
         self.slot_safe_bytes.set(slot.safe_wal_size.unwrap_or(-1));
     }
 
+    /// Whether gaps are open, as far as is known.
+    pub fn has_open_gaps(&self) -> bool {
+        self.gaps.get() > 0
+    }
+
     /// How many gaps are open.
     pub fn open_gaps(&self, gaps: usize) {
         self.gaps.set(i64::try_from(gaps).unwrap_or(i64::MAX));
@@ -184,7 +194,7 @@ impl Metrics {
         self.lag_bytes.set(i64::try_from(now.lag_bytes()).unwrap_or(i64::MAX));
         self.lag_seconds.set(now.lag.as_secs_f64());
         self.contact_seconds.set(now.last_contact.map_or(-1.0, |at| at.elapsed().as_secs_f64()));
-        for phase in [Phase::Off, Phase::Connecting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
+        for phase in [Phase::Off, Phase::Connecting, Phase::Waiting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
             self.phase.with_label_values(&[phase.as_str()]).set(i64::from(phase == now.phase));
         }
         self.commits_wait.set(i64::from(progress.commits_wait()));

@@ -17,6 +17,8 @@ pub enum Phase {
     /// Not connected; tries again by itself.
     #[default]
     Connecting,
+    /// Connected to a standby that is behind what is stored, and waiting for it.
+    Waiting,
     /// Receiving WAL.
     Streaming,
     /// Not reading, because the spool is full; the server keeps the WAL.
@@ -31,6 +33,7 @@ impl Phase {
         match self {
             Self::Off => "off",
             Self::Connecting => "connecting",
+            Self::Waiting => "waiting",
             Self::Streaming => "streaming",
             Self::SpoolFull => "spool_full",
             Self::Stopped => "stopped",

@@ -1,12 +1,11 @@
 //! One name, one content, for ever: what is offered again, what two servers offer under one name, what is no WAL of this cluster.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use walkeep_tests::{Agent, Cluster, Output, Scratch, Stop, Walkeep, compare_fetched, user, wait_until, walkeep::run};
+use walkeep_tests::{Agent, Cluster, Stop, Walkeep, compare_fetched, user, wait_until, walkeep::run};
 
 use crate::story;
-use crate::support::{MIB, STORES, Store, assert_calm, fetch, segments_in, switch_and_store, uninitialised, walkeep};
+use crate::support::{MIB, Offered, STORES, Store, assert_calm, fetch, offer, segments_in, switch_and_store, uninitialised, walkeep};
 
 const SOON: Duration = Duration::from_secs(30);
 /// What the agent says when it refuses a file.
@@ -35,32 +34,6 @@ fn with_machine_of(first: &Walkeep, cluster: &Cluster) -> Walkeep {
     let copied = user::command("cp").args(["-a"]).arg(first.spool().join("writer.json")).arg(second.spool()).status().unwrap();
     assert!(copied.success());
     second
-}
-
-/// A data directory as far as archive_command's file is looked at: `pg_control` and `pg_wal`.
-struct Offered {
-    scratch: Scratch,
-}
-
-impl Offered {
-    fn of(cluster: &Cluster) -> Self {
-        let scratch = Scratch::new();
-        scratch.dir("data/pg_wal/archive_status");
-        scratch.dir("data/global");
-        scratch.write("data/global/pg_control", std::fs::read(cluster.data().join("global/pg_control")).unwrap(), 0o600);
-        Self { scratch }
-    }
-
-    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
-        std::fs::write(self.scratch.join(format!("data/pg_wal/archive_status/{name}.ready")), "").unwrap();
-        self.scratch.write(format!("data/pg_wal/{name}"), content, 0o600)
-    }
-}
-
-/// Runs the archive shim for one file, as PostgreSQL would.
-fn offer(walkeep: &Walkeep, path: &Path) -> Output {
-    let socket = walkeep.socket();
-    run(&mut walkeep.command_of("walkeep-archive-cmd", &["--socket", &socket.to_string_lossy(), &path.to_string_lossy()]))
 }
 
 /// A segment that is archived, in pg_wal still, and its bytes.

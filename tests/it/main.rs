@@ -7,6 +7,8 @@ mod access;
 mod alone;
 mod backups;
 mod conflicts;
+mod failover;
+mod gaps;
 mod harness;
 mod killed_steps;
 mod leases;

@@ -200,6 +200,8 @@ pub enum ObjectName {
     Gap(GapName),
     /// A writer's lease of a timeline.
     Lease(LeaseName),
+    /// The note that a gap was filled.
+    GapClosing(GapName),
 }
 
 /// The keys of one cluster identity.
@@ -238,6 +240,9 @@ impl ClusterLayout {
                 format!("{root}gaps/{}-{:016X}-{:016X}.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
             }
             ObjectName::Lease(lease) => format!("{}{:08X}.json", self.leases_prefix(lease.timeline), lease.epoch),
+            ObjectName::GapClosing(gap) => {
+                format!("{root}gaps/{}-{:016X}-{:016X}.closed.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
+            }
         }
     }
 
@@ -305,10 +310,13 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             _ => None,
         },
         "gaps" => {
-            let mut fields = rest.strip_suffix(".json")?.split('-');
+            let name = rest.strip_suffix(".json")?;
+            let (place, closing) = name.strip_suffix(".closed").map_or((name, false), |place| (place, true));
+            let mut fields = place.split('-');
             let timeline = TimelineId::parse_hex(fields.next()?)?;
             let mut position = || u64::from_str_radix(fields.next()?, 16).ok().map(Lsn::new);
-            Some(ObjectName::Gap(GapName { timeline, from: position()?, to: position()? }))
+            let gap = GapName { timeline, from: position()?, to: position()? };
+            Some(if closing { ObjectName::GapClosing(gap) } else { ObjectName::Gap(gap) })
         }
         "leases" => {
             let (timeline, epoch) = rest.strip_suffix(".json")?.split_once('/')?;
@@ -379,6 +387,7 @@ mod tests {
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),
+            (ObjectName::GapClosing(gap), "gaps/00000001-0000000003000000-0000000104000000.closed.json"),
         ]
     }
 

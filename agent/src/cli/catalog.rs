@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::backup::BackupRecord;
-use walkeep_core::catalog::{Catalog, GapRecord, TimelineReport};
+use walkeep_core::catalog::{Catalog, GapReport, TimelineReport};
 
 use super::failure::Failure;
 use super::{Global, output, setup};
@@ -46,7 +46,7 @@ struct Status {
     backups: usize,
     newest_backup: Option<BackupRecord>,
     timelines: Vec<TimelineReport>,
-    gaps: Vec<GapRecord>,
+    gaps: Vec<GapReport>,
     agent: &'static str,
 }
 
@@ -72,7 +72,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         backups: catalog.backups().len(),
         newest_backup: catalog.backups().last().cloned(),
         timelines: catalog.report(),
-        gaps: catalog.gaps().to_vec(),
+        gaps: catalog.gap_reports(),
         agent: if answers { "answers" } else { "does not answer" },
     };
     if args.json {
@@ -127,18 +127,20 @@ fn print_timeline(report: &TimelineReport) {
     }
 }
 
-fn print_gaps(gaps: &[GapRecord]) {
-    for gap in gaps {
-        let name = gap.name;
-        let state = if gap.closed_at.is_some() { "closed" } else { "GAP" };
-        output::say!(
-            "\n{state}: timeline {} from {} to {} ({:?}), noticed {}",
-            name.timeline,
-            name.from,
-            name.to,
-            gap.cause,
-            output::time(gap.recorded_at)
-        );
+fn print_gaps(gaps: &[GapReport]) {
+    for GapReport { record, open, missing } in gaps {
+        let name = record.name;
+        let place = format!("timeline {} from {} to {} ({:?})", name.timeline, name.from, name.to, record.cause);
+        let noticed = output::time(record.recorded_at);
+        match record.closed_at {
+            _ if *open => output::say!("\nGAP: {place}, noticed {noticed}"),
+            Some(closed) => output::say!("\nclosed gap: {place}, noticed {noticed}, seen to be filled {}", output::time(closed)),
+            None => output::say!("\nclosed gap: {place}, noticed {noticed}, filled since"),
+        }
+        // Filled in part.
+        if missing.iter().any(|range| (range.from, range.to) != (name.from, name.to)) {
+            missing.iter().for_each(|range| output::say!("  still missing: from {} to {}", range.from, range.to));
+        }
     }
 }
 

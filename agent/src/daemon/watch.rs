@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
@@ -16,9 +16,11 @@ use crate::repository::ClusterRepository;
 
 /// Between two looks at the server and its files.
 const PERIOD: Duration = Duration::from_secs(10);
+/// While a gap is open, the time until what archive_command brought is noticed.
+const SOON: Duration = Duration::from_secs(2);
 /// One look must not take longer.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// Gaps cost a request to the store, so they are counted once every so many looks, and only if something was stored since.
+/// Gaps cost requests to the store, so they are counted once every so many looks, and only if something was stored since or one is open.
 const GAPS_EVERY: u32 = 30;
 
 /// Looks until `stop`. What fails is logged once until it works again.
@@ -64,18 +66,45 @@ pub async fn run(
                 tracing::debug!(error = format!("{error:#}"), "cannot count what waits for archive_command");
             }
         }
-        let stored = metrics.objects_stored();
-        if look % GAPS_EVERY == 0
-            && counted_at != Some(stored)
+        let now = Counted { stored: metrics.objects_stored(), archived: metrics.objects_archived() };
+        if now.gaps_are_due(counted_at, look, metrics.has_open_gaps())
             && let Ok(gaps) = repository.open_gaps().await
         {
-            counted_at = Some(stored);
+            counted_at = Some(now);
             metrics.open_gaps(gaps.len());
         }
         tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {}
+            () = pause(counted_at, &metrics) => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Until the next look: sooner if archive_command brings what may fill an open gap.
+async fn pause(counted_at: Option<Counted>, metrics: &Metrics) {
+    let end = Instant::now() + PERIOD;
+    while Instant::now() < end {
+        tokio::time::sleep(SOON).await;
+        if metrics.has_open_gaps() && counted_at.is_some_and(|counted| counted.archived != metrics.objects_archived()) {
+            return;
+        }
+    }
+}
+
+/// What was stored when gaps were counted.
+#[derive(Clone, Copy)]
+struct Counted {
+    stored: u64,
+    archived: u64,
+}
+
+impl Counted {
+    /// Whether gaps are to be counted now. An open one is soon seen to be filled where archive_command brings what it lacks, and in time where another
+    /// process does.
+    fn gaps_are_due(self, before: Option<Self>, look: u32, open: bool) -> bool {
+        let Some(before) = before else { return true };
+        let now_and_then = look.is_multiple_of(GAPS_EVERY) && (open || before.stored != self.stored);
+        now_and_then || open && before.archived != self.archived
     }
 }
 

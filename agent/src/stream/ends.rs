@@ -34,6 +34,13 @@ struct Stored {
     epoch: u32,
 }
 
+impl Ends {
+    /// The timeline that goes on behind the segment.
+    pub(super) fn heir(&self) -> TimelineId {
+        self.heir
+    }
+}
+
 impl Streamer {
     /// The timelines from `at` on that end within its segment, if there are.
     pub(super) fn ends_within_segment(&self, at: Position, history: &TimelineHistory) -> Option<Ends> {

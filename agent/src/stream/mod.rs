@@ -5,7 +5,9 @@
 //! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it.
 
 pub mod alone;
+mod behind;
 mod ends;
+mod gap;
 mod history;
 mod lease;
 mod position;
@@ -190,6 +192,12 @@ impl Streamer {
             if history.is_some() {
                 self.sweep(&uploads.reaper(), &start).await;
             }
+            if history.is_some() && self.is_behind(&mut connection, &identity, start.frontier.lsn).await? {
+                if !self.wait_for_standby(&mut connection, &identity, start.frontier.lsn, stop).await? {
+                    return Ok(());
+                }
+                continue;
+            }
             let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.first.place == Known::Whole);
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
                 Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
@@ -243,7 +251,7 @@ impl Streamer {
                             Err(other) => return Err(other),
                         }
                     }
-                    return Err(self.explain(error, begin, history).await);
+                    return Err(self.explain(error, frontier, history).await);
                 }
             };
             match ended {

@@ -1,12 +1,10 @@
-//! Where to begin: gathers what the pure decision needs, and records a gap when the server no longer has what was decided.
+//! Where to begin: gathers what the pure decision needs. What is missing where the server no longer has what was decided is [`super::gap`]'s.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use walkeep_core::catalog::GapCause;
-use walkeep_core::layout::GapName;
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
@@ -120,14 +118,21 @@ impl Streamer {
         Ok(stretches.windows(2).map(|pair| pair[0].1).next())
     }
 
-    /// The end of the newest whole segment on each timeline of the history.
+    /// The end of the newest whole segment on each timeline of the history. Where there is none at all, the start of the segment that an agent had begun
+    /// to store.
     async fn newest_stored(&self, history: &TimelineHistory) -> Result<Vec<Position>> {
         let size = self.repository.identity().segment_size;
         let mut stored = Vec::new();
-        let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
-        for timeline in ancestors.chain([history.timeline()]) {
+        for timeline in history.lineage() {
             if let Some(number) = self.repository.newest_segment(timeline).await? {
                 stored.push(Position { timeline, lsn: number.end(size) });
+            }
+        }
+        for timeline in history.lineage() {
+            if stored.is_empty()
+                && let Some(number) = self.repository.first_parts(timeline).await?
+            {
+                stored.push(Position { timeline, lsn: number.start(size) });
             }
         }
         Ok(stored)
@@ -135,7 +140,7 @@ impl Streamer {
 
     /// The slot's position; makes the slot if it is missing. Whether WAL was lost with it shows when the stream begins: it begins at
     /// what is stored, not at the new slot.
-    async fn slot_position(&self, connection: &mut ReplicationConnection, known_cluster: bool) -> Result<Option<Lsn>> {
+    pub(super) async fn slot_position(&self, connection: &mut ReplicationConnection, known_cluster: bool) -> Result<Option<Lsn>> {
         let slot = &self.cluster.slot;
         if let Some(position) = self.read_slot(connection).await? {
             match position {
@@ -278,46 +283,5 @@ impl Streamer {
             }
             at = Position { timeline: history.timeline_at(switch), lsn: size.align_down(switch) };
         }
-    }
-
-    /// Records what is missing between `begin` and what the server still has.
-    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory) -> Result<()> {
-        let cause = if self.slot_was_lost.load(Ordering::Relaxed) { GapCause::SlotInvalidated } else { GapCause::SlotLost };
-        let size = self.repository.identity().segment_size;
-        let mut connection = self.connect().await?;
-        let identity = connection.identify_system().await?;
-        let mut slot = self.slot_position(&mut connection, true).await?;
-        if slot.is_none_or(|restart| size.align_down(restart) <= begin.lsn) {
-            // The slot claims to keep what the server has removed: it protects nothing.
-            connection.drop_slot(&self.cluster.slot).await.context("drop a slot that keeps nothing")?;
-            slot = self.slot_position(&mut connection, true).await?;
-        }
-        // Never beyond what the server has: what is not written yet cannot be lost.
-        let resumes = size.align_down(slot.map_or(identity.flush, |slot| slot.min(identity.flush)));
-        let mut stored = Vec::new();
-        let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
-        for timeline in ancestors.chain([history.timeline()]) {
-            let stretches = self.repository.stored_stretches(timeline, size.segment_of(begin.lsn)).await?;
-            stored.extend(stretches.into_iter().map(|(from, to)| (timeline, from, to)));
-        }
-        let parts = self.repository.list_parts(size.segment_of(begin.lsn).name(begin.timeline, size)).await?;
-        let tail = u64::from(walkeep_core::parts::reach(&parts));
-        if tail > 0 {
-            stored.push((begin.timeline, begin.lsn, begin.lsn.saturating_add(tail)));
-        }
-        for (timeline, from, to) in resume::unstored(history, begin.lsn, resumes, &stored) {
-            let gap = GapName { timeline, from, to };
-            self.repository.put_gap(gap, cause.clone()).await.with_context(|| format!("record the gap from {from} to {to}"))?;
-            tracing::error!(
-                timeline = timeline.get(), %from, %to, cause = ?cause,
-                "GAP in the archive: nothing in it can be restored, and no backup from before it beyond it; take a new base backup"
-            );
-        }
-        // An alarm must not wait for the watcher's next look.
-        match self.repository.open_gaps().await {
-            Ok(open) => self.metrics.open_gaps(open.len()),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot count the gaps"),
-        }
-        Ok(())
     }
 }

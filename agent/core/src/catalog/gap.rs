@@ -3,7 +3,12 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::history::TimelineHistory;
 use crate::layout::GapName;
+use crate::resume::unstored;
+
+use super::Catalog;
+use super::stored::WalRange;
 
 /// Why a stretch of WAL is missing.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -37,14 +42,61 @@ pub struct GapRecord {
     pub cause: GapCause,
     /// When it was noticed.
     pub recorded_at: DateTime<Utc>,
-    /// When it was mended, as by segments archived late.
+    /// When it was seen to be filled, as by segments archived late; out of the [`GapClosing`], a record never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<DateTime<Utc>>,
+}
+
+/// The note that a gap was filled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GapClosing {
+    /// The gap.
+    pub name: GapName,
+    /// When that was seen.
+    pub closed_at: DateTime<Utc>,
+}
+
+/// A gap and what is missing of it now.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct GapReport {
+    /// The record.
+    #[serde(flatten)]
+    pub record: GapRecord,
+    /// Whether anything is missing.
+    pub open: bool,
+    /// What is: a gap may be filled in part.
+    pub missing: Vec<WalRange>,
 }
 
 impl GapRecord {
     /// Whether replay must not cross the stretch whatever is stored.
     pub fn blocks(&self) -> bool {
         self.closed_at.is_none() && self.cause.forbids_replay()
+    }
+}
+
+impl Catalog {
+    /// The recorded gaps, each with what is missing of it.
+    pub fn gap_reports(&self) -> Vec<GapReport> {
+        let one = |record: &GapRecord| {
+            let missing = self.missing_of(record);
+            GapReport { record: record.clone(), open: !missing.is_empty(), missing }
+        };
+        self.gaps().iter().map(one).collect()
+    }
+
+    /// What is stored nowhere of a gap. All of it, where it must not be replayed although it is stored.
+    pub fn missing_of(&self, gap: &GapRecord) -> Vec<WalRange> {
+        match gap.blocks() {
+            true => vec![WalRange { from: gap.name.from, to: gap.name.to }],
+            false => self.missing_within(gap.name),
+        }
+    }
+
+    /// What is stored nowhere of this stretch.
+    pub fn missing_within(&self, gap: GapName) -> Vec<WalRange> {
+        let stored: Vec<_> = self.stored_ranges(gap.timeline).iter().map(|range| (gap.timeline, range.from, range.to)).collect();
+        let missing = unstored(&TimelineHistory::root(gap.timeline), gap.from, gap.to, &stored);
+        missing.into_iter().map(|(_, from, to)| WalRange { from, to }).collect()
     }
 }
