@@ -105,6 +105,43 @@ fn a_gap_is_exactly_what_is_lost() {
     }
 }
 
+/// The primary dies while no agent runs, and the promoted standby, which has no slot, has removed WAL that was not stored.
+#[test]
+fn what_a_promoted_standby_has_removed_is_a_gap() {
+    let small = Cluster::builder().segment_mib(1).conf("autovacuum", "off").conf("max_wal_size", "4MB").conf("min_wal_size", "2MB");
+    let primary = small.conf("wal_keep_size", "3MB").start();
+    let standby = primary.standby();
+    let mut walkeep = Walkeep::local(&primary);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    primary.sql("CREATE TABLE t AS SELECT generate_series(1, 100)");
+    let from = stop_with_all_stored(&primary, &walkeep, agent, 1);
+    // The slot holds everything on the primary. The standby knows nothing of it.
+    wait_until("the standby has removed it", SOON, || {
+        for _ in 0..4 {
+            primary.switch_wal();
+        }
+        primary.sql("CHECKPOINT");
+        primary.wait_replayed(&standby);
+        standby.sql("CHECKPOINT");
+        segments_in(&standby.pg_wal()).iter().all(|name| start_of(name) > from)
+    });
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    standby.sql("CHECKPOINT");
+    let oldest = segments_in(&standby.pg_wal()).into_iter().min_by_key(|name| start_of(name)).unwrap();
+    let kept = finished(&standby, &walkeep);
+    walkeep.connection = standby.connection();
+    walkeep.write_config();
+    let agent = launch_into_gap(&walkeep);
+    let last = switch_and_store(&standby, &agent, 1);
+    assert!(last.starts_with("00000002"), "{last}");
+    let gaps = recorded(&walkeep);
+    assert_eq!(gaps.iter().map(place).collect::<Vec<_>>(), [(1, from, start_of(&oldest))], "{gaps:?}");
+    assert_stored(&walkeep, &kept);
+    agent.stop();
+}
+
 /// Copies of the lost segments turn up: some are pushed by hand, the rest by archive_command. What is still missing is told, and at the end nothing is.
 #[test]
 fn a_gap_is_closed_by_what_fills_it() {

@@ -41,7 +41,10 @@ pub async fn connect_sql(params: &ConnectionParams) -> Result<Client, Error> {
         let dialed = dialer.next().await?;
         let (deadline, host) = (dialed.deadline(), dialed.host.clone());
         match Dialed::within(deadline, &host, open(dialed, params)).await {
-            Ok(client) => return Ok(client),
+            Ok(client) => {
+                params.connected(&host);
+                return Ok(client);
+            }
             Err(error) => dialer.refused(error)?,
         }
     }
