@@ -14,6 +14,7 @@ mod lineage;
 mod parts;
 mod places;
 mod process_faults;
+mod protect;
 mod recovery;
 mod restore;
 mod same_moment;

@@ -22,7 +22,7 @@ use crate::segment::SegmentSize;
 use crate::wal_file::WalFileName;
 
 pub use coverage::{FirstMissing, NeededFile, Reach, legs};
-pub use gap::{GapCause, GapRecord};
+pub use gap::{GapCause, GapRecord, without_backup_behind};
 pub use stored::WalRange;
 pub use windows::{Restorable, TimelineReport, Window};
 

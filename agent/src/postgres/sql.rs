@@ -8,6 +8,7 @@ use std::io;
 use tokio_postgres::config::{ChannelBinding as SqlChannelBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config};
+use walkeep_core::slot::Told;
 use walkeep_core::{Lsn, PgTimestamp, SegmentSize};
 
 use super::auth::kind_matches;
@@ -133,12 +134,37 @@ pub struct SlotState {
     pub wal_status: Option<String>,
     /// How many more bytes of WAL may be written before the slot is in danger of being lost.
     pub safe_wal_size: Option<i64>,
+    /// Bytes of WAL that it holds back.
+    pub retained: Option<i64>,
+    /// Why the server has invalidated it (since PostgreSQL 17).
+    pub invalidation_reason: Option<String>,
+    /// Since when nobody uses it (since PostgreSQL 17), as the server prints it.
+    pub inactive_since: Option<String>,
+    /// `max_slot_wal_keep_size` in bytes; `None` without a limit.
+    pub keep_limit: Option<u64>,
+}
+
+impl SlotState {
+    /// For [`walkeep_core::slot::health`].
+    pub fn told(&self) -> Told<'_> {
+        Told {
+            wal_status: self.wal_status.as_deref(),
+            invalidated: self.invalidation_reason.is_some(),
+            safe: self.safe_wal_size,
+            limit: self.keep_limit,
+        }
+    }
 }
 
 /// The state of a physical slot; `None` if there is none of that name.
 pub async fn slot_state(client: &Client, name: &str) -> Result<Option<SlotState>, Error> {
-    let query = "SELECT restart_lsn::text, active, active_pid, wal_status, safe_wal_size \
-                 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text AND slot_type = 'physical'";
+    // Columns of later versions by way of JSON, where those of earlier ones are simply missing.
+    let query = "SELECT restart_lsn::text, active, active_pid, wal_status, safe_wal_size, \
+                 pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+                 ELSE pg_current_wal_lsn() END, restart_lsn)::bigint, \
+                 to_jsonb(slot) ->> 'invalidation_reason', to_jsonb(slot) ->> 'inactive_since', \
+                 (SELECT setting::bigint * 1024 * 1024 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size') \
+                 FROM pg_catalog.pg_replication_slots slot WHERE slot_name = $1::text AND slot_type = 'physical'";
     let Some(row) = client.query_opt(query, &[&name]).await? else { return Ok(None) };
     let restart_lsn: Option<&str> = row.try_get(0)?;
     Ok(Some(SlotState {
@@ -147,6 +173,11 @@ pub async fn slot_state(client: &Client, name: &str) -> Result<Option<SlotState>
         active_pid: row.try_get(2)?,
         wal_status: row.try_get(3)?,
         safe_wal_size: row.try_get(4)?,
+        retained: row.try_get(5)?,
+        invalidation_reason: row.try_get(6)?,
+        inactive_since: row.try_get(7)?,
+        // -1 is no limit.
+        keep_limit: row.try_get::<_, Option<i64>>(8)?.and_then(|bytes| bytes.try_into().ok()),
     }))
 }
 

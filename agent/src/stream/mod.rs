@@ -6,6 +6,7 @@
 
 pub mod alone;
 mod ends;
+pub mod guard;
 mod history;
 mod position;
 mod reaper;
@@ -56,6 +57,8 @@ pub struct Streamer {
     progress: Arc<Progress>,
     /// The server had invalidated the slot: the cause of a gap that shows soon after.
     slot_was_lost: AtomicBool,
+    /// We had given the slot up ourselves, to protect the server: as well.
+    slot_was_given_up: AtomicBool,
     /// The note in the spool of how far the stream is.
     notes: Notes,
     /// At this position the server could not be compared with what is stored before it.
@@ -83,6 +86,7 @@ impl Streamer {
             cluster.spool_limit = least;
         }
         let notes = Notes::new(&cluster.spool, cluster.acknowledge, &repository)?;
+        guard::note_identity(&cluster, repository.identity())?;
         Ok(Self {
             notes,
             cluster,
@@ -93,6 +97,7 @@ impl Streamer {
             metrics,
             progress,
             slot_was_lost: AtomicBool::new(false),
+            slot_was_given_up: AtomicBool::new(false),
             incomparable: Mutex::new(None),
             swept: AtomicBool::new(false),
         })

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::GapName;
+use crate::lsn::Lsn;
 
 /// Why a stretch of WAL is missing.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -13,6 +14,8 @@ pub enum GapCause {
     SlotLost,
     /// The server invalidated the slot, as with `max_slot_wal_keep_size`.
     SlotInvalidated,
+    /// The agent gave the slot up to protect the server, as `protect = "primary"` has it, and the server had removed what followed.
+    SlotGivenUp,
     /// Archiving was off or stopped and the server recycled the segments.
     NotArchived,
     /// The server ran with `wal_level = minimal`: the WAL may be stored, but PostgreSQL refuses to replay it.
@@ -46,5 +49,34 @@ impl GapRecord {
     /// Whether replay must not cross the stretch whatever is stored.
     pub fn blocks(&self) -> bool {
         self.closed_at.is_none() && self.cause.forbids_replay()
+    }
+}
+
+/// The newest gap behind which no base backup begins, of those that a stream at `reached` has behind it: what is written from there on can only be
+/// restored from a new one. `starts` are the start positions of the backups there are.
+pub fn without_backup_behind(gaps: &[GapName], starts: &[Lsn], reached: Lsn) -> Option<GapName> {
+    let newest = gaps.iter().filter(|gap| gap.to <= reached).max_by_key(|gap| gap.to)?;
+    starts.iter().all(|start| *start < newest.to).then_some(*newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::TimelineId;
+
+    #[test]
+    fn a_backup_is_due_behind_a_gap_and_once() {
+        let gap = |from, to| GapName { timeline: TimelineId::FIRST, from: Lsn::new(from), to: Lsn::new(to) };
+        let (old, new) = (gap(10, 20), gap(50, 60));
+        let due = |gaps: &[GapName], starts: &[u64], reached| {
+            let starts: Vec<_> = starts.iter().map(|start| Lsn::new(*start)).collect();
+            without_backup_behind(gaps, &starts, Lsn::new(reached))
+        };
+        assert_eq!(due(&[], &[5], 100), None);
+        assert_eq!(due(&[old, new], &[5, 30], 100), Some(new));
+        assert_eq!(due(&[new, old], &[], 60), Some(new), "without any backup too");
+        assert_eq!(due(&[old, new], &[60], 100), None, "a backup that begins at its end needs nothing of it");
+        assert_eq!(due(&[old, new], &[55], 100), Some(new), "one that begins within does");
+        assert_eq!(due(&[old, new], &[30], 59), None, "the stream is not behind it, as after a restore to before it");
     }
 }
