@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use walkeep_tests::{Agent, Cluster, FaultProxy, Repository, S3Server, Walkeep, wait_until};
+use walkeep_tests::{Agent, Cluster, Fault, FaultProxy, Repository, S3Server, Walkeep, When, wait_until};
 
 use crate::support::{assert_calm, fetch, lsn, segments_in, switch_and_store};
 
@@ -204,5 +204,48 @@ fn a_restarted_agent_protects_its_server_too() {
     proxy.open();
     switch_and_store(&cluster, &agent, 1);
     wait_until("it is over", SOON, || agent.metric("walkeep_slot_given_up") == Some(0.0));
+    agent.stop();
+}
+
+/// `max_slot_wal_keep_size`: the slot is told to be in danger before it is lost, once each, in the log, by the metrics and by `status`.
+#[test]
+fn a_slot_near_its_limit_is_told_before_it_is_lost() {
+    let builder = Cluster::builder().segment_mib(1).conf("min_wal_size", "2MB").conf("max_wal_size", "1GB");
+    let cluster = builder.conf("max_slot_wal_keep_size", "32MB").start();
+    let proxy = S3Server::get().proxy();
+    let walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &S3Server::get().bucket()));
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    let check = walkeep.ok(&["check"]).stdout;
+    assert!(check.contains("max_slot_wal_keep_size = 32.00 MiB, 32 segments"), "{check}");
+    wait_until("it was looked at", SOON, || agent.metric("walkeep_slot_retained_bytes").is_some_and(|bytes| bytes >= 0.0));
+    // What is there can be read: status has something to say.
+    let away = proxy.arm(When::put(), Fault::SLOW_DOWN);
+    write_segments(&cluster, 27);
+    wait_until("it is told", SOON, || agent.log().contains("nearly as much WAL as max_slot_wal_keep_size allows"));
+    assert!(agent.metric("walkeep_slot_retained_bytes").unwrap() > 26e6);
+    assert!(agent.metric("walkeep_slot_safe_wal_bytes").unwrap() < 0.2 * 32.0 * 1024.0 * 1024.0);
+    let status = walkeep.ok(&["status"]).stdout;
+    assert!(status.contains("may be written before the server drops WAL"), "{status}");
+    assert_eq!(walkeep.ok(&["status", "--json"]).json()["slot"]["wal_status"], "reserved");
+    wait_until("it is lost", SOON, || {
+        cluster.switch_wal();
+        cluster.sql("CHECKPOINT");
+        cluster.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
+    });
+    wait_until("that is told", SOON, || agent.log().contains("the server has invalidated the slot"));
+    let status = walkeep.ok(&["status"]).stdout;
+    assert!(status.contains("the slot walkeep is lost"), "{status}");
+    // Its connection is gone with it, and it waits for the repository: this WAL it never saw.
+    let lost = write_segments(&cluster, 2).remove(1);
+    removed(&cluster, &lost);
+    proxy.disarm(away);
+    switch_and_store(&cluster, &agent, 1);
+    wait_until("the gap is counted", SOON, || agent.metric("walkeep_gaps") == Some(1.0));
+    assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"].as_array().unwrap().len(), 1);
+    for told in ["nearly as much WAL", "the server has invalidated the slot", "GAP in the archive"] {
+        assert_eq!(agent.log().matches(told).count(), 1, "{told}: {}", agent.log());
+    }
     agent.stop();
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::{Ready, ready};
 use std::io;
+use std::time::Duration;
 
 use tokio_postgres::config::{ChannelBinding as SqlChannelBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
@@ -206,6 +207,8 @@ pub struct Settings {
     pub synchronous_commit: String,
     /// How much WAL slots may hold back, in MB; `None` without limit.
     pub max_slot_wal_keep_mb: Option<u64>,
+    /// After how long without use the server invalidates a slot (since PostgreSQL 18); `None` if never.
+    pub idle_slot_timeout: Option<Duration>,
     /// Where the cluster lies.
     pub data_directory: Option<String>,
 }
@@ -229,6 +232,8 @@ pub async fn settings(client: &Client) -> Result<Settings, Error> {
     for row in rows {
         found.insert(row.try_get::<_, String>(0)?, row.try_get::<_, Option<String>>(1)?.unwrap_or_default());
     }
+    let idle = "SELECT extract(epoch FROM current_setting('idle_replication_slot_timeout', true)::interval)::float8";
+    let idle: Option<f64> = client.query_one(idle, &[]).await?.try_get(0)?;
     let mut take = |name: &str| found.remove(name);
     let missing = |name: &str| Error::Protocol(format!("the server shows no setting {name}, or one that cannot be read"));
     let mut need = |name: &str| take(name).ok_or_else(|| missing(name));
@@ -242,9 +247,21 @@ pub async fn settings(client: &Client) -> Result<Settings, Error> {
         synchronous_standby_names: need("synchronous_standby_names")?,
         synchronous_commit: need("synchronous_commit")?,
         max_slot_wal_keep_mb: need("max_slot_wal_keep_size")?.parse().ok(),
+        idle_slot_timeout: idle.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         archive_command: take("archive_command"),
         data_directory: take("data_directory"),
     })
+}
+
+/// How many bytes of WAL the server writes in a second, since its statistics began. `None` before PostgreSQL 14, and where they are too young to say.
+pub async fn wal_rate(client: &Client) -> Result<Option<f64>, Error> {
+    let there = client.query_one("SELECT to_regclass('pg_catalog.pg_stat_wal') IS NOT NULL", &[]).await?;
+    if !there.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    let query = "SELECT wal_bytes::float8 / extract(epoch FROM age)::float8 \
+                 FROM (SELECT wal_bytes, clock_timestamp() - stats_reset AS age FROM pg_catalog.pg_stat_wal) AS since WHERE age > interval '10 minutes'";
+    Ok(client.query_opt(query, &[]).await?.map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
 /// `pg_stat_archiver`: how the server's own archiver fares.
