@@ -7,6 +7,7 @@ mod access;
 mod alone;
 mod backups;
 mod conflicts;
+mod disk_faults;
 mod harness;
 mod killed_steps;
 mod least_privilege;

@@ -98,6 +98,16 @@ pub fn copies(walkeep: &Walkeep, folder: &str, from: &Path, names: &[String]) ->
     to
 }
 
+/// `command` under strace with these options, all its threads and the paths behind its descriptors shown in `trace`.
+pub fn traced(command: &Command, options: &[&str], trace: &Path) -> Command {
+    let mut strace = user::command("strace");
+    strace.args(["-f", "-qq", "-y", "-e", "signal=none", "-o"]).arg(trace).args(options);
+    // strace runs as the servers' account already, who may not choose another.
+    strace.args(command.get_args().skip_while(|word| *word != "--").skip(1));
+    strace.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    strace
+}
+
 /// A small file system of the servers' account, for as long as the value lives.
 pub struct Tmpfs(PathBuf);
 
