@@ -126,6 +126,16 @@ pub fn offer(walkeep: &Walkeep, path: &Path) -> Output {
     run(&mut walkeep.command_of("walkeep-archive-cmd", &["--socket", &socket.to_string_lossy(), &path.to_string_lossy()]))
 }
 
+/// `command` under strace with these options, all its threads and the paths behind its descriptors shown in `trace`.
+pub fn traced(command: &Command, options: &[&str], trace: &Path) -> Command {
+    let mut strace = user::command("strace");
+    strace.args(["-f", "-qq", "-y", "-e", "signal=none", "-o"]).arg(trace).args(options);
+    // strace runs as the servers' account already, who may not choose another.
+    strace.args(command.get_args().skip_while(|word| *word != "--").skip(1));
+    strace.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    strace
+}
+
 /// A small file system of the servers' account, for as long as the value lives.
 pub struct Tmpfs(PathBuf);
 

@@ -22,7 +22,7 @@ use crate::segment::SegmentSize;
 use crate::wal_file::WalFileName;
 
 pub use coverage::{FirstMissing, NeededFile, Reach, legs};
-pub use gap::{GapCause, GapClosing, GapRecord, GapReport};
+pub use gap::{GapCause, GapClosing, GapRecord, GapReport, without_backup_behind};
 pub use stored::WalRange;
 pub use windows::{Restorable, TimelineReport, Window};
 

@@ -26,6 +26,7 @@ pub mod relative_path;
 pub mod resume;
 pub mod segment;
 pub mod sha256;
+pub mod slot;
 pub mod target;
 pub mod time;
 pub mod wal_file;

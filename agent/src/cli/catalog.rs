@@ -6,6 +6,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, GapReport, TimelineReport};
 
 use super::failure::Failure;
+use super::slot::{self, SlotReport};
 use super::{Global, output, setup};
 
 /// Arguments of `walkeep status`.
@@ -48,6 +49,7 @@ struct Status {
     timelines: Vec<TimelineReport>,
     gaps: Vec<GapReport>,
     agent: &'static str,
+    slot: Option<SlotReport>,
 }
 
 async fn load(global: &Global) -> Result<(crate::config::Config, crate::repository::ClusterRepository, Catalog), Failure> {
@@ -60,7 +62,12 @@ async fn load(global: &Global) -> Result<(crate::config::Config, crate::reposito
 
 /// Runs `walkeep status`.
 pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
-    let (config, repository, catalog) = load(global).await?;
+    let (config, repository, catalog) = load(global).await.inspect_err(|_| {
+        // What it would say of the repository cannot be said; this can.
+        if let Some(text) = setup::config(global).ok().and_then(|config| slot::given_up(&config.cluster)) {
+            output::tell!("slot        {text}");
+        }
+    })?;
     let identity = repository.identity();
     let answers = setup::agent_answers(&config.cluster).await;
     let status = Status {
@@ -74,6 +81,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         timelines: catalog.report(),
         gaps: catalog.gap_reports(),
         agent: if answers { "answers" } else { "does not answer" },
+        slot: slot::report(&config.cluster).await,
     };
     if args.json {
         return Ok(output::json(&status)?);
@@ -81,6 +89,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
     output::say!("repository  {}", status.repository);
     output::say!("agent       {} on {}", status.agent, config.cluster.socket.display());
+    if let Some(slot) = &status.slot {
+        output::say!("slot        {}", slot.text);
+    }
     match &status.newest_backup {
         Some(backup) => {
             let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();

@@ -15,6 +15,7 @@ mod plan;
 mod progress;
 mod restore;
 mod setup;
+mod slot;
 mod target;
 mod waiting;
 mod wal;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
+use walkeep_core::slot::{self, Health};
 
 use crate::config::ClusterConfig;
 use crate::metrics::{Metrics, SlotState};
@@ -32,12 +33,13 @@ pub async fn run(
     progress: Arc<Progress>,
     stop: CancellationToken,
 ) {
-    let (mut complained, mut warned, mut counted_at) = (false, false, None);
+    let (mut complained, mut warned, mut counted_at, mut health) = (false, false, None, Health::Sound);
     for look in 0u32.. {
         let looked = match cluster.stream {
-            true => {
-                tokio::time::timeout(DEADLINE, look_at_server(&cluster, &params, &metrics)).await.context("no answer in time").flatten()
-            }
+            true => tokio::time::timeout(DEADLINE, look_at_server(&cluster, &params, &metrics, &mut health))
+                .await
+                .context("no answer in time")
+                .flatten(),
             false => Ok(Waited::default()),
         };
         match looked {
@@ -108,21 +110,52 @@ impl Counted {
     }
 }
 
-async fn look_at_server(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics) -> Result<Waited> {
+async fn look_at_server(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics, health: &mut Health) -> Result<Waited> {
     let client = sql::connect_sql(params).await.context("connect for SQL")?;
-    let slot = match sql::slot_state(&client, &cluster.slot).await? {
-        Some(slot) => SlotState { wal_status: slot.wal_status.unwrap_or_default(), active: slot.active, safe_wal_size: slot.safe_wal_size },
-        None => SlotState { wal_status: "missing".into(), ..SlotState::default() },
-    };
-    if matches!(slot.wal_status.as_str(), "unreserved" | "lost") {
-        tracing::error!(
-            slot = cluster.slot,
-            wal_status = slot.wal_status,
-            "the server is about to drop, or has dropped, WAL that is not stored"
-        );
+    let found = sql::slot_state(&client, &cluster.slot).await?;
+    let now = found.as_ref().map_or(Health::Missing, |slot| slot::health(*health, slot.told()));
+    if now != *health {
+        tell(&cluster.slot, now, found.as_ref());
+        *health = now;
     }
-    metrics.slot(&slot);
+    metrics.slot(&match found {
+        Some(slot) => SlotState {
+            wal_status: if now == Health::Lost { "lost".into() } else { slot.wal_status.unwrap_or_default() },
+            active: slot.active,
+            safe_wal_size: slot.safe_wal_size,
+            retained: slot.retained,
+        },
+        None => SlotState { wal_status: "missing".into(), ..SlotState::default() },
+    });
     Ok(sql::waited_for(&client, &cluster.application_name).await?)
+}
+
+/// The slot's health has changed: said once, and again only when it changes anew.
+fn tell(slot: &str, health: Health, state: Option<&sql::SlotState>) {
+    let (safe, limit) = (state.and_then(|state| state.safe_wal_size), state.and_then(|state| state.keep_limit));
+    match health {
+        Health::Sound => tracing::info!(slot, "the slot is out of danger"),
+        Health::Near => tracing::warn!(
+            slot,
+            safe,
+            limit,
+            "the slot holds back nearly as much WAL as max_slot_wal_keep_size allows: the server will soon drop WAL that is not stored"
+        ),
+        Health::Unreserved => {
+            tracing::error!(
+                slot,
+                safe,
+                limit,
+                "the slot holds back more WAL than max_slot_wal_keep_size allows: the next checkpoint may drop it"
+            )
+        }
+        Health::Lost => {
+            let reason = state.and_then(|state| state.invalidation_reason.as_deref()).unwrap_or("not told by this version");
+            tracing::error!(slot, reason, "the server has invalidated the slot, and drops WAL that is not stored");
+        }
+        // The stream makes it anew, and says so.
+        Health::Missing => tracing::debug!(slot, "there is no such slot"),
+    }
 }
 
 /// The files that wait for archive_command, and the age of the oldest in seconds.

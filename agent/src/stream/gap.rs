@@ -21,7 +21,11 @@ const PROBE: Duration = Duration::from_secs(30);
 impl Streamer {
     /// Records what is missing between `begin`, which the server has removed, and the oldest WAL that it still has.
     pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory) -> Result<()> {
-        let cause = if self.slot_was_lost.load(Ordering::Relaxed) { GapCause::SlotInvalidated } else { GapCause::SlotLost };
+        let cause = match (self.slot_was_given_up.load(Ordering::Relaxed), self.slot_was_lost.load(Ordering::Relaxed)) {
+            (true, _) => GapCause::SlotGivenUp,
+            (false, true) => GapCause::SlotInvalidated,
+            (false, false) => GapCause::SlotLost,
+        };
         let size = self.repository.identity().segment_size;
         let mut connection = self.connect().await?;
         let identity = connection.identify_system().await?;

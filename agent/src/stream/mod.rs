@@ -8,6 +8,7 @@ pub mod alone;
 mod behind;
 mod ends;
 mod gap;
+pub mod guard;
 mod history;
 mod lease;
 mod position;
@@ -62,6 +63,8 @@ pub struct Streamer {
     progress: Arc<Progress>,
     /// The server had invalidated the slot: the cause of a gap that shows soon after.
     slot_was_lost: AtomicBool,
+    /// We had given the slot up ourselves, to protect the server: as well.
+    slot_was_given_up: AtomicBool,
     /// The note in the spool of how far the stream is.
     notes: Notes,
     /// At this position the server could not be compared with what is stored before it.
@@ -96,6 +99,7 @@ impl Streamer {
         }
         let notes = Notes::new(&cluster.spool, cluster.acknowledge, &repository)?;
         let writer = writer::this_process(&cluster.spool, &params, &cluster.slot)?;
+        guard::note_identity(&cluster, repository.identity())?;
         Ok(Self {
             notes,
             writer,
@@ -107,6 +111,7 @@ impl Streamer {
             metrics,
             progress,
             slot_was_lost: AtomicBool::new(false),
+            slot_was_given_up: AtomicBool::new(false),
             incomparable: Mutex::new(None),
             swept: AtomicBool::new(false),
             lease: Mutex::new(None),

@@ -12,7 +12,8 @@ use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName}
 use super::Streamer;
 use super::lease::Writing;
 use crate::postgres::replication::{Created, Identity, ReplicationConnection};
-use crate::postgres::sql;
+use crate::postgres::{ConnectionParams, sql};
+use crate::progress::SlotHold;
 use crate::repository::Error;
 
 /// Segments before the newest one among which a stream looks for holes when it begins: one page of a listing.
@@ -53,6 +54,19 @@ impl KnownSegment {
     pub(super) fn nothing() -> Self {
         Self { bytes: Bytes::new(), place: Known::InParts, chain: Vec::new() }
     }
+}
+
+/// As [`Streamer::read_slot`].
+pub(super) async fn read_slot(
+    connection: &mut ReplicationConnection,
+    params: &ConnectionParams,
+    slot: &str,
+) -> Result<Option<Option<Lsn>>> {
+    if connection.server_version_num().await? >= 150_000 {
+        return Ok(connection.read_slot(slot).await?.map(|slot| slot.restart_lsn));
+    }
+    let client = sql::connect_sql(params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
+    Ok(sql::slot_state(&client, slot).await?.map(|slot| slot.restart_lsn))
 }
 
 impl Known {
@@ -155,6 +169,9 @@ impl Streamer {
                     connection.drop_slot(slot).await.with_context(|| format!("drop the lost slot {slot}"))?;
                 }
             }
+        } else if self.progress.slot() == SlotHold::GivenUp {
+            self.slot_was_given_up.store(true, Ordering::Relaxed);
+            tracing::warn!(slot, "making the slot anew that was given up; if the server has removed WAL meanwhile, a gap will be recorded");
         } else if known_cluster {
             tracing::error!(slot, "the replication slot is gone: making it anew; if WAL was lost meanwhile, a gap will be recorded");
         }
@@ -183,11 +200,7 @@ impl Streamer {
 
     /// `None`: no slot. `Some(None)`: a slot that holds no WAL.
     pub(super) async fn read_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Option<Lsn>>> {
-        if connection.server_version_num().await? >= 150_000 {
-            return Ok(connection.read_slot(&self.cluster.slot).await?.map(|slot| slot.restart_lsn));
-        }
-        let client = sql::connect_sql(&self.params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
-        Ok(sql::slot_state(&client, &self.cluster.slot).await?.map(|slot| slot.restart_lsn))
+        read_slot(connection, &self.params, &self.cluster.slot).await
     }
 
     /// If the position lies in a gap that is recorded already, behind it.

@@ -19,7 +19,7 @@ use crate::config::Acknowledge;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Event, Options, ReplicationConnection};
-use crate::progress::{Phase, Progress};
+use crate::progress::{Phase, Progress, SlotHold};
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::Spool;
 
@@ -163,6 +163,7 @@ impl Receiving<'_> {
             Event::Wal { start, server_end, data, .. } => {
                 self.session.progress.heard(server_end.max(start.saturating_add(data.len() as u64)));
                 ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
+                self.session.progress.slot_serves();
                 self.asked = None;
                 self.write(&data)?;
             }
@@ -281,6 +282,9 @@ impl Receiving<'_> {
 
     async fn tick(&mut self) -> Result<()> {
         self.sync()?;
+        if self.session.progress.slot() == SlotHold::GivingUp {
+            bail!("letting go of the slot, which is given up to protect the server; what the spool has is stored as soon as that works");
+        }
         if self.spool_full {
             self.check_spool()?;
             if self.spool_full {

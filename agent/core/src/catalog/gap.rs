@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::TimelineHistory;
 use crate::layout::GapName;
+use crate::lsn::Lsn;
 use crate::resume::unstored;
 
 use super::Catalog;
@@ -18,6 +19,8 @@ pub enum GapCause {
     SlotLost,
     /// The server invalidated the slot, as with `max_slot_wal_keep_size`.
     SlotInvalidated,
+    /// The agent gave the slot up to protect the server, as `protect = "primary"` has it, and the server had removed what followed.
+    SlotGivenUp,
     /// Archiving was off or stopped and the server recycled the segments.
     NotArchived,
     /// The server ran with `wal_level = minimal`: the WAL may be stored, but PostgreSQL refuses to replay it.
@@ -98,5 +101,34 @@ impl Catalog {
         let stored: Vec<_> = self.stored_ranges(gap.timeline).iter().map(|range| (gap.timeline, range.from, range.to)).collect();
         let missing = unstored(&TimelineHistory::root(gap.timeline), gap.from, gap.to, &stored);
         missing.into_iter().map(|(_, from, to)| WalRange { from, to }).collect()
+    }
+}
+
+/// The newest gap behind which no base backup begins, of those that a stream at `reached` has behind it: what is written from there on can only be
+/// restored from a new one. `starts` are the start positions of the backups there are.
+pub fn without_backup_behind(gaps: &[GapName], starts: &[Lsn], reached: Lsn) -> Option<GapName> {
+    let newest = gaps.iter().filter(|gap| gap.to <= reached).max_by_key(|gap| gap.to)?;
+    starts.iter().all(|start| *start < newest.to).then_some(*newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::TimelineId;
+
+    #[test]
+    fn a_backup_is_due_behind_a_gap_and_once() {
+        let gap = |from, to| GapName { timeline: TimelineId::FIRST, from: Lsn::new(from), to: Lsn::new(to) };
+        let (old, new) = (gap(10, 20), gap(50, 60));
+        let due = |gaps: &[GapName], starts: &[u64], reached| {
+            let starts: Vec<_> = starts.iter().map(|start| Lsn::new(*start)).collect();
+            without_backup_behind(gaps, &starts, Lsn::new(reached))
+        };
+        assert_eq!(due(&[], &[5], 100), None);
+        assert_eq!(due(&[old, new], &[5, 30], 100), Some(new));
+        assert_eq!(due(&[new, old], &[], 60), Some(new), "without any backup too");
+        assert_eq!(due(&[old, new], &[60], 100), None, "a backup that begins at its end needs nothing of it");
+        assert_eq!(due(&[old, new], &[55], 100), Some(new), "one that begins within does");
+        assert_eq!(due(&[old, new], &[30], 59), None, "the stream is not behind it, as after a restore to before it");
     }
 }
