@@ -33,19 +33,28 @@ pub fn this_process(spool: &Path, params: &ConnectionParams, slot: &str) -> Resu
     })
 }
 
-fn identity(spool: &Path) -> Result<String> {
+/// The identity in the spool, if there is one that can be read.
+pub fn known_identity(spool: &Path) -> Result<Option<String>> {
     let path = spool.join(FILE);
-    match std::fs::read(&path) {
-        Ok(content) => match serde_json::from_slice::<Identity>(&content) {
-            Ok(identity) if !identity.id.is_empty() => return Ok(identity.id),
-            // Another identity is one that has to prove that this one is gone: no more is lost by it.
-            _ => tracing::warn!(file = %path.display(), "the writer's identity cannot be read: taking another one"),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+    let content = match std::fs::read(&path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let identity = serde_json::from_slice::<Identity>(&content).ok().filter(|identity| !identity.id.is_empty());
+    if identity.is_none() {
+        tracing::warn!(file = %path.display(), "the writer's identity cannot be read");
+    }
+    Ok(identity.map(|identity| identity.id))
+}
+
+/// Where there is none, another one is taken: one that has to prove that whoever wrote before is gone.
+fn identity(spool: &Path) -> Result<String> {
+    if let Some(id) = known_identity(spool)? {
+        return Ok(id);
     }
     let identity = Identity { id: random_id()? };
-    durable::write_file(&path, &serde_json::to_vec(&identity)?, durable::PRIVATE_FILE)?;
+    durable::write_file(&spool.join(FILE), &serde_json::to_vec(&identity)?, durable::PRIVATE_FILE)?;
     Ok(identity.id)
 }
 

@@ -67,6 +67,9 @@ fn a_second_agent_follows_only_when_the_first_is_gone() {
     assert!(second_agent.log().contains("walkeep lease take"), "{}", second_agent.log());
     assert!(second_agent.metric("walkeep_errors_total{kind=\"lease\"}").unwrap() >= 1.0);
     assert!(second_agent.get("/readyz").is_ok_and(|(status, _)| status != 200));
+    let checked = second.run(&["check", "--timeout", "1s"]).expect_code(1);
+    assert!(checked.stdout.contains("FAIL  writer") && checked.stdout.contains(&identity(&first)), "{}", checked.stdout);
+    assert!(first.ok(&["check"]).stdout.contains("is written by this agent, epoch 1"));
     cluster.sql("CREATE TABLE by_the_first_still ()");
     assert_tail_is_of(&cluster, &first, &agent);
     assert_eq!(epoch(&first), 1);

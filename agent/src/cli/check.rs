@@ -14,6 +14,7 @@ use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
 use crate::postgres::{self, ConnectionParams, sql};
 use crate::repository::{self, ClusterRepository};
+use crate::writer;
 
 /// Arguments of `walkeep check`.
 #[derive(Debug, Args)]
@@ -124,6 +125,9 @@ async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, fin
     settings(&server, cluster, findings).await;
     if let Ok(repository) = repository {
         findings.add("identity", identity(&server, &repository));
+        if cluster.stream {
+            findings.add("writer", writes(&server, &repository, cluster).await);
+        }
         if answers {
             findings.add("end to end", end_to_end(&server, &repository, args.timeout).await);
         }
@@ -272,6 +276,21 @@ fn identity(server: &Server, repository: &ClusterRepository) -> Result<String> {
         known.segment_size.bytes()
     );
     Ok(format!("system identifier {} on both sides", known.system_identifier))
+}
+
+/// Whether the server's timeline is this agent's to write.
+async fn writes(server: &Server, repository: &ClusterRepository, cluster: &ClusterConfig) -> Result<String> {
+    let Some(lease) = repository.newest_lease(server.timeline).await? else {
+        return Ok(format!("timeline {} has no writer yet", server.timeline));
+    };
+    let (epoch, holder) = (lease.name.epoch, lease.writer);
+    ensure!(
+        writer::known_identity(&cluster.spool)?.is_some_and(|id| id == holder.id),
+        "timeline {} is written by {holder}, epoch {epoch}, and not by an agent with the spool {}. Should that one be gone for good, see `walkeep lease --help`",
+        server.timeline,
+        cluster.spool.display()
+    );
+    Ok(format!("timeline {} is written by this agent, epoch {epoch}", server.timeline))
 }
 
 /// Has the server write WAL and end its segment, waits until that segment is stored, reads it back and looks at it.
