@@ -112,7 +112,7 @@ impl Metrics {
             self.objects.with_label_values(&[source.as_str()]).reset();
             self.bytes.with_label_values(&[source.as_str()]).reset();
         }
-        for kind in ["transient", "denied", "unusable", "corrupt", "conflict"] {
+        for kind in ["transient", "denied", "unusable", "corrupt", "conflict", "lease"] {
             self.errors.with_label_values(&[kind]).reset();
         }
         for answer in ["done", "failed"] {

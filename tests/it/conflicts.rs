@@ -28,6 +28,14 @@ fn with_repository_of(first: &Walkeep, cluster: &Cluster, lines: &str) -> Walkee
     second
 }
 
+/// As [`with_repository_of`], with the first's spool too: the whole machine was copied. The lease tells them apart only once both store something.
+fn with_machine_of(first: &Walkeep, cluster: &Cluster) -> Walkeep {
+    let second = with_repository_of(first, cluster, "");
+    let copied = user::command("cp").args(["-a"]).arg(first.spool().join("writer.json")).arg(second.spool()).status().unwrap();
+    assert!(copied.success());
+    second
+}
+
 /// A segment that is archived, in pg_wal still, and its bytes.
 fn archived_segment(cluster: &Cluster) -> (String, Vec<u8>) {
     let name = cluster.archive_now();
@@ -196,9 +204,9 @@ fn a_cloned_servers_stream_cannot_mix_its_wal_in() {
     let walkeep = walkeep(&cluster, Store::S3);
     cluster.stop(Stop::Fast);
     let clone = cluster.copy();
-    let second = with_repository_of(&walkeep, &clone, "");
     cluster.start();
     let agent = walkeep.agent();
+    let second = with_machine_of(&walkeep, &clone);
     cluster.sql("CREATE TABLE original ()");
     let first = switch_and_store(&cluster, &agent, 1);
     clone.start();
@@ -240,7 +248,7 @@ fn a_copy_out_of_a_backup_is_noticed_although_its_slot_holds_nothing_old() {
         // Past the original, so that the next names are free, with a checkpoint there: a new slot begins at it.
         while clone.switch_wal() <= stored[1] {}
         clone.sql("CHECKPOINT");
-        let second = with_repository_of(&walkeep, &clone, "");
+        let second = with_machine_of(&walkeep, &clone);
         let second_agent = second.launch_agent().unwrap();
         wait_until("the clone's is refused, and again", SOON, || second_agent.log().matches("other content").count() >= 3);
         assert!(second_agent.metric("walkeep_conflicts_total").unwrap() >= 3.0);

@@ -11,6 +11,7 @@ mod failover;
 mod gaps;
 mod harness;
 mod killed_steps;
+mod leases;
 mod least_privilege;
 mod lineage;
 mod parts;

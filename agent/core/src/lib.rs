@@ -15,6 +15,7 @@ pub mod identity;
 pub mod label;
 pub mod layout;
 mod le;
+pub mod lease;
 pub mod lsn;
 pub mod manifest;
 pub mod page;

@@ -252,6 +252,21 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 impl ConnectionParams {
+    /// The servers as `host:port`, in the order in which they are tried. One on this host is called by `own_host`, which tells it from others' own.
+    pub fn server_names(&self, own_host: &str) -> Vec<String> {
+        let name = |host: &Host| match host {
+            Host::Unix { port, .. } => format!("{own_host}:{port}"),
+            Host::Tcp { name, address, port } => {
+                let named = name.as_ref().map(|name| name.to_lowercase());
+                let address = address.or_else(|| named.as_ref().and_then(|name| name.parse().ok()));
+                let local = address.is_some_and(|address| address.is_loopback()) || named.as_deref() == Some("localhost");
+                let other = named.or_else(|| address.map(|address| address.to_string())).unwrap_or_default();
+                format!("{}:{port}", if local { own_host } else { &other })
+            }
+        };
+        self.hosts.iter().map(name).collect()
+    }
+
     /// Reads a keyword/value string or a `postgresql://` URL; what it leaves open comes from `env` and then from libpq's defaults.
     pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ParamsError> {
         let mut given = BTreeMap::new();

@@ -9,6 +9,7 @@ mod behind;
 mod ends;
 mod gap;
 mod history;
+mod lease;
 mod position;
 mod reaper;
 mod session;
@@ -23,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::decoder::valid_end;
+use walkeep_core::lease::Writer;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, page};
 
@@ -35,7 +37,9 @@ use crate::recent::Recent;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::Backoff;
 use crate::spool::Spool;
+use crate::writer;
 use alone::Notes;
+use lease::{Lease, Unused};
 use position::{Known, Start};
 use reaper::Reaper;
 use session::{Ended, Session};
@@ -64,6 +68,12 @@ pub struct Streamer {
     incomparable: Mutex<Option<Position>>,
     /// Whether parts that an earlier agent left were looked for.
     swept: AtomicBool,
+    /// Who writes.
+    writer: Writer,
+    /// The lease of the live timeline.
+    lease: Mutex<Option<Arc<Lease>>>,
+    /// The slot of another writer's lease was seen unused.
+    unused: Mutex<Option<Unused>>,
 }
 
 impl Streamer {
@@ -85,8 +95,10 @@ impl Streamer {
             cluster.spool_limit = least;
         }
         let notes = Notes::new(&cluster.spool, cluster.acknowledge, &repository)?;
+        let writer = writer::this_process(&cluster.spool, &params, &cluster.slot)?;
         Ok(Self {
             notes,
+            writer,
             cluster,
             params,
             repository,
@@ -97,6 +109,8 @@ impl Streamer {
             slot_was_lost: AtomicBool::new(false),
             incomparable: Mutex::new(None),
             swept: AtomicBool::new(false),
+            lease: Mutex::new(None),
+            unused: Mutex::new(None),
         })
     }
 
@@ -184,12 +198,12 @@ impl Streamer {
                 }
                 continue;
             }
-            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.known == Known::Whole);
+            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.first.place == Known::Whole);
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
                 Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
                 Ok(Started::Streaming) => {
                     tracing::info!(
-                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.stored.len(), "streaming"
+                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.first.bytes.len(), "streaming"
                     );
                     let session = Session {
                         connection: &mut connection,
@@ -327,7 +341,7 @@ impl Streamer {
                 continue;
             }
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
-            uploads.segment(segment, end, Vec::new());
+            uploads.segment(segment, end, Vec::new(), None);
         }
         Ok(())
     }
@@ -351,7 +365,8 @@ impl Streamer {
         let stored_whole = self.repository.describe_wal(walkeep_core::WalFileName::Segment(segment)).await?.is_some();
         let stored = walkeep_core::parts::reach(&self.repository.list_parts(segment).await?);
         if !stored_whole && end > u64::from(stored) {
-            let part = walkeep_core::layout::PartName { segment, from: stored, to: end as u32, epoch: session::EPOCH };
+            let epoch = self.epoch_of_leftovers(segment.timeline()).await?;
+            let part = walkeep_core::layout::PartName { segment, from: stored, to: end as u32, epoch };
             let content = Bytes::copy_from_slice(&bytes[stored as usize..end as usize]);
             tracing::info!(%segment, from = stored, to = end, "storing what an earlier run received of it");
             self.repository.put_part(part, content).await?;

@@ -10,6 +10,7 @@ use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
 
 use super::Streamer;
+use super::lease::Writing;
 use crate::postgres::replication::{Created, Identity, ReplicationConnection};
 use crate::postgres::sql;
 use crate::repository::Error;
@@ -24,16 +25,34 @@ pub(super) struct Start {
     pub at: Position,
     /// The first segment that is not stored begins here: at `at`, or one segment behind it.
     pub frontier: Position,
-    /// What is known of the segment at `at`, from its first byte; received bytes must be equal.
-    pub stored: Bytes,
-    /// Where that lies.
-    pub known: Known,
-    /// The parts it lies in, if it does.
-    pub chain: Vec<Link>,
+    /// What is known of the segment at `at`.
+    pub first: KnownSegment,
+    /// What is known of the one at `frontier`, if that is the next one.
+    pub second: Option<KnownSegment>,
     /// Everything before this is in the repository.
     pub durable: Lsn,
     /// Without the repository: what the note says of that, which nothing adds to until the repository was asked.
     pub noted: Option<Option<Lsn>>,
+    /// Under which epoch the stream stores what follows.
+    pub writing: Writing,
+}
+
+/// What is known of a segment before it is received.
+#[derive(Debug)]
+pub(super) struct KnownSegment {
+    /// Its bytes, from the first one; received bytes must be equal.
+    pub bytes: Bytes,
+    /// Where they lie.
+    pub place: Known,
+    /// The parts they lie in, if they do.
+    pub chain: Vec<Link>,
+}
+
+impl KnownSegment {
+    /// Nothing is known.
+    pub(super) fn nothing() -> Self {
+        Self { bytes: Bytes::new(), place: Known::InParts, chain: Vec::new() }
+    }
 }
 
 impl Known {
@@ -87,7 +106,7 @@ impl Streamer {
             }
             frontier = behind;
         }
-        self.back_to_prove(frontier, slot, identity.flush).await
+        self.back_to_prove(frontier, slot, identity).await
     }
 
     /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
@@ -193,29 +212,26 @@ impl Streamer {
     /// Not needed where the slot stands exactly where we have confirmed everything: only we move it there, while the slot of a copied
     /// server, and one made just now, begins at some checkpoint. Not possible where the server has removed that segment: see
     /// [`Streamer::cannot_compare`].
-    async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, flushed: Lsn) -> Result<Start> {
+    async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, server: &Identity) -> Result<Start> {
         let size = self.repository.identity().segment_size;
         let segment = size.segment_of(frontier.lsn);
         let name = segment.name(frontier.timeline, size);
         let parts = self.repository.list_parts(name).await?;
+        let chain = longest_chain(&parts);
+        let bytes = self.repository.get_chain(name, &chain).await?;
+        let writing = self.writing(frontier.timeline == server.timeline, name, bytes.len() as u32).await?;
+        let tail = KnownSegment { bytes, place: Known::InParts, chain };
         let confirmed =
             |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
         let before =
-            segment.previous().filter(|_| frontier.lsn <= flushed && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
+            segment.previous().filter(|_| frontier.lsn <= server.flush && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
         if let Some(before) = before {
             let name = before.name(frontier.timeline, size);
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    return Ok(Start {
-                        at,
-                        frontier,
-                        stored: stored.content,
-                        known: Known::Whole,
-                        chain: Vec::new(),
-                        durable: at.lsn,
-                        noted: None,
-                    });
+                    let first = KnownSegment { bytes: stored.content, place: Known::Whole, chain: Vec::new() };
+                    return Ok(Start { at, frontier, first, second: Some(tail), durable: at.lsn, noted: None, writing });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -224,9 +240,7 @@ impl Streamer {
                 Err(error) => return Err(error.into()),
             }
         }
-        let chain = longest_chain(&parts);
-        let stored = self.repository.get_chain(name, &chain).await?;
-        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, chain, durable: frontier.lsn, noted: None })
+        Ok(Start { at: frontier, frontier, first: tail, second: None, durable: frontier.lsn, noted: None, writing })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {

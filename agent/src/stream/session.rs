@@ -12,7 +12,7 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId};
 
 use super::alone::Notes;
-use super::position::Start;
+use super::position::{KnownSegment, Start};
 use super::tail::{Cadence, Handed, Tail};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
@@ -40,8 +40,6 @@ const DRAIN: Duration = Duration::from_secs(4);
 /// Parts under way while commits wait for them. With two, the second gathers what comes during the first's request; more would be more requests for
 /// the same bytes.
 const PARTS_AT_ONCE: usize = 2;
-/// The writer epoch in the names of parts. Leases with rising epochs come with parts that are stored every second.
-pub(super) const EPOCH: u32 = 1;
 
 /// Why a session ended well.
 #[derive(Debug)]
@@ -113,7 +111,7 @@ impl<'a> Session<'a> {
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
         let begin = self.start.at;
         self.progress.begin(begin.timeline, begin.lsn, self.start.durable);
-        self.notes.received(self.start.frontier, self.start.noted.unwrap_or(Some(self.start.durable)))?;
+        self.notes.received(self.start.frontier, self.start.noted.unwrap_or(Some(self.start.durable)), &self.start.writing)?;
         let durable = self.start.durable;
         let mut receiving = Receiving {
             session: self,
@@ -213,8 +211,13 @@ impl Receiving<'_> {
             none => {
                 let name = size.segment_of(self.at).name(start.at.timeline, size);
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
-                let first = (self.at == start.at.lsn).then_some(start);
-                none.insert(Tail::begin(spool, name, identity, first)?)
+                let nothing = KnownSegment::nothing();
+                let known = match &mut start.second {
+                    _ if self.at == start.at.lsn => std::mem::replace(&mut start.first, nothing),
+                    Some(second) if self.at == start.frontier.lsn => std::mem::replace(second, nothing),
+                    _ => nothing,
+                };
+                none.insert(Tail::begin(spool, name, identity, known, start.writing.epoch)?)
             }
         };
         let proven = tail.append(bytes).inspect_err(|error| {
@@ -242,8 +245,9 @@ impl Receiving<'_> {
             return Ok(());
         }
         let end = Position { timeline: name.timeline(), lsn: self.at };
-        self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)))?;
-        self.session.uploads.segment(name, end, parts);
+        self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)), &self.session.start.writing)?;
+        let lease = self.session.start.writing.lease.clone();
+        self.session.uploads.segment(name, end, parts, lease);
         self.check_spool()
     }
 
@@ -364,7 +368,7 @@ impl Receiving<'_> {
             let start = self.session.identity.segment_size.align_down(Lsn::new(self.at.get() - 1));
             let end = Position { timeline: segment.timeline(), lsn: start.saturating_add(u64::from(step.part.to)) };
             tracing::debug!(%segment, from = step.part.from, to = step.part.to, instead_of = step.replaces.len(), "storing a part");
-            self.session.uploads.part(step, content, end);
+            self.session.uploads.part(step, content, end, self.session.start.writing.lease.clone());
         }
         Ok(true)
     }
