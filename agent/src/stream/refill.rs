@@ -76,7 +76,7 @@ impl Streamer {
         let mut missing = Vec::new();
         for gap in self.repository.open_gaps().await? {
             // What an old timeline wrote after it was left is not of this history: this server does not have it.
-            if !history.leaves(gap.timeline).is_some_and(|end| end.is_none_or(|end| gap.to <= end)) {
+            if history.leaves(gap.timeline).is_none_or(|end| end.is_some_and(|end| gap.to > end)) {
                 continue;
             }
             for range in self.repository.wal_within(gap.timeline, gap.from, gap.to).await?.missing_within(gap) {
