@@ -96,49 +96,47 @@ fn wait_all_durable(agent: &Agent, server: &Cluster) -> u64 {
 /// The primary crashes for good; its standby is promoted. A host that accepts and says nothing, and one where nobody listens, come before both.
 #[test]
 fn a_crashed_primary_is_left_for_the_promoted_standby() {
-    for attrs in ["read-write", "primary"] {
-        let primary = builder().start();
-        let standby = primary.standby();
-        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-        let nobody = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port() };
-        let mut walkeep = Walkeep::local(&primary);
-        let (sockets, ports) = ([&primary, &standby].map(Cluster::socket_dir), [&primary, &standby].map(Cluster::port));
-        walkeep.connection = format!(
-            "host=127.0.0.1,127.0.0.1,{},{} port={},{nobody},{},{} user=postgres dbname=postgres connect_timeout=1 target_session_attrs={attrs}",
-            sockets[0].display(),
-            sockets[1].display(),
-            silent.local_addr().unwrap().port(),
-            ports[0],
-            ports[1],
-        );
-        walkeep.data_directory = None;
-        walkeep.write_config();
-        walkeep.ok(&["init"]);
-        let agent = walkeep.agent();
-        primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
-        switch_and_store(&primary, &agent, 1);
-        primary.sql("INSERT INTO t SELECT generate_series(1, 1000)");
-        primary.wait_replayed(&standby);
-        assert_eq!(standby.sql("SELECT count(*) FROM pg_replication_slots"), "0");
-        primary.stop(Stop::Immediate);
-        standby.promote();
-        wait_streaming(&agent, &standby);
-        standby.sql("INSERT INTO t SELECT generate_series(1, 1000)");
-        let last = switch_and_store(&standby, &agent, 1);
-        assert!(last.starts_with("00000002"), "{last}");
-        assert_whole(&walkeep, &standby, &last);
-        assert_no_gap(&walkeep);
-        // The old primary comes back as the standby of the new one, and the new one restarts: a standby is passed over.
-        primary.rewind(&standby);
-        primary.follow(&standby);
-        standby.restart();
-        wait_streaming(&agent, &standby);
-        let last = switch_and_store(&standby, &agent, 1);
-        assert_whole(&walkeep, &standby, &last);
-        assert_no_gap(&walkeep);
-        assert_calm(&agent, &FOLLOWED);
-        agent.stop();
-    }
+    let primary = builder().start();
+    let standby = primary.standby();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port() };
+    let mut walkeep = Walkeep::local(&primary);
+    let (sockets, ports) = ([&primary, &standby].map(Cluster::socket_dir), [&primary, &standby].map(Cluster::port));
+    walkeep.connection = format!(
+        "host=127.0.0.1,127.0.0.1,{},{} port={},{nobody},{},{} user=postgres dbname=postgres connect_timeout=1 target_session_attrs=read-write",
+        sockets[0].display(),
+        sockets[1].display(),
+        silent.local_addr().unwrap().port(),
+        ports[0],
+        ports[1],
+    );
+    walkeep.data_directory = None;
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
+    switch_and_store(&primary, &agent, 1);
+    primary.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    primary.wait_replayed(&standby);
+    assert_eq!(standby.sql("SELECT count(*) FROM pg_replication_slots"), "0");
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    wait_streaming(&agent, &standby);
+    standby.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    let last = switch_and_store(&standby, &agent, 1);
+    assert!(last.starts_with("00000002"), "{last}");
+    assert_whole(&walkeep, &standby, &last);
+    assert_no_gap(&walkeep);
+    // The old primary comes back as the standby of the new one, and the new one restarts: a standby is passed over.
+    primary.rewind(&standby);
+    primary.follow(&standby);
+    standby.restart();
+    wait_streaming(&agent, &standby);
+    let last = switch_and_store(&standby, &agent, 1);
+    assert_whole(&walkeep, &standby, &last);
+    assert_no_gap(&walkeep);
+    assert_calm(&agent, &FOLLOWED);
+    agent.stop();
 }
 
 /// A clean stop of the primary, its standby promoted, the old one back as the standby of the new; and all of it the other way round.
@@ -258,8 +256,10 @@ fn a_standby_that_is_behind_is_waited_for() {
     walkeep.repositories = vec![Repository::Local(walkeep.local_repository())];
     walkeep.write_config();
     let agent = walkeep.launch_agent().unwrap();
-    wait_until("it waits", SOON, || agent.metric("walkeep_stream_phase{phase=\"waiting\"}") == Some(1.0));
-    assert!(agent.get("/readyz").is_ok_and(|(status, why)| status == 503 && why.contains("the standby is at")));
+    wait_until("it waits", SOON, || {
+        agent.get("/readyz").is_ok_and(|(status, why)| status == 503 && why.contains("waiting: the standby is at"))
+    });
+    assert_eq!(agent.metric("walkeep_stream_phase{phase=\"waiting\"}"), Some(1.0));
     middle.set("primary_conninfo", &primary.connection());
     primary.sql("INSERT INTO t SELECT generate_series(1, 100)");
     primary.wait_replayed(&last);

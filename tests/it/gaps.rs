@@ -64,7 +64,8 @@ fn lose(cluster: &Cluster, at: u64) -> String {
 /// hold anything behind that.
 #[track_caller]
 fn finished(cluster: &Cluster, walkeep: &Walkeep) -> Vec<(String, PathBuf)> {
-    let writes = start_of(&cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())"));
+    let written = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
+    let writes = lsn(&cluster.sql(written)) / MIB * MIB;
     let mut names = segments_in(&cluster.pg_wal());
     names.sort_by_key(|name| (start_of(name), name.clone()));
     let ended: Vec<_> = names.windows(2).filter(|pair| start_of(&pair[0]) == start_of(&pair[1])).map(|pair| pair[0].clone()).collect();
@@ -139,6 +140,55 @@ fn what_a_promoted_standby_has_removed_is_a_gap() {
     let gaps = recorded(&walkeep);
     assert_eq!(gaps.iter().map(place).collect::<Vec<_>>(), [(1, from, start_of(&oldest))], "{gaps:?}");
     assert_stored(&walkeep, &kept);
+    agent.stop();
+}
+
+/// The agent comes to a server that still has what the other one had removed: the gap is filled, over the switch of timelines in it.
+#[test]
+fn a_gap_is_filled_by_a_server_that_has_the_wal() {
+    let small = Cluster::builder().segment_mib(1).conf("autovacuum", "off").conf("max_wal_size", "4MB").conf("min_wal_size", "2MB");
+    let primary = small.start();
+    let standby = primary.standby();
+    // It gets everything, and keeps it.
+    primary.sql("SELECT pg_create_physical_replication_slot('standby', true)");
+    for (name, value) in [("wal_keep_size", "256MB"), ("wal_retrieve_retry_interval", "100ms"), ("primary_slot_name", "standby")] {
+        standby.set(name, value);
+    }
+    let mut walkeep = Walkeep::local(&primary);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    primary.sql("CREATE TABLE t AS SELECT generate_series(1, 100)");
+    let from = stop_with_all_stored(&primary, &walkeep, agent, 1);
+    primary.sql("SELECT pg_drop_replication_slot('walkeep')");
+    for table in ["a", "b"] {
+        primary.switch_wal();
+        primary.sql(&format!("CREATE TABLE {table} AS SELECT generate_series(1, 100)"));
+    }
+    next_timeline(&primary);
+    let switch = switches(&primary, 2)[0];
+    let oldest = lose(&primary, switch);
+    let agent = launch_into_gap(&walkeep);
+    switch_and_store(&primary, &agent, 1);
+    let last = switch_and_store(&primary, &agent, 1);
+    let expected = [(1, from, switch), (2, switch, start_of(&oldest))];
+    assert_eq!(recorded(&walkeep).iter().map(place).collect::<Vec<_>>(), expected);
+    primary.wait_replayed(&standby);
+    agent.stop();
+
+    let kept = finished(&standby, &walkeep);
+    walkeep.connection = standby.connection();
+    walkeep.write_config();
+    let agent = walkeep.agent();
+    wait_until("the gaps are filled", SOON, || agent.metric("walkeep_gaps") == Some(0.0));
+    assert!(recorded(&walkeep).iter().all(|gap| gap["open"] == false && gap["closed_at"].is_string()));
+    let timelines = walkeep.ok(&["timelines", "--json"]).json();
+    assert!(timelines.as_array().unwrap().iter().all(|report| report["holes"] == json!([])), "{timelines}");
+    let kept: Vec<_> = kept.into_iter().filter(|(name, _)| start_of(name) > from && *name <= last).collect();
+    assert!(kept.len() > 4, "{kept:?}");
+    assert_stored(&walkeep, &kept);
+    let end = fetch(&walkeep, &segment_of(1, switch));
+    let (of_two, length) = (std::fs::read(standby.pg_wal().join(segment_of(2, switch))).unwrap(), (switch % MIB) as usize);
+    assert!(length > 0 && end[..length] == of_two[..length]);
     agent.stop();
 }
 

@@ -117,7 +117,7 @@ impl Streamer {
 }
 
 /// The `length` bytes from `at` on; what came beyond them stays in `beyond` for the next call. The slot is not moved.
-async fn receive(connection: &mut ReplicationConnection, at: Lsn, length: usize, beyond: &mut Bytes) -> Result<Vec<u8>> {
+pub(super) async fn receive(connection: &mut ReplicationConnection, at: Lsn, length: usize, beyond: &mut Bytes) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(length);
     loop {
         let now = beyond.split_to(beyond.len().min(length - bytes.len()));

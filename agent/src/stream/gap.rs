@@ -61,7 +61,7 @@ impl Streamer {
     }
 
     /// The oldest segment behind `removed` that the server still has, looked for up to `kept`, or to where it writes should that be gone too.
-    async fn oldest_on_server(
+    pub(super) async fn oldest_on_server(
         &self,
         connection: &mut ReplicationConnection,
         identity: &Identity,

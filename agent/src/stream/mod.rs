@@ -13,6 +13,7 @@ mod history;
 mod lease;
 mod position;
 mod reaper;
+mod refill;
 mod session;
 mod tail;
 mod uploads;
@@ -202,6 +203,9 @@ impl Streamer {
                     return Ok(());
                 }
                 continue;
+            }
+            if let Some(history) = &history {
+                self.refill(history, stop).await;
             }
             let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.first.place == Known::Whole);
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
