@@ -490,9 +490,22 @@ fn hostile_names_in_the_repository_are_ignored() {
 #[test]
 fn every_command_has_help() {
     let walkeep = Walkeep::offline(Repository::Local(PathBuf::from("/nonexistent")));
-    for command in
-        ["", "init", "agent", "check", "backup", "status", "backups", "timelines", "lease", "plan", "restore", "demo", "wal push", "wal fetch"]
-    {
+    for command in [
+        "",
+        "init",
+        "agent",
+        "check",
+        "backup",
+        "status",
+        "backups",
+        "timelines",
+        "lease",
+        "plan",
+        "restore",
+        "demo",
+        "wal push",
+        "wal fetch",
+    ] {
         let args: Vec<_> = command.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();
         let help = walkeep.ok(&args);
         assert!(help.stdout.contains("Usage: walkeep") && help.stdout.contains("Example"), "{command}: {}", help.stdout);

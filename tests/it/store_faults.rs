@@ -177,6 +177,43 @@ fn a_full_spool_pauses_the_stream() {
     agent.stop();
 }
 
+/// N16: the link is much slower than the WAL. The spool fills to its limit and not beyond, the agent's memory does not follow, the server writes on; and when
+/// the link is fast again nothing is missing.
+#[test]
+fn a_slow_link() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().conf("max_wal_size", "1GB").start();
+    let (proxy, _, mut walkeep) = behind_proxy(&cluster);
+    walkeep.cluster_lines = "spool_limit = \"32MiB\"\n".to_owned();
+    walkeep.write_config();
+    cluster.archive_by(None);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    let before = memory_mib(&agent, "VmHWM");
+    let slow = proxy.arm(When::put(), Fault::Rate(16_000));
+    let mut load = cluster.pgbench_spawn(&["-i", "-q", "-s", "6"]);
+    let mut most = 0;
+    wait_until("the load is over", SOON * 2, || {
+        let sizes = std::fs::read_dir(walkeep.spool()).unwrap().filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()));
+        most = most.max(sizes.sum::<u64>());
+        load.ended().is_some()
+    });
+    wait_until("the spool is full", SOON, || agent.metric("walkeep_stream_phase{phase=\"spool_full\"}") == Some(1.0));
+    let (peak, behind) = (memory_mib(&agent, "VmHWM"), lag(&agent).0);
+    eprintln!("memory {before} MiB before, {peak} at most; the spool {most} bytes at most; {behind} bytes behind");
+    assert!(proxy.hits(slow) > 0 && behind > (30 * MIB) as f64, "the metric shows it: {behind}");
+    assert!(most <= 32 * MIB, "{most}");
+    assert!(peak <= before + 48, "{before} MiB before, {peak} then");
+    assert_eq!(cluster.sql("SELECT count(*) FROM pg_stat_replication"), "1", "backpressure, not a lost connection");
+    proxy.disarm_all();
+    let last = cluster.switch_wal();
+    wait_durable(&agent, end_of(&last, 1), Duration::from_secs(60));
+    cluster.archive_now();
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) > 60);
+    assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"], serde_json::json!([]));
+    assert_calm(&agent, &[RETRIED, "the spool is full"]);
+    agent.stop();
+}
+
 /// The server is to stop while the spool is full and the store away: it waits for nobody longer than its own settings say, and nothing is lost.
 fn stop_with_a_full_spool(acknowledge: &str, wal_sender_timeout: &str) {
     let builder = Cluster::builder().segment_mib(1).archiving().conf("max_wal_size", "1GB");
@@ -224,8 +261,13 @@ fn a_server_that_never_times_out_stops_while_the_spool_is_full() {
 }
 
 fn resident_mib(agent: &Agent) -> u64 {
+    memory_mib(agent, "VmRSS")
+}
+
+/// `VmRSS`: at this moment; `VmHWM`: at most so far.
+fn memory_mib(agent: &Agent, what: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 

@@ -334,7 +334,9 @@ impl Receiving<'_> {
 
     /// The server wants to know how far we are, above all when it shuts down: it waits until everything is flushed. So the tail is stored.
     async fn asked_for_reply(&mut self, server_end: Lsn) -> Result<()> {
-        self.hand_over_tail()?;
+        self.sync()?;
+        // A part is in memory until it is stored: in an outage no more than a few wait. A server that shuts down asks again, and gets the next.
+        while self.session.uploads.len() < self.session.upload_parallelism && self.hand_over_part()? {}
         if self.flushed() >= server_end {
             self.asked = None;
             return self.send_status().await;
