@@ -294,8 +294,13 @@ fn a_spool_without_its_server_is_stored() {
     agent.stop();
     proxy.open();
     let agent = walkeep.launch_agent().unwrap();
-    // But for the note of how far the stream was.
-    let wal = || std::fs::read_dir(walkeep.spool()).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != "stream.json").count();
+    // But for the notes.
+    let wal = || {
+        std::fs::read_dir(walkeep.spool())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().path().extension().is_none_or(|kind| kind != "json"))
+            .count()
+    };
     wait_until("the spool is empty", Duration::from_secs(60), || wal() == 0);
     assert!(compare_fetched(&cluster.oracle(), &walkeep) > 10);
     assert_calm(&agent, &SERVER_GONE);
