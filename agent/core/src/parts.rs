@@ -62,6 +62,8 @@ pub struct Ledger {
     segment: SegmentName,
     epoch: u32,
     live: Vec<Live>,
+    /// Up to here the ledger reached when it last put an object in the place of earlier epochs' parts.
+    took_over: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +79,7 @@ impl Ledger {
     /// For a segment of which `chain` is stored; it may be empty.
     pub fn new(segment: SegmentName, epoch: u32, chain: &[Link]) -> Self {
         let live = chain.iter().map(|link| Live { part: link.part, to: link.to, level: 0 }).collect();
-        Self { segment, epoch, live }
+        Self { segment, epoch, live, took_over: 0 }
     }
 
     /// Everything before this offset is stored or on its way.
@@ -99,18 +101,42 @@ impl Ledger {
             self.live.truncate(first);
             self.live.push(merged);
         }
+        self.note_takeover(&step);
         step
     }
 
-    /// The object that replaces a row of neighbours, if there are too many parts.
-    pub fn roll_up(&mut self) -> Option<Step> {
+    /// The object that replaces a row of neighbours, if there are too many parts. Of what was handed over, everything before `acknowledged` is
+    /// stored.
+    ///
+    /// An object in the place of earlier epochs' parts cuts off what they hold behind it. What took their place there is stored first: objects are
+    /// acknowledged in the order in which they reach on.
+    pub fn roll_up(&mut self, acknowledged: u32) -> Option<Step> {
         if self.live.len() <= MANY {
             return None;
         }
         // The smallest that there is: the last ones are.
         let (first, merged) = (0..=self.live.len() - FAN).rev().find_map(|first| Some((first, self.merged(first)?)))?;
-        let replaces = self.live.splice(first..first + FAN, [merged]).map(|live| live.part).collect();
-        Some(Step { part: merged.part, replaces })
+        let row = first..first + FAN;
+        if row.end < self.live.len()
+            && self.live[row.clone()].iter().any(|live| self.is_earlier(&live.part))
+            && acknowledged <= self.took_over
+        {
+            return None;
+        }
+        let replaces = self.live.splice(row, [merged]).map(|live| live.part).collect();
+        let step = Step { part: merged.part, replaces };
+        self.note_takeover(&step);
+        Some(step)
+    }
+
+    fn is_earlier(&self, part: &PartName) -> bool {
+        part.epoch != self.epoch
+    }
+
+    fn note_takeover(&mut self, step: &Step) {
+        if step.replaces.iter().any(|part| self.is_earlier(part)) {
+            self.took_over = self.reached();
+        }
     }
 
     /// All that is live: what the whole segment replaces.
@@ -174,7 +200,7 @@ mod tests {
     fn an_hour_at_one_part_a_second() {
         let (mut ledger, mut stored, mut objects) = (Ledger::new(segment(), 1, &[]), BTreeSet::new(), 0);
         for second in 1..=3600 {
-            let steps: Vec<Step> = [Some(ledger.append(second * 4000)), ledger.roll_up()].into_iter().flatten().collect();
+            let steps: Vec<Step> = [Some(ledger.append(second * 4000)), ledger.roll_up(second * 4000)].into_iter().flatten().collect();
             for step in steps {
                 objects += 1;
                 stored.insert(step.part);
@@ -193,6 +219,20 @@ mod tests {
         let mut ledger = Ledger::new(segment(), 2, &longest_chain(&stored));
         assert_eq!(ledger.reached(), 50);
         assert_eq!(ledger.append(60), Step { part: of_epoch(2, 0, 60), replaces: stored });
+    }
+
+    #[test]
+    fn an_earlier_writers_row_waits_for_what_took_the_place_of_the_next() {
+        const PART: u32 = 300_000;
+        let stored: Vec<PartName> = (0..24).map(|at| of_epoch(1, at * PART, at * PART + PART)).collect();
+        let mut ledger = Ledger::new(segment(), 2, &longest_chain(&stored));
+        ledger.append(25 * PART);
+        let last = ledger.roll_up(24 * PART).expect("too many");
+        assert_eq!(last.part, of_epoch(2, 19 * PART, 25 * PART));
+        ledger.append(26 * PART);
+        // Stored before the last one, it would cut off what that has not yet taken the place of.
+        assert_eq!((ledger.roll_up(24 * PART), ledger.roll_up(25 * PART)), (None, None));
+        assert_eq!(ledger.roll_up(26 * PART).map(|step| step.part), Some(of_epoch(2, 13 * PART, 19 * PART)));
     }
 
     proptest! {
@@ -216,7 +256,7 @@ mod tests {
             let (mut at, mut killed) = (0, 0);
             for (size, fate) in sizes {
                 at += size;
-                let steps: Vec<Step> = [Some(ledger.append(at)), ledger.roll_up()].into_iter().flatten().collect();
+                let steps: Vec<Step> = [Some(ledger.append(at)), ledger.roll_up(u32::MAX)].into_iter().flatten().collect();
                 for step in steps {
                     prop_assert!(step.part.to <= at && stored.insert(step.part));
                     // Killed between a put and the removals: the next one finds both.
@@ -234,6 +274,45 @@ mod tests {
                 }
             }
             prop_assert!(ledger.live().count() <= 24);
+        }
+
+        /// Objects are stored side by side and acknowledged in order. Whichever of those under way come to be stored first: all that was acknowledged is
+        /// reached.
+        #[test]
+        fn nothing_acknowledged_is_out_of_reach_while_others_are_stored(
+            sizes in proptest::collection::vec((1u32..300_000, 0u8..40), 1..200),
+            window in 1usize..6,
+            seed in any::<u64>(),
+        ) {
+            let mut random = seed;
+            let mut ledger = Ledger::new(segment(), 1, &[]);
+            let mut stored: BTreeSet<PartName> = BTreeSet::new();
+            let mut under_way: Vec<Step> = Vec::new();
+            let (mut at, mut acknowledged, mut epoch) = (0, 0, 1);
+            for (size, fate) in sizes {
+                at += size;
+                under_way.extend([Some(ledger.append(at)), ledger.roll_up(acknowledged)].into_iter().flatten());
+                for _ in 0..under_way.len() / 2 {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    stored.insert(under_way[(random >> 33) as usize % under_way.len()].part);
+                    let reached = reach(&Vec::from_iter(stored.iter().copied()));
+                    prop_assert!(reached >= acknowledged, "{reached} of {acknowledged}: {under_way:?}");
+                }
+                while under_way.len() >= window || under_way.first().is_some_and(|first| stored.contains(&first.part)) {
+                    let done = under_way.remove(0);
+                    stored.insert(done.part);
+                    stored.retain(|part| !done.replaces.contains(part));
+                    acknowledged = acknowledged.max(done.part.to);
+                }
+                if fate == 0 {
+                    // Killed; what was under way is stored or not.
+                    under_way.clear();
+                    epoch += 1;
+                    let chain = longest_chain(&Vec::from_iter(stored.iter().copied()));
+                    ledger = Ledger::new(segment(), epoch, &chain);
+                    at = ledger.reached();
+                }
+            }
         }
     }
 }

@@ -369,9 +369,10 @@ impl Receiving<'_> {
     fn hand_over_part(&mut self) -> Result<bool> {
         let Some(tail) = &mut self.tail else { return Ok(false) };
         let Some(next) = tail.next_part(self.session.identity)? else { return Ok(false) };
-        for Handed { step, content } in [Some(next), tail.roll_up()?].into_iter().flatten() {
+        let start = self.session.identity.segment_size.align_down(Lsn::new(self.at.get() - 1));
+        let acknowledged = self.durable.max(start).bytes_since(start);
+        for Handed { step, content } in [Some(next), tail.roll_up(acknowledged)?].into_iter().flatten() {
             let segment = step.part.segment;
-            let start = self.session.identity.segment_size.align_down(Lsn::new(self.at.get() - 1));
             let end = Position { timeline: segment.timeline(), lsn: start.saturating_add(u64::from(step.part.to)) };
             tracing::debug!(%segment, from = step.part.from, to = step.part.to, instead_of = step.replaces.len(), "storing a part");
             self.session.uploads.part(step, content, end, self.session.start.writing.lease.clone());

@@ -140,9 +140,9 @@ impl Tail {
         self.handed(step).map(Some)
     }
 
-    /// The part that takes the place of several, if there are too many.
-    pub(super) fn roll_up(&mut self) -> Result<Option<Handed>> {
-        self.ledger.roll_up().map(|step| self.handed(step)).transpose()
+    /// The part that takes the place of several, if there are too many. Everything before `acknowledged` is stored.
+    pub(super) fn roll_up(&mut self, acknowledged: u64) -> Result<Option<Handed>> {
+        self.ledger.roll_up(acknowledged.min(self.size) as u32).map(|step| self.handed(step)).transpose()
     }
 
     /// Ends it, with its last byte written: a whole segment of the spool. The names are those of its parts, which nobody needs once it is
