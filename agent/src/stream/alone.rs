@@ -17,7 +17,7 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId, page};
 
 use super::Streamer;
-use super::position::{Known, Start};
+use super::position::{Known, KnownSegment, Start};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::durable;
@@ -192,9 +192,7 @@ impl Streamer {
             return Ok(Some(Start {
                 at,
                 frontier: at,
-                stored: bytes,
-                known: Known::InSpool,
-                chain: Vec::new(),
+                known: [KnownSegment::without_parts(bytes, Known::InSpool)].into(),
                 durable,
                 noted: Some(noted),
             }));
@@ -207,9 +205,7 @@ impl Streamer {
         Ok(Some(Start {
             at: back,
             frontier: at,
-            stored: Bytes::from(stored),
-            known: Known::WholeInSpool,
-            chain: Vec::new(),
+            known: [KnownSegment::without_parts(Bytes::from(stored), Known::WholeInSpool)].into(),
             durable: durable.min(back.lsn),
             noted: Some(noted),
         }))

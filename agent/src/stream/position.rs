@@ -1,5 +1,6 @@
 //! Where to begin: gathers what the pure decision needs, and records a gap when the server no longer has what was decided.
 
+use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -26,16 +27,44 @@ pub(super) struct Start {
     pub at: Position,
     /// The first segment that is not stored begins here: at `at`, or one segment behind it.
     pub frontier: Position,
-    /// What is known of the segment at `at`, from its first byte; received bytes must be equal.
-    pub stored: Bytes,
-    /// Where that lies.
-    pub known: Known,
-    /// The parts it lies in, if it does.
-    pub chain: Vec<Link>,
+    /// What is known of the segment at `at`, and of those behind it, in order.
+    pub known: VecDeque<KnownSegment>,
     /// Everything before this is in the repository.
     pub durable: Lsn,
     /// Without the repository: what the note says of that, which nothing adds to until the repository was asked.
     pub noted: Option<Option<Lsn>>,
+}
+
+/// What is known of a segment from its first byte on; received bytes must be equal.
+#[derive(Debug)]
+pub(super) struct KnownSegment {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Where they lie.
+    pub known: Known,
+    /// The parts they lie in, if they do.
+    pub chain: Vec<Link>,
+    /// Whether there are more parts, which the chain does without: whoever stored what replaces them did not live to remove them.
+    pub more_parts: bool,
+}
+
+impl KnownSegment {
+    /// Bytes that lie in no part.
+    pub(super) fn without_parts(bytes: Bytes, known: Known) -> Self {
+        Self { bytes, known, chain: Vec::new(), more_parts: false }
+    }
+}
+
+impl Start {
+    /// Whether the first segment is received only to be compared with the repository's.
+    pub(super) fn only_compares_first(&self) -> bool {
+        self.known.front().is_some_and(|first| first.known == Known::Whole)
+    }
+
+    /// How many bytes are known.
+    pub(super) fn known_bytes(&self) -> usize {
+        self.known.iter().map(|segment| segment.bytes.len()).sum()
+    }
 }
 
 impl Known {
@@ -73,14 +102,25 @@ impl Streamer {
     ) -> Result<Start> {
         let stored = self.newest_stored(history).await?;
         let slot = self.slot_position(connection, !stored.is_empty()).await?;
+        self.position_by(slot, &stored, identity.flush, history).await
+    }
+
+    /// The same, with what the server said and what is `stored`.
+    pub(super) async fn position_by(
+        &self,
+        slot: Option<Lsn>,
+        stored: &[Position],
+        flushed: Lsn,
+        history: &TimelineHistory,
+    ) -> Result<Start> {
         // A position that the server has not reached is another history's: it says nothing of what is kept here.
-        let slot = slot.filter(|slot| *slot <= identity.flush);
+        let slot = slot.filter(|slot| *slot <= flushed);
         let size = self.repository.identity().segment_size;
         // A slot that follows the spool says nothing of what the spool has lost.
-        let noted = self.noted_as_stored().filter(|noted| *noted <= identity.flush);
+        let noted = self.noted_as_stored().filter(|noted| *noted <= flushed);
         let hole = self.newest_hole(history.timeline()).await?;
         let kept = slot.into_iter().chain(noted).chain(hole).min();
-        let begin = resume::begin(&resume::Known { server: history, flushed: identity.flush, slot: kept, stored: &stored }, size);
+        let begin = resume::begin(&resume::Known { server: history, flushed, slot: kept, stored }, size);
         let mut frontier = begin.position;
         loop {
             let behind = self.skip_stored(self.behind_known_gaps(frontier, history).await?, history).await?;
@@ -89,7 +129,7 @@ impl Streamer {
             }
             frontier = behind;
         }
-        self.back_to_prove(frontier, slot, identity.flush).await
+        self.back_to_prove(frontier, slot, flushed).await
     }
 
     /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
@@ -102,7 +142,7 @@ impl Streamer {
     }
 
     /// The end of the newest whole segment on each timeline of the history.
-    async fn newest_stored(&self, history: &TimelineHistory) -> Result<Vec<Position>> {
+    pub(super) async fn newest_stored(&self, history: &TimelineHistory) -> Result<Vec<Position>> {
         let size = self.repository.identity().segment_size;
         let mut stored = Vec::new();
         let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
@@ -195,6 +235,9 @@ impl Streamer {
         let parts = self.repository.list_parts(name).await?;
         let confirmed =
             |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
+        let chain = longest_chain(&parts);
+        let (bytes, more_parts) = (self.repository.get_chain(name, &chain).await?, parts.len() > chain.len());
+        let unfinished = KnownSegment { bytes, known: Known::InParts, chain, more_parts };
         let before =
             segment.previous().filter(|_| frontier.lsn <= flushed && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
         if let Some(before) = before {
@@ -202,15 +245,9 @@ impl Streamer {
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    return Ok(Start {
-                        at,
-                        frontier,
-                        stored: stored.content,
-                        known: Known::Whole,
-                        chain: Vec::new(),
-                        durable: at.lsn,
-                        noted: None,
-                    });
+                    let whole = KnownSegment::without_parts(stored.content, Known::Whole);
+                    // What is stored of the next one goes on, and is compared too: a copy may have gone its own way there.
+                    return Ok(Start { at, frontier, known: [whole, unfinished].into(), durable: at.lsn, noted: None });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -219,9 +256,7 @@ impl Streamer {
                 Err(error) => return Err(error.into()),
             }
         }
-        let chain = longest_chain(&parts);
-        let stored = self.repository.get_chain(name, &chain).await?;
-        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, chain, durable: frontier.lsn, noted: None })
+        Ok(Start { at: frontier, frontier, known: [unfinished].into(), durable: frontier.lsn, noted: None })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {

@@ -18,7 +18,7 @@ use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
-use crate::postgres::replication::{Event, Options, ReplicationConnection};
+use crate::postgres::replication::{Event, Options, ReplicationConnection, ReplicationError};
 use crate::progress::{Phase, Progress};
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::Spool;
@@ -57,10 +57,40 @@ pub enum Ended {
     Stopped,
 }
 
+/// The server's end of a stream that was started; each as [`ReplicationConnection`] has it.
+pub trait Walsender: Send {
+    /// The next event. Safe to drop and call again.
+    fn next_event(&mut self) -> impl Future<Output = Result<Event, ReplicationError>> + Send;
+    /// Says how far we are.
+    fn send_status(
+        &mut self,
+        write: Lsn,
+        flush: Lsn,
+        apply: Lsn,
+        reply_now: bool,
+    ) -> impl Future<Output = Result<(), ReplicationError>> + Send;
+    /// Ends the stream from our side.
+    fn stop(&mut self) -> impl Future<Output = Result<(), ReplicationError>> + Send;
+}
+
+impl Walsender for ReplicationConnection {
+    async fn next_event(&mut self) -> Result<Event, ReplicationError> {
+        self.next_event().await
+    }
+
+    async fn send_status(&mut self, write: Lsn, flush: Lsn, apply: Lsn, reply_now: bool) -> Result<(), ReplicationError> {
+        self.send_status(write, flush, apply, reply_now).await
+    }
+
+    async fn stop(&mut self) -> Result<(), ReplicationError> {
+        self.stop().await
+    }
+}
+
 /// What a session is told.
-pub struct Session<'a> {
+pub struct Session<'a, S> {
     /// The connection, on which the stream was started.
-    pub connection: &'a mut ReplicationConnection,
+    pub connection: &'a mut S,
     /// Where the stream begins, and what is stored there.
     pub start: Start,
     /// What flush means.
@@ -88,8 +118,8 @@ pub struct Session<'a> {
 }
 
 /// The session's own state.
-struct Receiving<'a> {
-    session: Session<'a>,
+struct Receiving<'a, S> {
+    session: Session<'a, S>,
     /// The next byte expected.
     at: Lsn,
     /// The end of what is fsynced.
@@ -108,7 +138,7 @@ struct Receiving<'a> {
     heard: Instant,
 }
 
-impl<'a> Session<'a> {
+impl<S: Walsender> Session<'_, S> {
     /// Streams until something ends it. What was received and not yet stored stays in the spool.
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
         let begin = self.start.at;
@@ -132,7 +162,7 @@ impl<'a> Session<'a> {
     }
 }
 
-impl Receiving<'_> {
+impl<S: Walsender> Receiving<'_, S> {
     async fn receive(&mut self, stop: &CancellationToken) -> Result<Ended> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -213,8 +243,7 @@ impl Receiving<'_> {
             none => {
                 let name = size.segment_of(self.at).name(start.at.timeline, size);
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
-                let first = (self.at == start.at.lsn).then_some(start);
-                none.insert(Tail::begin(spool, name, identity, first)?)
+                none.insert(Tail::begin(spool, name, identity, start.known.pop_front())?)
             }
         };
         let proven = tail.append(bytes).inspect_err(|error| {
@@ -235,7 +264,7 @@ impl Receiving<'_> {
     fn seal(&mut self) -> Result<()> {
         let Some(tail) = self.tail.take() else { return Ok(()) };
         let only_compared = tail.is_only_compared();
-        let (name, parts) = tail.seal(self.session.spool, self.session.identity)?;
+        let (name, replaced) = tail.seal(self.session.spool, self.session.identity)?;
         self.spooled = self.at;
         self.session.progress.spooled(self.at);
         if only_compared {
@@ -243,7 +272,7 @@ impl Receiving<'_> {
         }
         let end = Position { timeline: name.timeline(), lsn: self.at };
         self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)))?;
-        self.session.uploads.segment(name, end, parts);
+        self.session.uploads.segment(name, end, replaced);
         self.check_spool()
     }
 
