@@ -6,8 +6,10 @@
 mod access;
 mod alone;
 mod backups;
+mod clocks;
 mod conflicts;
 mod harness;
+mod kill_loop;
 mod killed_steps;
 mod least_privilege;
 mod lineage;
