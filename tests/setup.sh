@@ -43,6 +43,7 @@ if [ "$mode" = "" ]; then
   have curl || missing+=(curl)
   have strace || missing+=(strace)
   have unzip || missing+=(unzip)
+  ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || missing+=(libfaketime)
   # The program: the shell has its own.
   [ -n "$(type -P kill)" ] || missing+=(procps)
   have npm || missing+=(nodejs npm)

@@ -1,6 +1,7 @@
 //! How far the stream is: what the jobs note and what metrics, status and the log read.
 //!
-//! Three watermarks, each never ahead of the one before: received, spooled (fsynced here), durable (in the repository).
+//! Three watermarks, each never ahead of the one before: received, spooled (fsynced here, unless it is durable already), durable (in the
+//! repository).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -188,14 +189,17 @@ impl Progress {
 
     /// WAL up to here is fsynced in the spool.
     pub fn spooled(&self, end: Lsn) {
-        self.state().snapshot.spooled = end;
+        let mut state = self.state();
+        state.snapshot.spooled = state.snapshot.spooled.max(end);
     }
 
     /// WAL up to here is durable in the repository.
     pub fn durable(&self, end: Lsn) {
         let mut state = self.state();
-        state.snapshot.durable = state.snapshot.durable.max(end);
-        let durable = state.snapshot.durable;
+        let durable = state.snapshot.durable.max(end);
+        state.snapshot.durable = durable;
+        // A part is stored out of the page cache: no fsync comes before.
+        state.snapshot.spooled = state.snapshot.spooled.max(durable);
         while state.waiting.front().is_some_and(|(end, _)| *end <= durable) {
             state.waiting.pop_front();
         }
@@ -223,6 +227,17 @@ mod tests {
         assert!(progress.snapshot().lag > Duration::ZERO);
         progress.durable(Lsn::new(200));
         assert_eq!((progress.snapshot().lag, progress.snapshot().lag_bytes()), (Duration::ZERO, 0));
+    }
+
+    #[test]
+    fn what_is_stored_counts_as_spooled() {
+        let progress = Progress::default();
+        progress.begin(TimelineId::FIRST, Lsn::new(100), Lsn::new(100));
+        progress.received(Lsn::new(200));
+        progress.durable(Lsn::new(150));
+        assert_eq!(progress.snapshot().spooled, Lsn::new(150), "never behind what is durable");
+        progress.spooled(Lsn::new(120));
+        assert_eq!(progress.snapshot().spooled, Lsn::new(150));
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::fmt::Display;
 use std::fmt::Write as _;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
@@ -32,8 +31,10 @@ pub fn binary(name: &str) -> PathBuf {
         for name in NAMES {
             let built = built(name);
             let copy = folder.join(name);
-            std::fs::copy(&built, &copy).unwrap_or_else(|error| panic!("{}: {error}; run cargo build --workspace first", built.display()));
-            std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("set the mode of an own file");
+            // By another process: a file that this one has open for writing may at the same moment be inherited by a child that another thread
+            // starts, and cannot be run for as long as that one has it ("Text file busy").
+            let copied = process::run(Command::new("install").args(["-m", "755"]).arg(&built).arg(&copy));
+            copied.unwrap_or_else(|error| panic!("{error:#}; run cargo build --workspace first"));
         }
         folder.until_process_ends()
     });
@@ -171,6 +172,8 @@ pub struct Walkeep {
     pub more: String,
     /// Environment of every command; the S3 credentials are in it from the start.
     pub environment: Vec<(String, String)>,
+    /// Words before every command: what runs it, as the servers' account (`env LD_PRELOAD=...`).
+    pub run_by: Vec<String>,
     scratch: Scratch,
     http: Port,
 }
@@ -217,6 +220,7 @@ impl Walkeep {
             cluster_lines: String::new(),
             more: String::new(),
             environment: credentials.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            run_by: Vec::new(),
             http: Port::free(),
             scratch,
         };
@@ -313,7 +317,14 @@ impl Walkeep {
 
     /// One of [`NAMES`] as a command, not started.
     pub fn command_of(&self, name: &str, args: &[&str]) -> Command {
-        let mut command = user::command(binary(name));
+        let mut command = match self.run_by.split_first() {
+            None => user::command(binary(name)),
+            Some((program, words)) => {
+                let mut command = user::command(program);
+                command.args(words).arg(binary(name));
+                command
+            }
+        };
         command.env("WALKEEP_CONFIG", self.config_path()).envs(self.environment.iter().map(|(name, value)| (name, value))).args(args);
         command
     }

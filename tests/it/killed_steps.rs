@@ -36,6 +36,8 @@ fn killed_at_an_upload(acknowledge: &str, fault: &Fault) {
     let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
     let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
     walkeep.acknowledge = acknowledge.to_owned();
+    // Nothing overtakes a segment of which parts are stored.
+    walkeep.upload_interval = "1h".to_owned();
     walkeep.write_config();
     walkeep.ok(&["init"]);
     cluster.archive_by(None);

@@ -6,11 +6,13 @@
 mod access;
 mod alone;
 mod backups;
+mod clocks;
 mod conflicts;
 mod disk_faults;
 mod failover;
 mod gaps;
 mod harness;
+mod kill_loop;
 mod killed_steps;
 mod leases;
 mod least_privilege;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use walkeep_tests::{Bucket, Repository, Request, S3Server, Stop, Walkeep, When, wait_until};
+use walkeep_tests::{Agent, Bucket, Repository, Request, S3Server, Stop, Walkeep, When, wait_until};
 
 use crate::story::{self, Restored, Story};
 use crate::support::{SERVER_GONE, assert_calm, lsn, switch_and_store, wait_durable};
@@ -80,6 +80,78 @@ fn parts_are_few_and_go() {
     let agent = walkeep.agent();
     switch_and_store(&cluster, &agent, 1);
     wait_until("the parts of whole segments are removed", SOON, || parts(&bucket).len() <= 2);
+    assert_calm(&agent, &[]);
+    agent.stop();
+}
+
+/// Killed at any moment, the agent finds what is stored and goes on behind it: nothing is put a second time.
+#[test]
+fn a_killed_agent_goes_on_where_the_parts_end() {
+    let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
+    let cluster = story::builder(VERSION).conf("checkpoint_timeout", "1h").conf("bgwriter_lru_maxpages", "0").start();
+    let walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
+    walkeep.ok(&["init"]);
+    let mut agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    let stored = |agent: &Agent| wait_durable(agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), SOON);
+    for round in 0..5 {
+        switch_and_store(&cluster, &agent, 1);
+        // So few that none are rolled up, which stores their bytes once more on purpose.
+        for _ in 0..=round % 3 {
+            story::insert(&cluster, 1);
+            stored(&agent);
+        }
+        agent.kill9();
+        let ends = |parts: &[String]| parts.iter().map(|part| u32::from_str_radix(&part[9..17], 16).unwrap()).max();
+        let segment = cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        let of_it = || {
+            let keys = bucket.list("main/").into_iter().map(|(key, _)| key);
+            let parts = keys.filter_map(|key| key.split_once(&format!("{segment}.parts/")).map(|(_, part)| part.to_owned()));
+            parts.collect::<Vec<_>>()
+        };
+        let before = of_it();
+        proxy.forget();
+        agent = walkeep.agent();
+        stored(&agent);
+        assert_eq!(proxy.count(&When::put()), 0, "what is stored is not stored again: {:?}", proxy.requests());
+        story::insert(&cluster, 1);
+        stored(&agent);
+        let after: Vec<_> = of_it().into_iter().filter(|part| !before.contains(part)).collect();
+        let begins = after.iter().map(|part| u32::from_str_radix(&part[..8], 16).unwrap()).min();
+        assert_eq!(begins, ends(&before), "{before:?}, then {after:?}");
+    }
+    assert_calm(&agent, &[]);
+    agent.stop();
+}
+
+/// G10: a server that writes nothing, with `archive_timeout = 0`: the segment may stay unfinished for days, and there is no lag in it.
+#[test]
+fn an_idle_server_has_no_lag() {
+    let cluster = story::builder(VERSION).conf("checkpoint_timeout", "1h").conf("archive_timeout", "0").start();
+    let walkeep = Walkeep::local(&cluster);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    story::insert(&cluster, 3);
+    let lag = || [agent.metric("walkeep_wal_lag_bytes"), agent.metric("walkeep_wal_lag_seconds")];
+    wait_until("it is idle, and stays so", Duration::from_secs(120), || {
+        let position = || cluster.sql("SELECT pg_current_wal_insert_lsn()");
+        let at = position();
+        wait_durable(&agent, lsn(&at), SOON);
+        let looks: Vec<_> = (0..20)
+            .map(|_| {
+                std::thread::sleep(Duration::from_millis(100));
+                lag()
+            })
+            .collect();
+        // The server writes a record now and then by itself.
+        let still = position() == at;
+        assert!(!still || looks.iter().all(|lag| *lag == [Some(0.0), Some(0.0)]), "{looks:?}");
+        still
+    });
+    assert_eq!(agent.get("/readyz").unwrap().0, 200);
+    assert_eq!(agent.get("/healthz").unwrap().0, 200);
+    assert_eq!(agent.metric("walkeep_gaps"), Some(0.0));
     assert_calm(&agent, &[]);
     agent.stop();
 }

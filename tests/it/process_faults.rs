@@ -137,6 +137,38 @@ fn a_killed_agent_loses_nothing_spool() {
     restarts(Store::S3, "spool", 10, true);
 }
 
+/// P5: so often that it never gets far.
+#[test]
+fn fifty_restarts_lose_nothing() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let walkeep = walkeep(&cluster, Store::S3);
+    cluster.archive_by(None);
+    cluster.pgbench_init(1);
+    let load = cluster.pgbench_spawn(&["-c", "2", "-R", "300", "-T", "600"]);
+    for (round, pause) in times(seed()).take(50).enumerate() {
+        let mut agent = walkeep.launch_agent().unwrap();
+        // From before the socket is bound to the middle of the first uploads.
+        std::thread::sleep(pause * 4);
+        if round % 5 == 4 {
+            agent.signal("TERM");
+            wait_until("it ends", SOON, || agent.ended().is_some());
+        } else {
+            agent.kill9();
+        }
+        assert_calm(&agent, &[]);
+    }
+    drop(load);
+    let agent = walkeep.agent();
+    switch_and_store(&cluster, &agent, 1);
+    cluster.archive_now();
+    assert!(compare_fetched(&cluster.oracle(), &walkeep) >= 5);
+    let status = walkeep.ok(&["status", "--json"]).json();
+    assert_eq!((&status["gaps"], &status["timelines"][0]["holes"]), (&serde_json::json!([]), &serde_json::json!([])));
+    assert_eq!(agent.metric("walkeep_conflicts_total"), Some(0.0));
+    assert_calm(&agent, &[]);
+    agent.stop();
+}
+
 #[test]
 fn a_restarted_agent_loses_nothing() {
     restarts(Store::Local, "repository", 10, false);
@@ -272,7 +304,7 @@ fn too_few_descriptors_are_an_error_and_no_damage() {
     agent.stop();
 }
 
-/// P9
+/// P9. While it is frozen it answers no scrape, and that is the alarm; when it is back, its lag is told until everything is stored.
 #[test]
 fn a_frozen_agent_comes_back() {
     let cluster = Cluster::builder().segment_mib(1).archiving().conf("wal_sender_timeout", "1s").start();

@@ -12,6 +12,8 @@ pub mod guard;
 mod history;
 mod lease;
 mod position;
+#[cfg(test)]
+mod promise;
 mod reaper;
 mod refill;
 mod session;
@@ -42,10 +44,10 @@ use crate::spool::Spool;
 use crate::writer;
 use alone::Notes;
 use lease::{Lease, Unused};
-use position::{Known, Start};
+use position::Start;
 use reaper::Reaper;
 use session::{Ended, Session};
-use uploads::{Destination, Uploads};
+use uploads::{Destination, Replaced, Uploads};
 
 /// Waits between connections.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), most: Duration::from_secs(15), deadline: None };
@@ -195,8 +197,8 @@ impl Streamer {
                 },
             };
             (alone, reached) = (None, true);
-            if history.is_some() {
-                self.sweep(&uploads.reaper(), &start).await;
+            if let Some(history) = &history {
+                self.sweep(&uploads.reaper(), &start, history).await;
             }
             if history.is_some() && self.is_behind(&mut connection, &identity, start.frontier.lsn).await? {
                 if !self.wait_for_standby(&mut connection, &identity, start.frontier.lsn, stop).await? {
@@ -207,12 +209,12 @@ impl Streamer {
             if let Some(history) = &history {
                 self.refill(history, stop).await;
             }
-            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.first.place == Known::Whole);
+            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.only_compares_first());
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
                 Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
                 Ok(Started::Streaming) => {
                     tracing::info!(
-                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.first.bytes.len(), "streaming"
+                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.known_bytes(), "streaming"
                     );
                     let session = Session {
                         connection: &mut connection,
@@ -275,14 +277,18 @@ impl Streamer {
         }
     }
 
-    /// Brings parts to removal that an earlier agent did not live to remove. Once in the life of an agent.
-    async fn sweep(&self, reaper: &Reaper, start: &Start) {
+    /// Brings parts to removal that an earlier agent did not live to remove, on this timeline and, where they ended, on those before. Once in
+    /// the life of an agent.
+    async fn sweep(&self, reaper: &Reaper, start: &Start, history: &TimelineHistory) {
         if self.swept.swap(true, Ordering::Relaxed) {
             return;
         }
-        match self.repository.whole_with_parts(start.frontier.timeline, start.frontier.lsn).await {
-            Ok(segments) => segments.into_iter().for_each(|segment| reaper.leftovers(segment)),
-            Err(error) => tracing::debug!(%error, "cannot look for parts that are not needed any more"),
+        let ends = history.ancestors().iter().map(|ancestor| Position { timeline: ancestor.timeline, lsn: ancestor.switch });
+        for Position { timeline, lsn } in ends.filter(|end| end.timeline < start.frontier.timeline).chain([start.frontier]) {
+            match self.repository.whole_with_parts(timeline, lsn).await {
+                Ok(segments) => segments.into_iter().for_each(|segment| reaper.leftovers(segment)),
+                Err(error) => tracing::debug!(%error, "cannot look for parts that are not needed any more"),
+            }
         }
     }
 
@@ -350,7 +356,8 @@ impl Streamer {
                 continue;
             }
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
-            uploads.segment(segment, end, Vec::new(), None);
+            // Whoever looks for what an earlier agent left finds its parts.
+            uploads.segment(segment, end, Replaced::Parts(Vec::new()), None);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Where to begin: gathers what the pure decision needs. What is missing where the server no longer has what was decided is [`super::gap`]'s.
 
+use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -26,34 +27,14 @@ pub(super) struct Start {
     pub at: Position,
     /// The first segment that is not stored begins here: at `at`, or one segment behind it.
     pub frontier: Position,
-    /// What is known of the segment at `at`.
-    pub first: KnownSegment,
-    /// What is known of the one at `frontier`, if that is the next one.
-    pub second: Option<KnownSegment>,
+    /// What is known of the segment at `at`, and of those behind it, in order.
+    pub known: VecDeque<KnownSegment>,
     /// Everything before this is in the repository.
     pub durable: Lsn,
     /// Without the repository: what the note says of that, which nothing adds to until the repository was asked.
     pub noted: Option<Option<Lsn>>,
     /// Under which epoch the stream stores what follows.
     pub writing: Writing,
-}
-
-/// What is known of a segment before it is received.
-#[derive(Debug)]
-pub(super) struct KnownSegment {
-    /// Its bytes, from the first one; received bytes must be equal.
-    pub bytes: Bytes,
-    /// Where they lie.
-    pub place: Known,
-    /// The parts they lie in, if they do.
-    pub chain: Vec<Link>,
-}
-
-impl KnownSegment {
-    /// Nothing is known.
-    pub(super) fn nothing() -> Self {
-        Self { bytes: Bytes::new(), place: Known::InParts, chain: Vec::new() }
-    }
 }
 
 /// As [`Streamer::read_slot`].
@@ -67,6 +48,38 @@ pub(super) async fn read_slot(
     }
     let client = sql::connect_sql(params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
     Ok(sql::slot_state(&client, slot).await?.map(|slot| slot.restart_lsn))
+}
+
+/// What is known of a segment from its first byte on; received bytes must be equal.
+#[derive(Debug)]
+pub(super) struct KnownSegment {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Where they lie.
+    pub known: Known,
+    /// The parts they lie in, if they do.
+    pub chain: Vec<Link>,
+    /// Whether there are more parts, which the chain does without: whoever stored what replaces them did not live to remove them.
+    pub more_parts: bool,
+}
+
+impl KnownSegment {
+    /// Bytes that lie in no part.
+    pub(super) fn without_parts(bytes: Bytes, known: Known) -> Self {
+        Self { bytes, known, chain: Vec::new(), more_parts: false }
+    }
+}
+
+impl Start {
+    /// Whether the first segment is received only to be compared with the repository's.
+    pub(super) fn only_compares_first(&self) -> bool {
+        self.known.front().is_some_and(|first| first.known == Known::Whole)
+    }
+
+    /// How many bytes are known.
+    pub(super) fn known_bytes(&self) -> usize {
+        self.known.iter().map(|segment| segment.bytes.len()).sum()
+    }
 }
 
 impl Known {
@@ -104,14 +117,26 @@ impl Streamer {
     ) -> Result<Start> {
         let stored = self.newest_stored(history).await?;
         let slot = self.slot_position(connection, !stored.is_empty()).await?;
+        self.position_by(slot, &stored, identity, history).await
+    }
+
+    /// The same, with what the server said and what is `stored`.
+    pub(super) async fn position_by(
+        &self,
+        slot: Option<Lsn>,
+        stored: &[Position],
+        server: &Identity,
+        history: &TimelineHistory,
+    ) -> Result<Start> {
+        let flushed = server.flush;
         // A position that the server has not reached is another history's: it says nothing of what is kept here.
-        let slot = slot.filter(|slot| *slot <= identity.flush);
+        let slot = slot.filter(|slot| *slot <= flushed);
         let size = self.repository.identity().segment_size;
         // A slot that follows the spool says nothing of what the spool has lost.
-        let noted = self.noted_as_stored().filter(|noted| *noted <= identity.flush);
+        let noted = self.noted_as_stored().filter(|noted| *noted <= flushed);
         let hole = self.newest_hole(history.timeline()).await?;
         let kept = slot.into_iter().chain(noted).chain(hole).min();
-        let begin = resume::begin(&resume::Known { server: history, flushed: identity.flush, slot: kept, stored: &stored }, size);
+        let begin = resume::begin(&resume::Known { server: history, flushed, slot: kept, stored }, size);
         let mut frontier = begin.position;
         loop {
             let behind = self.skip_stored(self.behind_known_gaps(frontier, history).await?, history).await?;
@@ -120,7 +145,7 @@ impl Streamer {
             }
             frontier = behind;
         }
-        self.back_to_prove(frontier, slot, identity).await
+        self.back_to_prove(frontier, slot, server).await
     }
 
     /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
@@ -134,7 +159,7 @@ impl Streamer {
 
     /// The end of the newest whole segment on each timeline of the history. Where there is none at all, the start of the segment that an agent had begun
     /// to store.
-    async fn newest_stored(&self, history: &TimelineHistory) -> Result<Vec<Position>> {
+    pub(super) async fn newest_stored(&self, history: &TimelineHistory) -> Result<Vec<Position>> {
         let size = self.repository.identity().segment_size;
         let mut stored = Vec::new();
         for timeline in history.lineage() {
@@ -230,12 +255,12 @@ impl Streamer {
         let segment = size.segment_of(frontier.lsn);
         let name = segment.name(frontier.timeline, size);
         let parts = self.repository.list_parts(name).await?;
-        let chain = longest_chain(&parts);
-        let bytes = self.repository.get_chain(name, &chain).await?;
-        let writing = self.writing(frontier.timeline == server.timeline, name, bytes.len() as u32).await?;
-        let tail = KnownSegment { bytes, place: Known::InParts, chain };
         let confirmed =
             |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
+        let chain = longest_chain(&parts);
+        let (bytes, more_parts) = (self.repository.get_chain(name, &chain).await?, parts.len() > chain.len());
+        let writing = self.writing(frontier.timeline == server.timeline, name, bytes.len() as u32).await?;
+        let unfinished = KnownSegment { bytes, known: Known::InParts, chain, more_parts };
         let before =
             segment.previous().filter(|_| frontier.lsn <= server.flush && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
         if let Some(before) = before {
@@ -243,8 +268,9 @@ impl Streamer {
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    let first = KnownSegment { bytes: stored.content, place: Known::Whole, chain: Vec::new() };
-                    return Ok(Start { at, frontier, first, second: Some(tail), durable: at.lsn, noted: None, writing });
+                    let whole = KnownSegment::without_parts(stored.content, Known::Whole);
+                    // What is stored of the next one goes on, and is compared too: a copy may have gone its own way there.
+                    return Ok(Start { at, frontier, known: [whole, unfinished].into(), durable: at.lsn, noted: None, writing });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -253,7 +279,7 @@ impl Streamer {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Start { at: frontier, frontier, first: tail, second: None, durable: frontier.lsn, noted: None, writing })
+        Ok(Start { at: frontier, frontier, known: [unfinished].into(), durable: frontier.lsn, noted: None, writing })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {

@@ -26,8 +26,8 @@ pub(super) struct Reaper(mpsc::UnboundedSender<Work>);
 enum Work {
     /// What took the place of these is stored since this moment.
     Replaced(Instant, Vec<PartName>),
-    /// It is stored whole, and in parts that an earlier agent left.
-    Leftovers(SegmentName),
+    /// It is stored whole since this moment, and perhaps in parts that an earlier agent left.
+    Leftovers(Instant, SegmentName),
 }
 
 impl Reaper {
@@ -45,9 +45,9 @@ impl Reaper {
         }
     }
 
-    /// This segment is stored whole, and in parts that an earlier agent left.
+    /// This segment is stored whole, and perhaps in parts that an earlier agent left.
     pub(super) fn leftovers(&self, segment: SegmentName) {
-        self.bring(Work::Leftovers(segment));
+        self.bring(Work::Leftovers(Instant::now(), segment));
     }
 
     fn bring(&self, work: Work) {
@@ -63,7 +63,10 @@ async fn work(repository: Arc<ClusterRepository>, mut queue: mpsc::UnboundedRece
                 tokio::time::sleep_until(since + GRACE).await;
                 remove(&repository, &parts).await
             }
-            Work::Leftovers(segment) => remove_leftovers(&repository, segment).await,
+            Work::Leftovers(since, segment) => {
+                tokio::time::sleep_until(since + GRACE).await;
+                remove_leftovers(&repository, segment).await
+            }
         };
         match done {
             Ok(()) => {}
@@ -92,8 +95,12 @@ async fn remove(repository: &ClusterRepository, parts: &[PartName]) -> Result<()
 
 /// Whoever left them, and whoever stored the segment: only what is the same as there goes.
 async fn remove_leftovers(repository: &ClusterRepository, segment: SegmentName) -> Result<(), Error> {
+    let parts = repository.list_parts(segment).await?;
+    if parts.is_empty() {
+        return Ok(());
+    }
     let Some(whole) = repository.get_wal(WalFileName::Segment(segment)).await? else { return Ok(()) };
-    for part in repository.list_parts(segment).await? {
+    for part in parts {
         let content = repository.get_part(part).await?.content;
         if whole.content.get(part.from as usize..part.to as usize) == Some(&content[..]) {
             remove(repository, &[part]).await?;

@@ -17,8 +17,8 @@ use crate::metrics::Source;
 use crate::postgres::replication::Started;
 use crate::repository;
 
-/// Segments that are fetched at most before the stream begins: it must not wait for long.
-const MOST: usize = 500;
+/// Segments that are fetched at most before the stream begins, which waits for them: 1 GiB of the usual size.
+const MOST: usize = 64;
 /// The first page of a segment holds its long header.
 const FIRST_PAGE: usize = 8192;
 

@@ -12,13 +12,13 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId};
 
 use super::alone::Notes;
-use super::position::{KnownSegment, Start};
+use super::position::Start;
 use super::tail::{Cadence, Handed, Tail};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
-use crate::postgres::replication::{Event, Options, ReplicationConnection};
+use crate::postgres::replication::{Event, Options, ReplicationConnection, ReplicationError};
 use crate::progress::{Phase, Progress, SlotHold};
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::Spool;
@@ -55,10 +55,40 @@ pub enum Ended {
     Stopped,
 }
 
+/// The server's end of a stream that was started; each as [`ReplicationConnection`] has it.
+pub trait Walsender: Send {
+    /// The next event. Safe to drop and call again.
+    fn next_event(&mut self) -> impl Future<Output = Result<Event, ReplicationError>> + Send;
+    /// Says how far we are.
+    fn send_status(
+        &mut self,
+        write: Lsn,
+        flush: Lsn,
+        apply: Lsn,
+        reply_now: bool,
+    ) -> impl Future<Output = Result<(), ReplicationError>> + Send;
+    /// Ends the stream from our side.
+    fn stop(&mut self) -> impl Future<Output = Result<(), ReplicationError>> + Send;
+}
+
+impl Walsender for ReplicationConnection {
+    async fn next_event(&mut self) -> Result<Event, ReplicationError> {
+        self.next_event().await
+    }
+
+    async fn send_status(&mut self, write: Lsn, flush: Lsn, apply: Lsn, reply_now: bool) -> Result<(), ReplicationError> {
+        self.send_status(write, flush, apply, reply_now).await
+    }
+
+    async fn stop(&mut self) -> Result<(), ReplicationError> {
+        self.stop().await
+    }
+}
+
 /// What a session is told.
-pub struct Session<'a> {
+pub struct Session<'a, S> {
     /// The connection, on which the stream was started.
-    pub connection: &'a mut ReplicationConnection,
+    pub connection: &'a mut S,
     /// Where the stream begins, and what is stored there.
     pub start: Start,
     /// What flush means.
@@ -86,8 +116,8 @@ pub struct Session<'a> {
 }
 
 /// The session's own state.
-struct Receiving<'a> {
-    session: Session<'a>,
+struct Receiving<'a, S> {
+    session: Session<'a, S>,
     /// The next byte expected.
     at: Lsn,
     /// The end of what is fsynced.
@@ -106,7 +136,7 @@ struct Receiving<'a> {
     heard: Instant,
 }
 
-impl<'a> Session<'a> {
+impl<S: Walsender> Session<'_, S> {
     /// Streams until something ends it. What was received and not yet stored stays in the spool.
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
         let begin = self.start.at;
@@ -130,7 +160,7 @@ impl<'a> Session<'a> {
     }
 }
 
-impl Receiving<'_> {
+impl<S: Walsender> Receiving<'_, S> {
     async fn receive(&mut self, stop: &CancellationToken) -> Result<Ended> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -212,13 +242,7 @@ impl Receiving<'_> {
             none => {
                 let name = size.segment_of(self.at).name(start.at.timeline, size);
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
-                let nothing = KnownSegment::nothing();
-                let known = match &mut start.second {
-                    _ if self.at == start.at.lsn => std::mem::replace(&mut start.first, nothing),
-                    Some(second) if self.at == start.frontier.lsn => std::mem::replace(second, nothing),
-                    _ => nothing,
-                };
-                none.insert(Tail::begin(spool, name, identity, known, start.writing.epoch)?)
+                none.insert(Tail::begin(spool, name, identity, start.known.pop_front(), start.writing.epoch)?)
             }
         };
         let proven = tail.append(bytes).inspect_err(|error| {
@@ -239,7 +263,7 @@ impl Receiving<'_> {
     fn seal(&mut self) -> Result<()> {
         let Some(tail) = self.tail.take() else { return Ok(()) };
         let only_compared = tail.is_only_compared();
-        let (name, parts) = tail.seal(self.session.spool, self.session.identity)?;
+        let (name, replaced) = tail.seal(self.session.spool, self.session.identity)?;
         self.spooled = self.at;
         self.session.progress.spooled(self.at);
         if only_compared {
@@ -248,7 +272,7 @@ impl Receiving<'_> {
         let end = Position { timeline: name.timeline(), lsn: self.at };
         self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)), &self.session.start.writing)?;
         let lease = self.session.start.writing.lease.clone();
-        self.session.uploads.segment(name, end, parts, lease);
+        self.session.uploads.segment(name, end, replaced, lease);
         self.check_spool()
     }
 

@@ -10,6 +10,7 @@ use walkeep_core::parts::{Ledger, Step};
 use walkeep_core::{SegmentName, page};
 
 use super::position::{Known, KnownSegment};
+use super::uploads::Replaced;
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::{SegmentWriter, Spool};
 
@@ -48,6 +49,8 @@ pub(super) struct Tail {
     ledger: Ledger,
     /// Of what is only compared, nothing is stored up to here.
     only_compared: u64,
+    /// There are parts that the ledger does not know.
+    more_parts: bool,
     /// When its first byte came.
     begun: Instant,
     /// When the first byte came that is in no part yet.
@@ -55,13 +58,21 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Begins to receive `segment`, of which something may be known. Its parts bear `epoch`.
-    pub(super) fn begin(spool: &Spool, segment: SegmentName, identity: &ClusterIdentity, known: KnownSegment, epoch: u32) -> Result<Self> {
-        let KnownSegment { bytes: known_bytes, place: known, chain } = known;
+    /// Begins to receive `segment`. What was known of it when the stream began is told, if anything was asked for. Its parts bear `epoch`.
+    pub(super) fn begin(
+        spool: &Spool,
+        segment: SegmentName,
+        identity: &ClusterIdentity,
+        known: Option<KnownSegment>,
+        epoch: u32,
+    ) -> Result<Self> {
+        let known = known.unwrap_or_else(|| KnownSegment::without_parts(Bytes::new(), Known::InParts));
+        let KnownSegment { bytes: known_bytes, known, chain, more_parts } = known;
         let writer = if known == Known::InSpool { spool.receive_again(segment)? } else { spool.create(segment)? };
         Ok(Self {
             writer,
             size: identity.segment_size.bytes(),
+            more_parts,
             only_compared: if known.is_whole() { known_bytes.len() as u64 } else { 0 },
             known_bytes,
             known,
@@ -145,18 +156,18 @@ impl Tail {
         self.ledger.roll_up(acknowledged.min(self.size) as u32).map(|step| self.handed(step)).transpose()
     }
 
-    /// Ends it, with its last byte written: a whole segment of the spool. The names are those of its parts, which nobody needs once it is
-    /// stored. Of one that was received only to be compared nothing stays.
-    pub(super) fn seal(self, spool: &Spool, identity: &ClusterIdentity) -> Result<(SegmentName, Vec<walkeep_core::layout::PartName>)> {
+    /// Ends it, with its last byte written: a whole segment of the spool, and what nobody needs once it is stored. Of one that was received only
+    /// to be compared nothing stays.
+    pub(super) fn seal(self, spool: &Spool, identity: &ClusterIdentity) -> Result<(SegmentName, Replaced)> {
         self.check_first_page(identity)?;
         let segment = self.segment();
         if self.is_only_compared() {
             tracing::info!(%segment, "the server has the same as was received before");
             spool.remove_unfinished(segment)?;
-            return Ok((segment, Vec::new()));
+            return Ok((segment, Replaced::Parts(Vec::new())));
         }
-        let parts = self.ledger.live().collect();
-        Ok((self.writer.seal()?, parts))
+        let replaced = if self.more_parts { Replaced::AllParts(segment) } else { Replaced::Parts(self.ledger.live().collect()) };
+        Ok((self.writer.seal()?, replaced))
     }
 
     fn handed_over(&self) -> u64 {

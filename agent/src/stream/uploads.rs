@@ -4,8 +4,13 @@
 //! succeeds or cannot. The answer "durable up to here" is given in the order of handing over, so it never runs ahead of a slower
 //! neighbour.
 //!
-//! The first segment goes alone. If its name holds other content, another server has gone another way from there on, and nothing
-//! behind it may be stored: it would be mixed with the other's WAL.
+//! Whole segments may overtake each other, with two exceptions, in which what is behind waits until all before is stored:
+//!
+//! - The first segment goes alone. If its name holds other content, another server has gone another way from there on, and nothing behind it
+//!   may be stored: it would be mixed with the other's WAL.
+//! - Nothing is put behind a segment that is stored in parts only, and no part behind a segment that is not stored. What was confirmed out of
+//!   parts is restored from them only where nothing lies behind: else there is a hole, at which a recovery must stop. Should agent and server
+//!   be lost together, this very moment counts.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,10 +56,12 @@ pub struct Uploads {
     to: Destination,
     permits: Arc<Semaphore>,
     cancel: CancellationToken,
-    /// The first segment was handed over.
-    begun: bool,
-    /// The first segment was stored.
-    proven: watch::Sender<bool>,
+    /// How many whole segments were handed over.
+    segments: usize,
+    /// How many of them were stored.
+    stored: watch::Sender<usize>,
+    /// So many must be stored before another one begins.
+    barrier: usize,
     under_way: FuturesOrdered<AbortOnDropHandle<Result<Done, Error>>>,
     /// Every task, to wait for the last.
     tasks: TaskTracker,
@@ -65,8 +72,27 @@ pub struct Uploads {
 struct Done {
     /// The position after it.
     end: Position,
-    /// Parts whose place it took.
-    replaces: Vec<PartName>,
+    /// Whose place it took.
+    replaces: Replaced,
+}
+
+/// What nobody needs any more once something is stored.
+#[derive(Debug)]
+pub enum Replaced {
+    /// These parts, which this agent stored.
+    Parts(Vec<PartName>),
+    /// All parts of the segment that are the same as its bytes, those too that an earlier agent did not live to remove.
+    AllParts(SegmentName),
+}
+
+impl Replaced {
+    /// Whether there may be parts of the segment.
+    fn is_any(&self) -> bool {
+        match self {
+            Self::Parts(parts) => !parts.is_empty(),
+            Self::AllParts(_) => true,
+        }
+    }
 }
 
 impl Uploads {
@@ -77,8 +103,9 @@ impl Uploads {
             to,
             permits,
             cancel,
-            begun: false,
-            proven: watch::Sender::new(false),
+            segments: 0,
+            stored: watch::Sender::new(0),
+            barrier: 0,
             under_way: FuturesOrdered::new(),
             tasks: TaskTracker::new(),
         }
@@ -99,21 +126,23 @@ impl Uploads {
         self.under_way.is_empty()
     }
 
-    /// Stores a whole segment from the spool, then removes it there, and later its `parts`. `end` is the position after it.
-    /// With a lease, only under it.
-    pub(super) fn segment(&mut self, segment: SegmentName, end: Position, parts: Vec<PartName>, lease: Option<Arc<Lease>>) {
+    /// Stores a whole segment from the spool, then removes it there, and later what it `replaces`. `end` is the position after it. With a lease, only
+    /// under it.
+    pub(super) fn segment(&mut self, segment: SegmentName, end: Position, replaces: Replaced, lease: Option<Arc<Lease>>) {
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
-        let turn = self.turn();
-        let (first, proven) = (!self.begun, self.proven.clone());
-        self.begun = true;
+        let in_parts = replaces.is_any();
+        let turn = self.turn(if in_parts { self.segments } else { self.barrier });
+        let stored = self.stored.clone();
+        self.segments += 1;
+        if in_parts || self.segments == 1 {
+            self.barrier = self.segments;
+        }
         self.push(async move {
             turn.wait(&cancel, segment).await?;
             let _permit = permits.acquire_owned().await;
             store_segment(&to, segment, lease.as_deref(), &cancel).await?;
-            if first {
-                proven.send_replace(true);
-            }
-            Ok(Done { end, replaces: parts })
+            stored.send_modify(|stored| *stored += 1);
+            Ok(Done { end, replaces })
         });
     }
 
@@ -121,7 +150,7 @@ impl Uploads {
     pub(super) fn part(&mut self, step: Step, content: Bytes, end: Position, lease: Option<Arc<Lease>>) {
         let Step { part, replaces } = step;
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
-        let turn = self.turn();
+        let turn = self.turn(self.segments);
         self.push(async move {
             turn.wait(&cancel, part.segment).await?;
             let _permit = permits.acquire_owned().await;
@@ -131,7 +160,7 @@ impl Uploads {
             };
             let stored = retried(&to, &format!("storing part {:08X}-{:08X} of {}", part.from, part.to, part.segment), &cancel, put).await?;
             to.metrics.stored(Source::Part, stored);
-            Ok(Done { end, replaces })
+            Ok(Done { end, replaces: Replaced::Parts(replaces) })
         });
     }
 
@@ -148,8 +177,10 @@ impl Uploads {
         self.under_way.push_back(AbortOnDropHandle::new(self.tasks.spawn(upload)));
     }
 
-    fn turn(&self) -> Turn {
-        Turn(self.begun.then(|| self.proven.subscribe()))
+    /// A count is enough: a segment behind a part of its own, or behind a barrier, waits as well, so the first `after` to be stored are those that
+    /// were handed over first.
+    fn turn(&self, after: usize) -> Turn {
+        Turn { after, stored: self.stored.subscribe() }
     }
 
     /// The next acknowledgement, in order: everything handed over up to this position is durable. Never ready while nothing is under way.
@@ -158,7 +189,10 @@ impl Uploads {
         match self.under_way.next().await {
             // In order: what is replaced was stored before, and is not stored once more after it was removed.
             Some(Ok(Ok(Done { end, replaces }))) => {
-                self.to.reaper.replaced(replaces);
+                match replaces {
+                    Replaced::Parts(parts) => self.to.reaper.replaced(parts),
+                    Replaced::AllParts(segment) => self.to.reaper.leftovers(segment),
+                }
                 Ok(end)
             }
             Some(Ok(Err(error))) => Err(error),
@@ -168,14 +202,16 @@ impl Uploads {
     }
 }
 
-/// When an upload may begin: at once, or when the first segment is stored.
-struct Turn(Option<watch::Receiver<bool>>);
+/// When an upload may begin: when so many segments are stored, which are those handed over first.
+struct Turn {
+    after: usize,
+    stored: watch::Receiver<usize>,
+}
 
 impl Turn {
-    async fn wait(self, cancel: &CancellationToken, segment: SegmentName) -> Result<(), Error> {
-        let Some(mut proven) = self.0 else { return Ok(()) };
+    async fn wait(mut self, cancel: &CancellationToken, segment: SegmentName) -> Result<(), Error> {
         tokio::select! {
-            waited = proven.wait_for(|proven| *proven) => waited.map(drop).map_err(|_| Error::cancelled("put", segment)),
+            waited = self.stored.wait_for(|stored| *stored >= self.after) => waited.map(drop).map_err(|_| Error::cancelled("put", segment)),
             () = cancel.cancelled() => Err(Error::cancelled("put", segment)),
         }
     }
@@ -229,4 +265,84 @@ where
 {
     let counted = async || put().await.inspect_err(|error| to.metrics.error(error.kind()));
     retry(what, Backoff::FOREVER, cancel, Error::is_mendable, counted).await
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_core::{Lsn, TimelineId};
+    use walkeep_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Operation, Rule};
+
+    use super::*;
+    use crate::repository::tests::{over, segment};
+
+    const SIZE: u64 = 1 << 20;
+
+    /// A spool with these segments, uploads out of it, and the store below.
+    async fn uploads(folder: &std::path::Path, segments: &[u64]) -> (Uploads, Arc<FaultyStore>) {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let repository = Arc::new(over(store.clone()).await);
+        let spool = Spool::open(&folder.join("spool"), repository.identity().segment_size).unwrap();
+        for number in segments {
+            let mut writer = spool.create(segment(*number)).unwrap();
+            writer.append(&vec![*number as u8; SIZE as usize]).unwrap();
+            writer.seal().unwrap();
+        }
+        let reaper = Reaper::start(repository.clone(), CancellationToken::new());
+        let (recent, metrics) = (Arc::default(), Arc::new(Metrics::new().unwrap()));
+        (Uploads::new(Destination { repository, spool, recent, metrics, reaper }, 4, CancellationToken::new()), store)
+    }
+
+    fn whole(uploads: &mut Uploads, number: u64, parts: Vec<PartName>) {
+        let end = Position { timeline: TimelineId::FIRST, lsn: Lsn::new((number + 1) * SIZE) };
+        uploads.segment(segment(number), end, Replaced::Parts(parts), None);
+    }
+
+    fn part(uploads: &mut Uploads, number: u64, from: u32, to: u32) -> PartName {
+        let part = PartName { segment: segment(number), from, to, epoch: 1 };
+        let end = Position { timeline: TimelineId::FIRST, lsn: Lsn::new(number * SIZE + u64::from(to)) };
+        uploads.part(Step { part, replaces: Vec::new() }, Bytes::from(vec![1; (to - from) as usize]), end, None);
+        part
+    }
+
+    /// Until all is acknowledged: the keys, in the order in which they were put for good.
+    async fn order(uploads: &mut Uploads, store: &FaultyStore, segments: &[u64]) -> Vec<u64> {
+        while !uploads.is_empty() {
+            uploads.next().await.unwrap();
+        }
+        let puts = store.calls().into_iter().filter(|(operation, _)| *operation == Operation::Put).map(|(_, key)| key);
+        let numbers = puts.filter_map(|key| segments.iter().copied().find(|number| key.contains(&segment(*number).to_string())));
+        numbers.collect()
+    }
+
+    /// Whoever loses agent and server must find nothing behind what was confirmed of a segment: that would be a hole.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_put_behind_a_segment_that_is_stored_in_parts_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut uploads, store) = uploads(folder.path(), &[1, 2, 3]).await;
+        whole(&mut uploads, 1, Vec::new());
+        uploads.next().await.unwrap();
+        let known = part(&mut uploads, 2, 0, 100);
+        uploads.next().await.unwrap();
+        store.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::Transient)).on(format!("{}.zst", segment(2))).times(3));
+        whole(&mut uploads, 2, vec![known]);
+        whole(&mut uploads, 3, Vec::new());
+        part(&mut uploads, 4, 0, 100);
+        assert_eq!(order(&mut uploads, &store, &[2, 3, 4]).await, [2, 2, 2, 2, 2, 3, 4]);
+    }
+
+    /// Nor a part of a segment before those in front of it are stored.
+    #[tokio::test(start_paused = true)]
+    async fn parts_wait_for_the_segments_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut uploads, store) = uploads(folder.path(), &[1, 2, 3]).await;
+        whole(&mut uploads, 1, Vec::new());
+        uploads.next().await.unwrap();
+        store.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::Transient)).on(format!("{}.zst", segment(2))).times(3));
+        whole(&mut uploads, 2, Vec::new());
+        whole(&mut uploads, 3, Vec::new());
+        part(&mut uploads, 4, 0, 100);
+        let order = order(&mut uploads, &store, &[2, 3, 4]).await;
+        assert_eq!(order.last(), Some(&4), "{order:?}");
+        assert_ne!(order[1..4], [2, 2, 2], "whole segments need not wait: nothing of them is confirmed before their turn");
+    }
 }

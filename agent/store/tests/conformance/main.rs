@@ -37,6 +37,23 @@ async fn s3_server() {
     suite::run(Arc::new(weed.store("conformance").await), 1100, Sorts::Folders).await;
 }
 
+/// S3 of the fault catalogue; the same by two shims is a story of fewer rounds.
+const DUELS: usize = 1000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_directory_of_two_writers() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: SharedStore = Arc::new(LocalStore::open(folder.path()).await.unwrap());
+    suite::one_of_two_wins(&store, DUELS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_server_of_two_writers() {
+    let Some(weed) = weed::server() else { return };
+    let store: SharedStore = Arc::new(weed.store("duels").await);
+    suite::one_of_two_wins(&store, DUELS).await;
+}
+
 #[tokio::test]
 async fn decorators() {
     struct Nobody;

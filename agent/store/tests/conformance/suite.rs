@@ -88,6 +88,44 @@ async fn keeps_odd_sizes(store: &dyn Store) {
     assert_eq!(store.get(&key("size/20971520"), Some(20971519..20971530)).await.unwrap().len(), 1);
 }
 
+/// Two writers put the same name at the same instant, over and over; several such pairs side by side.
+pub async fn one_of_two_wins(store: &SharedStore, rounds: usize) {
+    const PAIRS: usize = 4;
+    let mut pairs = JoinSet::new();
+    for pair in 0..PAIRS {
+        let store = store.clone();
+        pairs.spawn(async move { duels(&store, (pair..rounds).step_by(PAIRS)).await });
+    }
+    let won = pairs.join_all().await.into_iter().fold([0, 0], |[a, b], [c, d]| [a + c, b + d]);
+    eprintln!("{won:?} won");
+    assert_eq!(won.iter().sum::<usize>(), rounds);
+}
+
+async fn duels(store: &SharedStore, rounds: impl Iterator<Item = usize>) -> [usize; 2] {
+    let mut won = [0, 0];
+    for round in rounds {
+        let key = key(&format!("duel/{round}"));
+        let start = std::sync::Arc::new(tokio::sync::Barrier::new(2));
+        let put = |writer: &'static str| {
+            let (store, key, start) = (store.clone(), key.clone(), start.clone());
+            tokio::spawn(async move {
+                start.wait().await;
+                store.put_if_absent(&key, Bytes::from_static(writer.as_bytes())).await
+            })
+        };
+        let [one, other] = ["one", "other"].map(put);
+        let outcomes = [("one", one.await.unwrap()), ("other", other.await.unwrap())];
+        let winner = outcomes.iter().position(|(_, outcome)| outcome.is_ok()).unwrap();
+        let (name, put) = &outcomes[winner];
+        assert_eq!(*put.as_ref().unwrap(), Put::Created);
+        let refused = outcomes[1 - winner].1.as_ref().unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "round {round}: {refused:?}");
+        assert_eq!(store.get(&key, None).await.unwrap(), *name, "round {round}");
+        won[winner] += 1;
+    }
+    won
+}
+
 async fn one_of_many_wins(store: &SharedStore) {
     for round in 0..3 {
         let key = key(&format!("race/{round}/deep/folder/object"));
