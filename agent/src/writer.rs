@@ -28,6 +28,7 @@ pub fn this_process(spool: &Path, params: &ConnectionParams, slot: &str) -> Resu
         life: random_id()?,
         pid: std::process::id(),
         servers: params.server_names(&host),
+        at: None,
         slot: slot.to_owned(),
         host,
     })

@@ -158,6 +158,43 @@ fn a_copied_server_is_refused_before_it_stores_anything() {
     }
 }
 
+/// An agent beside each server, each with both servers in its connection, its own first, and slots of one name: the slot of one server says nothing of
+/// the other's.
+#[test]
+fn a_slot_of_that_name_on_another_server_is_another_slot() {
+    let primary = Cluster::builder().segment_mib(1).start();
+    let standby = primary.standby();
+    let both = |own: &Cluster, other: &Cluster| {
+        let (own_socket, other_socket) = (own.socket_dir(), other.socket_dir());
+        format!(
+            "host={},{} port={},{} user=postgres dbname=postgres",
+            own_socket.display(),
+            other_socket.display(),
+            own.port(),
+            other.port()
+        )
+    };
+    let mut first = Walkeep::local(&primary);
+    first.connection = both(&primary, &standby);
+    first.write_config();
+    first.ok(&["init"]);
+    let agent = first.agent();
+    primary.sql("CREATE TABLE by_the_first ()");
+    assert_tail_is_of(&primary, &first, &agent);
+    let mut second = another(&first, &standby, "walkeep");
+    second.connection = both(&standby, &primary);
+    second.write_config();
+    let second_agent = second.launch_agent().unwrap();
+    wait_refused(&second_agent, "its slot is in use at this moment", [&first, &second]);
+    primary.sql("CREATE TABLE by_the_first_still ()");
+    assert_tail_is_of(&primary, &first, &agent);
+    assert_eq!(epoch(&first), 1);
+    assert_eq!(second_agent.metric("walkeep_stored_objects_total{source=\"part\"}"), Some(0.0));
+    second_agent.stop();
+    assert_calm(&agent, &[]);
+    agent.stop();
+}
+
 /// A server that was moved, with a spool that was not: one word, and the stream goes on where it was.
 #[test]
 fn a_moved_server_goes_on_after_a_word() {

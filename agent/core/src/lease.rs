@@ -34,13 +34,17 @@ pub struct Writer {
     pub pid: u32,
     /// The servers that its connection may lead to, `host:port` each; a server on the agent's own host is named by that host.
     pub servers: Vec<String>,
+    /// Which of them it streams from, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// The replication slot it streams from.
     pub slot: String,
 }
 
 impl Writer {
-    fn shares_server_with(&self, other: &Self) -> bool {
-        self.servers.iter().any(|server| other.servers.contains(server))
+    /// The servers at one of which it is.
+    pub fn places(&self) -> &[String] {
+        self.at.as_ref().map_or(&self.servers, std::slice::from_ref)
     }
 }
 
@@ -79,7 +83,7 @@ pub enum Verdict {
         /// The writer that is followed, if it is another one.
         follows: Option<Writer>,
     },
-    /// As [`Verdict::Take`], if the holder's slot has not been in use for a while: the server that both stream from knows.
+    /// As [`Verdict::Take`], if the holder's slot has not been in use for a while: the servers know at one of which the holder is.
     TakeIfUnused {
         /// The epoch.
         epoch: u32,
@@ -135,16 +139,17 @@ pub fn judge(newest: Option<LeaseRecord>, me: &Writer, held: Option<u32>) -> Ver
     let epoch = newest.name.epoch.saturating_add(1);
     if holder.id == me.id {
         return match held {
-            Some(held) if held == newest.name.epoch && holder.life == me.life => Verdict::Keep,
+            // One that goes on at another server says so: others ask there whether it is gone.
+            Some(held) if held == newest.name.epoch && holder.life == me.life && holder.at == me.at => Verdict::Keep,
             Some(_) if holder.life != me.life && !newest.by_operator => Verdict::Refused { holder: newest, reason: Refusal::Twin },
             _ => Verdict::Take { epoch, follows: None },
         };
     }
-    if !holder.shares_server_with(me) {
+    if !holder.places().iter().all(|server| me.servers.contains(server)) {
         return Verdict::Refused { holder: newest, reason: Refusal::OtherServer };
     }
-    // PostgreSQL lets one at a time use a slot: who streams from it now is alone.
-    if holder.slot == me.slot {
+    // PostgreSQL lets one at a time use a slot: who streams from it now is alone. Another server's slot of that name is another slot.
+    if holder.slot == me.slot && holder.places() == me.places() && me.places().len() == 1 {
         return Verdict::Take { epoch, follows: Some(newest.writer) };
     }
     Verdict::TakeIfUnused { epoch, holder: newest }
@@ -161,6 +166,7 @@ mod tests {
             host: "db1".into(),
             pid: 1,
             servers: vec!["standby:5432".into(), server.into()],
+            at: Some(server.into()),
             slot: slot.into(),
         }
     }
@@ -187,6 +193,11 @@ mod tests {
         let mine = lease(4, &me);
         assert_eq!(judge(Some(mine.clone()), &me, Some(4)), Verdict::Keep);
         assert_eq!(judge(Some(mine.clone()), &writer("a", "2", "db1:5432", "walkeep"), None), take(5));
+        assert_eq!(
+            judge(Some(mine.clone()), &writer("a", "1", "standby:5432", "walkeep"), Some(4)),
+            take(5),
+            "it is asked for elsewhere now"
+        );
         assert_eq!(judge(Some(mine), &writer("a", "2", "elsewhere:1", "walkeep"), None), take(5), "its spool is its identity");
     }
 
@@ -207,6 +218,15 @@ mod tests {
         assert_eq!(judge(Some(same_slot.clone()), &me, None), Verdict::Take { epoch: 2, follows: Some(same_slot.writer) });
         let other_slot = on("db1:5432", "other");
         assert_eq!(judge(Some(other_slot.clone()), &me, None), Verdict::TakeIfUnused { epoch: 2, holder: other_slot });
+        // Both may reach both servers, and each has a slot of that name.
+        let at_standby = on("standby:5432", "walkeep");
+        assert_eq!(judge(Some(at_standby.clone()), &me, None), Verdict::TakeIfUnused { epoch: 2, holder: at_standby });
+        // An earlier version did not say where it is.
+        let mut somewhere = on("db1:5432", "walkeep");
+        somewhere.writer.at = None;
+        assert_eq!(judge(Some(somewhere.clone()), &me, None), Verdict::Take { epoch: 2, follows: Some(somewhere.writer.clone()) });
+        somewhere.writer.servers.push("standby:5432".into());
+        assert_eq!(judge(Some(somewhere.clone()), &me, None), Verdict::TakeIfUnused { epoch: 2, holder: somewhere });
         // Whoever was followed is told so, and goes by the same rules.
         for (slot, held) in [("walkeep", None), ("other", None), ("walkeep", Some(1))] {
             let holder = on("copy:5432", slot);

@@ -12,8 +12,8 @@ use super::wire::{Message, Wire, text, unexpected};
 const SCRAM: &str = "SCRAM-SHA-256";
 const SCRAM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
-/// Opens a session for physical replication with the first host that lets us in. `settings` are further startup parameters.
-pub(super) async fn connect(params: &ConnectionParams, settings: &[(&str, &str)]) -> Result<Wire, Error> {
+/// Opens a session for physical replication with the first host that lets us in; and which one that is. `settings` are further startup parameters.
+pub(super) async fn connect(params: &ConnectionParams, settings: &[(&str, &str)]) -> Result<(Wire, Host), Error> {
     let mut dialer = Dialer::new(params);
     loop {
         let dialed = dialer.next().await?;
@@ -21,7 +21,7 @@ pub(super) async fn connect(params: &ConnectionParams, settings: &[(&str, &str)]
         match Dialed::within(deadline, &host, open(dialed, params, settings)).await {
             Ok(wire) => {
                 params.connected(&host);
-                return Ok(wire);
+                return Ok((wire, host));
             }
             Err(error) => dialer.refused(error)?,
         }

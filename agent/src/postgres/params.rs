@@ -63,6 +63,20 @@ pub enum Host {
 }
 
 impl Host {
+    /// As `host:port`. One on this host is called by `own_host`.
+    pub fn server_name(&self, own_host: &str) -> String {
+        match self {
+            Self::Unix { port, .. } => format!("{own_host}:{port}"),
+            Self::Tcp { name, address, port } => {
+                let named = name.as_ref().map(|name| name.to_lowercase());
+                let address = address.or_else(|| named.as_ref().and_then(|name| name.parse().ok()));
+                let local = address.is_some_and(|address| address.is_loopback()) || named.as_deref() == Some("localhost");
+                let other = named.or_else(|| address.map(|address| address.to_string())).unwrap_or_default();
+                format!("{}:{port}", if local { own_host } else { &other })
+            }
+        }
+    }
+
     pub(super) fn port(&self) -> u16 {
         match self {
             Host::Unix { port, .. } | Host::Tcp { port, .. } => *port,
@@ -254,17 +268,13 @@ const KEYS: &[(&str, &str)] = &[
 impl ConnectionParams {
     /// The servers as `host:port`, in the order in which they are tried. One on this host is called by `own_host`, which tells it from others' own.
     pub fn server_names(&self, own_host: &str) -> Vec<String> {
-        let name = |host: &Host| match host {
-            Host::Unix { port, .. } => format!("{own_host}:{port}"),
-            Host::Tcp { name, address, port } => {
-                let named = name.as_ref().map(|name| name.to_lowercase());
-                let address = address.or_else(|| named.as_ref().and_then(|name| name.parse().ok()));
-                let local = address.is_some_and(|address| address.is_loopback()) || named.as_deref() == Some("localhost");
-                let other = named.or_else(|| address.map(|address| address.to_string())).unwrap_or_default();
-                format!("{}:{port}", if local { own_host } else { &other })
-            }
-        };
-        self.hosts.iter().map(name).collect()
+        self.hosts.iter().map(|host| host.server_name(own_host)).collect()
+    }
+
+    /// For one of these servers alone, whatever it is at this moment; `None` if it is none of them.
+    pub fn only(&self, server: &str, own_host: &str) -> Option<Self> {
+        let host = self.hosts.iter().find(|host| host.server_name(own_host) == server)?;
+        Some(Self { hosts: vec![host.clone()], target_session: TargetSession::Any, last_primary: LastPrimary::default(), ..self.clone() })
     }
 
     /// Reads a keyword/value string or a `postgresql://` URL; what it leaves open comes from `env` and then from libpq's defaults.

@@ -12,7 +12,7 @@ use walkeep_core::{Lsn, PgTimestamp, SegmentSize, SystemIdentifier, TimelineId};
 
 use super::auth;
 use super::error::{Error, ServerError};
-use super::params::ConnectionParams;
+use super::params::{ConnectionParams, Host};
 use super::wire::{Message, REPLY_TIMEOUT, Row, Wire, row, text, unexpected, value, within};
 
 /// How a replication session presents itself.
@@ -232,6 +232,7 @@ enum Failure {
 /// A session with a walsender.
 pub struct ReplicationConnection {
     wire: Wire,
+    host: Host,
     state: State,
     failure: Option<Failure>,
 }
@@ -250,7 +251,13 @@ impl ReplicationConnection {
         if !server_options.is_empty() {
             settings.push(("options", server_options.as_str()));
         }
-        Ok(Self { wire: auth::connect(params, &settings).await?, state: State::Idle, failure: None })
+        let (wire, host) = auth::connect(params, &settings).await?;
+        Ok(Self { wire, host, state: State::Idle, failure: None })
+    }
+
+    /// The one of the parameters' hosts that it leads to.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Which cluster this is, and where it is.

@@ -198,7 +198,7 @@ impl Streamer {
         let size = self.repository.identity().segment_size;
         // What is stored of the segment, this agent has received.
         let compared = received.bytes_since(at.lsn) as u32;
-        let writing = self.writing_alone(epoch, size.segment_of(at.lsn).name(at.timeline, size), compared);
+        let writing = self.writing_alone(connection.host(), epoch, size.segment_of(at.lsn).name(at.timeline, size), compared);
         if slot >= at.lsn || bytes.len() > LONG_HEADER {
             let known = [KnownSegment::without_parts(bytes, Known::InSpool)].into();
             return Ok(Some(Start { at, frontier: at, known, durable, noted: Some(noted), writing }));

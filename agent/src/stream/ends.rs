@@ -11,7 +11,6 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, page};
 
 use super::Streamer;
-use super::lease::Writing;
 use super::tail::PART_LIMIT;
 use crate::metrics::Source;
 use crate::postgres::replication::{Event, ReplicationConnection, Started};
@@ -65,7 +64,7 @@ impl Streamer {
             tracing::info!(timeline = timeline.get(), end = %start.saturating_add(end), heir = heir.get(), "storing the timeline's end out of a later one");
             let name = segment.name(timeline, size);
             let tail = self.repository.get_tail(name).await?;
-            let Writing { epoch, .. } = self.writing(false, name, tail.len() as u32).await?;
+            let epoch = self.epoch_of_ended(timeline).await?;
             stored.push(Stored { timeline, end, tail, epoch });
         }
         let wanted = stored.iter().map(|stored| stored.end).max().unwrap_or_default();

@@ -13,6 +13,7 @@ use walkeep_core::lease::{LeaseName, LeaseRecord, Refusal, Verdict, Writer, judg
 use walkeep_core::{SegmentName, TimelineId, parts};
 
 use super::Streamer;
+use crate::postgres::Host;
 use crate::postgres::sql;
 use crate::repository::{ClusterRepository, Error};
 
@@ -112,16 +113,19 @@ impl Lease {
 }
 
 impl Streamer {
-    /// What a stream stores is stored under the timeline's lease, if the server writes that timeline at this moment (`live`) and nobody else stores it.
+    /// The epoch for the end of a timeline that is over: without a lease.
+    pub(super) async fn epoch_of_ended(&self, timeline: TimelineId) -> Result<u32> {
+        Ok(self.repository.newest_lease(timeline).await?.map_or(FIRST, |lease| lease.name.epoch))
+    }
+
+    /// What a stream stores is stored under the timeline's lease, if this server writes that timeline at this moment and nobody else stores it.
     /// Of `segment`, where it begins, so much is stored as `compared` says.
-    pub(super) async fn writing(&self, live: bool, segment: SegmentName, compared: u32) -> Result<Writing> {
+    pub(super) async fn writing(&self, server: &Host, segment: SegmentName, compared: u32) -> Result<Writing> {
         let timeline = segment.timeline();
         let newest = self.repository.newest_lease(timeline).await?;
-        if !live {
-            return Ok(Writing { epoch: newest.map_or(FIRST, |lease| lease.name.epoch), lease: None });
-        }
         let held = self.lease_of(timeline);
-        let epoch = match judge(newest, &self.writer, held.as_ref().and_then(|lease| lease.held_epoch())) {
+        let me = self.writer_at(server);
+        let epoch = match judge(newest, &me, held.as_ref().and_then(|lease| lease.held_epoch())) {
             Verdict::Keep => return Ok(Writing::under(held.context("a lease is kept that is not held")?)),
             Verdict::Refused { holder, reason } => return Err(self.refused(holder, reason).into()),
             Verdict::TakeIfUnused { epoch, holder } => {
@@ -135,7 +139,11 @@ impl Streamer {
                 epoch
             }
         };
-        Ok(Writing::under(self.promise(LeaseName { timeline, epoch }, segment, compared)))
+        Ok(Writing::under(self.promise(LeaseName { timeline, epoch }, me, segment, compared)))
+    }
+
+    fn writer_at(&self, server: &Host) -> Writer {
+        Writer { at: Some(server.server_name(&self.writer.host)), ..self.writer.clone() }
     }
 
     /// The epoch for bytes that an earlier process received, of which nobody else has stored more. Not for what another writer may have gone on with.
@@ -148,21 +156,23 @@ impl Streamer {
 
     /// As [`Streamer::writing`], without the repository: `noted` is the last epoch that this writer held. Whether it may write shows when the repository
     /// is there again.
-    pub(super) fn writing_alone(&self, noted: Option<u32>, segment: SegmentName, compared: u32) -> Writing {
+    pub(super) fn writing_alone(&self, server: &Host, noted: Option<u32>, segment: SegmentName, compared: u32) -> Writing {
         let timeline = segment.timeline();
+        let me = self.writer_at(server);
         let held = self.lease_of(timeline).filter(|lease| lease.held_epoch().is_some());
-        let name = LeaseName { timeline, epoch: noted.map_or(FIRST, |epoch| epoch.saturating_add(1)) };
-        Writing::under(held.unwrap_or_else(|| self.promise(name, segment, compared)))
+        let last = noted.max(held.as_ref().and_then(|lease| lease.held_epoch()));
+        let held = held.filter(|lease| lease.writer.at == me.at);
+        let name = LeaseName { timeline, epoch: last.map_or(FIRST, |epoch| epoch.saturating_add(1)) };
+        Writing::under(held.unwrap_or_else(|| self.promise(name, me, segment, compared)))
     }
 
     fn lease_of(&self, timeline: TimelineId) -> Option<Arc<Lease>> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|lease| lease.name.timeline == timeline)
     }
 
-    fn promise(&self, name: LeaseName, segment: SegmentName, compared: u32) -> Arc<Lease> {
+    fn promise(&self, name: LeaseName, writer: Writer, segment: SegmentName, compared: u32) -> Arc<Lease> {
         let state = Mutex::new(State::Promised { segment, compared });
-        let (repository, writer) = (self.repository.clone(), self.writer.clone());
-        let lease = Arc::new(Lease { repository, name, writer, state, taken: AtomicBool::new(false) });
+        let lease = Arc::new(Lease { repository: self.repository.clone(), name, writer, state, taken: AtomicBool::new(false) });
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease.clone());
         lease
     }
@@ -173,15 +183,10 @@ impl Streamer {
         refused
     }
 
-    /// Fails as long as the holder's slot on this server is in use, or was not long ago.
+    /// Fails as long as the holder's slot is in use at one of the servers at which it may be, or was not long ago.
     async fn unused_for_long(&self, holder: LeaseRecord) -> Result<()> {
-        let slot = &holder.writer.slot;
-        let asked = async {
-            let client = sql::connect_sql(&self.params).await?;
-            sql::slot_state(&client, slot).await
-        };
-        let in_use = match asked.await {
-            Ok(state) => state.is_some_and(|slot| slot.active),
+        let in_use = match self.is_at_work(&holder.writer).await {
+            Ok(in_use) => in_use,
             Err(error) => {
                 return Err(error).context(self.refused(holder, Refusal::Unknown));
             }
@@ -201,6 +206,19 @@ impl Streamer {
                 Ok(())
             }
         }
+    }
+
+    /// Whether a server at which that writer may be has its slot in use.
+    async fn is_at_work(&self, writer: &Writer) -> Result<bool> {
+        for server in writer.places() {
+            let params =
+                self.params.only(server, &self.writer.host).with_context(|| format!("{server} is none of this agent's servers"))?;
+            let client = sql::connect_sql(&params).await.with_context(|| format!("ask {server} for the writer's slot"))?;
+            if sql::slot_state(&client, &writer.slot).await?.is_some_and(|slot| slot.active) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -13,7 +13,7 @@ use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName}
 use super::Streamer;
 use super::lease::Writing;
 use crate::postgres::replication::{Created, Identity, ReplicationConnection};
-use crate::postgres::{ConnectionParams, sql};
+use crate::postgres::{ConnectionParams, Host, sql};
 use crate::progress::SlotHold;
 use crate::repository::Error;
 
@@ -117,7 +117,7 @@ impl Streamer {
     ) -> Result<Start> {
         let stored = self.newest_stored(history).await?;
         let slot = self.slot_position(connection, !stored.is_empty()).await?;
-        self.position_by(slot, &stored, identity, history).await
+        self.position_by(slot, &stored, (connection.host(), identity), history).await
     }
 
     /// The same, with what the server said and what is `stored`.
@@ -125,7 +125,7 @@ impl Streamer {
         &self,
         slot: Option<Lsn>,
         stored: &[Position],
-        server: &Identity,
+        (host, server): (&Host, &Identity),
         history: &TimelineHistory,
     ) -> Result<Start> {
         let flushed = server.flush;
@@ -145,7 +145,7 @@ impl Streamer {
             }
             frontier = behind;
         }
-        self.back_to_prove(frontier, slot, server).await
+        self.back_to_prove(frontier, slot, host, server).await
     }
 
     /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
@@ -250,7 +250,7 @@ impl Streamer {
     /// Not needed where the slot stands exactly where we have confirmed everything: only we move it there, while the slot of a copied
     /// server, and one made just now, begins at some checkpoint. Not possible where the server has removed that segment: see
     /// [`Streamer::cannot_compare`].
-    async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, server: &Identity) -> Result<Start> {
+    async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, host: &Host, server: &Identity) -> Result<Start> {
         let size = self.repository.identity().segment_size;
         let segment = size.segment_of(frontier.lsn);
         let name = segment.name(frontier.timeline, size);
@@ -259,7 +259,10 @@ impl Streamer {
             |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
         let chain = longest_chain(&parts);
         let (bytes, more_parts) = (self.repository.get_chain(name, &chain).await?, parts.len() > chain.len());
-        let writing = self.writing(frontier.timeline == server.timeline, name, bytes.len() as u32).await?;
+        let writing = match frontier.timeline == server.timeline {
+            true => self.writing(host, name, bytes.len() as u32).await?,
+            false => Writing { epoch: self.epoch_of_ended(frontier.timeline).await?, lease: None },
+        };
         let unfinished = KnownSegment { bytes, known: Known::InParts, chain, more_parts };
         let before =
             segment.previous().filter(|_| frontier.lsn <= server.flush && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));

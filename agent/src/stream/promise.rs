@@ -303,7 +303,8 @@ impl World {
         let history = TimelineHistory::root(TimelineId::FIRST);
         let stored = streamer.newest_stored(&history).await?;
         let server = Identity { system: identity().system_identifier, timeline: TimelineId::FIRST, flush: self.written };
-        let start = streamer.position_by(Some(self.reported().slot), &stored, &server, &history).await?;
+        let host = streamer.params.hosts()[0].clone();
+        let start = streamer.position_by(Some(self.reported().slot), &stored, (&host, &server), &history).await?;
         let mut connection = Sender {
             at: start.at.lsn,
             written: self.written,
