@@ -35,8 +35,8 @@ const USAGE: &str = "usage: cargo bench -p walkeep-tests --bench stream -- WHAT 
               --rounds 3  --seconds 10  --clients 1,8,32
   requests  requests at the store by kind, and their price
               --minutes 10  --interval 1s
-  outage    the store away under full write load
-              --before 120  --outage 600  --after 60  --bare 420 (seconds)  --clients 4  --scale 20
+  outage    the store away under full write load, beside a server without agent
+              --before 120  --outage 600  --after 60 (seconds)  --clients 2  --scale 20  --acknowledge repository
 ";
 
 fn main() -> ExitCode {

@@ -18,35 +18,28 @@ const ROOM: u64 = 6 << 30;
 
 /// `outage`.
 pub fn run(options: &mut Options) -> Result<bool, String> {
-    let [before, outage, after, bare] = [("before", 120), ("outage", 600), ("after", 60), ("bare", 420)].map(|(name, default)| {
-        let seconds = options.take(name, default);
-        seconds.map(Duration::from_secs)
-    });
-    let (before, outage, after, bare) = (before?, outage?, after?, bare?);
-    let (clients, scale) = (options.take("clients", 4_u32)?, options.take("scale", 20_u32)?);
+    let mut seconds = |name, default| options.take(name, default).map(Duration::from_secs);
+    let (before, outage, after) = (seconds("before", 120)?, seconds("outage", 600)?, seconds("after", 60)?);
+    let (clients, scale) = (options.take("clients", 2_u32)?, options.take("scale", 20_u32)?);
+    let acknowledge = options.take("acknowledge", "repository".to_owned())?;
     options.end()?;
     println!(
-        "outage: {} s of {clients} clients of pgbench at scale {scale}, then {} s without the store",
+        "outage: two servers with {clients} clients of pgbench each at full speed, scale {scale}; one has an agent with acknowledge = \"{acknowledge}\"; \
+         {} s, then {} s without the store",
         before.as_secs(),
         outage.as_secs()
     );
-    if !bare.is_zero() {
-        let cluster = prepared(scale);
-        let load = start(&cluster, clients);
-        std::thread::sleep(bare);
-        let tps = tps(&load);
-        report("without any agent", &tps, before.as_secs_f64(), bare.as_secs_f64());
-    }
-
     let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
-    let cluster = prepared(scale);
+    let (alone, cluster) = (prepared(scale), prepared(scale));
     let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
     walkeep.upload_interval = "1s".to_owned();
+    walkeep.acknowledge = acknowledge;
     walkeep.write_config();
     walkeep.ok(&["init"]);
+    let first = cluster.sql("SELECT pg_walfile_name(restart_lsn) FROM pg_replication_slots");
     let agent = walkeep.agent();
-    let mut watch = Watch { agent: &agent, walkeep: &walkeep, cluster: &cluster, samples: Vec::new() };
-    let mut load = start(&cluster, clients);
+    let mut watch = Watch { agent: &agent, walkeep: &walkeep, cluster: &cluster, alone: &alone, samples: Vec::new() };
+    let (mut beside, mut load) = (start(&alone, clients), start(&cluster, clients));
     watch.look("before", before);
     proxy.close();
     let from = Instant::now();
@@ -54,8 +47,10 @@ pub fn run(options: &mut Options) -> Result<bool, String> {
     let outage = from.elapsed();
     proxy.open();
     watch.look("after", after);
-    let tps = tps(&load);
+    let phases = Phases { split: before.as_secs_f64(), end: before.as_secs_f64() + outage.as_secs_f64() };
+    let (with_agent, without) = (tps(&load), tps(&beside));
     load.kill();
+    beside.kill();
     cluster.switch_wal();
     let end: u64 = cluster.value("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint");
     let behind = |agent: &Agent| end as f64 - agent.metric("walkeep_wal_durable_bytes").unwrap_or(0.0);
@@ -65,7 +60,9 @@ pub fn run(options: &mut Options) -> Result<bool, String> {
     println!("all stored {:.1} s later", draining.elapsed().as_secs_f64());
     watch.look("drained", Duration::from_secs(1));
 
-    report("with the agent", &tps, before.as_secs_f64(), before.as_secs_f64() + outage.as_secs_f64());
+    let ours = phases.report("with the agent", &with_agent);
+    let theirs = phases.report("without any agent", &without);
+    println!("what the outage left of the throughput, with the agent over without: {:.3}", ours / theirs);
     println!("\n| phase | VmRSS MiB: median (max) | VmHWM MiB | spool MiB: median (max) | pg_wal MiB (max) |\n|---|---|---|---|---|");
     for phase in ["before", "outage", "after", "drained"] {
         watch.row(phase);
@@ -73,6 +70,8 @@ pub fn run(options: &mut Options) -> Result<bool, String> {
     wait_until("archive_command's copies are there", Duration::from_secs(600), || {
         cluster.sql("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'") == "0"
     });
+    // What is older than the slot was never to be streamed.
+    remove_files(&cluster.oracle(), |name| name < first.as_str());
     let same = compare_fetched(&cluster.oracle(), &walkeep);
     println!("\n{same} files of a cp archive fetched from S3: every byte the same");
     agent.stop();
@@ -89,7 +88,7 @@ fn prepared(scale: u32) -> Cluster {
 }
 
 fn start(cluster: &Cluster, clients: u32) -> Process {
-    cluster.pgbench_spawn(&["-c", &clients.to_string(), "-j", "2", "-T", "86400", "-P", "1"])
+    cluster.pgbench_spawn(&["-c", &clients.to_string(), "-j", "1", "-T", "86400", "-P", "1"])
 }
 
 /// Second and transactions in it.
@@ -103,16 +102,33 @@ fn tps(load: &Process) -> Vec<(f64, f64)> {
     lines.collect()
 }
 
-fn report(who: &str, tps: &[(f64, f64)], split: f64, end: f64) {
-    let mean = |from: f64, to: f64| {
-        let within: Vec<_> = tps.iter().filter(|(at, _)| *at > from && *at <= to).map(|(_, tps)| *tps).collect();
-        within.iter().sum::<f64>() / within.len().max(1) as f64
-    };
-    let (before, during) = (mean(SETTLE, split), mean(split + SETTLE, end));
-    println!("{who}: {before:.0} transactions/s until {split:.0} s, {during:.0}/s from there to {end:.0} s: {:.2} of it", during / before);
-    let slices: Vec<_> =
-        (0..(end / 60.0) as u32).map(|minute| format!("{:.0}", mean(f64::from(minute) * 60.0, f64::from(minute + 1) * 60.0))).collect();
-    println!("{who}, by minute: {}", slices.join(" "));
+/// The outage's begin and end, in seconds of the load.
+struct Phases {
+    split: f64,
+    end: f64,
+}
+
+impl Phases {
+    /// Prints a server's throughput; its share during the outage.
+    fn report(&self, who: &str, tps: &[(f64, f64)]) -> f64 {
+        let mean = |from: f64, to: f64| {
+            let within: Vec<_> = tps.iter().filter(|(at, _)| *at > from && *at <= to).map(|(_, tps)| *tps).collect();
+            within.iter().sum::<f64>() / within.len().max(1) as f64
+        };
+        let (before, during) = (mean(SETTLE, self.split), mean(self.split + SETTLE, self.end));
+        println!("{who}: {before:.0} transactions/s before, {during:.0}/s during the outage: {:.3} of it", during / before);
+        let minutes = (0..(self.end / 60.0) as u32).map(f64::from);
+        let minutes: Vec<_> = minutes.map(|minute| format!("{:.0}", mean(minute * 60.0, (minute + 1.0) * 60.0))).collect();
+        println!("{who}, by minute: {}", minutes.join(" "));
+        during / before
+    }
+}
+
+fn remove_files(folder: &Path, which: impl Fn(&str) -> bool) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(&which)) {
+        let _ = std::fs::remove_file(entry.path());
+    }
 }
 
 struct Sample {
@@ -127,6 +143,7 @@ struct Watch<'a> {
     agent: &'a Agent,
     walkeep: &'a Walkeep,
     cluster: &'a Cluster,
+    alone: &'a Cluster,
     samples: Vec<Sample>,
 }
 
@@ -142,6 +159,8 @@ impl Watch<'_> {
                 spool: size(&self.walkeep.spool()),
                 pg_wal: size(&self.cluster.pg_wal()),
             });
+            // Made for the sake of the same work; nobody compares them.
+            remove_files(&self.alone.oracle(), |name| !name.starts_with('.'));
             if free(self.cluster.scratch().path()).is_some_and(|free| free < ROOM) {
                 println!("{phase}: ended after {:.0} s: the disk is nearly full", began.elapsed().as_secs_f64());
                 return;
@@ -175,7 +194,7 @@ fn memory(pid: u32, field: &str) -> f64 {
 /// The files in a folder, in MiB.
 fn size(folder: &Path) -> f64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).filter(|data| data.is_file()).map(|data| data.len() as f64).sum::<f64>() / MIB
+    entries.filter_map(|entry| entry.metadata().ok()).filter(|data| data.is_file()).map(|data| data.len()).sum::<u64>() as f64 / MIB
 }
 
 /// Bytes free on the disk of this folder.

@@ -35,8 +35,8 @@ pub fn run(options: &mut Options) -> Result<bool, String> {
     options.end()?;
     println!("requests: {minutes} minutes, upload_interval {interval}, all servers at the same time");
     let sides: Vec<_> = KINDS.iter().map(|kind| Side::start(kind, &interval)).collect();
-    // What the start brought about is over: parts that were replaced go after 10 s.
-    std::thread::sleep(Duration::from_secs(20));
+    // What a new server does by itself at first (autovacuum's first rounds) is over, and what the agent's start brought about.
+    std::thread::sleep(Duration::from_secs(90));
     let began = Instant::now();
     let from: Vec<_> = sides.iter().map(Side::begin).collect();
     std::thread::sleep(Duration::from_secs_f64(minutes * 60.0));

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use walkeep_tests::{Cluster, Repository, S3Server, Walkeep, wait_until};
 
+use crate::commits::wait_until_told;
 use crate::host::{kill_started_for, power_cut, server};
 use crate::load::{Load, create_table};
 use crate::loss::Loss;
@@ -104,6 +105,7 @@ fn by_walkeep(ack: Ack, clients: u32, rate: Option<f64>, after: Duration) -> Rou
     walkeep.ok(&["backup"]);
     if let Ack::Repository = ack {
         be_synchronous(&cluster, "walkeep");
+        wait_until_told(&agent);
     }
     let load = Load::start(&cluster, clients, rate);
     std::thread::sleep(after);
