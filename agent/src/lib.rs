@@ -29,6 +29,7 @@ pub mod spool;
 pub mod stream;
 pub mod transfer;
 pub mod wal_path;
+pub mod writer;
 
 /// An error with all its causes, as one sentence.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

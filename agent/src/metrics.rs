@@ -5,7 +5,7 @@
 
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::progress::{Phase, Progress};
+use crate::progress::{Phase, Progress, SlotHold};
 use crate::repository::wal::Stored;
 
 /// How WAL came to be stored.
@@ -40,6 +40,8 @@ pub struct SlotState {
     pub active: bool,
     /// WAL the server may still write before it drops what the slot needs, in bytes; `None` without a limit.
     pub safe_wal_size: Option<i64>,
+    /// WAL that it holds back on the server, in bytes.
+    pub retained: Option<i64>,
 }
 
 /// The metrics of one agent.
@@ -66,6 +68,9 @@ pub struct Metrics {
     slot_status: IntGaugeVec,
     slot_active: IntGauge,
     slot_safe_bytes: IntGauge,
+    slot_retained_bytes: IntGauge,
+    slot_given_up: IntGauge,
+    backup_due: IntGauge,
     gaps: IntGauge,
 }
 
@@ -99,6 +104,16 @@ impl Metrics {
             slot_active: maker.int_gauge("walkeep_slot_active", "1 while somebody streams from the slot.")?,
             slot_safe_bytes: maker
                 .int_gauge("walkeep_slot_safe_wal_bytes", "WAL until max_slot_wal_keep_size endangers the slot; -1 without a limit.")?,
+            slot_retained_bytes: maker.int_gauge(
+                "walkeep_slot_retained_bytes",
+                "WAL that the slot holds back on the server, in bytes; -1 if that is not known.",
+            )?,
+            slot_given_up: maker.int_gauge(
+                "walkeep_slot_given_up",
+                "1 from when the slot was given up to protect the server until WAL comes again: alarm on it.",
+            )?,
+            backup_due: maker
+                .int_gauge("walkeep_backup_due", "1 while the agent has yet to take a base backup behind a gap (protect = \"primary\").")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
             registry: registry.clone(),
         };
@@ -112,7 +127,7 @@ impl Metrics {
             self.objects.with_label_values(&[source.as_str()]).reset();
             self.bytes.with_label_values(&[source.as_str()]).reset();
         }
-        for kind in ["transient", "denied", "unusable", "corrupt", "conflict"] {
+        for kind in ["transient", "denied", "unusable", "corrupt", "conflict", "lease"] {
             self.errors.with_label_values(&[kind]).reset();
         }
         for answer in ["done", "failed"] {
@@ -121,11 +136,17 @@ impl Metrics {
         }
         self.fetched.with_label_values(&["absent"]).reset();
         self.slot_safe_bytes.set(-1);
+        self.slot_retained_bytes.set(-1);
     }
 
     /// How many objects were stored so far, from every source.
     pub fn objects_stored(&self) -> u64 {
         Source::ALL.iter().map(|source| self.objects.with_label_values(&[source.as_str()]).get()).sum()
+    }
+
+    /// How many of them archive_command brought.
+    pub fn objects_archived(&self) -> u64 {
+        self.objects.with_label_values(&[Source::Archive.as_str()]).get()
     }
 
     /// Something was stored.
@@ -167,11 +188,27 @@ impl Metrics {
         }
         self.slot_active.set(i64::from(slot.active));
         self.slot_safe_bytes.set(slot.safe_wal_size.unwrap_or(-1));
+        self.slot_retained_bytes.set(slot.retained.unwrap_or(-1));
+    }
+
+    /// Whether gaps are open, as far as is known.
+    pub fn has_open_gaps(&self) -> bool {
+        self.gaps.get() > 0
     }
 
     /// How many gaps are open.
     pub fn open_gaps(&self, gaps: usize) {
         self.gaps.set(i64::try_from(gaps).unwrap_or(i64::MAX));
+    }
+
+    /// How many gaps were open when they were last counted.
+    pub fn gaps_counted(&self) -> i64 {
+        self.gaps.get()
+    }
+
+    /// Whether a base backup has yet to be taken behind a gap.
+    pub fn backup_due(&self, due: bool) {
+        self.backup_due.set(i64::from(due));
     }
 
     /// The text of a scrape.
@@ -184,9 +221,10 @@ impl Metrics {
         self.lag_bytes.set(i64::try_from(now.lag_bytes()).unwrap_or(i64::MAX));
         self.lag_seconds.set(now.lag.as_secs_f64());
         self.contact_seconds.set(now.last_contact.map_or(-1.0, |at| at.elapsed().as_secs_f64()));
-        for phase in [Phase::Off, Phase::Connecting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
+        for phase in [Phase::Off, Phase::Connecting, Phase::Waiting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
             self.phase.with_label_values(&[phase.as_str()]).set(i64::from(phase == now.phase));
         }
+        self.slot_given_up.set(i64::from(progress.slot() != SlotHold::Held));
         self.commits_wait.set(i64::from(progress.commits_wait()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -17,6 +17,8 @@ pub enum Phase {
     /// Not connected; tries again by itself.
     #[default]
     Connecting,
+    /// Connected to a standby that is behind what is stored, and waiting for it.
+    Waiting,
     /// Receiving WAL.
     Streaming,
     /// Not reading, because the spool is full; the server keeps the WAL.
@@ -31,6 +33,7 @@ impl Phase {
         match self {
             Self::Off => "off",
             Self::Connecting => "connecting",
+            Self::Waiting => "waiting",
             Self::Streaming => "streaming",
             Self::SpoolFull => "spool_full",
             Self::Stopped => "stopped",
@@ -68,6 +71,18 @@ impl Snapshot {
     }
 }
 
+/// What `protect = "primary"` has done with the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SlotHold {
+    /// The slot keeps WAL for us, as far as we care.
+    #[default]
+    Held,
+    /// It is about to be dropped: who streams by it lets go.
+    GivingUp,
+    /// It was dropped. The stream makes it anew once the spool is stored.
+    GivenUp,
+}
+
 /// The shared note.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -79,6 +94,7 @@ pub struct Progress {
 #[derive(Debug, Default)]
 struct State {
     snapshot: Snapshot,
+    slot: SlotHold,
     /// Ends of WAL and when they were first heard of, oldest first, as long as they are not durable.
     waiting: VecDeque<(Lsn, Instant)>,
 }
@@ -107,6 +123,24 @@ impl Progress {
     /// Whether commits on the server wait for this stream, as far as is known.
     pub fn commits_wait(&self) -> bool {
         self.commits_wait.load(Ordering::Relaxed)
+    }
+
+    /// What has become of the slot by our own decision.
+    pub fn slot(&self) -> SlotHold {
+        self.state().slot
+    }
+
+    /// Notes what becomes of the slot.
+    pub fn set_slot(&self, slot: SlotHold) {
+        self.state().slot = slot;
+    }
+
+    /// WAL comes by the slot: a new one has taken the place of one that was given up.
+    pub fn slot_serves(&self) {
+        let mut state = self.state();
+        if state.slot == SlotHold::GivenUp {
+            state.slot = SlotHold::Held;
+        }
     }
 
     /// Why it does not work; `None` once it does.

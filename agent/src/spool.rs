@@ -48,6 +48,11 @@ impl Spool {
         Ok(Self { folder: folder.to_owned(), size })
     }
 
+    /// The folder as it is, to look at only.
+    pub fn at(folder: &Path, size: SegmentSize) -> Self {
+        Self { folder: folder.to_owned(), size }
+    }
+
     /// What an earlier run left. Files with other names are not touched.
     pub fn leftovers(&self) -> Result<Leftovers> {
         let mut leftovers = Leftovers::default();
@@ -66,6 +71,13 @@ impl Spool {
     /// Bytes of WAL in the spool now.
     pub fn bytes(&self) -> Result<u64> {
         Ok(self.files()?.iter().map(|(_, bytes)| bytes).sum())
+    }
+
+    /// Whether another segment fits, into `limit` and onto the disk.
+    pub fn has_room(&self, limit: u64) -> Result<bool> {
+        let disk = rustix::fs::statvfs(&self.folder).with_context(|| format!("ask for the room in {}", self.folder.display()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        Ok(free >= self.size.bytes() && self.bytes()? + self.size.bytes() <= limit)
     }
 
     fn files(&self) -> Result<Vec<(String, u64)>> {

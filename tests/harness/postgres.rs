@@ -484,11 +484,28 @@ impl Cluster {
         let data = scratch.join("data");
         self.base_backup(&data, &["-X", "stream"]);
         let standby = Self::in_scratch(self.version, scratch, data);
-        standby.write_conf("primary_conninfo", &self.connection());
-        std::fs::write(standby.data.join("standby.signal"), "").expect("write standby.signal");
-        user::give(&standby.data.join("standby.signal"));
-        standby.start();
+        standby.follow(self);
         standby
+    }
+
+    /// Starts this stopped server as a standby that streams from `primary`.
+    #[track_caller]
+    pub fn follow(&self, primary: &Cluster) {
+        self.write_conf("primary_conninfo", &primary.connection());
+        std::fs::write(self.data.join("standby.signal"), "").expect("write standby.signal");
+        user::give(&self.data.join("standby.signal"));
+        self.start();
+    }
+
+    /// pg_rewind of this stopped server's data directory to where `source`, which runs, is.
+    #[track_caller]
+    pub fn rewind(&self, source: &Cluster) {
+        // Before 16, pg_rewind asks the source's last checkpoint for its timeline, and finds nothing to do if that was before the promotion.
+        source.sql("CHECKPOINT");
+        let program = bin(self.version).expect("PostgreSQL is here").join("pg_rewind");
+        let mut command = user::command(program);
+        command.arg("--target-pgdata").arg(&self.data).args(["--no-sync", "--source-server", &source.connection()]);
+        process::run(&mut command).expect("run pg_rewind");
     }
 
     /// A copy of the data directory as it lies there, same system identifier and timeline; not started. Stop the server first for a

@@ -426,10 +426,10 @@ impl Agent {
         text
     }
 
-    /// The first sample of `/metrics` whose name, with its labels, begins with this.
-    #[track_caller]
+    /// The first sample of `/metrics` whose name, with its labels, begins with this. None, too, where nobody answers: an agent that was just launched may
+    /// not listen yet.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.metrics();
+        let (_, text) = self.get("/metrics").ok().filter(|(status, _)| *status == 200)?;
         let sample = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', ','])))?;
         sample.rsplit(' ').next()?.parse().ok()
     }

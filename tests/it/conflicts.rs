@@ -1,12 +1,11 @@
 //! One name, one content, for ever: what is offered again, what two servers offer under one name, what is no WAL of this cluster.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use walkeep_tests::{Agent, Cluster, Output, Scratch, Stop, Walkeep, compare_fetched, user, wait_until, walkeep::run};
+use walkeep_tests::{Agent, Cluster, Stop, Walkeep, compare_fetched, user, wait_until, walkeep::run};
 
 use crate::story;
-use crate::support::{MIB, STORES, Store, assert_calm, fetch, segments_in, switch_and_store, uninitialised, walkeep};
+use crate::support::{MIB, Offered, STORES, Store, assert_calm, fetch, offer, segments_in, switch_and_store, uninitialised, walkeep};
 
 const SOON: Duration = Duration::from_secs(30);
 /// What the agent says when it refuses a file.
@@ -29,30 +28,12 @@ fn with_repository_of(first: &Walkeep, cluster: &Cluster, lines: &str) -> Walkee
     second
 }
 
-/// A data directory as far as archive_command's file is looked at: `pg_control` and `pg_wal`.
-struct Offered {
-    scratch: Scratch,
-}
-
-impl Offered {
-    fn of(cluster: &Cluster) -> Self {
-        let scratch = Scratch::new();
-        scratch.dir("data/pg_wal/archive_status");
-        scratch.dir("data/global");
-        scratch.write("data/global/pg_control", std::fs::read(cluster.data().join("global/pg_control")).unwrap(), 0o600);
-        Self { scratch }
-    }
-
-    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
-        std::fs::write(self.scratch.join(format!("data/pg_wal/archive_status/{name}.ready")), "").unwrap();
-        self.scratch.write(format!("data/pg_wal/{name}"), content, 0o600)
-    }
-}
-
-/// Runs the archive shim for one file, as PostgreSQL would.
-fn offer(walkeep: &Walkeep, path: &Path) -> Output {
-    let socket = walkeep.socket();
-    run(&mut walkeep.command_of("walkeep-archive-cmd", &["--socket", &socket.to_string_lossy(), &path.to_string_lossy()]))
+/// As [`with_repository_of`], with the first's spool too: the whole machine was copied. The lease tells them apart only once both store something.
+fn with_machine_of(first: &Walkeep, cluster: &Cluster) -> Walkeep {
+    let second = with_repository_of(first, cluster, "");
+    let copied = user::command("cp").args(["-a"]).arg(first.spool().join("writer.json")).arg(second.spool()).status().unwrap();
+    assert!(copied.success());
+    second
 }
 
 /// A segment that is archived, in pg_wal still, and its bytes.
@@ -223,9 +204,9 @@ fn a_cloned_servers_stream_cannot_mix_its_wal_in() {
     let walkeep = walkeep(&cluster, Store::S3);
     cluster.stop(Stop::Fast);
     let clone = cluster.copy();
-    let second = with_repository_of(&walkeep, &clone, "");
     cluster.start();
     let agent = walkeep.agent();
+    let second = with_machine_of(&walkeep, &clone);
     cluster.sql("CREATE TABLE original ()");
     let first = switch_and_store(&cluster, &agent, 1);
     clone.start();
@@ -267,7 +248,7 @@ fn a_copy_out_of_a_backup_is_noticed_although_its_slot_holds_nothing_old() {
         // Past the original, so that the next names are free, with a checkpoint there: a new slot begins at it.
         while clone.switch_wal() <= stored[1] {}
         clone.sql("CHECKPOINT");
-        let second = with_repository_of(&walkeep, &clone, "");
+        let second = with_machine_of(&walkeep, &clone);
         let second_agent = second.launch_agent().unwrap();
         wait_until("the clone's is refused, and again", SOON, || second_agent.log().matches("other content").count() >= 3);
         assert!(second_agent.metric("walkeep_conflicts_total").unwrap() >= 3.0);

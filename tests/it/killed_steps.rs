@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use walkeep_tests::process::Process;
 use walkeep_tests::{
-    Cluster, Fault, FaultProxy, Repository, S3Server, Scratch, Walkeep, When, compare_fetched, process, try_wait_for, user, wait_until,
+    Cluster, Fault, FaultProxy, Repository, S3Server, Scratch, Walkeep, When, compare_fetched, process, try_wait_for, wait_until,
 };
 
 use crate::story::{self, PATIENCE, Story, backups, builder, plan};
-use crate::support::{SERVER_GONE, Store, assert_calm, end_of, lsn, segments_in, switch_and_store, uninitialised};
+use crate::support::{SERVER_GONE, Store, assert_calm, end_of, lsn, segments_in, switch_and_store, traced, uninitialised};
 
 const VERSION: u32 = 15;
 const SOON: Duration = Duration::from_secs(30);
@@ -132,13 +132,7 @@ fn the_agent_at_the_tail_and_at_archive_command() {
 
 /// `command` under strace, which kills it at the `when`th of these system calls that one of its threads makes, before the call acts.
 fn killed_at(command: &Command, calls: &str, when: u32, trace: &Path) -> Command {
-    let mut strace = user::command("strace");
-    let inject = format!("inject={calls}:signal=KILL:when={when}");
-    strace.args(["-f", "-qq", "-y", "-o"]).arg(trace).args(["-e", &format!("trace={calls}"), "-e", "signal=none", "-e", &inject]);
-    // strace runs as the servers' account already, who may not choose another.
-    strace.args(command.get_args().skip_while(|word| *word != "--").skip(1));
-    strace.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    strace
+    traced(command, &["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:signal=KILL:when={when}")], trace)
 }
 
 /// What the killed program was about to do.

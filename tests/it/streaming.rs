@@ -189,6 +189,8 @@ fn a_server_that_stops_waits_for_the_tail_and_not_longer() {
         let cluster = Cluster::builder().start();
         let mut walkeep = uninitialised(&cluster, store);
         walkeep.acknowledge = acknowledge.to_owned();
+        // The tail does not wait for the interval to be over: the server that waits for it would be let go first.
+        walkeep.upload_interval = "1h".to_owned();
         walkeep.write_config();
         walkeep.ok(&["init"]);
         let agent = walkeep.agent();

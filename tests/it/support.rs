@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use walkeep_tests::{Agent, Cluster, Repository, S3Server, Walkeep, process, user, wait_until};
+use walkeep_tests::{Agent, Cluster, Output, Repository, S3Server, Scratch, Walkeep, process, user, wait_until, walkeep::run};
 
 pub const MIB: u64 = 1 << 20;
 /// Log lines that belong to a server that stops while the agent streams.
@@ -96,6 +96,44 @@ pub fn copies(walkeep: &Walkeep, folder: &str, from: &Path, names: &[String]) ->
         std::fs::copy(from.join(name), to.join(name)).unwrap();
     }
     to
+}
+
+/// A data directory as far as archive_command's file is looked at: `pg_control` and `pg_wal`.
+pub struct Offered {
+    scratch: Scratch,
+}
+
+impl Offered {
+    /// Of this cluster, with no file.
+    pub fn of(cluster: &Cluster) -> Self {
+        let scratch = Scratch::new();
+        scratch.dir("data/pg_wal/archive_status");
+        scratch.dir("data/global");
+        scratch.write("data/global/pg_control", std::fs::read(cluster.data().join("global/pg_control")).unwrap(), 0o600);
+        Self { scratch }
+    }
+
+    /// A file in its `pg_wal` that waits to be archived.
+    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        std::fs::write(self.scratch.join(format!("data/pg_wal/archive_status/{name}.ready")), "").unwrap();
+        self.scratch.write(format!("data/pg_wal/{name}"), content, 0o600)
+    }
+}
+
+/// Runs the archive shim for one file, as PostgreSQL would.
+pub fn offer(walkeep: &Walkeep, path: &Path) -> Output {
+    let socket = walkeep.socket();
+    run(&mut walkeep.command_of("walkeep-archive-cmd", &["--socket", &socket.to_string_lossy(), &path.to_string_lossy()]))
+}
+
+/// `command` under strace with these options, all its threads and the paths behind its descriptors shown in `trace`.
+pub fn traced(command: &Command, options: &[&str], trace: &Path) -> Command {
+    let mut strace = user::command("strace");
+    strace.args(["-f", "-qq", "-y", "-e", "signal=none", "-o"]).arg(trace).args(options);
+    // strace runs as the servers' account already, who may not choose another.
+    strace.args(command.get_args().skip_while(|word| *word != "--").skip(1));
+    strace.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    strace
 }
 
 /// A small file system of the servers' account, for as long as the value lives.

@@ -22,7 +22,7 @@ use crate::segment::SegmentSize;
 use crate::wal_file::WalFileName;
 
 pub use coverage::{FirstMissing, NeededFile, Reach, legs};
-pub use gap::{GapCause, GapRecord};
+pub use gap::{GapCause, GapClosing, GapRecord, GapReport, without_backup_behind};
 pub use stored::WalRange;
 pub use windows::{Restorable, TimelineReport, Window};
 
@@ -32,6 +32,7 @@ use stored::Stored;
 #[derive(Debug)]
 pub struct CatalogBuilder {
     catalog: Catalog,
+    closings: Vec<GapClosing>,
 }
 
 /// What a repository holds for one cluster identity.
@@ -87,6 +88,11 @@ impl CatalogBuilder {
         self.catalog.gaps.push(gap);
     }
 
+    /// Adds the note that a gap was filled.
+    pub fn gap_closing(&mut self, closing: GapClosing) {
+        self.closings.push(closing);
+    }
+
     /// The catalog of all that was added.
     pub fn build(mut self) -> Catalog {
         let size = self.catalog.size;
@@ -94,6 +100,11 @@ impl CatalogBuilder {
         // Order is LSN and timeline, never a clock.
         self.catalog.backups.sort_by(|a, b| (a.stop_lsn, a.stops_on(), &a.id).cmp(&(b.stop_lsn, b.stops_on(), &b.id)));
         self.catalog.gaps.sort_by_key(|gap| gap.name);
+        // What was filled and is missing again is a gap again.
+        self.closings.retain(|closing| self.catalog.missing_within(closing.name).is_empty());
+        for gap in &mut self.catalog.gaps {
+            gap.closed_at = self.closings.iter().find(|closing| closing.name == gap.name).map(|closing| closing.closed_at);
+        }
         self.catalog
     }
 }
@@ -102,7 +113,8 @@ impl Catalog {
     /// Begins the catalog of one cluster identity.
     pub fn builder(cluster: ClusterName, system: SystemIdentifier, size: SegmentSize) -> CatalogBuilder {
         let (stored, histories) = (BTreeMap::new(), BTreeMap::new());
-        CatalogBuilder { catalog: Catalog { cluster, system, size, stored, histories, backups: Vec::new(), gaps: Vec::new(), ignored: 0 } }
+        let catalog = Catalog { cluster, system, size, stored, histories, backups: Vec::new(), gaps: Vec::new(), ignored: 0 };
+        CatalogBuilder { catalog, closings: Vec::new() }
     }
 
     /// The operator's name of the cluster.

@@ -2,6 +2,8 @@
 //!
 //! Format (PostgreSQL's `timeline.c`): one line an ancestor, `parent<TAB>switch point<TAB>reason`, oldest first; `#` begins a comment.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::identity::TimelineId;
@@ -23,6 +25,17 @@ pub struct Ancestor {
 pub struct TimelineHistory {
     timeline: TimelineId,
     ancestors: Vec<Ancestor>,
+}
+
+/// For people: `timeline 1 up to 0/9000A0 (no recovery target specified), then 2`.
+impl fmt::Display for TimelineHistory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("timeline ")?;
+        for Ancestor { timeline, switch, reason } in &self.ancestors {
+            write!(f, "{timeline} up to {switch} ({reason}), then ")?;
+        }
+        write!(f, "{}", self.timeline)
+    }
 }
 
 /// A history file that cannot be believed.
@@ -83,6 +96,11 @@ impl TimelineHistory {
     /// Its ancestors, oldest first.
     pub fn ancestors(&self) -> &[Ancestor] {
         &self.ancestors
+    }
+
+    /// All timelines of it, oldest first, itself last.
+    pub fn lineage(&self) -> impl Iterator<Item = TimelineId> + '_ {
+        self.ancestors.iter().map(|ancestor| ancestor.timeline).chain([self.timeline])
     }
 
     /// The timeline it grew out of; `None` for one without ancestors.
@@ -149,6 +167,9 @@ mod tests {
         assert!(!three.contains(tli(1), Lsn::new(0x300_0149)));
         assert!(three.contains(tli(3), Lsn::MAX));
         assert!(!three.contains(tli(4), Lsn::ZERO));
+        assert_eq!(three.lineage().map(TimelineId::get).collect::<Vec<_>>(), [1, 2, 3]);
+        let told = "timeline 1 up to 0/3000148 (no recovery target specified), then 2 up to 0/5000000 (before transaction 735), then 3";
+        assert_eq!(three.to_string(), told);
     }
 
     #[test]

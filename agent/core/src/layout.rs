@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{SystemIdentifier, TimelineId, parse_hex8};
+use crate::lease::LeaseName;
 use crate::lsn::Lsn;
 use crate::segment::SegmentName;
 use crate::wal_file::WalFileName;
@@ -197,6 +198,10 @@ pub enum ObjectName {
     BackupRecord(BackupId),
     /// A gap's record.
     Gap(GapName),
+    /// A writer's lease of a timeline.
+    Lease(LeaseName),
+    /// The note that a gap was filled.
+    GapClosing(GapName),
 }
 
 /// The keys of one cluster identity.
@@ -233,6 +238,10 @@ impl ClusterLayout {
             ObjectName::BackupRecord(id) => format!("{root}backups/{id}/backup.json"),
             ObjectName::Gap(gap) => {
                 format!("{root}gaps/{}-{:016X}-{:016X}.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
+            }
+            ObjectName::Lease(lease) => format!("{}{:08X}.json", self.leases_prefix(lease.timeline), lease.epoch),
+            ObjectName::GapClosing(gap) => {
+                format!("{root}gaps/{}-{:016X}-{:016X}.closed.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
             }
         }
     }
@@ -272,6 +281,16 @@ impl ClusterLayout {
         format!("{}gaps/", self.root)
     }
 
+    /// The leases of one timeline.
+    pub fn leases_prefix(&self, timeline: TimelineId) -> String {
+        format!("{}{}/", self.every_lease_prefix(), timeline.hex())
+    }
+
+    /// The leases.
+    pub fn every_lease_prefix(&self) -> String {
+        format!("{}leases/", self.root)
+    }
+
     /// What the object at `key` is; `None` if Walkeep did not put it there.
     pub fn parse(&self, key: &str) -> Option<ObjectName> {
         let name = parse_below_root(key.strip_prefix(&self.root)?)?;
@@ -291,10 +310,17 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             _ => None,
         },
         "gaps" => {
-            let mut fields = rest.strip_suffix(".json")?.split('-');
+            let name = rest.strip_suffix(".json")?;
+            let (place, closing) = name.strip_suffix(".closed").map_or((name, false), |place| (place, true));
+            let mut fields = place.split('-');
             let timeline = TimelineId::parse_hex(fields.next()?)?;
             let mut position = || u64::from_str_radix(fields.next()?, 16).ok().map(Lsn::new);
-            Some(ObjectName::Gap(GapName { timeline, from: position()?, to: position()? }))
+            let gap = GapName { timeline, from: position()?, to: position()? };
+            Some(if closing { ObjectName::GapClosing(gap) } else { ObjectName::Gap(gap) })
+        }
+        "leases" => {
+            let (timeline, epoch) = rest.strip_suffix(".json")?.split_once('/')?;
+            Some(ObjectName::Lease(LeaseName { timeline: TimelineId::parse_hex(timeline)?, epoch: parse_hex8(epoch)? }))
         }
         _ => None,
     }
@@ -360,6 +386,8 @@ mod tests {
             (ObjectName::BackupManifest(id.clone()), "backups/20261121T034712Z-0000000002000028/manifest.zst"),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
+            (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),
+            (ObjectName::GapClosing(gap), "gaps/00000001-0000000003000000-0000000104000000.closed.json"),
         ]
     }
 

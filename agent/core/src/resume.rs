@@ -6,7 +6,7 @@
 use crate::history::TimelineHistory;
 use crate::identity::TimelineId;
 use crate::lsn::Lsn;
-use crate::segment::SegmentSize;
+use crate::segment::{SegmentNumber, SegmentSize};
 
 /// A position on a timeline.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -67,6 +67,31 @@ pub fn begin(known: &Known<'_>, size: SegmentSize) -> Begin {
         _ => known.server.timeline_at(lsn),
     };
     Begin { position: Position { timeline, lsn: size.align_down(lsn) }, continues: newest_stored.is_some() }
+}
+
+/// The search for the oldest segment that a server still has. Servers remove the oldest first, so half of what is in question is decided by each answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bisection {
+    /// A segment that is removed.
+    pub missing: SegmentNumber,
+    /// A later one that is there: once nothing is left to ask, the oldest.
+    pub there: SegmentNumber,
+}
+
+impl Bisection {
+    /// The segment to ask the server for, if anything is in question.
+    pub fn ask(&self) -> Option<SegmentNumber> {
+        let between = self.there.get().saturating_sub(self.missing.get());
+        (between > 1).then(|| SegmentNumber::new(self.missing.get() + between / 2))
+    }
+
+    /// What it said of that segment.
+    pub fn answer(&mut self, asked: SegmentNumber, is_there: bool) {
+        match is_there {
+            true => self.there = asked,
+            false => self.missing = asked,
+        }
+    }
 }
 
 /// The parts of `[from, to)` along `history` that none of the `stored` stretches cover, cut at timeline switches.
@@ -142,6 +167,22 @@ mod tests {
         let two = history(2, &format!("1\t0/{:X}\tpromoted\n", 6 * SEG + 100));
         assert_eq!(begins(&two, Some(8 * SEG), &[at(1, 9 * SEG)]), (at(2, 6 * SEG), true), "timeline 2 begins in segment 6");
         assert_eq!(begins(&two, Some(8 * SEG), &[at(3, 20 * SEG)]), (at(2, 8 * SEG), false), "timeline 3 is no ancestor");
+    }
+
+    #[test]
+    fn the_oldest_segment_is_found_with_few_questions() {
+        for oldest in 11..=1010 {
+            let mut search = Bisection { missing: SegmentNumber::new(10), there: SegmentNumber::new(1010) };
+            let mut questions = 0;
+            while let Some(segment) = search.ask() {
+                search.answer(segment, segment.get() >= oldest);
+                questions += 1;
+            }
+            assert_eq!(search.there.get(), oldest);
+            assert!(questions <= 10, "{questions} for {oldest}");
+        }
+        let nothing_between = Bisection { missing: SegmentNumber::new(4), there: SegmentNumber::new(4) };
+        assert_eq!(nothing_between.ask(), None, "and none if it is known");
     }
 
     #[test]

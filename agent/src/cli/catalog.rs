@@ -3,9 +3,10 @@
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::backup::BackupRecord;
-use walkeep_core::catalog::{Catalog, GapRecord, TimelineReport};
+use walkeep_core::catalog::{Catalog, GapReport, TimelineReport};
 
 use super::failure::Failure;
+use super::slot::{self, SlotReport};
 use super::{Global, output, setup};
 
 /// Arguments of `walkeep status`.
@@ -46,8 +47,9 @@ struct Status {
     backups: usize,
     newest_backup: Option<BackupRecord>,
     timelines: Vec<TimelineReport>,
-    gaps: Vec<GapRecord>,
+    gaps: Vec<GapReport>,
     agent: &'static str,
+    slot: Option<SlotReport>,
 }
 
 async fn load(global: &Global) -> Result<(crate::config::Config, crate::repository::ClusterRepository, Catalog), Failure> {
@@ -60,7 +62,12 @@ async fn load(global: &Global) -> Result<(crate::config::Config, crate::reposito
 
 /// Runs `walkeep status`.
 pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
-    let (config, repository, catalog) = load(global).await?;
+    let (config, repository, catalog) = load(global).await.inspect_err(|_| {
+        // What it would say of the repository cannot be said; this can.
+        if let Some(text) = setup::config(global).ok().and_then(|config| slot::given_up(&config.cluster)) {
+            output::tell!("slot        {text}");
+        }
+    })?;
     let identity = repository.identity();
     let answers = setup::agent_answers(&config.cluster).await;
     let status = Status {
@@ -72,8 +79,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         backups: catalog.backups().len(),
         newest_backup: catalog.backups().last().cloned(),
         timelines: catalog.report(),
-        gaps: catalog.gaps().to_vec(),
+        gaps: catalog.gap_reports(),
         agent: if answers { "answers" } else { "does not answer" },
+        slot: slot::report(&config.cluster).await,
     };
     if args.json {
         return Ok(output::json(&status)?);
@@ -81,6 +89,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
     output::say!("repository  {}", status.repository);
     output::say!("agent       {} on {}", status.agent, config.cluster.socket.display());
+    if let Some(slot) = &status.slot {
+        output::say!("slot        {}", slot.text);
+    }
     match &status.newest_backup {
         Some(backup) => {
             let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
@@ -127,18 +138,20 @@ fn print_timeline(report: &TimelineReport) {
     }
 }
 
-fn print_gaps(gaps: &[GapRecord]) {
-    for gap in gaps {
-        let name = gap.name;
-        let state = if gap.closed_at.is_some() { "closed" } else { "GAP" };
-        output::say!(
-            "\n{state}: timeline {} from {} to {} ({:?}), noticed {}",
-            name.timeline,
-            name.from,
-            name.to,
-            gap.cause,
-            output::time(gap.recorded_at)
-        );
+fn print_gaps(gaps: &[GapReport]) {
+    for GapReport { record, open, missing } in gaps {
+        let name = record.name;
+        let place = format!("timeline {} from {} to {} ({:?})", name.timeline, name.from, name.to, record.cause);
+        let noticed = output::time(record.recorded_at);
+        match record.closed_at {
+            _ if *open => output::say!("\nGAP: {place}, noticed {noticed}"),
+            Some(closed) => output::say!("\nclosed gap: {place}, noticed {noticed}, seen to be filled {}", output::time(closed)),
+            None => output::say!("\nclosed gap: {place}, noticed {noticed}, filled since"),
+        }
+        // Filled in part.
+        if missing.iter().any(|range| (range.from, range.to) != (name.from, name.to)) {
+            missing.iter().for_each(|range| output::say!("  still missing: from {} to {}", range.from, range.to));
+        }
     }
 }
 

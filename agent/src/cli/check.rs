@@ -8,6 +8,7 @@ use serde::Serialize;
 use walkeep_core::{Lsn, TimelineId, WalFileName, page};
 
 use super::failure::{Exit, Failure};
+use super::slot::{self, Said};
 use super::{Global, output, setup};
 use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
@@ -54,6 +55,14 @@ impl Findings {
 
     fn warn(&mut self, step: &'static str, text: String) {
         self.push(Finding { step, ok: true, warning: true, text });
+    }
+
+    fn say(&mut self, step: &'static str, said: Said) {
+        match said {
+            Said::Well(text) => drop(self.add(step, Ok(text))),
+            Said::Ill(text) => self.warn(step, text),
+            Said::Failed(text) => drop(self.add(step, Err(anyhow!(text)))),
+        }
     }
 
     fn push(&mut self, finding: Finding) {
@@ -142,7 +151,9 @@ impl Server {
         let connected = ReplicationConnection::connect(params, &Options::default()).await;
         let mut replication = connected.context("connect for replication")?;
         let identity = replication.identify_system().await?;
-        let client = sql::connect_sql(params).await.context("connect for SQL")?;
+        let client = sql::connect_sql(params).await.context(
+            "connect for SQL, without which nobody sees how the slot is, nor whether commits wait (before PostgreSQL 15, protect = \"primary\" cannot act)",
+        )?;
         let settings = sql::settings(&client).await.context("read the settings")?;
         let (system, timeline) = (identity.system, identity.timeline);
         Ok(Self { client, settings, system, timeline })
@@ -177,13 +188,17 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
             ),
         ),
         Ok(None) if !cluster.stream => drop(findings.add("slot", Ok("none, and none needed: stream = false".into()))),
-        slot => drop(findings.add("slot", slot.map_err(anyhow::Error::from).and_then(|slot| slot_in_use(slot, cluster)))),
+        Ok(state) => {
+            let given_up = if state.is_none() { slot::given_up(cluster) } else { None };
+            findings.say("slot", given_up.map_or_else(|| slot::state_in_words(state.as_ref(), cluster), Said::Failed));
+        }
+        Err(error) => drop(findings.add("slot", Err(error.into()))),
     }
-    if cluster.stream && settings.max_slot_wal_keep_mb.is_none() {
-        findings.warn(
-            "slot limit",
-            "max_slot_wal_keep_size is unlimited: while the repository cannot be reached WAL fills the server's disk; set a limit that fits it".into(),
-        );
+    if cluster.stream {
+        // Without the rate the limit is told in bytes.
+        let rate = sql::wal_rate(&server.client).await.unwrap_or_default();
+        findings.say("slot limit", slot::limit_in_words(settings, rate, cluster));
+        slot::other_threats(settings, cluster).into_iter().for_each(|text| findings.warn("slot limit", text));
     }
     if cluster.stream {
         let waited = sql::waited_for(&server.client, &cluster.application_name).await;
@@ -240,14 +255,6 @@ async fn archiver(server: &Server) -> Result<String> {
     );
     let (archived, last) = (u64::try_from(stats.archived).unwrap_or_default(), stats.last_archived);
     Ok(format!("{} archived, the last one {}", output::count(archived, "file"), last.unwrap_or_else(|| "none yet".into())))
-}
-
-fn slot_in_use(slot: Option<sql::SlotState>, cluster: &ClusterConfig) -> Result<String> {
-    let slot = slot.ok_or_else(|| anyhow!("the slot {} does not exist: run `walkeep init`, or start the agent", cluster.slot))?;
-    let status = slot.wal_status.unwrap_or_else(|| "not yet reserving".into());
-    ensure!(status != "lost", "the slot {} is lost: the server dropped WAL that was not stored; take a new base backup", cluster.slot);
-    ensure!(slot.active, "nobody streams from the slot {} (wal_status {status}): is the agent running?", cluster.slot);
-    Ok(format!("{}: {status}, in use", cluster.slot))
 }
 
 fn identity(server: &Server, repository: &ClusterRepository) -> Result<String> {

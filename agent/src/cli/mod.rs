@@ -9,11 +9,13 @@ mod check;
 mod demo;
 pub mod failure;
 mod init;
+mod lease;
 mod output;
 mod plan;
 mod progress;
 mod restore;
 mod setup;
+mod slot;
 mod target;
 mod waiting;
 mod wal;
@@ -84,6 +86,8 @@ enum Command {
     Backups(catalog::BackupsArgs),
     /// The timelines: where each began, what is stored of it
     Timelines(catalog::TimelinesArgs),
+    /// Which agent may write each timeline
+    Lease(lease::LeaseArgs),
     /// What a restore would do: the dry run
     Plan(plan::PlanArgs),
     /// Lay down a data directory, ready to start and recover to the target
@@ -149,6 +153,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Status(args) => catalog::status(&global, args).await,
             Command::Backups(args) => catalog::backups(&global, args).await,
             Command::Timelines(args) => catalog::timelines(&global, args).await,
+            Command::Lease(args) => lease::run(&global, args).await,
             Command::Plan(args) => plan::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,

@@ -17,7 +17,7 @@ enum Kind {
 
 use Kind::{Boolean, Integer, Text};
 
-const CLUSTER: [(&str, Kind); 12] = [
+const CLUSTER: [(&str, Kind); 14] = [
     ("connection", Text),
     ("data_directory", Text),
     ("spool", Text),
@@ -27,6 +27,8 @@ const CLUSTER: [(&str, Kind); 12] = [
     ("application_name", Text),
     ("upload_interval", Text),
     ("acknowledge", Text),
+    ("protect", Text),
+    ("slot_limit", Text),
     ("compression_level", Integer),
     ("upload_parallelism", Integer),
     ("stream", Boolean),

@@ -58,6 +58,8 @@ pub struct ClusterConfig {
     pub upload_interval: Duration,
     /// What a reported flush position promises.
     pub acknowledge: Acknowledge,
+    /// What counts more when the repository does not keep up and the spool is full.
+    pub protect: Protect,
     /// zstd's level.
     pub compression_level: i32,
     /// Segments stored at the same time.
@@ -75,6 +77,18 @@ pub enum Acknowledge {
     Repository,
     /// The bytes are fsynced in the spool on this host.
     Spool,
+}
+
+/// What counts more when the repository does not keep up and the spool is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protect {
+    /// The archive: the slot holds whatever is not stored, on the server's disk.
+    Archive,
+    /// The server: it may hold so much, then the slot is given up.
+    Primary {
+        /// Bytes of WAL that the slot may hold back.
+        slot_limit: ByteSize,
+    },
 }
 
 /// Where a repository lies and how to reach it.

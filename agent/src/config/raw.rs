@@ -28,6 +28,8 @@ pub struct RawCluster {
     pub application_name: Option<String>,
     pub upload_interval: Option<String>,
     pub acknowledge: Option<String>,
+    pub protect: Option<String>,
+    pub slot_limit: Option<String>,
     pub compression_level: Option<i32>,
     pub upload_parallelism: Option<usize>,
     pub stream: Option<bool>,

@@ -27,6 +27,17 @@ fn defaults_are_filled_in() {
 }
 
 #[test]
+fn the_slot_is_given_up_only_where_that_is_asked_for() {
+    let protect = |lines: &str| load(&SMALL.replace("[cluster.main]", &format!("[cluster.main]\n{lines}")), &[]).unwrap().cluster.protect;
+    let primary = |bytes| Protect::Primary { slot_limit: ByteSize(bytes) };
+    assert_eq!(protect(""), Protect::Archive);
+    assert_eq!(protect("protect = \"archive\""), Protect::Archive);
+    assert_eq!(protect("protect = \"primary\""), primary(10_000_000_000));
+    assert_eq!(protect("protect = \"primary\"\nspool_limit = \"20GB\""), primary(40_000_000_000), "the spool is full first");
+    assert_eq!(protect("protect = \"primary\"\nslot_limit = \"5GiB\""), primary(5 << 30));
+}
+
+#[test]
 fn the_environment_lies_over_the_file() {
     let env = [
         ("WALKEEP_SLOT", "other"),
@@ -61,6 +72,11 @@ fn bad_values_name_their_key() {
         ("acknowledge = \"maybe\"", "acknowledge"),
         ("spool = \"relative\"", "spool"),
         ("spool_limit = \"1\"", "spool_limit"),
+        ("protect = \"nothing\"", "protect"),
+        ("slot_limit = \"20GB\"", "protect = \"primary\""),
+        ("protect = \"primary\"\nslot_limit = \"1GiB\"", "spool_limit"),
+        ("protect = \"primary\"\nslot_limit = \"much\"", "slot_limit"),
+        ("protect = \"primary\"\nstream = false", "protect"),
         ("spool_limit = \"99999999999TiB\"", "spool_limit"),
         ("compression_level = 99", "compression_level"),
         ("compression_level = \"x\"", "line 2"),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use walkeep_core::layout::ClusterName;
 
 use super::raw::{Raw, RawCluster, RawRepository};
-use super::{Acknowledge, ClusterConfig, Config, LogConfig, RepositoryConfig, S3Config, ServerSideEncryption};
+use super::{Acknowledge, ClusterConfig, Config, LogConfig, Protect, RepositoryConfig, S3Config, ServerSideEncryption};
 
 /// A text that must not be shown.
 #[derive(Clone, Default)]
@@ -57,6 +57,10 @@ impl ByteSize {
         number.checked_mul(unit).map(Self).with_context(|| format!("{text} is too large"))
     }
 }
+
+/// With `protect = "primary"` the slot may hold back this much unless the configuration says otherwise: well above the spool's default of 4 GiB, so that
+/// an outage fills the spool first, and half of what README proposes for max_slot_wal_keep_size, so that the agent acts before the server does.
+const SLOT_LIMIT: ByteSize = ByteSize(10_000_000_000);
 
 /// Checks what was written and fills in the defaults.
 pub fn check(raw: Raw, name: &ClusterName, path: Option<PathBuf>) -> Result<Config> {
@@ -112,6 +116,8 @@ fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
     ensure!((1..=64).contains(&upload_parallelism), "upload_parallelism: must be from 1 to 64");
     let spool_limit = raw.spool_limit.as_deref().map_or(Ok(ByteSize(4 << 30)), ByteSize::parse).context("spool_limit")?;
     ensure!(spool_limit.0 >= 32 << 20, "spool_limit: must be at least 32MiB");
+    let stream = raw.stream.unwrap_or(true);
+    let protect = protect(raw.protect.as_deref(), raw.slot_limit.as_deref(), spool_limit, stream)?;
     Ok(ClusterConfig {
         name: name.clone(),
         connection: raw.connection.unwrap_or_default().into(),
@@ -125,9 +131,28 @@ fn check_cluster(raw: RawCluster, name: &ClusterName) -> Result<ClusterConfig> {
         acknowledge,
         compression_level,
         upload_parallelism,
-        stream: raw.stream.unwrap_or(true),
+        stream,
+        protect,
         repository,
     })
+}
+
+/// The slot keeps on the server what the spool has as well, so a limit below the spool's would throw WAL away with room to spare.
+fn protect(written: Option<&str>, slot_limit: Option<&str>, spool_limit: ByteSize, stream: bool) -> Result<Protect> {
+    let slot_limit = slot_limit.map(ByteSize::parse).transpose().context("slot_limit")?;
+    match written {
+        None | Some("archive") => {
+            ensure!(slot_limit.is_none(), "slot_limit: goes with protect = \"primary\" only; without it the slot is never given up");
+            Ok(Protect::Archive)
+        }
+        Some("primary") => {
+            ensure!(stream, "protect: there is no slot to give up with stream = false");
+            let slot_limit = slot_limit.unwrap_or(SLOT_LIMIT.max(ByteSize(spool_limit.0.saturating_mul(2))));
+            ensure!(slot_limit >= spool_limit, "slot_limit: must not be less than spool_limit ({} bytes)", spool_limit.0);
+            Ok(Protect::Primary { slot_limit })
+        }
+        Some(other) => bail!("protect: {other:?} is neither \"archive\" nor \"primary\""),
+    }
 }
 
 fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {

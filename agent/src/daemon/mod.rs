@@ -4,6 +4,7 @@
 //! or the server cannot be reached; the rest starts as soon as the repository was opened.
 
 mod handler;
+mod renew;
 mod watch;
 
 use std::path::Path;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
-use crate::config::{Acknowledge, Config};
+use crate::config::{Acknowledge, Config, Protect};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ use crate::retry::{Backoff, retry};
 use crate::server::{self, Limits, Listener};
 use crate::stream::Streamer;
 use crate::stream::alone::{Note, PATIENCE};
+use crate::stream::guard::SlotGuard;
 pub use handler::Services;
 use handler::{Opening, SocketHandler};
 
@@ -83,6 +85,12 @@ pub async fn run(
                 tracing::error!(error = format!("{error:#}"), "the HTTP server ended");
             }
         });
+    }
+    // From the first moment on: it has a server to protect, whether the repository can be opened or not.
+    if role == Role::Agent
+        && let Some(guard) = SlotGuard::new(&config.cluster, &params, &metrics, &progress)
+    {
+        tasks.spawn(guard.run(stop.clone()));
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let parts = Parts { crashed: crashed.clone(), config, role, params, metrics, progress, leave: leave.clone() };
@@ -197,6 +205,9 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             if !config.cluster.stream {
                 progress.set_phase(Phase::Off);
                 return;
+            }
+            if config.cluster.protect != Protect::Archive {
+                tasks.spawn(renew::run(repository.clone(), params.clone(), metrics.clone(), progress.clone(), stop.clone()));
             }
             // Not a reason to leave: archive_command is served all the same, and whoever mends the spool need not think of the agent.
             let start = || {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
+use walkeep_core::slot::{self, Health};
 
 use crate::config::ClusterConfig;
 use crate::metrics::{Metrics, SlotState};
@@ -16,9 +17,11 @@ use crate::repository::ClusterRepository;
 
 /// Between two looks at the server and its files.
 const PERIOD: Duration = Duration::from_secs(10);
+/// While a gap is open, the time until what archive_command brought is noticed.
+const SOON: Duration = Duration::from_secs(2);
 /// One look must not take longer.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// Gaps cost a request to the store, so they are counted once every so many looks, and only if something was stored since.
+/// Gaps cost requests to the store, so they are counted once every so many looks, and only if something was stored since or one is open.
 const GAPS_EVERY: u32 = 30;
 
 /// Looks until `stop`. What fails is logged once until it works again.
@@ -30,12 +33,13 @@ pub async fn run(
     progress: Arc<Progress>,
     stop: CancellationToken,
 ) {
-    let (mut complained, mut warned, mut counted_at) = (false, false, None);
+    let (mut complained, mut warned, mut counted_at, mut health) = (false, false, None, Health::Sound);
     for look in 0u32.. {
         let looked = match cluster.stream {
-            true => {
-                tokio::time::timeout(DEADLINE, look_at_server(&cluster, &params, &metrics)).await.context("no answer in time").flatten()
-            }
+            true => tokio::time::timeout(DEADLINE, look_at_server(&cluster, &params, &metrics, &mut health))
+                .await
+                .context("no answer in time")
+                .flatten(),
             false => Ok(Waited::default()),
         };
         match looked {
@@ -64,36 +68,94 @@ pub async fn run(
                 tracing::debug!(error = format!("{error:#}"), "cannot count what waits for archive_command");
             }
         }
-        let stored = metrics.objects_stored();
-        if look % GAPS_EVERY == 0
-            && counted_at != Some(stored)
+        let now = Counted { stored: metrics.objects_stored(), archived: metrics.objects_archived() };
+        if now.gaps_are_due(counted_at, look, metrics.has_open_gaps())
             && let Ok(gaps) = repository.open_gaps().await
         {
-            counted_at = Some(stored);
+            counted_at = Some(now);
             metrics.open_gaps(gaps.len());
         }
         tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {}
+            () = pause(counted_at, &metrics) => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-async fn look_at_server(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics) -> Result<Waited> {
-    let client = sql::connect_sql(params).await.context("connect for SQL")?;
-    let slot = match sql::slot_state(&client, &cluster.slot).await? {
-        Some(slot) => SlotState { wal_status: slot.wal_status.unwrap_or_default(), active: slot.active, safe_wal_size: slot.safe_wal_size },
-        None => SlotState { wal_status: "missing".into(), ..SlotState::default() },
-    };
-    if matches!(slot.wal_status.as_str(), "unreserved" | "lost") {
-        tracing::error!(
-            slot = cluster.slot,
-            wal_status = slot.wal_status,
-            "the server is about to drop, or has dropped, WAL that is not stored"
-        );
+/// Until the next look: sooner if archive_command brings what may fill an open gap.
+async fn pause(counted_at: Option<Counted>, metrics: &Metrics) {
+    let end = Instant::now() + PERIOD;
+    while Instant::now() < end {
+        tokio::time::sleep(SOON).await;
+        if metrics.has_open_gaps() && counted_at.is_some_and(|counted| counted.archived != metrics.objects_archived()) {
+            return;
+        }
     }
-    metrics.slot(&slot);
+}
+
+/// What was stored when gaps were counted.
+#[derive(Clone, Copy)]
+struct Counted {
+    stored: u64,
+    archived: u64,
+}
+
+impl Counted {
+    /// Whether gaps are to be counted now. An open one is soon seen to be filled where archive_command brings what it lacks, and in time where another
+    /// process does.
+    fn gaps_are_due(self, before: Option<Self>, look: u32, open: bool) -> bool {
+        let Some(before) = before else { return true };
+        let now_and_then = look.is_multiple_of(GAPS_EVERY) && (open || before.stored != self.stored);
+        now_and_then || open && before.archived != self.archived
+    }
+}
+
+async fn look_at_server(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics, health: &mut Health) -> Result<Waited> {
+    let client = sql::connect_sql(params).await.context("connect for SQL")?;
+    let found = sql::slot_state(&client, &cluster.slot).await?;
+    let now = found.as_ref().map_or(Health::Missing, |slot| slot::health(*health, slot.told()));
+    if now != *health {
+        tell(&cluster.slot, now, found.as_ref());
+        *health = now;
+    }
+    metrics.slot(&match found {
+        Some(slot) => SlotState {
+            wal_status: if now == Health::Lost { "lost".into() } else { slot.wal_status.unwrap_or_default() },
+            active: slot.active,
+            safe_wal_size: slot.safe_wal_size,
+            retained: slot.retained,
+        },
+        None => SlotState { wal_status: "missing".into(), ..SlotState::default() },
+    });
     Ok(sql::waited_for(&client, &cluster.application_name).await?)
+}
+
+/// The slot's health has changed: said once, and again only when it changes anew.
+fn tell(slot: &str, health: Health, state: Option<&sql::SlotState>) {
+    let (safe, limit) = (state.and_then(|state| state.safe_wal_size), state.and_then(|state| state.keep_limit));
+    match health {
+        Health::Sound => tracing::info!(slot, "the slot is out of danger"),
+        Health::Near => tracing::warn!(
+            slot,
+            safe,
+            limit,
+            "the slot holds back nearly as much WAL as max_slot_wal_keep_size allows: the server will soon drop WAL that is not stored"
+        ),
+        Health::Unreserved => {
+            tracing::error!(
+                slot,
+                safe,
+                limit,
+                "the slot holds back more WAL than max_slot_wal_keep_size allows: the next checkpoint may drop it"
+            )
+        }
+        Health::Lost => {
+            let reason = state.and_then(|state| state.invalidation_reason.as_deref()).unwrap_or("not told by this version");
+            tracing::error!(slot, reason, "the server has invalidated the slot, and drops WAL that is not stored");
+        }
+        // The stream makes it anew, and says so.
+        Health::Missing => tracing::debug!(slot, "there is no such slot"),
+    }
 }
 
 /// The files that wait for archive_command, and the age of the oldest in seconds.

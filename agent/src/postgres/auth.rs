@@ -19,7 +19,10 @@ pub(super) async fn connect(params: &ConnectionParams, settings: &[(&str, &str)]
         let dialed = dialer.next().await?;
         let (deadline, host) = (dialed.deadline(), dialed.host.clone());
         match Dialed::within(deadline, &host, open(dialed, params, settings)).await {
-            Ok(wire) => return Ok(wire),
+            Ok(wire) => {
+                params.connected(&host);
+                return Ok(wire);
+            }
             Err(error) => dialer.refused(error)?,
         }
     }

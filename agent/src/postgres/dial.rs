@@ -126,7 +126,7 @@ impl<'a> Dialer<'a> {
             TargetSession::PreferStandby => vec![TargetSession::Standby, TargetSession::Any],
             other => vec![other],
         };
-        let steps = passes.iter().flat_map(|wanted| params.hosts.iter().map(|host| Step::Resolve(host.clone(), *wanted))).collect();
+        let steps = passes.iter().flat_map(|wanted| params.in_order().into_iter().map(|host| Step::Resolve(host, *wanted))).collect();
         Self { params, steps, current: None, config: None, errors: Vec::new() }
     }
 

@@ -1,12 +1,15 @@
 //! Connection parameters with libpq's names, defaults and environment variables.
 //!
 //! Differences from libpq, all towards refusing: service files, GSSAPI, CRLs and `requirepeer` are not offered and their keys are
-//! refused by name; a named `sslrootcert` must exist; `connect_timeout` is 10 s unless given (0 still means to wait without end).
+//! refused by name; a named `sslrootcert` must exist; `connect_timeout` is 10 s unless given (0 still means to wait without end). And one for speed: where
+//! only the primary will do, the host that was it last is asked first, so that a host that is gone does not cost every connection its `connect_timeout`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{conninfo, passfile};
@@ -179,6 +182,18 @@ pub(super) struct Keepalives {
     pub user_timeout: Option<Duration>,
 }
 
+/// Which host was the primary when one was last connected to, known to all clones of the parameters; 0 until then. No part of what they are.
+#[derive(Debug, Clone, Default)]
+struct LastPrimary(Arc<AtomicUsize>);
+
+impl PartialEq for LastPrimary {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for LastPrimary {}
+
 #[derive(Clone, PartialEq, Eq)]
 struct Secret(String);
 
@@ -205,6 +220,7 @@ pub struct ConnectionParams {
     pub(super) channel_binding: ChannelBinding,
     pub(super) target_session: TargetSession,
     pub(super) keepalives: Keepalives,
+    last_primary: LastPrimary,
 }
 
 /// Keys, and the environment variables that stand in for them.
@@ -236,6 +252,21 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 impl ConnectionParams {
+    /// The servers as `host:port`, in the order in which they are tried. One on this host is called by `own_host`, which tells it from others' own.
+    pub fn server_names(&self, own_host: &str) -> Vec<String> {
+        let name = |host: &Host| match host {
+            Host::Unix { port, .. } => format!("{own_host}:{port}"),
+            Host::Tcp { name, address, port } => {
+                let named = name.as_ref().map(|name| name.to_lowercase());
+                let address = address.or_else(|| named.as_ref().and_then(|name| name.parse().ok()));
+                let local = address.is_some_and(|address| address.is_loopback()) || named.as_deref() == Some("localhost");
+                let other = named.or_else(|| address.map(|address| address.to_string())).unwrap_or_default();
+                format!("{}:{port}", if local { own_host } else { &other })
+            }
+        };
+        self.hosts.iter().map(name).collect()
+    }
+
     /// Reads a keyword/value string or a `postgresql://` URL; what it leaves open comes from `env` and then from libpq's defaults.
     pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ParamsError> {
         let mut given = BTreeMap::new();
@@ -311,7 +342,26 @@ impl ConnectionParams {
             channel_binding: given.remove("channel_binding").map_or(Ok(ChannelBinding::Prefer), |text| ChannelBinding::parse(&text))?,
             target_session: given.remove("target_session_attrs").map_or(Ok(TargetSession::Any), |text| TargetSession::parse(&text))?,
             keepalives,
+            last_primary: LastPrimary::default(),
         })
+    }
+
+    /// The hosts in the order in which to try them now.
+    pub(super) fn in_order(&self) -> Vec<Host> {
+        let mut hosts = self.hosts.clone();
+        let last = self.last_primary.0.load(Ordering::Relaxed);
+        if let Some(first) = hosts.get_mut(..last) {
+            first.rotate_right(usize::from(last > 0));
+        }
+        hosts
+    }
+
+    /// Notes that this host was let in, as what was wanted.
+    pub(super) fn connected(&self, host: &Host) {
+        if matches!(self.target_session, TargetSession::Primary | TargetSession::ReadWrite) {
+            let number = self.hosts.iter().position(|known| known == host).map_or(0, |index| index + 1);
+            self.last_primary.0.store(number, Ordering::Relaxed);
+        }
     }
 
     /// The servers, in the order they are tried.
@@ -421,6 +471,22 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_primary_is_asked_first_where_only_the_primary_will_do() {
+        for (attrs, after) in [("read-write", "c a b d"), ("primary", "c a b d"), ("any", "a b c d"), ("standby", "a b c d")] {
+            let params = ConnectionParams::parse(&format!("host=a,b,c,d user=u target_session_attrs={attrs}"), &|_| None).unwrap();
+            let order = |params: &ConnectionParams| {
+                let names = params.in_order().into_iter().map(|host| host.to_string()[..1].to_owned());
+                names.collect::<Vec<_>>().join(" ")
+            };
+            assert_eq!(order(&params), "a b c d");
+            params.clone().connected(&params.hosts[2]);
+            assert_eq!(order(&params), after, "{attrs}");
+            params.connected(&params.hosts[0]);
+            assert_eq!(order(&params), "a b c d");
+        }
+    }
 
     fn parse(text: &str) -> Result<ConnectionParams, ParamsError> {
         ConnectionParams::parse(text, &|_| None)

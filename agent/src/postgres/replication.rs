@@ -272,6 +272,15 @@ impl ReplicationConnection {
         Ok(value(&row, 0, "setting")?)
     }
 
+    /// Whether the server is in recovery.
+    pub async fn is_standby(&mut self) -> Result<bool, ReplicationError> {
+        match self.wire.parameter("in_hot_standby") {
+            Some(value) => Ok(value == "on"),
+            // Before 14 the server does not report it; on a standby no transaction may write.
+            None => Ok(self.show("transaction_read_only").await? == "on"),
+        }
+    }
+
     /// Such as 150018.
     pub async fn server_version_num(&mut self) -> Result<u32, ReplicationError> {
         let text = self.show("server_version_num").await?;

@@ -4,10 +4,12 @@ use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::{Ready, ready};
 use std::io;
+use std::time::Duration;
 
 use tokio_postgres::config::{ChannelBinding as SqlChannelBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config};
+use walkeep_core::slot::Told;
 use walkeep_core::{Lsn, PgTimestamp, SegmentSize};
 
 use super::auth::kind_matches;
@@ -41,7 +43,10 @@ pub async fn connect_sql(params: &ConnectionParams) -> Result<Client, Error> {
         let dialed = dialer.next().await?;
         let (deadline, host) = (dialed.deadline(), dialed.host.clone());
         match Dialed::within(deadline, &host, open(dialed, params)).await {
-            Ok(client) => return Ok(client),
+            Ok(client) => {
+                params.connected(&host);
+                return Ok(client);
+            }
             Err(error) => dialer.refused(error)?,
         }
     }
@@ -133,12 +138,37 @@ pub struct SlotState {
     pub wal_status: Option<String>,
     /// How many more bytes of WAL may be written before the slot is in danger of being lost.
     pub safe_wal_size: Option<i64>,
+    /// Bytes of WAL that it holds back.
+    pub retained: Option<i64>,
+    /// Why the server has invalidated it (since PostgreSQL 17).
+    pub invalidation_reason: Option<String>,
+    /// Since when nobody uses it (since PostgreSQL 17), as the server prints it.
+    pub inactive_since: Option<String>,
+    /// `max_slot_wal_keep_size` in bytes; `None` without a limit.
+    pub keep_limit: Option<u64>,
+}
+
+impl SlotState {
+    /// For [`walkeep_core::slot::health`].
+    pub fn told(&self) -> Told<'_> {
+        Told {
+            wal_status: self.wal_status.as_deref(),
+            invalidated: self.invalidation_reason.is_some(),
+            safe: self.safe_wal_size,
+            limit: self.keep_limit,
+        }
+    }
 }
 
 /// The state of a physical slot; `None` if there is none of that name.
 pub async fn slot_state(client: &Client, name: &str) -> Result<Option<SlotState>, Error> {
-    let query = "SELECT restart_lsn::text, active, active_pid, wal_status, safe_wal_size \
-                 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text AND slot_type = 'physical'";
+    // Columns of later versions by way of JSON, where those of earlier ones are simply missing.
+    let query = "SELECT restart_lsn::text, active, active_pid, wal_status, safe_wal_size, \
+                 pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+                 ELSE pg_current_wal_lsn() END, restart_lsn)::bigint, \
+                 to_jsonb(slot) ->> 'invalidation_reason', to_jsonb(slot) ->> 'inactive_since', \
+                 (SELECT setting::bigint * 1024 * 1024 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size') \
+                 FROM pg_catalog.pg_replication_slots slot WHERE slot_name = $1::text AND slot_type = 'physical'";
     let Some(row) = client.query_opt(query, &[&name]).await? else { return Ok(None) };
     let restart_lsn: Option<&str> = row.try_get(0)?;
     Ok(Some(SlotState {
@@ -147,6 +177,11 @@ pub async fn slot_state(client: &Client, name: &str) -> Result<Option<SlotState>
         active_pid: row.try_get(2)?,
         wal_status: row.try_get(3)?,
         safe_wal_size: row.try_get(4)?,
+        retained: row.try_get(5)?,
+        invalidation_reason: row.try_get(6)?,
+        inactive_since: row.try_get(7)?,
+        // -1 is no limit.
+        keep_limit: row.try_get::<_, Option<i64>>(8)?.and_then(|bytes| bytes.try_into().ok()),
     }))
 }
 
@@ -175,6 +210,8 @@ pub struct Settings {
     pub synchronous_commit: String,
     /// How much WAL slots may hold back, in MB; `None` without limit.
     pub max_slot_wal_keep_mb: Option<u64>,
+    /// After how long without use the server invalidates a slot (since PostgreSQL 18); `None` if never.
+    pub idle_slot_timeout: Option<Duration>,
     /// Where the cluster lies.
     pub data_directory: Option<String>,
 }
@@ -198,6 +235,8 @@ pub async fn settings(client: &Client) -> Result<Settings, Error> {
     for row in rows {
         found.insert(row.try_get::<_, String>(0)?, row.try_get::<_, Option<String>>(1)?.unwrap_or_default());
     }
+    let idle = "SELECT extract(epoch FROM current_setting('idle_replication_slot_timeout', true)::interval)::float8";
+    let idle: Option<f64> = client.query_one(idle, &[]).await?.try_get(0)?;
     let mut take = |name: &str| found.remove(name);
     let missing = |name: &str| Error::Protocol(format!("the server shows no setting {name}, or one that cannot be read"));
     let mut need = |name: &str| take(name).ok_or_else(|| missing(name));
@@ -211,9 +250,21 @@ pub async fn settings(client: &Client) -> Result<Settings, Error> {
         synchronous_standby_names: need("synchronous_standby_names")?,
         synchronous_commit: need("synchronous_commit")?,
         max_slot_wal_keep_mb: need("max_slot_wal_keep_size")?.parse().ok(),
+        idle_slot_timeout: idle.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         archive_command: take("archive_command"),
         data_directory: take("data_directory"),
     })
+}
+
+/// How many bytes of WAL the server writes in a second, since its statistics began. `None` before PostgreSQL 14, and where they are too young to say.
+pub async fn wal_rate(client: &Client) -> Result<Option<f64>, Error> {
+    let there = client.query_one("SELECT to_regclass('pg_catalog.pg_stat_wal') IS NOT NULL", &[]).await?;
+    if !there.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    let query = "SELECT wal_bytes::float8 / extract(epoch FROM age)::float8 \
+                 FROM (SELECT wal_bytes, clock_timestamp() - stats_reset AS age FROM pg_catalog.pg_stat_wal) AS since WHERE age > interval '10 minutes'";
+    Ok(client.query_opt(query, &[]).await?.map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
 /// `pg_stat_archiver`: how the server's own archiver fares.

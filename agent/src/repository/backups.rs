@@ -122,7 +122,8 @@ impl ClusterRepository {
         let prefix = self.layout().backups_prefix();
         let request = ListRequest { prefix: prefix.clone(), by_folder: true, ..ListRequest::default() };
         let folders = list_all(self.store().as_ref(), request).await?.folders;
-        let ids = folders.iter().filter_map(|folder| folder.strip_prefix(&prefix)?.strip_suffix('/')?.parse::<BackupId>().ok());
+        let id_of = |folder: &String| folder.strip_prefix(&prefix)?.strip_suffix('/')?.parse::<BackupId>().ok();
+        let ids: Vec<_> = folders.iter().filter_map(id_of).collect();
         let read = |id: BackupId| async move {
             let record = self.read_record(&id).await;
             match record {
@@ -131,7 +132,7 @@ impl ClusterRepository {
                 other => other.map(|record| (id, Ok(record))),
             }
         };
-        let read: Vec<_> = stream::iter(ids.map(read)).buffered(READS).try_collect().await?;
+        let read: Vec<_> = stream::iter(ids.into_iter().map(read)).buffered(READS).try_collect().await?;
         let mut backups = Backups::default();
         for (id, found) in read {
             match found {

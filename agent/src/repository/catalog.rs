@@ -5,14 +5,14 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::catalog::{Catalog, CatalogBuilder};
 use walkeep_core::layout::ObjectName;
-use walkeep_core::{SegmentNumber, TimelineHistory, TimelineId, WalFileName};
+use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::{ListRequest, list_all};
 
 use super::backups::Damaged;
 use super::{ClusterRepository, Error, Result};
 
 /// Small objects read at the same time.
-const READS: usize = 8;
+pub(super) const READS: usize = 8;
 
 /// A catalog, and what could not be taken into it.
 #[derive(Debug, Clone)]
@@ -47,7 +47,9 @@ impl ClusterRepository {
         let read = |timeline| async move { self.read_or_damaged(self.get_history(timeline).await) };
         let histories: Vec<_> = stream::iter(histories.into_iter().map(read)).buffered(READS).try_collect().await?;
         let read = |gap| async move { self.read_or_damaged(self.gap(gap).await.map(Some)) };
-        let gaps: Vec<_> = stream::iter(self.gaps().await?.into_iter().map(read)).buffered(READS).try_collect().await?;
+        let listed = self.listed_gaps().await?;
+        let gaps: Vec<_> = stream::iter(listed.recorded.into_iter().map(read)).buffered(READS).try_collect().await?;
+        self.closings(listed.closed).await?.into_iter().for_each(|closing| builder.gap_closing(closing));
         for history in histories {
             match history {
                 Ok(history) => history.into_iter().for_each(|history| builder.history(history)),
@@ -73,6 +75,24 @@ impl ClusterRepository {
             // Just before the wanted segment's key: keys sort in LSN order, and the segment before it ends in `.zst`.
             let start_after = from.previous().map(|before| self.layout().wal_key(WalFileName::Segment(before.name(timeline, size))));
             let request = ListRequest { prefix: self.layout().timeline_prefix(timeline), start_after, ..ListRequest::default() };
+            for listed in list_all(self.store().as_ref(), request).await?.objects {
+                if let Some(name) = self.layout().parse(listed.key.as_str()) {
+                    builder.object(&name, listed.size);
+                }
+            }
+        }
+        Ok(builder.build())
+    }
+
+    /// A catalog of one timeline's WAL from the segment of `from` to that of `to`. One short listing for each 4 GiB between them.
+    pub async fn wal_within(&self, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<Catalog> {
+        let size = self.identity().segment_size;
+        let (first, last) = (size.segment_of(from), size.segment_of(to));
+        let mut builder = self.catalog_builder();
+        for log in first.name(timeline, size).log()..=last.name(timeline, size).log() {
+            let start_after = first.previous().map(|before| before.name(timeline, size)).filter(|before| before.log() == log);
+            let start_after = start_after.map(|before| self.layout().wal_key(WalFileName::Segment(before)));
+            let request = ListRequest { prefix: self.layout().log_prefix(timeline, log), start_after, ..ListRequest::default() };
             for listed in list_all(self.store().as_ref(), request).await?.objects {
                 if let Some(name) = self.layout().parse(listed.key.as_str()) {
                     builder.object(&name, listed.size);
@@ -108,7 +128,6 @@ mod tests {
     use super::*;
     use crate::repository::tests::{memory, record, segment};
     use bytes::Bytes;
-    use walkeep_core::Lsn;
     use walkeep_core::catalog::GapCause;
     use walkeep_core::layout::GapName;
 

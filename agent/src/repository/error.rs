@@ -1,5 +1,7 @@
 //! What can go wrong with a repository, named after what the caller does next.
 
+use walkeep_core::SegmentName;
+use walkeep_core::lease::{LeaseRecord, Refusal, Writer};
 use walkeep_store::ErrorKind;
 
 use crate::codec::CodecError;
@@ -57,6 +59,24 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// More of a segment is stored than was compared with the server. Nothing was stored behind it.
+    #[error("{segment} was stored further than to byte {compared} since this stream began: beginning again, to compare that first")]
+    Overtaken {
+        /// The segment.
+        segment: SegmentName,
+        /// Up to here it was compared.
+        compared: u32,
+    },
+    /// Another writer holds the lease of the timeline. Nothing was stored.
+    #[error("timeline {} is written by {}, epoch {}; this is {me}. Nothing is stored: {reason}", holder.name.timeline, holder.writer, holder.name.epoch)]
+    Lease {
+        /// The lease in force.
+        holder: Box<LeaseRecord>,
+        /// Who was refused.
+        me: Box<Writer>,
+        /// Why.
+        reason: Refusal,
+    },
     /// A value could not be written down, or a task died: a defect of Walkeep.
     #[error("internal error: {0}")]
     Internal(String),
@@ -92,7 +112,7 @@ impl Error {
         match self {
             Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
             Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } => true,
-            Self::Conflict { .. } | Self::Corrupt { .. } | Self::Internal(_) => false,
+            Self::Conflict { .. } | Self::Corrupt { .. } | Self::Overtaken { .. } | Self::Lease { .. } | Self::Internal(_) => false,
         }
     }
 
@@ -101,7 +121,12 @@ impl Error {
         match self {
             Self::Format { .. } | Self::UnknownCluster { .. } => true,
             Self::Store(error) => error.kind() == ErrorKind::Misconfigured,
-            Self::NoRepository { .. } | Self::Conflict { .. } | Self::Corrupt { .. } | Self::Internal(_) => false,
+            Self::NoRepository { .. }
+            | Self::Conflict { .. }
+            | Self::Corrupt { .. }
+            | Self::Overtaken { .. }
+            | Self::Lease { .. }
+            | Self::Internal(_) => false,
         }
     }
 
@@ -119,6 +144,8 @@ impl Error {
             Self::Format { .. } => "format",
             Self::Conflict { .. } => "conflict",
             Self::Corrupt { .. } => "corrupt",
+            Self::Overtaken { .. } => "overtaken",
+            Self::Lease { .. } => "lease",
             Self::Internal(_) => "internal",
         }
     }
@@ -155,6 +182,10 @@ impl Error {
             }
             Self::Corrupt { .. } => {
                 "The stored object must not be trusted; restore it from a copy of the repository or take a new base backup."
+            }
+            Self::Overtaken { .. } => "Nothing, if it is told once: an upload of an earlier process arrived late.",
+            Self::Lease { .. } => {
+                "Two agents must not write one archive. Stop the other one; if it is gone for good, or this one shall take its place, run `walkeep lease take` here."
             }
             Self::Internal(_) => "This is a defect of Walkeep; please report it.",
         }

@@ -23,6 +23,17 @@ impl ClusterRepository {
         Ok(None)
     }
 
+    /// The oldest segment of which parts are stored on `timeline`, one on which no whole segment is: where an agent began to store it.
+    pub async fn first_parts(&self, timeline: TimelineId) -> Result<Option<SegmentNumber>> {
+        let request = ListRequest { prefix: self.layout().timeline_prefix(timeline), ..ListRequest::default() };
+        let page = list_all(self.store().as_ref(), request).await?;
+        let mut parts = page.objects.iter().filter_map(|listed| match self.layout().parse(listed.key.as_str())? {
+            ObjectName::Part(part) => part.segment.number(self.identity().segment_size),
+            _ => None,
+        });
+        Ok(parts.next())
+    }
+
     /// The stretches of whole segments stored on `timeline` at or after `from`, merged: first and one-past-last positions.
     pub async fn stored_stretches(&self, timeline: TimelineId, from: SegmentNumber) -> Result<Vec<(Lsn, Lsn)>> {
         let size = self.identity().segment_size;

@@ -1,55 +1,163 @@
-//! Gaps: stretches of WAL that are known to be missing, each an immutable record.
+//! Gaps: stretches of WAL that are known to be missing, each an immutable record; one that was filled gets a note beside it.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use walkeep_core::TimelineHistory;
-use walkeep_core::catalog::{GapCause, GapRecord};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use walkeep_core::catalog::{GapCause, GapClosing, GapRecord};
 use walkeep_core::layout::{GapName, ObjectName};
-use walkeep_core::resume::unstored;
 use walkeep_store::{ErrorKind, ListRequest, list_all};
 
+use super::catalog::READS;
 use super::{ClusterRepository, Error, Result};
+
+/// What is listed of gaps.
+#[derive(Debug, Default)]
+pub(super) struct ListedGaps {
+    /// The recorded ones.
+    pub recorded: Vec<GapName>,
+    /// Those that were filled.
+    pub closed: BTreeSet<GapName>,
+}
 
 impl ClusterRepository {
     /// Records a gap; a gap that is recorded already keeps its first record.
     pub async fn put_gap(&self, gap: GapName, cause: GapCause) -> Result<()> {
         let record = GapRecord { name: gap, cause, recorded_at: chrono::Utc::now(), closed_at: None };
-        let body = Bytes::from(serde_json::to_vec_pretty(&record).map_err(Error::encode)?);
-        match self.store().put_if_absent(&self.key(&ObjectName::Gap(gap))?, body).await {
+        self.put_once(&ObjectName::Gap(gap), &record).await
+    }
+
+    /// The places of all recorded gaps, filled or not: what their keys say.
+    pub async fn gaps(&self) -> Result<Vec<GapName>> {
+        Ok(self.listed_gaps().await?.recorded)
+    }
+
+    /// The gaps of which something is missing. One that archive_command's copies, or a stream, have filled since is noted as closed.
+    pub async fn open_gaps(&self) -> Result<Vec<GapName>> {
+        let ListedGaps { recorded, closed } = self.listed_gaps().await?;
+        let mut open = Vec::new();
+        for gap in recorded.into_iter().filter(|gap| !closed.contains(gap)) {
+            if !self.wal_within(gap.timeline, gap.from, gap.to).await?.missing_within(gap).is_empty() {
+                open.push(gap);
+                continue;
+            }
+            match self.gap(gap).await {
+                Ok(record) if !record.cause.forbids_replay() => self.close_gap(gap).await?,
+                Ok(_) | Err(Error::Corrupt { .. }) => open.push(gap),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(open)
+    }
+
+    async fn close_gap(&self, gap: GapName) -> Result<()> {
+        tracing::info!(timeline = gap.timeline.get(), from = %gap.from, to = %gap.to, "the gap is filled: closing it");
+        self.put_once(&ObjectName::GapClosing(gap), &GapClosing { name: gap, closed_at: chrono::Utc::now() }).await
+    }
+
+    /// A gap's record.
+    pub async fn gap(&self, gap: GapName) -> Result<GapRecord> {
+        self.read_json(&ObjectName::Gap(gap)).await
+    }
+
+    /// The notes of these closed gaps. One that cannot be believed says nothing: what is stored decides.
+    pub(super) async fn closings(&self, closed: BTreeSet<GapName>) -> Result<Vec<GapClosing>> {
+        let read = |gap| async move {
+            match self.read_json(&ObjectName::GapClosing(gap)).await {
+                Ok(closing) => Ok(Some(closing)),
+                Err(Error::Corrupt { key, reason }) => {
+                    tracing::warn!(key, reason, "the note that a gap was filled cannot be read");
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let closings: Vec<Option<GapClosing>> = stream::iter(closed.into_iter().map(read)).buffered(READS).try_collect().await?;
+        Ok(closings.into_iter().flatten().collect())
+    }
+
+    pub(super) async fn listed_gaps(&self) -> Result<ListedGaps> {
+        let request = ListRequest { prefix: self.layout().gaps_prefix(), ..ListRequest::default() };
+        let page = list_all(self.store().as_ref(), request).await?;
+        let mut gaps = ListedGaps::default();
+        for listed in &page.objects {
+            match self.layout().parse(listed.key.as_str()) {
+                Some(ObjectName::Gap(gap)) => gaps.recorded.push(gap),
+                Some(ObjectName::GapClosing(gap)) => drop(gaps.closed.insert(gap)),
+                _ => {}
+            }
+        }
+        Ok(gaps)
+    }
+
+    async fn put_once(&self, name: &ObjectName, record: &impl Serialize) -> Result<()> {
+        let body = Bytes::from(serde_json::to_vec_pretty(record).map_err(Error::encode)?);
+        match self.store().put_if_absent(&self.key(name)?, body).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The places of all recorded gaps: what their keys say.
-    pub async fn gaps(&self) -> Result<Vec<GapName>> {
-        let request = ListRequest { prefix: self.layout().gaps_prefix(), ..ListRequest::default() };
-        let page = list_all(self.store().as_ref(), request).await?;
-        let gaps = page.objects.iter().filter_map(|listed| match self.layout().parse(listed.key.as_str()) {
-            Some(ObjectName::Gap(gap)) => Some(gap),
-            _ => None,
-        });
-        Ok(gaps.collect())
-    }
-
-    /// The gaps of which something is still missing: a gap that archive_command's copies, or a later stream, have filled is closed.
-    pub async fn open_gaps(&self) -> Result<Vec<GapName>> {
-        let size = self.identity().segment_size;
-        let mut open = Vec::new();
-        for gap in self.gaps().await? {
-            let stretches = self.stored_stretches(gap.timeline, size.segment_of(gap.from)).await?;
-            let stored: Vec<_> = stretches.into_iter().map(|(from, to)| (gap.timeline, from, to)).collect();
-            if !unstored(&TimelineHistory::root(gap.timeline), gap.from, gap.to, &stored).is_empty() {
-                open.push(gap);
-            }
-        }
-        Ok(open)
-    }
-
-    /// A gap's record.
-    pub async fn gap(&self, gap: GapName) -> Result<GapRecord> {
-        let key = self.key(&ObjectName::Gap(gap))?;
+    async fn read_json<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<T> {
+        let key = self.key(name)?;
         let body = self.store().get(&key, None).await?;
         serde_json::from_slice(&body).map_err(|error| Error::corrupt(key.as_str(), error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_core::{Lsn, TimelineId, WalFileName};
+
+    use super::*;
+    use crate::repository::tests::{memory, segment};
+
+    fn gap() -> GapName {
+        GapName { timeline: TimelineId::FIRST, from: Lsn::new((3 << 20) + 500), to: Lsn::new(6 << 20) }
+    }
+
+    async fn store(repository: &ClusterRepository, number: u64) {
+        repository.put_wal(WalFileName::Segment(segment(number)), Bytes::from(vec![1; 1 << 20])).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_closed_once_nothing_of_it_is_missing() {
+        let (repository, memory) = memory().await;
+        repository.put_gap(gap(), GapCause::SlotLost).await.unwrap();
+        for number in [2, 7, 3, 5] {
+            store(&repository, number).await;
+        }
+        assert_eq!(repository.open_gaps().await.unwrap(), [gap()]);
+        let reports = repository.load_catalog().await.unwrap().catalog.gap_reports();
+        let missing: Vec<_> = reports[0].missing.iter().map(|range| (range.from.get(), range.to.get())).collect();
+        assert_eq!((reports[0].open, missing), (true, vec![(4 << 20, 5 << 20)]));
+
+        store(&repository, 4).await;
+        // Nobody has noted it yet: what is stored decides.
+        let reports = repository.load_catalog().await.unwrap().catalog.gap_reports();
+        assert_eq!((reports[0].open, reports[0].record.closed_at), (false, None));
+        assert_eq!(repository.open_gaps().await.unwrap(), []);
+        let catalog = repository.load_catalog().await.unwrap().catalog;
+        assert!(!catalog.gap_reports()[0].open && catalog.gaps()[0].closed_at.is_some());
+        assert_eq!((repository.gaps().await.unwrap(), repository.open_gaps().await.unwrap()), (vec![gap()], vec![]));
+
+        let name = WalFileName::Segment(segment(4));
+        walkeep_store::Store::delete(memory.as_ref(), &repository.layout().wal_key(name).parse().unwrap()).await.unwrap();
+        let catalog = repository.load_catalog().await.unwrap().catalog;
+        assert!(catalog.gap_reports()[0].open && catalog.gaps()[0].closed_at.is_none(), "missing again");
+    }
+
+    #[tokio::test]
+    async fn wal_that_must_not_be_replayed_stays_a_gap_though_it_is_stored() {
+        let (repository, _) = memory().await;
+        repository.put_gap(gap(), GapCause::MinimalWal).await.unwrap();
+        for number in 3..6 {
+            store(&repository, number).await;
+        }
+        assert_eq!(repository.open_gaps().await.unwrap(), [gap()]);
+        assert!(repository.load_catalog().await.unwrap().catalog.gap_reports()[0].open);
     }
 }

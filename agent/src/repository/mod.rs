@@ -11,6 +11,7 @@ pub mod frontier;
 pub mod gaps;
 pub mod identity;
 pub mod later;
+pub mod leases;
 pub mod manifest;
 pub mod wal;
 

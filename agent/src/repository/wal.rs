@@ -58,6 +58,13 @@ impl ClusterRepository {
                 tracing::warn!(%file, "another .partial of this name is stored already; keeping this one beside it");
                 self.put_object(name, file.to_string(), self.start_of(file), self.limit_of(file), content).await
             }
+            Err(Error::Conflict { name, stored, offered }) if let WalFileName::History(timeline) = file => {
+                // Two servers have made a timeline of this number: which, only their lineages tell.
+                let told =
+                    |content: &[u8]| TimelineHistory::parse(timeline, content).map_or("unreadable".into(), |history| history.to_string());
+                let there = self.get_wal(file).await?.map_or_else(String::new, |there| told(&there.content));
+                Err(Error::Conflict { name, stored: format!("{stored}: {there}"), offered: format!("{offered}: {}", told(&content)) })
+            }
             result => result,
         }
     }

@@ -17,7 +17,8 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId, page};
 
 use super::Streamer;
-use super::position::{Known, Start};
+use super::lease::Writing;
+use super::position::{Known, KnownSegment, Start};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::durable;
@@ -50,6 +51,9 @@ pub struct Note {
     /// Everything before this was seen to be stored. What lies between is only as safe as the spool's files.
     #[serde(default)]
     stored: Option<Lsn>,
+    /// The epoch that this writer held last on the timeline.
+    #[serde(default)]
+    epoch: Option<u32>,
 }
 
 impl Note {
@@ -103,11 +107,12 @@ impl Notes {
     }
 
     /// Everything before `position`, the start of a segment, is stored or fsynced in the spool; before `stored`, it is stored.
-    pub(super) fn received(&self, position: Position, stored: Option<Lsn>) -> Result<()> {
+    pub(super) fn received(&self, position: Position, stored: Option<Lsn>, writing: &Writing) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let Position { timeline, lsn: received } = position;
-        let note =
-            Note { format: FORMAT, repository: self.repository.clone(), identity: self.identity.clone(), timeline, received, stored };
+        let epoch = writing.lease.as_ref().and_then(|lease| lease.last_epoch());
+        let (repository, identity) = (self.repository.clone(), self.identity.clone());
+        let note = Note { format: FORMAT, repository, identity, timeline, received, stored, epoch };
         durable::write_file(file, &serde_json::to_vec(&note)?, durable::PRIVATE_FILE)
     }
 }
@@ -124,6 +129,8 @@ pub(super) struct Alone {
     durable: Lsn,
     /// As the note has it.
     noted: Option<Lsn>,
+    /// As the note has it.
+    epoch: Option<u32>,
 }
 
 impl Streamer {
@@ -159,7 +166,7 @@ impl Streamer {
             }
         }
         let segment = size.segment_of(at.lsn).name(at.timeline, size);
-        let mut alone = Alone { at, bytes: Bytes::new(), received: at.lsn, durable, noted: note.stored };
+        let mut alone = Alone { at, bytes: Bytes::new(), received: at.lsn, durable, noted: note.stored, epoch: note.epoch };
         if leftovers.unfinished.contains(&segment) {
             let mut bytes = self.spool.read_unfinished(segment)?;
             alone.received = at.lsn.saturating_add(bytes.len() as u64);
@@ -178,7 +185,7 @@ impl Streamer {
         identity: &Identity,
         alone: Option<Alone>,
     ) -> Result<Option<Start>> {
-        let Some(Alone { at, bytes, received, durable, noted }) = alone else { return Ok(None) };
+        let Some(Alone { at, bytes, received, durable, noted, epoch }) = alone else { return Ok(None) };
         if identity.timeline != at.timeline || identity.flush < at.lsn {
             return Ok(None);
         }
@@ -188,31 +195,20 @@ impl Streamer {
         if slot > received {
             return Ok(None);
         }
-        if slot >= at.lsn || bytes.len() > LONG_HEADER {
-            return Ok(Some(Start {
-                at,
-                frontier: at,
-                stored: bytes,
-                known: Known::InSpool,
-                chain: Vec::new(),
-                durable,
-                noted: Some(noted),
-            }));
-        }
         let size = self.repository.identity().segment_size;
+        // What is stored of the segment, this agent has received.
+        let compared = received.bytes_since(at.lsn) as u32;
+        let writing = self.writing_alone(epoch, size.segment_of(at.lsn).name(at.timeline, size), compared);
+        if slot >= at.lsn || bytes.len() > LONG_HEADER {
+            let first = KnownSegment { bytes, place: Known::InSpool, chain: Vec::new() };
+            return Ok(Some(Start { at, frontier: at, first, second: None, durable, noted: Some(noted), writing }));
+        }
         let Some(before) = size.segment_of(at.lsn).previous() else { return Ok(None) };
         // Not there any more if it is stored; the repository answers then, or has just gone.
         let Ok(stored) = self.spool.read(before.name(at.timeline, size)) else { return Ok(None) };
         let back = Position { lsn: before.start(size), ..at };
-        Ok(Some(Start {
-            at: back,
-            frontier: at,
-            stored: Bytes::from(stored),
-            known: Known::WholeInSpool,
-            chain: Vec::new(),
-            durable: durable.min(back.lsn),
-            noted: Some(noted),
-        }))
+        let first = KnownSegment { bytes: Bytes::from(stored), place: Known::WholeInSpool, chain: Vec::new() };
+        Ok(Some(Start { at: back, frontier: at, first, second: None, durable: durable.min(back.lsn), noted: Some(noted), writing }))
     }
 
     /// `work` on the repository; `None` if the stream may go on without it and the repository does not answer in time.

@@ -11,7 +11,7 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, page};
 
 use super::Streamer;
-use super::session::EPOCH;
+use super::lease::Writing;
 use super::tail::PART_LIMIT;
 use crate::metrics::Source;
 use crate::postgres::replication::{Event, ReplicationConnection, Started};
@@ -31,6 +31,14 @@ struct Stored {
     timeline: TimelineId,
     end: u64,
     tail: Bytes,
+    epoch: u32,
+}
+
+impl Ends {
+    /// The timeline that goes on behind the segment.
+    pub(super) fn heir(&self) -> TimelineId {
+        self.heir
+    }
 }
 
 impl Streamer {
@@ -55,7 +63,10 @@ impl Streamer {
         let mut stored = Vec::new();
         for (timeline, end) in timelines {
             tracing::info!(timeline = timeline.get(), end = %start.saturating_add(end), heir = heir.get(), "storing the timeline's end out of a later one");
-            stored.push(Stored { timeline, end, tail: self.repository.get_tail(segment.name(timeline, size)).await? });
+            let name = segment.name(timeline, size);
+            let tail = self.repository.get_tail(name).await?;
+            let Writing { epoch, .. } = self.writing(false, name, tail.len() as u32).await?;
+            stored.push(Stored { timeline, end, tail, epoch });
         }
         let wanted = stored.iter().map(|stored| stored.end).max().unwrap_or_default();
         let mut connection = self.connect().await?;
@@ -97,7 +108,7 @@ impl Streamer {
             return Err(conflict.into());
         }
         if shared < bytes.len() {
-            let part = PartName { segment: name, from: from as u32 + shared as u32, to: to as u32, epoch: EPOCH };
+            let part = PartName { segment: name, from: from as u32 + shared as u32, to: to as u32, epoch: stored.epoch };
             let put = self.repository.put_part(part, Bytes::copy_from_slice(&bytes[shared..])).await?;
             self.metrics.stored(Source::Part, put);
         }

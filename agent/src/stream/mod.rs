@@ -5,8 +5,12 @@
 //! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it.
 
 pub mod alone;
+mod behind;
 mod ends;
+mod gap;
+pub mod guard;
 mod history;
+mod lease;
 mod position;
 mod reaper;
 mod session;
@@ -21,6 +25,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::decoder::valid_end;
+use walkeep_core::lease::Writer;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, page};
 
@@ -33,7 +38,9 @@ use crate::recent::Recent;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::Backoff;
 use crate::spool::Spool;
+use crate::writer;
 use alone::Notes;
+use lease::{Lease, Unused};
 use position::{Known, Start};
 use reaper::Reaper;
 use session::{Ended, Session};
@@ -56,12 +63,20 @@ pub struct Streamer {
     progress: Arc<Progress>,
     /// The server had invalidated the slot: the cause of a gap that shows soon after.
     slot_was_lost: AtomicBool,
+    /// We had given the slot up ourselves, to protect the server: as well.
+    slot_was_given_up: AtomicBool,
     /// The note in the spool of how far the stream is.
     notes: Notes,
     /// At this position the server could not be compared with what is stored before it.
     incomparable: Mutex<Option<Position>>,
     /// Whether parts that an earlier agent left were looked for.
     swept: AtomicBool,
+    /// Who writes.
+    writer: Writer,
+    /// The lease of the live timeline.
+    lease: Mutex<Option<Arc<Lease>>>,
+    /// The slot of another writer's lease was seen unused.
+    unused: Mutex<Option<Unused>>,
 }
 
 impl Streamer {
@@ -83,8 +98,11 @@ impl Streamer {
             cluster.spool_limit = least;
         }
         let notes = Notes::new(&cluster.spool, cluster.acknowledge, &repository)?;
+        let writer = writer::this_process(&cluster.spool, &params, &cluster.slot)?;
+        guard::note_identity(&cluster, repository.identity())?;
         Ok(Self {
             notes,
+            writer,
             cluster,
             params,
             repository,
@@ -93,8 +111,11 @@ impl Streamer {
             metrics,
             progress,
             slot_was_lost: AtomicBool::new(false),
+            slot_was_given_up: AtomicBool::new(false),
             incomparable: Mutex::new(None),
             swept: AtomicBool::new(false),
+            lease: Mutex::new(None),
+            unused: Mutex::new(None),
         })
     }
 
@@ -176,12 +197,18 @@ impl Streamer {
             if history.is_some() {
                 self.sweep(&uploads.reaper(), &start).await;
             }
-            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.known == Known::Whole);
+            if history.is_some() && self.is_behind(&mut connection, &identity, start.frontier.lsn).await? {
+                if !self.wait_for_standby(&mut connection, &identity, start.frontier.lsn, stop).await? {
+                    return Ok(());
+                }
+                continue;
+            }
+            let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.first.place == Known::Whole);
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
                 Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
                 Ok(Started::Streaming) => {
                     tracing::info!(
-                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.stored.len(), "streaming"
+                        timeline = begin.timeline.get(), from = %begin.lsn, server_at = %identity.flush, stored = start.first.bytes.len(), "streaming"
                     );
                     let session = Session {
                         connection: &mut connection,
@@ -229,7 +256,7 @@ impl Streamer {
                             Err(other) => return Err(other),
                         }
                     }
-                    return Err(self.explain(error, begin, history).await);
+                    return Err(self.explain(error, frontier, history).await);
                 }
             };
             match ended {
@@ -319,7 +346,7 @@ impl Streamer {
                 continue;
             }
             tracing::info!(%segment, "in the spool since an earlier run; storing it");
-            uploads.segment(segment, end, Vec::new());
+            uploads.segment(segment, end, Vec::new(), None);
         }
         Ok(())
     }
@@ -343,7 +370,8 @@ impl Streamer {
         let stored_whole = self.repository.describe_wal(walkeep_core::WalFileName::Segment(segment)).await?.is_some();
         let stored = walkeep_core::parts::reach(&self.repository.list_parts(segment).await?);
         if !stored_whole && end > u64::from(stored) {
-            let part = walkeep_core::layout::PartName { segment, from: stored, to: end as u32, epoch: session::EPOCH };
+            let epoch = self.epoch_of_leftovers(segment.timeline()).await?;
+            let part = walkeep_core::layout::PartName { segment, from: stored, to: end as u32, epoch };
             let content = Bytes::copy_from_slice(&bytes[stored as usize..end as usize]);
             tracing::info!(%segment, from = stored, to = end, "storing what an earlier run received of it");
             self.repository.put_part(part, content).await?;

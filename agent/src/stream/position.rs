@@ -1,19 +1,19 @@
-//! Where to begin: gathers what the pure decision needs, and records a gap when the server no longer has what was decided.
+//! Where to begin: gathers what the pure decision needs. What is missing where the server no longer has what was decided is [`super::gap`]'s.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use walkeep_core::catalog::GapCause;
-use walkeep_core::layout::GapName;
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
 
 use super::Streamer;
+use super::lease::Writing;
 use crate::postgres::replication::{Created, Identity, ReplicationConnection};
-use crate::postgres::sql;
+use crate::postgres::{ConnectionParams, sql};
+use crate::progress::SlotHold;
 use crate::repository::Error;
 
 /// Segments before the newest one among which a stream looks for holes when it begins: one page of a listing.
@@ -26,16 +26,47 @@ pub(super) struct Start {
     pub at: Position,
     /// The first segment that is not stored begins here: at `at`, or one segment behind it.
     pub frontier: Position,
-    /// What is known of the segment at `at`, from its first byte; received bytes must be equal.
-    pub stored: Bytes,
-    /// Where that lies.
-    pub known: Known,
-    /// The parts it lies in, if it does.
-    pub chain: Vec<Link>,
+    /// What is known of the segment at `at`.
+    pub first: KnownSegment,
+    /// What is known of the one at `frontier`, if that is the next one.
+    pub second: Option<KnownSegment>,
     /// Everything before this is in the repository.
     pub durable: Lsn,
     /// Without the repository: what the note says of that, which nothing adds to until the repository was asked.
     pub noted: Option<Option<Lsn>>,
+    /// Under which epoch the stream stores what follows.
+    pub writing: Writing,
+}
+
+/// What is known of a segment before it is received.
+#[derive(Debug)]
+pub(super) struct KnownSegment {
+    /// Its bytes, from the first one; received bytes must be equal.
+    pub bytes: Bytes,
+    /// Where they lie.
+    pub place: Known,
+    /// The parts they lie in, if they do.
+    pub chain: Vec<Link>,
+}
+
+impl KnownSegment {
+    /// Nothing is known.
+    pub(super) fn nothing() -> Self {
+        Self { bytes: Bytes::new(), place: Known::InParts, chain: Vec::new() }
+    }
+}
+
+/// As [`Streamer::read_slot`].
+pub(super) async fn read_slot(
+    connection: &mut ReplicationConnection,
+    params: &ConnectionParams,
+    slot: &str,
+) -> Result<Option<Option<Lsn>>> {
+    if connection.server_version_num().await? >= 150_000 {
+        return Ok(connection.read_slot(slot).await?.map(|slot| slot.restart_lsn));
+    }
+    let client = sql::connect_sql(params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
+    Ok(sql::slot_state(&client, slot).await?.map(|slot| slot.restart_lsn))
 }
 
 impl Known {
@@ -89,7 +120,7 @@ impl Streamer {
             }
             frontier = behind;
         }
-        self.back_to_prove(frontier, slot, identity.flush).await
+        self.back_to_prove(frontier, slot, identity).await
     }
 
     /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
@@ -101,14 +132,21 @@ impl Streamer {
         Ok(stretches.windows(2).map(|pair| pair[0].1).next())
     }
 
-    /// The end of the newest whole segment on each timeline of the history.
+    /// The end of the newest whole segment on each timeline of the history. Where there is none at all, the start of the segment that an agent had begun
+    /// to store.
     async fn newest_stored(&self, history: &TimelineHistory) -> Result<Vec<Position>> {
         let size = self.repository.identity().segment_size;
         let mut stored = Vec::new();
-        let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
-        for timeline in ancestors.chain([history.timeline()]) {
+        for timeline in history.lineage() {
             if let Some(number) = self.repository.newest_segment(timeline).await? {
                 stored.push(Position { timeline, lsn: number.end(size) });
+            }
+        }
+        for timeline in history.lineage() {
+            if stored.is_empty()
+                && let Some(number) = self.repository.first_parts(timeline).await?
+            {
+                stored.push(Position { timeline, lsn: number.start(size) });
             }
         }
         Ok(stored)
@@ -116,7 +154,7 @@ impl Streamer {
 
     /// The slot's position; makes the slot if it is missing. Whether WAL was lost with it shows when the stream begins: it begins at
     /// what is stored, not at the new slot.
-    async fn slot_position(&self, connection: &mut ReplicationConnection, known_cluster: bool) -> Result<Option<Lsn>> {
+    pub(super) async fn slot_position(&self, connection: &mut ReplicationConnection, known_cluster: bool) -> Result<Option<Lsn>> {
         let slot = &self.cluster.slot;
         if let Some(position) = self.read_slot(connection).await? {
             match position {
@@ -131,6 +169,9 @@ impl Streamer {
                     connection.drop_slot(slot).await.with_context(|| format!("drop the lost slot {slot}"))?;
                 }
             }
+        } else if self.progress.slot() == SlotHold::GivenUp {
+            self.slot_was_given_up.store(true, Ordering::Relaxed);
+            tracing::warn!(slot, "making the slot anew that was given up; if the server has removed WAL meanwhile, a gap will be recorded");
         } else if known_cluster {
             tracing::error!(slot, "the replication slot is gone: making it anew; if WAL was lost meanwhile, a gap will be recorded");
         }
@@ -159,11 +200,7 @@ impl Streamer {
 
     /// `None`: no slot. `Some(None)`: a slot that holds no WAL.
     pub(super) async fn read_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Option<Lsn>>> {
-        if connection.server_version_num().await? >= 150_000 {
-            return Ok(connection.read_slot(&self.cluster.slot).await?.map(|slot| slot.restart_lsn));
-        }
-        let client = sql::connect_sql(&self.params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
-        Ok(sql::slot_state(&client, &self.cluster.slot).await?.map(|slot| slot.restart_lsn))
+        read_slot(connection, &self.params, &self.cluster.slot).await
     }
 
     /// If the position lies in a gap that is recorded already, behind it.
@@ -188,29 +225,26 @@ impl Streamer {
     /// Not needed where the slot stands exactly where we have confirmed everything: only we move it there, while the slot of a copied
     /// server, and one made just now, begins at some checkpoint. Not possible where the server has removed that segment: see
     /// [`Streamer::cannot_compare`].
-    async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, flushed: Lsn) -> Result<Start> {
+    async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, server: &Identity) -> Result<Start> {
         let size = self.repository.identity().segment_size;
         let segment = size.segment_of(frontier.lsn);
         let name = segment.name(frontier.timeline, size);
         let parts = self.repository.list_parts(name).await?;
+        let chain = longest_chain(&parts);
+        let bytes = self.repository.get_chain(name, &chain).await?;
+        let writing = self.writing(frontier.timeline == server.timeline, name, bytes.len() as u32).await?;
+        let tail = KnownSegment { bytes, place: Known::InParts, chain };
         let confirmed =
             |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
         let before =
-            segment.previous().filter(|_| frontier.lsn <= flushed && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
+            segment.previous().filter(|_| frontier.lsn <= server.flush && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
         if let Some(before) = before {
             let name = before.name(frontier.timeline, size);
             match self.repository.get_wal(WalFileName::Segment(name)).await {
                 Ok(Some(stored)) => {
                     let at = Position { lsn: before.start(size), ..frontier };
-                    return Ok(Start {
-                        at,
-                        frontier,
-                        stored: stored.content,
-                        known: Known::Whole,
-                        chain: Vec::new(),
-                        durable: at.lsn,
-                        noted: None,
-                    });
+                    let first = KnownSegment { bytes: stored.content, place: Known::Whole, chain: Vec::new() };
+                    return Ok(Start { at, frontier, first, second: Some(tail), durable: at.lsn, noted: None, writing });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -219,9 +253,7 @@ impl Streamer {
                 Err(error) => return Err(error.into()),
             }
         }
-        let chain = longest_chain(&parts);
-        let stored = self.repository.get_chain(name, &chain).await?;
-        Ok(Start { at: frontier, frontier, stored, known: Known::InParts, chain, durable: frontier.lsn, noted: None })
+        Ok(Start { at: frontier, frontier, first: tail, second: None, durable: frontier.lsn, noted: None, writing })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {
@@ -264,46 +296,5 @@ impl Streamer {
             }
             at = Position { timeline: history.timeline_at(switch), lsn: size.align_down(switch) };
         }
-    }
-
-    /// Records what is missing between `begin` and what the server still has.
-    pub(super) async fn record_gap(&self, begin: Position, history: &TimelineHistory) -> Result<()> {
-        let cause = if self.slot_was_lost.load(Ordering::Relaxed) { GapCause::SlotInvalidated } else { GapCause::SlotLost };
-        let size = self.repository.identity().segment_size;
-        let mut connection = self.connect().await?;
-        let identity = connection.identify_system().await?;
-        let mut slot = self.slot_position(&mut connection, true).await?;
-        if slot.is_none_or(|restart| size.align_down(restart) <= begin.lsn) {
-            // The slot claims to keep what the server has removed: it protects nothing.
-            connection.drop_slot(&self.cluster.slot).await.context("drop a slot that keeps nothing")?;
-            slot = self.slot_position(&mut connection, true).await?;
-        }
-        // Never beyond what the server has: what is not written yet cannot be lost.
-        let resumes = size.align_down(slot.map_or(identity.flush, |slot| slot.min(identity.flush)));
-        let mut stored = Vec::new();
-        let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
-        for timeline in ancestors.chain([history.timeline()]) {
-            let stretches = self.repository.stored_stretches(timeline, size.segment_of(begin.lsn)).await?;
-            stored.extend(stretches.into_iter().map(|(from, to)| (timeline, from, to)));
-        }
-        let parts = self.repository.list_parts(size.segment_of(begin.lsn).name(begin.timeline, size)).await?;
-        let tail = u64::from(walkeep_core::parts::reach(&parts));
-        if tail > 0 {
-            stored.push((begin.timeline, begin.lsn, begin.lsn.saturating_add(tail)));
-        }
-        for (timeline, from, to) in resume::unstored(history, begin.lsn, resumes, &stored) {
-            let gap = GapName { timeline, from, to };
-            self.repository.put_gap(gap, cause.clone()).await.with_context(|| format!("record the gap from {from} to {to}"))?;
-            tracing::error!(
-                timeline = timeline.get(), %from, %to, cause = ?cause,
-                "GAP in the archive: nothing in it can be restored, and no backup from before it beyond it; take a new base backup"
-            );
-        }
-        // An alarm must not wait for the watcher's next look.
-        match self.repository.open_gaps().await {
-            Ok(open) => self.metrics.open_gaps(open.len()),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot count the gaps"),
-        }
-        Ok(())
     }
 }

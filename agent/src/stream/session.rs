@@ -12,14 +12,14 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, TimelineId};
 
 use super::alone::Notes;
-use super::position::Start;
+use super::position::{KnownSegment, Start};
 use super::tail::{Cadence, Handed, Tail};
 use super::uploads::Uploads;
 use crate::config::Acknowledge;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Event, Options, ReplicationConnection};
-use crate::progress::{Phase, Progress};
+use crate::progress::{Phase, Progress, SlotHold};
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::Spool;
 
@@ -40,8 +40,6 @@ const DRAIN: Duration = Duration::from_secs(4);
 /// Parts under way while commits wait for them. With two, the second gathers what comes during the first's request; more would be more requests for
 /// the same bytes.
 const PARTS_AT_ONCE: usize = 2;
-/// The writer epoch in the names of parts. Leases with rising epochs come with parts that are stored every second.
-pub(super) const EPOCH: u32 = 1;
 
 /// Why a session ended well.
 #[derive(Debug)]
@@ -113,7 +111,7 @@ impl<'a> Session<'a> {
     pub async fn run(self, stop: &CancellationToken) -> Result<Ended> {
         let begin = self.start.at;
         self.progress.begin(begin.timeline, begin.lsn, self.start.durable);
-        self.notes.received(self.start.frontier, self.start.noted.unwrap_or(Some(self.start.durable)))?;
+        self.notes.received(self.start.frontier, self.start.noted.unwrap_or(Some(self.start.durable)), &self.start.writing)?;
         let durable = self.start.durable;
         let mut receiving = Receiving {
             session: self,
@@ -165,6 +163,7 @@ impl Receiving<'_> {
             Event::Wal { start, server_end, data, .. } => {
                 self.session.progress.heard(server_end.max(start.saturating_add(data.len() as u64)));
                 ensure!(start == self.at, "the server sent WAL from {start} where {} was expected", self.at);
+                self.session.progress.slot_serves();
                 self.asked = None;
                 self.write(&data)?;
             }
@@ -213,8 +212,13 @@ impl Receiving<'_> {
             none => {
                 let name = size.segment_of(self.at).name(start.at.timeline, size);
                 ensure!(size.offset_of(self.at) == 0, "the stream begins in the middle of {name}");
-                let first = (self.at == start.at.lsn).then_some(start);
-                none.insert(Tail::begin(spool, name, identity, first)?)
+                let nothing = KnownSegment::nothing();
+                let known = match &mut start.second {
+                    _ if self.at == start.at.lsn => std::mem::replace(&mut start.first, nothing),
+                    Some(second) if self.at == start.frontier.lsn => std::mem::replace(second, nothing),
+                    _ => nothing,
+                };
+                none.insert(Tail::begin(spool, name, identity, known, start.writing.epoch)?)
             }
         };
         let proven = tail.append(bytes).inspect_err(|error| {
@@ -242,8 +246,9 @@ impl Receiving<'_> {
             return Ok(());
         }
         let end = Position { timeline: name.timeline(), lsn: self.at };
-        self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)))?;
-        self.session.uploads.segment(name, end, parts);
+        self.session.notes.received(end, self.session.start.noted.unwrap_or(Some(self.durable)), &self.session.start.writing)?;
+        let lease = self.session.start.writing.lease.clone();
+        self.session.uploads.segment(name, end, parts, lease);
         self.check_spool()
     }
 
@@ -277,6 +282,9 @@ impl Receiving<'_> {
 
     async fn tick(&mut self) -> Result<()> {
         self.sync()?;
+        if self.session.progress.slot() == SlotHold::GivingUp {
+            bail!("letting go of the slot, which is given up to protect the server; what the spool has is stored as soon as that works");
+        }
         if self.spool_full {
             self.check_spool()?;
             if self.spool_full {
@@ -364,7 +372,7 @@ impl Receiving<'_> {
             let start = self.session.identity.segment_size.align_down(Lsn::new(self.at.get() - 1));
             let end = Position { timeline: segment.timeline(), lsn: start.saturating_add(u64::from(step.part.to)) };
             tracing::debug!(%segment, from = step.part.from, to = step.part.to, instead_of = step.replaces.len(), "storing a part");
-            self.session.uploads.part(step, content, end);
+            self.session.uploads.part(step, content, end, self.session.start.writing.lease.clone());
         }
         Ok(true)
     }

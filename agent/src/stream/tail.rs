@@ -9,8 +9,7 @@ use bytes::Bytes;
 use walkeep_core::parts::{Ledger, Step};
 use walkeep_core::{SegmentName, page};
 
-use super::position::{Known, Start};
-use super::session::EPOCH;
+use super::position::{Known, KnownSegment};
 use crate::repository::{self, ClusterIdentity};
 use crate::spool::{SegmentWriter, Spool};
 
@@ -56,12 +55,9 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Begins to receive `segment`. `start` is told if it is the first one of a stream, with what is known of it.
-    pub(super) fn begin(spool: &Spool, segment: SegmentName, identity: &ClusterIdentity, start: Option<&mut Start>) -> Result<Self> {
-        let (known_bytes, known, chain) = match start {
-            Some(start) => (std::mem::take(&mut start.stored), start.known, std::mem::take(&mut start.chain)),
-            None => (Bytes::new(), Known::InParts, Vec::new()),
-        };
+    /// Begins to receive `segment`, of which something may be known. Its parts bear `epoch`.
+    pub(super) fn begin(spool: &Spool, segment: SegmentName, identity: &ClusterIdentity, known: KnownSegment, epoch: u32) -> Result<Self> {
+        let KnownSegment { bytes: known_bytes, place: known, chain } = known;
         let writer = if known == Known::InSpool { spool.receive_again(segment)? } else { spool.create(segment)? };
         Ok(Self {
             writer,
@@ -69,7 +65,7 @@ impl Tail {
             only_compared: if known.is_whole() { known_bytes.len() as u64 } else { 0 },
             known_bytes,
             known,
-            ledger: Ledger::new(segment, EPOCH, &chain),
+            ledger: Ledger::new(segment, epoch, &chain),
             begun: Instant::now(),
             waiting_since: None,
         })
@@ -119,14 +115,18 @@ impl Tail {
 
     /// When its next part is to be handed over; `None` if everything is.
     pub(super) fn due(&self, cadence: Cadence) -> Option<Instant> {
-        let since = self.waiting_since?;
+        // A part of a later epoch cuts off what is stored behind its first byte: it must not be shorter than that.
+        let since = self.waiting_since.filter(|_| self.known_bytes.is_empty())?;
         let waiting = self.writer.written() - self.handed_over();
         let much = waiting >= PART_SIZE.max(self.size / 16) && !self.fills_within(cadence.interval);
         Some(if cadence.at_once || much { since } else { since + cadence.interval })
     }
 
-    /// The next part, with what was written up to now.
+    /// The next part, with what was written up to now. None before everything is compared that was known.
     pub(super) fn next_part(&mut self, identity: &ClusterIdentity) -> Result<Option<Handed>> {
+        if !self.known_bytes.is_empty() {
+            return Ok(None);
+        }
         let from = self.handed_over();
         let to = self.writer.written().min(from + PART_LIMIT);
         if to <= from {

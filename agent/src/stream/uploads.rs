@@ -21,6 +21,7 @@ use walkeep_core::layout::PartName;
 use walkeep_core::parts::Step;
 use walkeep_core::resume::Position;
 
+use super::lease::Lease;
 use super::reaper::Reaper;
 use crate::metrics::{Metrics, Source};
 use crate::recent::Recent;
@@ -99,7 +100,8 @@ impl Uploads {
     }
 
     /// Stores a whole segment from the spool, then removes it there, and later its `parts`. `end` is the position after it.
-    pub fn segment(&mut self, segment: SegmentName, end: Position, parts: Vec<PartName>) {
+    /// With a lease, only under it.
+    pub(super) fn segment(&mut self, segment: SegmentName, end: Position, parts: Vec<PartName>, lease: Option<Arc<Lease>>) {
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
         let turn = self.turn();
         let (first, proven) = (!self.begun, self.proven.clone());
@@ -107,7 +109,7 @@ impl Uploads {
         self.push(async move {
             turn.wait(&cancel, segment).await?;
             let _permit = permits.acquire_owned().await;
-            store_segment(&to, segment, &cancel).await?;
+            store_segment(&to, segment, lease.as_deref(), &cancel).await?;
             if first {
                 proven.send_replace(true);
             }
@@ -116,14 +118,17 @@ impl Uploads {
     }
 
     /// Stores bytes of the segment being received, and later removes the parts whose place they take. `end` is the position after them.
-    pub fn part(&mut self, step: Step, content: Bytes, end: Position) {
+    pub(super) fn part(&mut self, step: Step, content: Bytes, end: Position, lease: Option<Arc<Lease>>) {
         let Step { part, replaces } = step;
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
         let turn = self.turn();
         self.push(async move {
             turn.wait(&cancel, part.segment).await?;
             let _permit = permits.acquire_owned().await;
-            let put = || to.repository.put_part(part, content.clone());
+            let put = || async {
+                assure(lease.as_deref()).await?;
+                to.repository.put_part(part, content.clone()).await
+            };
             let stored = retried(&to, &format!("storing part {:08X}-{:08X} of {}", part.from, part.to, part.segment), &cancel, put).await?;
             to.metrics.stored(Source::Part, stored);
             Ok(Done { end, replaces })
@@ -176,7 +181,14 @@ impl Turn {
     }
 }
 
-async fn store_segment(to: &Destination, segment: SegmentName, cancel: &CancellationToken) -> Result<(), Error> {
+async fn assure(lease: Option<&Lease>) -> Result<(), Error> {
+    match lease {
+        Some(lease) => lease.assure().await,
+        None => Ok(()),
+    }
+}
+
+async fn store_segment(to: &Destination, segment: SegmentName, lease: Option<&Lease>, cancel: &CancellationToken) -> Result<(), Error> {
     let spool = to.spool.clone();
     let hashed = tokio::task::spawn_blocking(move || spool.hash(segment)).await;
     let hash = hashed.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?;
@@ -189,7 +201,10 @@ async fn store_segment(to: &Destination, segment: SegmentName, cancel: &Cancella
     let began = Instant::now();
     let path = to.spool.path(segment);
     let packed = to.repository.pack_segment(segment, hash, move || std::fs::File::open(path)).await?;
-    let put = || to.repository.put_segment(&packed);
+    let put = || async {
+        assure(lease).await?;
+        to.repository.put_segment(&packed).await
+    };
     let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;
     to.metrics.stored(Source::Stream, stored);
     to.recent.note(segment, hash);

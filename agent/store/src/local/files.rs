@@ -132,9 +132,9 @@ impl Files {
             return Ok(Some(false));
         }
         // Another writer may have put it there and not have come to its folder's fsync yet, or have died before.
-        file.sync_all()?;
-        if locked(&self.doubtful).contains(path) {
-            // The name was lost once already, and a second fsync would not say so: write it again. The bytes are the same.
+        if file.sync_all().is_err() || locked(&self.doubtful).contains(path) {
+            // The bytes or the name were lost once already, and a second fsync, a later process's too, would not say so: write it again, now. The
+            // bytes are the same.
             let temporary = self.write_temporary(body)?;
             if let Err(error) = rustix::fs::renameat(&self.root, &temporary, &self.root, path) {
                 self.remove_quietly(&temporary);

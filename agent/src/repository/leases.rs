@@ -1,0 +1,73 @@
+//! Writer leases: objects that say whose turn it is to write a timeline. When a lease may be taken, `walkeep_core::lease` decides.
+
+use bytes::Bytes;
+use walkeep_core::TimelineId;
+use walkeep_core::layout::ObjectName;
+use walkeep_core::lease::{LeaseName, LeaseRecord};
+use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
+
+use super::{ClusterRepository, Error, Result};
+
+impl ClusterRepository {
+    /// The lease of `timeline` that is in force: the one with the highest epoch.
+    pub async fn newest_lease(&self, timeline: TimelineId) -> Result<Option<LeaseRecord>> {
+        match self.list_leases(self.layout().leases_prefix(timeline)).await?.last() {
+            Some(newest) => self.listed_lease(*newest).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The leases in force, one a timeline, in the timelines' order.
+    pub async fn newest_leases(&self) -> Result<Vec<LeaseRecord>> {
+        let names = self.list_leases(self.layout().every_lease_prefix()).await?;
+        let mut newest = Vec::new();
+        for of_timeline in names.chunk_by(|one, next| one.timeline == next.timeline) {
+            if let Some(name) = of_timeline.last() {
+                newest.push(self.listed_lease(*name).await?);
+            }
+        }
+        Ok(newest)
+    }
+
+    async fn list_leases(&self, prefix: String) -> Result<Vec<LeaseName>> {
+        let page = list_all(self.store().as_ref(), ListRequest { prefix, ..ListRequest::default() }).await?;
+        let names = page.objects.iter().filter_map(|listed| match self.layout().parse(listed.key.as_str()) {
+            Some(ObjectName::Lease(lease)) => Some(lease),
+            _ => None,
+        });
+        let mut names: Vec<LeaseName> = names.collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    async fn listed_lease(&self, name: LeaseName) -> Result<LeaseRecord> {
+        let gone = || Error::corrupt(self.layout().key(&ObjectName::Lease(name)), "it was listed a moment ago and is gone");
+        self.lease(name).await?.ok_or_else(gone)
+    }
+
+    /// A lease; `None` if there is none of that name.
+    pub async fn lease(&self, name: LeaseName) -> Result<Option<LeaseRecord>> {
+        let key = self.key(&ObjectName::Lease(name))?;
+        let body = match self.store().get(&key, None).await {
+            Ok(body) => body,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let record: LeaseRecord = serde_json::from_slice(&body).map_err(|error| Error::corrupt(key.as_str(), error))?;
+        if record.name != name {
+            return Err(Error::corrupt(key.as_str(), "it is the lease of another name"));
+        }
+        Ok(Some(record))
+    }
+
+    /// Takes a lease; false if somebody else has taken it.
+    pub async fn put_lease(&self, lease: &LeaseRecord) -> Result<bool> {
+        let body = Bytes::from(serde_json::to_vec_pretty(lease).map_err(Error::encode)?);
+        match self.store().put_if_absent(&self.key(&ObjectName::Lease(lease.name))?, body).await {
+            // The same bytes: our own put, whose answer was lost.
+            Ok(Put::Created | Put::AlreadySame) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

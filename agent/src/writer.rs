@@ -1,0 +1,76 @@
+//! Who this agent is, among those that may write the archive: `writer.json` in the spool, and what is known of this process.
+//!
+//! The identity lies where the WAL lies that is received and not yet stored: an agent that goes on with the spool is the same writer, on whatever host.
+//! What follows from it, `walkeep_core::lease` decides.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use walkeep_core::lease::Writer;
+
+use crate::durable;
+use crate::postgres::ConnectionParams;
+
+/// The file's name in the spool.
+const FILE: &str = "writer.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Identity {
+    id: String,
+}
+
+/// This process as a writer. The spool's identity is made if there is none; the folder must exist.
+pub fn this_process(spool: &Path, params: &ConnectionParams, slot: &str) -> Result<Writer> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(Writer {
+        id: identity(spool)?,
+        life: random_id()?,
+        pid: std::process::id(),
+        servers: params.server_names(&host),
+        slot: slot.to_owned(),
+        host,
+    })
+}
+
+fn identity(spool: &Path) -> Result<String> {
+    let path = spool.join(FILE);
+    match std::fs::read(&path) {
+        Ok(content) => match serde_json::from_slice::<Identity>(&content) {
+            Ok(identity) if !identity.id.is_empty() => return Ok(identity.id),
+            // Another identity is one that has to prove that this one is gone: no more is lost by it.
+            _ => tracing::warn!(file = %path.display(), "the writer's identity cannot be read: taking another one"),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    }
+    let identity = Identity { id: random_id()? };
+    durable::write_file(&path, &serde_json::to_vec(&identity)?, durable::PRIVATE_FILE)?;
+    Ok(identity.id)
+}
+
+fn random_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    let filled =
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).context("ask the kernel for random bytes")?;
+    anyhow::ensure!(filled == bytes.len(), "the kernel gave {filled} random bytes");
+    Ok(hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spool_is_the_identity_and_each_process_a_life() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let params = ConnectionParams::parse("host=db1,/run/postgresql port=5433 user=u", &|_| None).expect("parameters");
+        let of = || this_process(folder.path(), &params, "walkeep").expect("a writer");
+        let (first, second) = (of(), of());
+        assert_eq!((first.id.len(), &first.id), (32, &second.id));
+        assert_ne!(first.life, second.life);
+        assert_eq!(first.servers, ["db1:5433".to_owned(), format!("{}:5433", first.host)]);
+        std::fs::write(folder.path().join(FILE), "{").expect("writes");
+        assert_ne!(of().id, first.id);
+    }
+}
