@@ -21,8 +21,9 @@ pub fn power_cut(cluster: &Cluster, others: &[u32], folder: Option<&Path>) -> f6
     pids.push(cluster.pid());
     pids.extend(process::descendants(cluster.pid()));
     pids.extend(folder.map(started_for).unwrap_or_default());
-    let at = now();
     kill(&pids);
+    // Not before: the last answers come while the signals go out.
+    let at = now();
     wait_until("all processes of the host are gone", Duration::from_secs(30), || pids.iter().all(|pid| !process::alive(*pid)));
     at
 }
