@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds Walkeep and runs its demo: a throw-away PostgreSQL, a local repository, an accident and the way back.
+# Builds Walkeep and runs its demo: a throw-away PostgreSQL, a local repository, an accident, a host that dies in mid load, and the way back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests/setup.sh --demo

@@ -1,6 +1,6 @@
 //! Comparing what Walkeep gives back with plain copies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::Walkeep;
@@ -11,20 +11,22 @@ use crate::Walkeep;
 pub fn compare_fetched(oracle: &Path, walkeep: &Walkeep) -> usize {
     let folder = walkeep.scratch().dir("fetched");
     let mut wrong = Vec::new();
-    let files = files(oracle);
-    for (name, content) in &files {
+    // One at a time: an archive may be larger than the memory.
+    let names = names(oracle);
+    for name in &names {
         let to = folder.join(name);
         let _ = std::fs::remove_file(&to);
         let output = walkeep.run(&["wal", "fetch", name, &to.to_string_lossy()]);
         if !output.ok() {
             wrong.push(format!("{name}: exit {:?}: {}", output.code, output.stderr.trim()));
         } else {
-            wrong.extend(difference(content, &std::fs::read(&to).unwrap_or_default()).map(|what| format!("{name}: {what}")));
+            let content = std::fs::read(oracle.join(name)).expect("read an own file");
+            wrong.extend(difference(&content, &std::fs::read(&to).unwrap_or_default()).map(|what| format!("{name}: {what}")));
         }
         let _ = std::fs::remove_file(&to);
     }
-    assert!(wrong.is_empty(), "{} of {} files differ from the plain copies:\n{}", wrong.len(), files.len(), wrong.join("\n"));
-    files.len()
+    assert!(wrong.is_empty(), "{} of {} files differ from the plain copies:\n{}", wrong.len(), names.len(), wrong.join("\n"));
+    names.len()
 }
 
 /// Compares two folders of files, names and bytes. Panics with all differences; the number of files otherwise.
@@ -43,14 +45,19 @@ pub fn compare_archives(one: &Path, other: &Path) -> usize {
     left.len()
 }
 
-/// Files by name; not hidden ones, which are being written.
+/// Files by name.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let read = |name: String| (std::fs::read(folder.join(&name)).map(|content| (name, content))).expect("read an own file");
+    names(folder).into_iter().map(read).collect()
+}
+
+/// The files' names; not hidden ones, which are being written.
+fn names(folder: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let named = entries.filter_map(|entry| {
         let entry = entry.ok()?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let wanted = !name.starts_with('.') && entry.file_type().ok()?.is_file();
-        wanted.then(|| (name, std::fs::read(entry.path()).expect("read an own file")))
+        (!name.starts_with('.') && entry.file_type().ok()?.is_file()).then_some(name)
     });
     named.collect()
 }

@@ -3,6 +3,7 @@
 //! Everything runs for real: the commands shown are the commands run, as processes of this very program. Nothing outside one temporary
 //! folder is touched, and everything is gone at the end.
 
+mod payments;
 mod server;
 mod stage;
 
@@ -13,8 +14,9 @@ use clap::Args;
 
 use super::failure::Failure;
 use super::output;
+use payments::{Client, Confirmed};
 use server::Server;
-use stage::Stage;
+use stage::{Agent, Stage};
 
 /// Arguments of `walkeep demo`.
 #[derive(Debug, Args)]
@@ -55,7 +57,8 @@ async fn tell(stage: &Stage) -> Result<()> {
 
     say("2. Walkeep gets to know it: the repository is a local folder here; an S3 bucket works the same way.");
     stage.walkeep(&["init"]).await?;
-    let mut agent = stage.start_agent().await?;
+    let agent = stage.start_agent().await?;
+    stage.wait_for_stream().await?;
     output::say!("   The agent streams WAL from the server and stores it.");
 
     say("3. Some work, and a base backup while it goes on.");
@@ -64,6 +67,7 @@ async fn tell(stage: &Stage) -> Result<()> {
             "create table orders (id bigint generated always as identity primary key, item text, at timestamptz default clock_timestamp())",
         )
         .await?;
+    server.sql(payments::TABLE).await?;
     insert(&server, 2000).await?;
     let (backed_up, inserted) = tokio::join!(stage.walkeep(&["backup", "--label", "demo"]), insert(&server, 3000));
     backed_up?;
@@ -79,16 +83,27 @@ async fn tell(stage: &Stage) -> Result<()> {
     server.sql("create table unrelated as select generate_series(1, 100) as n").await?;
     output::say!("   The table is gone. Nobody noticed for a while; other work went on.");
 
-    say("5. And it gets worse: the server is killed with -9, and its data directory is deleted.");
-    server.kill_and_delete()?;
-    output::say!("   What the agent had received is stored all the same:");
-    stage.wait_for_tail().await?;
+    say(
+        "5. And it gets worse: in the middle of other work the whole host goes. Server and agent are killed with -9, their disks are lost.",
+    );
+    let confirmed = lose_the_host(stage, &mut server, agent).await?;
+    output::say!("   {} payments had been confirmed to their client, a commit each. Only the repository is left:", confirmed.len());
     stage.walkeep(&["status"]).await?;
 
-    say("6. Can the moment just before the DROP be had back? The plan reads the WAL and says exactly what will be there.");
+    say("6. How much is lost? A new host, with a new agent that serves the WAL, restores the newest state there is.");
+    let mut agent = stage.start_agent().await?;
+    let newest = stage.path("newest");
+    stage.walkeep(&["restore", "--latest", "--to", newest.to_str().context("a path that is text")?]).await?;
+    let mut newest = Server::adopt(stage, "newest")?;
+    newest.start().await?;
+    newest.wait_until_writable(Duration::from_secs(120)).await?;
+    confirmed.tell_lost(&newest).await?;
+    newest.stop().await?;
+
+    say("7. Can the moment just before the DROP be had back? The plan reads the WAL and says exactly what will be there.");
     stage.walkeep(&["plan", "--at", &before_drop]).await?;
 
-    say("7. Yes. The restore lays down a data directory; PostgreSQL replays WAL up to that moment.");
+    say("8. Yes. The restore lays down a data directory; PostgreSQL replays WAL up to that moment.");
     let restored = stage.path("restored");
     let to = restored.to_str().context("a path that is text")?;
     let began = Instant::now();
@@ -98,7 +113,7 @@ async fn tell(stage: &Stage) -> Result<()> {
     restored.wait_until_writable(Duration::from_secs(120)).await?;
     output::say!("   Restored and open for writes after {:.1} s.", began.elapsed().as_secs_f64());
 
-    say("8. The proof.");
+    say("9. The proof.");
     let orders_again = restored.one("select count(*) || ' orders, the last one number ' || max(id) from orders").await?;
     let last_again = restored.one("select to_char(max(at) at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') from orders").await?;
     output::say!("   before the accident: {orders}, committed at {last_commit} UTC");
@@ -109,6 +124,18 @@ async fn tell(stage: &Stage) -> Result<()> {
     output::say!("   Every order is back, and nothing from after the accident.");
     restored.stop().await?;
     agent.stop().await
+}
+
+/// A power cut while a client pays: processes and disks of server and agent are gone. What the client had confirmed until then.
+async fn lose_the_host(stage: &Stage, server: &mut Server, mut agent: Agent) -> Result<Confirmed> {
+    let client = Client::start(server).await?;
+    within("the payments", Duration::from_secs(60), async || Ok(client.confirmed() >= 200)).await?;
+    let killed = Instant::now();
+    agent.kill()?;
+    server.kill_and_delete()?;
+    agent.wait().await?;
+    std::fs::remove_dir_all(stage.path("spool")).context("delete the spool")?;
+    client.end(killed).await
 }
 
 /// Inserts orders, one commit each ten.

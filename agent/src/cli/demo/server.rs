@@ -3,9 +3,10 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
 use super::stage::Stage;
@@ -111,13 +112,25 @@ impl Server {
         std::fs::remove_dir_all(&self.data).context("delete the data directory")
     }
 
+    /// SIGKILL for the server and all its processes at once, as a power cut would have it.
     fn kill(&self) -> Result<()> {
         let file = std::fs::read_to_string(self.data.join("postmaster.pid")).context("read postmaster.pid")?;
-        let pid: i32 = file.lines().next().unwrap_or_default().parse().context("read the postmaster's id")?;
-        let pid = rustix::process::Pid::from_raw(pid).context("a process id is positive")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).context("kill the server")?;
-        // Its children notice and leave; their shared memory with them.
-        std::thread::sleep(Duration::from_millis(500));
+        let server: i32 = file.lines().next().unwrap_or_default().parse().context("read the postmaster's id")?;
+        let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children")).unwrap_or_default();
+        let all = [server].into_iter().chain(children.split_whitespace().filter_map(|pid| pid.parse().ok()));
+        let all: Vec<_> = all.filter_map(Pid::from_raw).collect();
+        for (index, pid) in all.iter().enumerate() {
+            let killed = kill_process(*pid, Signal::KILL);
+            // A child may have ended meanwhile.
+            ensure!(killed.is_ok() || index > 0, "the server cannot be killed: {killed:?}");
+        }
+        // What is dead has no command line any more, even where nobody reaps it.
+        let gone = |pid: &Pid| std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty());
+        let began = Instant::now();
+        while !all.iter().all(gone) {
+            ensure!(began.elapsed() < Duration::from_secs(30), "the server's processes do not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Ok(())
     }
 

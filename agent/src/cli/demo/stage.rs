@@ -92,12 +92,10 @@ impl Stage {
     /// Starts the agent and waits until it answers.
     pub async fn start_agent(&self) -> Result<Agent> {
         output::say!("   $ walkeep agent &");
-        let log = File::create(self.path("agent.log"))?;
+        let log = File::options().create(true).append(true).open(self.path("agent.log"))?;
         let child = self.command(&["agent"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("start the agent")?;
         let cluster = self.config()?.cluster;
         within("the agent", Duration::from_secs(30), async || Ok(crate::cli::setup::agent_answers(&cluster).await)).await?;
-        let log = self.path("agent.log");
-        within("the stream", Duration::from_secs(30), async || Ok(std::fs::read_to_string(&log)?.contains(" streaming "))).await?;
         Ok(Agent { child })
     }
 
@@ -105,22 +103,15 @@ impl Stage {
         Config::load(&Selection { path: Some(self.path("walkeep.toml")), cluster: None })
     }
 
-    /// Waits until the agent has stored what it received of the last segment before the server died.
-    pub async fn wait_for_tail(&self) -> Result<()> {
+    /// Waits until the agent receives WAL.
+    pub async fn wait_for_stream(&self) -> Result<()> {
         let log = self.path("agent.log");
-        within("storing the last WAL", Duration::from_secs(30), async || {
-            Ok(std::fs::read_to_string(&log)?.contains("storing what an earlier run received of it") && self.spool_is_empty()?)
-        })
-        .await
-    }
-
-    fn spool_is_empty(&self) -> Result<bool> {
-        Ok(std::fs::read_dir(self.path("spool"))?.next().is_none())
+        within("the stream", Duration::from_secs(30), async || Ok(std::fs::read_to_string(&log)?.contains(" streaming "))).await
     }
 
     /// Shows the ends of the logs, when something went wrong.
     pub fn show_logs(&self) {
-        for name in ["agent.log", "data.log", "restored.log"] {
+        for name in ["agent.log", "data.log", "newest.log", "restored.log"] {
             if let Ok(text) = std::fs::read_to_string(self.path(name)) {
                 let lines: Vec<&str> = text.lines().collect();
                 output::tell!("--- the end of {name}");
@@ -146,6 +137,16 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// SIGKILL; [`Agent::wait`] sees its end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.start_kill().context("kill the agent")
+    }
+
+    /// Waits until it is gone.
+    pub async fn wait(&mut self) -> Result<()> {
+        self.child.wait().await.map(drop).context("wait for the agent")
+    }
+
     /// Stops it in good order.
     pub async fn stop(&mut self) -> Result<()> {
         if let Some(pid) = self.child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
