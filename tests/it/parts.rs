@@ -70,7 +70,9 @@ fn parts_are_few_and_go() {
         let requests = proxy.requests().len();
         std::thread::sleep(Duration::from_secs(4));
         let still = position() == at;
-        assert!(!still || proxy.requests().len() == requests, "{:?}", proxy.requests().last());
+        // What was rolled up before is removed after a while.
+        let asked: Vec<_> = proxy.requests().into_iter().skip(requests).filter(|request| request.method != "DELETE").collect();
+        assert!(!still || asked.is_empty(), "{asked:?}");
         still
     });
     // An agent that goes on stores nothing twice, and removes what the one before did not live to.
