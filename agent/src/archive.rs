@@ -141,8 +141,15 @@ impl Archiver {
         if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) && self.is_still_there(name, hash).await? {
             return Ok(Stored::Already);
         }
+        let put = async {
+            // Another server's stream may have acknowledged its beginning, and other bytes.
+            if let Some(segment) = segment {
+                self.repository.compare_with_parts(segment, &content).await?;
+            }
+            self.repository.put_wal(name, content.clone()).await
+        };
         let stored = tokio::select! {
-            put = self.repository.put_wal(name, content) => put.inspect_err(|error| self.metrics.error(error.kind()))?,
+            put = put => put.inspect_err(|error| self.metrics.error(error.kind()))?,
             () = self.cancel.cancelled() => return Err(repository::Error::cancelled("put", name).into()),
         };
         self.metrics.stored(Source::Archive, stored);

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use walkeep_tests::{Agent, Cluster, Stop, Walkeep, wait_until};
+use walkeep_tests::{Agent, Cluster, Stop, Walkeep, user, wait_until};
 
 use crate::support::{
-    MIB, SERVER_GONE, STORES, Store, assert_calm, end_of, fetch, lsn, switch_and_store, uninitialised, wait_durable, walkeep,
+    MIB, Offered, SERVER_GONE, STORES, Store, assert_calm, end_of, fetch, lsn, offer, switch_and_store, uninitialised, wait_durable,
+    walkeep,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -228,17 +229,57 @@ fn a_copied_machine_is_noticed_and_nothing_is_mixed() {
     clone.sql("CREATE TABLE by_the_copy ()");
     assert_tail_is_of(&clone, &second, &second_agent);
     let stored = epoch(&second);
-    // What the original stores before it looks again bears its old epoch, and counts for nothing.
+    // What the original stores before it looks again bears its old epoch, and counts for nothing. What its spool has then, more than the copy has
+    // written, is no continuation of that.
+    cluster.sql("CREATE TABLE long AS SELECT generate_series(1, 2000)");
     wait_until("the original is told", A_WHILE, || {
         cluster.sql("SELECT txid_current()");
         agent.log().contains("has the identity of this agent and began later")
     });
+    wait_until("its spool was compared", SOON, || agent.log().contains("with other content"));
+    clone.sql("CREATE TABLE by_the_copy_still ()");
     assert_tail_is_of(&clone, &second, &second_agent);
     assert_eq!(epoch(&second), stored);
     let end = end_of(&switch_and_store(&clone, &second_agent, 1), 1);
     assert!(end > 0);
     assert_calm(&second_agent, &[]);
     second_agent.stop();
+    agent.stop();
+}
+
+/// What a stream acknowledged out of parts is not hidden behind a segment of a copy of the server: neither one that the copy's archive_command offers, nor
+/// one in a spool.
+#[test]
+fn a_copys_segment_does_not_take_the_place_of_what_is_acknowledged() {
+    let (cluster, first, agent) = streamed(Store::Local);
+    let clone = copy_of_idle(&cluster, &agent);
+    cluster.sql("CREATE TABLE original ()");
+    assert_tail_is_of(&cluster, &first, &agent);
+    clone.start();
+    clone.sql("CREATE TABLE copied ()");
+    let name = clone.switch_wal();
+    assert_eq!(name, cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())"));
+    let copied = std::fs::read(clone.pg_wal().join(&name)).unwrap();
+    let offered = offer(&first, &Offered::of(&clone).file(&name, &copied));
+    assert!(offered.code == Some(1) && offered.stderr.contains("with other content"), "{offered:?}");
+    assert_eq!(agent.metric("walkeep_conflicts_total"), Some(1.0));
+    assert_tail_is_of(&cluster, &first, &agent);
+    agent.stop();
+    let leftover = first.spool().join(&name);
+    std::fs::write(&leftover, &copied).unwrap();
+    user::give(&leftover);
+    let agent = first.launch_agent().unwrap();
+    wait_until("the leftover was compared", SOON, || agent.log().contains("with other content"));
+    agent.stop();
+    std::fs::remove_file(&leftover).unwrap();
+    // What belongs to the parts goes in by both ways.
+    let agent = first.agent();
+    cluster.sql("CREATE TABLE original_still ()");
+    assert_tail_is_of(&cluster, &first, &agent);
+    let name = switch_and_store(&cluster, &agent, 1);
+    let own = std::fs::read(cluster.pg_wal().join(&name)).unwrap();
+    assert_eq!(offer(&first, &Offered::of(&cluster).file(&name, &own)).code, Some(0));
+    assert!(fetch(&first, &name) == own);
     agent.stop();
 }
 

@@ -193,6 +193,20 @@ impl ClusterRepository {
         self.get_chain(segment, &longest_chain(&self.list_parts(segment).await?)).await
     }
 
+    /// Fails if parts of `segment` are stored whose bytes are not those of `content`, its beginning: they may have been acknowledged, and nobody reads them
+    /// any more once the segment is stored whole.
+    pub async fn compare_with_parts(&self, segment: SegmentName, content: &[u8]) -> Result<()> {
+        match self.get_tail(segment).await {
+            Ok(tail) => same_beginning(segment, &tail, content),
+            // Nobody can read them now: the segment mends that.
+            Err(Error::Corrupt { key, reason }) => {
+                tracing::warn!(%segment, key, reason, "parts of it cannot be compared with the whole segment");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The bytes of parts that form a chain.
     pub async fn get_chain(&self, segment: SegmentName, chain: &[Link]) -> Result<Bytes> {
         let mut tail: Vec<u8> = Vec::new();
@@ -254,6 +268,20 @@ impl ClusterRepository {
         let size = self.identity().segment_size;
         segment.number(size).map_or(Lsn::ZERO, |number| number.start(size))
     }
+}
+
+/// Fails if what is `stored` of a segment and what is `offered` differ where both have something.
+pub fn same_beginning(segment: SegmentName, stored: &[u8], offered: &[u8]) -> Result<()> {
+    let shared = stored.len().min(offered.len());
+    if stored[..shared] == offered[..shared] {
+        return Ok(());
+    }
+    let from = stored.iter().zip(offered).take_while(|(one, other)| one == other).count();
+    Err(Error::Conflict {
+        name: format!("{segment} from byte {from}"),
+        stored: "another server's".into(),
+        offered: "what this one has".into(),
+    })
 }
 
 fn part_title(part: PartName) -> String {

@@ -38,6 +38,7 @@ use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
+use crate::repository::wal::same_beginning;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::Backoff;
 use crate::spool::Spool;
@@ -378,13 +379,18 @@ impl Streamer {
         }
         let end =
             valid_end(number.start(identity.segment_size), identity.segment_size, &bytes).bytes_since(number.start(identity.segment_size));
-        let stored_whole = self.repository.describe_wal(walkeep_core::WalFileName::Segment(segment)).await?.is_some();
-        let stored = walkeep_core::parts::reach(&self.repository.list_parts(segment).await?);
-        if !stored_whole && end > u64::from(stored) {
+        let stored = match self.repository.get_wal(walkeep_core::WalFileName::Segment(segment)).await? {
+            Some(whole) => whole.content,
+            None => self.repository.get_tail(segment).await?,
+        };
+        // Another writer may have gone on with it, on a copy of the server: its bytes and these are not one history.
+        same_beginning(segment, &stored, &bytes[..end as usize]).inspect_err(|error| self.metrics.error(error.kind()))?;
+        let from = stored.len();
+        if end > from as u64 {
             let epoch = self.epoch_of_leftovers(segment.timeline()).await?;
-            let part = walkeep_core::layout::PartName { segment, from: stored, to: end as u32, epoch };
-            let content = Bytes::copy_from_slice(&bytes[stored as usize..end as usize]);
-            tracing::info!(%segment, from = stored, to = end, "storing what an earlier run received of it");
+            let part = walkeep_core::layout::PartName { segment, from: from as u32, to: end as u32, epoch };
+            let content = Bytes::copy_from_slice(&bytes[from..end as usize]);
+            tracing::info!(%segment, from, to = end, "storing what an earlier run received of it");
             self.repository.put_part(part, content).await?;
         }
         self.spool.remove_unfinished(segment)

@@ -238,7 +238,11 @@ async fn store_segment(to: &Destination, segment: SegmentName, lease: Option<&Le
     let path = to.spool.path(segment);
     let packed = to.repository.pack_segment(segment, hash, move || std::fs::File::open(path)).await?;
     let put = || async {
-        assure(lease).await?;
+        match lease {
+            Some(lease) => lease.assure().await?,
+            // Another writer may have followed, and gone another way.
+            None => compare_with_parts(to, segment).await?,
+        }
         to.repository.put_segment(&packed).await
     };
     let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;
@@ -250,6 +254,13 @@ async fn store_segment(to: &Destination, segment: SegmentName, lease: Option<&Le
     }
     remove_from_spool(to, segment);
     Ok(())
+}
+
+async fn compare_with_parts(to: &Destination, segment: SegmentName) -> Result<(), Error> {
+    let spool = to.spool.clone();
+    let read = tokio::task::spawn_blocking(move || spool.read(segment)).await;
+    let content = read.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?;
+    to.repository.compare_with_parts(segment, &content).await
 }
 
 fn remove_from_spool(to: &Destination, segment: SegmentName) {
@@ -300,7 +311,7 @@ mod tests {
     fn part(uploads: &mut Uploads, number: u64, from: u32, to: u32) -> PartName {
         let part = PartName { segment: segment(number), from, to, epoch: 1 };
         let end = Position { timeline: TimelineId::FIRST, lsn: Lsn::new(number * SIZE + u64::from(to)) };
-        uploads.part(Step { part, replaces: Vec::new() }, Bytes::from(vec![1; (to - from) as usize]), end, None);
+        uploads.part(Step { part, replaces: Vec::new() }, Bytes::from(vec![number as u8; (to - from) as usize]), end, None);
         part
     }
 
