@@ -82,6 +82,8 @@ pub enum Verdict {
         epoch: u32,
         /// The writer that is followed, if it is another one.
         follows: Option<Writer>,
+        /// Whoever wrote before may be at work still, and has to have looked before anything is stored.
+        after_a_look: bool,
     },
     /// As [`Verdict::Take`], if the holder's slot has not been in use for a while: the servers know at one of which the holder is.
     TakeIfUnused {
@@ -134,7 +136,8 @@ impl fmt::Display for Refusal {
 /// An agent that begins again takes an epoch of its own, so that two processes never write under one. A server with another name is never
 /// followed without a person's word: between a copy of a server and the server that it was copied from nothing else decides while their WAL is the same.
 pub fn judge(newest: Option<LeaseRecord>, me: &Writer, held: Option<u32>) -> Verdict {
-    let Some(newest) = newest else { return Verdict::Take { epoch: 1, follows: None } };
+    let take = |epoch, follows| Verdict::Take { epoch, follows, after_a_look: false };
+    let Some(newest) = newest else { return take(1, None) };
     let holder = &newest.writer;
     let epoch = newest.name.epoch.saturating_add(1);
     if holder.id == me.id {
@@ -142,7 +145,7 @@ pub fn judge(newest: Option<LeaseRecord>, me: &Writer, held: Option<u32>) -> Ver
             // One that goes on at another server says so: others ask there whether it is gone.
             Some(held) if held == newest.name.epoch && holder.life == me.life && holder.at == me.at => Verdict::Keep,
             Some(_) if holder.life != me.life && !newest.by_operator => Verdict::Refused { holder: newest, reason: Refusal::Twin },
-            _ => Verdict::Take { epoch, follows: None },
+            _ => Verdict::Take { epoch, follows: None, after_a_look: newest.by_operator },
         };
     }
     if !holder.places().iter().all(|server| me.servers.contains(server)) {
@@ -150,7 +153,7 @@ pub fn judge(newest: Option<LeaseRecord>, me: &Writer, held: Option<u32>) -> Ver
     }
     // PostgreSQL lets one at a time use a slot: who streams from it now is alone. Another server's slot of that name is another slot.
     if holder.slot == me.slot && holder.places() == me.places() && me.places().len() == 1 {
-        return Verdict::Take { epoch, follows: Some(newest.writer) };
+        return take(epoch, Some(newest.writer));
     }
     Verdict::TakeIfUnused { epoch, holder: newest }
 }
@@ -179,7 +182,7 @@ mod tests {
     }
 
     fn take(epoch: u32) -> Verdict {
-        Verdict::Take { epoch, follows: None }
+        Verdict::Take { epoch, follows: None, after_a_look: false }
     }
 
     #[test]
@@ -207,7 +210,8 @@ mod tests {
         let holder = lease(5, &twin);
         assert_eq!(judge(Some(holder.clone()), &me, Some(4)), Verdict::Refused { holder, reason: Refusal::Twin });
         let allowed = LeaseRecord { by_operator: true, ..lease(5, &twin) };
-        assert_eq!(judge(Some(allowed), &me, Some(4)), take(6));
+        let after_a_look = Verdict::Take { epoch: 6, follows: None, after_a_look: true };
+        assert_eq!(judge(Some(allowed), &me, Some(4)), after_a_look);
     }
 
     #[test]
@@ -215,7 +219,10 @@ mod tests {
         let me = writer("b", "1", "db1:5432", "walkeep");
         let on = |server: &str, slot: &str| lease(1, &writer("a", "9", server, slot));
         let same_slot = on("db1:5432", "walkeep");
-        assert_eq!(judge(Some(same_slot.clone()), &me, None), Verdict::Take { epoch: 2, follows: Some(same_slot.writer) });
+        assert_eq!(
+            judge(Some(same_slot.clone()), &me, None),
+            Verdict::Take { epoch: 2, follows: Some(same_slot.writer), after_a_look: false }
+        );
         let other_slot = on("db1:5432", "other");
         assert_eq!(judge(Some(other_slot.clone()), &me, None), Verdict::TakeIfUnused { epoch: 2, holder: other_slot });
         // Both may reach both servers, and each has a slot of that name.
@@ -224,7 +231,10 @@ mod tests {
         // An earlier version did not say where it is.
         let mut somewhere = on("db1:5432", "walkeep");
         somewhere.writer.at = None;
-        assert_eq!(judge(Some(somewhere.clone()), &me, None), Verdict::Take { epoch: 2, follows: Some(somewhere.writer.clone()) });
+        assert_eq!(
+            judge(Some(somewhere.clone()), &me, None),
+            Verdict::Take { epoch: 2, follows: Some(somewhere.writer.clone()), after_a_look: false }
+        );
         somewhere.writer.servers.push("standby:5432".into());
         assert_eq!(judge(Some(somewhere.clone()), &me, None), Verdict::TakeIfUnused { epoch: 2, holder: somewhere });
         // Whoever was followed is told so, and goes by the same rules.

@@ -37,7 +37,7 @@ pub(super) struct Lease {
 #[derive(Debug)]
 enum State {
     /// Not needed yet. Of this segment so much was stored when its bytes were compared with the server's.
-    Promised { segment: SegmentName, compared: u32 },
+    Promised { segment: SegmentName, compared: u32, not_before: Instant },
     /// Ours, and nobody had followed at this moment.
     Held { looked: Instant },
 }
@@ -72,12 +72,20 @@ impl Lease {
     /// Makes sure, before something is stored, that this process may store it.
     pub(super) async fn assure(&self) -> Result<(), Error> {
         let mut state = self.state.lock().await;
+        let mut looked = Instant::now();
         match *state {
-            State::Promised { segment, compared } => self.take(segment, compared).await?,
+            State::Promised { segment, compared, not_before } => {
+                if not_before > looked {
+                    tracing::info!(timeline = self.name.timeline.get(), "waiting until the writer before has looked, {LOOK_AGAIN:?}");
+                    tokio::time::sleep_until(not_before.into()).await;
+                    looked = Instant::now();
+                }
+                self.take(segment, compared).await?;
+            }
             State::Held { looked } if looked.elapsed() < LOOK_AGAIN => return Ok(()),
             State::Held { .. } => self.look().await?,
         }
-        *state = State::Held { looked: Instant::now() };
+        *state = State::Held { looked };
         self.taken.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -125,21 +133,23 @@ impl Streamer {
         let newest = self.repository.newest_lease(timeline).await?;
         let held = self.lease_of(timeline);
         let me = self.writer_at(server);
-        let epoch = match judge(newest, &me, held.as_ref().and_then(|lease| lease.held_epoch())) {
+        let (epoch, after_a_look) = match judge(newest, &me, held.as_ref().and_then(|lease| lease.held_epoch())) {
             Verdict::Keep => return Ok(Writing::under(held.context("a lease is kept that is not held")?)),
             Verdict::Refused { holder, reason } => return Err(self.refused(holder, reason).into()),
             Verdict::TakeIfUnused { epoch, holder } => {
                 self.unused_for_long(holder).await?;
-                epoch
+                (epoch, false)
             }
-            Verdict::Take { epoch, follows } => {
+            Verdict::Take { epoch, follows, after_a_look } => {
                 if let Some(before) = follows {
                     tracing::warn!(timeline = timeline.get(), epoch, %before, "following another writer, whose slot this agent has");
                 }
-                epoch
+                (epoch, after_a_look)
             }
         };
-        Ok(Writing::under(self.promise(LeaseName { timeline, epoch }, me, segment, compared)))
+        let name = LeaseName { timeline, epoch };
+        let not_before = Instant::now() + if after_a_look { LOOK_AGAIN } else { Duration::ZERO };
+        Ok(Writing::under(self.promise(name, me, State::Promised { segment, compared, not_before })))
     }
 
     fn writer_at(&self, server: &Host) -> Writer {
@@ -163,16 +173,16 @@ impl Streamer {
         let last = noted.max(held.as_ref().and_then(|lease| lease.held_epoch()));
         let held = held.filter(|lease| lease.writer.at == me.at);
         let name = LeaseName { timeline, epoch: last.map_or(FIRST, |epoch| epoch.saturating_add(1)) };
-        Writing::under(held.unwrap_or_else(|| self.promise(name, me, segment, compared)))
+        Writing::under(held.unwrap_or_else(|| self.promise(name, me, State::Promised { segment, compared, not_before: Instant::now() })))
     }
 
     fn lease_of(&self, timeline: TimelineId) -> Option<Arc<Lease>> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|lease| lease.name.timeline == timeline)
     }
 
-    fn promise(&self, name: LeaseName, writer: Writer, segment: SegmentName, compared: u32) -> Arc<Lease> {
-        let state = Mutex::new(State::Promised { segment, compared });
-        let lease = Arc::new(Lease { repository: self.repository.clone(), name, writer, state, taken: AtomicBool::new(false) });
+    fn promise(&self, name: LeaseName, writer: Writer, promised: State) -> Arc<Lease> {
+        let (repository, state) = (self.repository.clone(), Mutex::new(promised));
+        let lease = Arc::new(Lease { repository, name, writer, state, taken: AtomicBool::new(false) });
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease.clone());
         lease
     }
