@@ -12,12 +12,12 @@ use crate::config::ClusterConfig;
 use crate::metrics::{Metrics, SlotState};
 use crate::postgres::sql::Waited;
 use crate::postgres::{ConnectionParams, sql};
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress};
 use crate::repository::ClusterRepository;
 
 /// Between two looks at the server and its files.
 const PERIOD: Duration = Duration::from_secs(10);
-/// While a gap is open, the time until what archive_command brought is noticed.
+/// The time until it is noticed that the stream has begun, or that archive_command brought what may fill an open gap.
 const SOON: Duration = Duration::from_secs(2);
 /// One look must not take longer.
 const DEADLINE: Duration = Duration::from_secs(8);
@@ -35,6 +35,7 @@ pub async fn run(
 ) {
     let (mut complained, mut warned, mut counted_at, mut health) = (false, false, None, Health::Sound);
     for look in 0u32.. {
+        let streamed = progress.snapshot().phase == Phase::Streaming;
         let looked = match cluster.stream {
             true => tokio::time::timeout(DEADLINE, look_at_server(&cluster, &params, &metrics, &mut health))
                 .await
@@ -76,17 +77,24 @@ pub async fn run(
             metrics.open_gaps(gaps.len());
         }
         tokio::select! {
-            () = pause(counted_at, &metrics) => {}
+            () = pause(counted_at, streamed, &metrics, &progress) => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// Until the next look: sooner if archive_command brings what may fill an open gap.
-async fn pause(counted_at: Option<Counted>, metrics: &Metrics) {
+/// Until the next look: sooner if archive_command brings what may fill an open gap, and if the stream has begun since the last one. Commits may wait for it
+/// from then on.
+async fn pause(counted_at: Option<Counted>, streamed: bool, metrics: &Metrics, progress: &Progress) {
     let end = Instant::now() + PERIOD;
+    let mut streams = streamed;
     while Instant::now() < end {
         tokio::time::sleep(SOON).await;
+        // Not at the first sight of it: the server has to have heard of us before it counts us among those that commits wait for.
+        if streams && !streamed {
+            return;
+        }
+        streams = progress.snapshot().phase == Phase::Streaming;
         if metrics.has_open_gaps() && counted_at.is_some_and(|counted| counted.archived != metrics.objects_archived()) {
             return;
         }
