@@ -64,6 +64,19 @@ pub fn client(version: u32, name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no {name}: run tests/setup.sh"))
 }
 
+/// A client program of exactly this version: what reads WAL or data files reads only its own. `None`, and one line on standard error, where
+/// there is none.
+pub fn own_client(version: u32, name: &str) -> Option<PathBuf> {
+    let newest = std::fs::read_dir(cache().join("pgtools")).into_iter().flatten().flatten();
+    let newest = newest.filter(|entry| entry.file_name().to_string_lossy().split('.').next() == Some(&version.to_string()));
+    let bins = bin(version).into_iter().chain([distribution_bin(version)]).chain(newest.map(|entry| entry.path().join("bin")));
+    let found = bins.map(|bin| bin.join(name)).find(|path| path.exists());
+    if found.is_none() {
+        eprintln!("SKIPPED {name} {version}: it is not installed");
+    }
+    found
+}
+
 fn distribution_bin(version: u32) -> PathBuf {
     PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"))
 }

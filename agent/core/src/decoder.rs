@@ -41,7 +41,7 @@ const KEPT_BUFFER: usize = 1 << 20;
 ///     for piece in segment.chunks(1 << 18) {
 ///         decoder.feed(piece);
 ///         while let Some(record) = decoder.next_record()? {
-///             if let Content::Commit(commit) = record.content {
+///             if let Content::Commit(commit) = record.content() {
 ///                 println!("{} {} {}", record.start, commit.xid, commit.time);
 ///             }
 ///             for block in record.blocks() {
@@ -365,7 +365,8 @@ impl Decoder {
         };
     }
 
-    /// Decodes the record that begins at `at` if its page holds all of it, else begins to collect it.
+    /// Finds the record that begins at `at` if its page holds all of it, else begins to collect it.
+    #[inline]
     fn record(&mut self) -> Result<Progress, DecodeError> {
         let lsn = self.at;
         // Alignment keeps the length, the first field, from being split by the page's end.
@@ -410,6 +411,7 @@ impl Decoder {
         Ok(Some(Found { start: lsn, bytes: None, header, version }))
     }
 
+    #[inline]
     fn check_header(&self, lsn: Lsn, bytes: &[u8]) -> Result<(RecordHeader, MajorVersion), DecodeError> {
         // Neither can lack: a header was read of every page, and the callers have a record's header.
         let (Some(header), Some(version)) = (RecordHeader::decode(bytes), self.pages.version()) else {
@@ -427,6 +429,7 @@ impl Decoder {
         Ok((header, version))
     }
 
+    #[inline]
     fn check_record(&self, lsn: Lsn, bytes: &[u8]) -> Result<(RecordHeader, MajorVersion), DecodeError> {
         let (header, version) = self.check_header(lsn, bytes)?;
         let found = record::checksum(bytes);

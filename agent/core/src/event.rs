@@ -88,7 +88,7 @@ impl WalEvent {
     /// The event of a record; `None` if it is of no interest here.
     pub fn of(record: &Record<'_>) -> Option<Self> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let kind = match record.content {
+        let kind = match record.content() {
             Content::Commit(end) => WalEventKind::Commit { xid: end.xid, time: end.time },
             Content::Abort(end) => WalEventKind::Abort { xid: end.xid, time: end.time },
             Content::RestorePoint(point) => WalEventKind::RestorePoint { name: text(point.name), time: point.time },

@@ -56,8 +56,6 @@ pub struct Record<'a> {
     pub info: u8,
     /// The server that wrote it.
     pub version: MajorVersion,
-    /// What it says, where that is of interest.
-    pub content: Content<'a>,
     bytes: &'a [u8],
     envelope: blocks::Envelope,
 }
@@ -126,8 +124,9 @@ impl<'a> Record<'a> {
     pub(crate) fn parse(start: Lsn, end: Lsn, header: &RecordHeader, bytes: &'a [u8], version: MajorVersion) -> Result<Self, &'static str> {
         let RecordHeader { xid, previous, info, resource_manager, .. } = *header;
         let envelope = blocks::Envelope::parse(bytes, version).ok_or("block references")?;
-        let content = Content::parse(header, envelope.main_data(bytes), version)?;
-        Ok(Self { start, end, previous, xid, resource_manager, info, version, content, bytes, envelope })
+        // Only looked at here: most records have none, and the others' would be carried about with each.
+        Content::parse(resource_manager, info, xid, envelope.main_data(bytes), version)?;
+        Ok(Self { start, end, previous, xid, resource_manager, info, version, bytes, envelope })
     }
 
     /// Its length, without page headers that interrupt it.
@@ -136,7 +135,15 @@ impl<'a> Record<'a> {
         self.bytes.len()
     }
 
+    /// What it says, where that is of interest.
+    #[inline]
+    pub fn content(&self) -> Content<'a> {
+        // That it has its layout was seen when the record was made.
+        Content::parse(self.resource_manager, self.info, self.xid, self.main_data(), self.version).unwrap_or(Content::Other)
+    }
+
     /// The pages it changes, or needs.
+    #[inline]
     pub fn blocks(&self) -> Blocks<'a> {
         self.envelope.blocks(self.bytes, self.version)
     }
@@ -170,30 +177,29 @@ impl<'a> Record<'a> {
 
 impl<'a> Content<'a> {
     /// The error names the kind of a record that does not have its kind's layout.
-    fn parse(header: &RecordHeader, data: &'a [u8], version: MajorVersion) -> Result<Self, &'static str> {
-        match header.resource_manager {
-            ResourceManager::XLOG => Self::control(header.info, data, version),
-            ResourceManager::TRANSACTION => Self::transaction(header, data, version),
-            ResourceManager::STORAGE => match header.info & 0xF0 {
+    #[inline]
+    fn parse(manager: ResourceManager, info: u8, xid: u32, data: &'a [u8], version: MajorVersion) -> Result<Self, &'static str> {
+        match manager {
+            ResourceManager::XLOG => Self::control(info, data, version),
+            ResourceManager::TRANSACTION => Self::transaction(xid, info, data, version),
+            ResourceManager::STORAGE => match info & 0xF0 {
                 0x10 => FileCreated::parse(data).map(Self::FileCreated).ok_or("creation of a relation file"),
                 0x20 => FileTruncated::parse(data).map(Self::FileTruncated).ok_or("truncation of a relation file"),
                 _ => Ok(Self::Other),
             },
-            ResourceManager::DATABASE => match DatabaseRecord::parse(data, header.info, version) {
+            ResourceManager::DATABASE => match DatabaseRecord::parse(data, info, version) {
                 Some(Some(DatabaseRecord::Created(created))) => Ok(Self::DatabaseCreated(created)),
                 Some(Some(DatabaseRecord::Dropped(dropped))) => Ok(Self::DatabaseDropped(dropped)),
                 Some(None) => Err("creation or removal of a database"),
                 None => Ok(Self::Other),
             },
-            ResourceManager::TABLESPACE => match header.info & 0xF0 {
+            ResourceManager::TABLESPACE => match info & 0xF0 {
                 0x00 => TablespaceCreated::parse(data).map(Self::TablespaceCreated).ok_or("creation of a tablespace"),
                 0x10 => u32_at(data, 0).map(|tablespace| Self::TablespaceDropped { tablespace }).ok_or("removal of a tablespace"),
                 _ => Ok(Self::Other),
             },
-            ResourceManager::RELATION_MAP if header.info & 0xF0 == 0 => {
-                RelationMap::parse(data).map(Self::RelationMap).ok_or("relation map")
-            }
-            ResourceManager::HEAP if header.info & 0x70 == 0x30 => Truncate::parse(data).map(Self::Truncate).ok_or("truncation of tables"),
+            ResourceManager::RELATION_MAP if info & 0xF0 == 0 => RelationMap::parse(data).map(Self::RelationMap).ok_or("relation map"),
+            ResourceManager::HEAP if info & 0x70 == 0x30 => Truncate::parse(data).map(Self::Truncate).ok_or("truncation of tables"),
             _ => Ok(Self::Other),
         }
     }
@@ -215,10 +221,10 @@ impl<'a> Content<'a> {
         }
     }
 
-    fn transaction(header: &RecordHeader, data: &'a [u8], version: MajorVersion) -> Result<Self, &'static str> {
-        let end = |prepared| TransactionEnd::parse(data, header.xid, header.info, prepared, version);
+    fn transaction(xid: u32, info: u8, data: &'a [u8], version: MajorVersion) -> Result<Self, &'static str> {
+        let end = |prepared| TransactionEnd::parse(data, xid, info, prepared, version);
         // The highest bit says that more than the time follows.
-        match header.info & 0x70 {
+        match info & 0x70 {
             0x00 => end(false).map(Self::Commit).ok_or("commit"),
             0x10 => Prepare::parse(data, version).map(Self::Prepare).ok_or("preparation of a transaction"),
             0x20 => end(false).map(Self::Abort).ok_or("abort"),

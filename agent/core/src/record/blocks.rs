@@ -83,6 +83,7 @@ pub(super) struct Envelope {
 
 impl Envelope {
     /// Reads the headers of a whole record; `None` if they do not add up to its length.
+    #[inline]
     pub(super) fn parse(record: &[u8], version: MajorVersion) -> Option<Self> {
         let mut rest = record.get(HEADER_SIZE..)?;
         let (mut of_blocks, mut main, mut blocks) = (0, 0, 0);
@@ -160,6 +161,7 @@ pub struct Blocks<'a> {
 impl<'a> Iterator for Blocks<'a> {
     type Item = BlockReference<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<BlockReference<'a>> {
         if self.left == 0 {
             return None;
@@ -206,7 +208,7 @@ struct BlockHeader {
 }
 
 impl BlockHeader {
-    #[inline]
+    #[inline(always)]
     fn read(bytes: &[u8], version: MajorVersion) -> Option<(Self, &[u8])> {
         let (&[_, flags, low, high], mut rest) = bytes.split_first_chunk::<4>()?;
         let data_length = u16::from_le_bytes([low, high]);

@@ -31,7 +31,7 @@ pub enum FileChange {
 pub(super) fn of<'a>(record: &Record<'a>) -> impl Iterator<Item = FileChange> + use<'a> {
     let relation = |relation, fork, from| Some(FileChange::Relation { relation, fork, from });
     let (mut single, mut files, mut database) = ([None, None], None, None);
-    match record.content {
+    match record.content() {
         Content::Commit(end) | Content::Abort(end) => files = Some(end.dropped_files),
         Content::FileCreated(created) => single[0] = relation(created.relation, Some(created.fork), 0),
         Content::FileTruncated(cut) => {

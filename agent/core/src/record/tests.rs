@@ -74,7 +74,7 @@ fn reads_every_part_of_a_commit() {
             let bytes = record(XACT, info, &[253, 1, 0, 252, 9, 0, 0, 0], &[], &every_part(statistic));
             let record = parse(&bytes, version).expect("well formed");
             assert_eq!((record.origin(), record.top_level_xid(), record.xid), (Some(1), Some(9), 7));
-            match record.content {
+            match record.content() {
                 Content::Commit(end) if commits => check_every_part(&end, object),
                 Content::Abort(end) if !commits => check_every_part(&end, object),
                 other => panic!("{other:?}"),
@@ -111,7 +111,7 @@ fn reads_a_promotion() {
         wal_level,
     };
     for (version, wal_level) in [(13, None), (17, Some(1))] {
-        match parse(&record(XLOG, 0x90, &[], &[], &data), version).expect("well formed").content {
+        match parse(&record(XLOG, 0x90, &[], &[], &data), version).expect("well formed").content() {
             Content::EndOfRecovery(end) => assert_eq!(end, expected(wal_level)),
             other => panic!("{other:?}"),
         }
@@ -123,7 +123,7 @@ fn databases_have_other_numbers_before_15() {
     let content = |info, version, data: &[u32]| {
         let bytes = record(DATABASE, info, &[], &[], &le(data));
         let changes: Vec<_> = parse(&bytes, version).expect("well formed").file_changes().collect();
-        (format!("{:?}", parse(&bytes, version).expect("well formed").content), changes)
+        (format!("{:?}", parse(&bytes, version).expect("well formed").content()), changes)
     };
     let whole = |tablespace| FileChange::Database { database: 5, tablespace };
     for version in [14, 15] {
