@@ -1,6 +1,7 @@
 use super::*;
 use crate::identity::TimelineId;
 use crate::time::PgTimestamp;
+use proptest::prelude::*;
 
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
@@ -221,4 +222,47 @@ fn a_cut_heap_changes_its_visibility_map() {
     assert_eq!(changes(&data), [of(Fork::Main, 32_672 * 2 + 5), of(Fork::VisibilityMap, 2)]);
     data[16] = 1;
     assert_eq!(changes(&data), [of(Fork::Main, 32_672 * 2 + 5)]);
+}
+
+/// Everything that can be asked of a record.
+fn ask(bytes: &[u8], version: u32) {
+    if let Ok(record) = parse(bytes, version) {
+        let blocks = record.blocks().map(|block| block.data.len() + block.image.map_or(0, |image| image.bytes.len())).sum::<usize>();
+        assert!(blocks + record.main_data().len() <= bytes.len());
+        assert_eq!(record.blocks().count(), record.blocks().size_hint().0);
+        assert!(record.file_changes().count() <= bytes.len());
+        assert!(format!("{:?}{:?}", record.content(), record.heap_change()).len() > 4);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_main_data_is_answered(
+        manager in prop_oneof![0u8..12, any::<u8>()],
+        info: u8,
+        version in 13u32..=18,
+        data in proptest::collection::vec(prop_oneof![3 => Just(0u8), 1 => 0u8..4, 2 => any::<u8>()], 0..200),
+    ) {
+        ask(&record(manager, info, &[], &[], &data), version);
+    }
+
+    #[test]
+    fn any_headers_are_answered(
+        manager in prop_oneof![0u8..12, any::<u8>()],
+        info: u8,
+        version in 13u32..=18,
+        body in proptest::collection::vec(prop_oneof![3 => 0u8..3, 1 => 252u8..=255, 2 => any::<u8>()], 0..100),
+    ) {
+        ask(&record(manager, info, &body, &[], &[]), version);
+    }
+
+    #[test]
+    fn a_damaged_commit_is_answered(at in 0usize..160, value: u8, cut in 0usize..160, version in 13u32..=18, info: u8) {
+        let mut bytes = record(XACT, info, &[], &[], &every_part(16));
+        let length = bytes.len();
+        bytes[HEADER_SIZE + at % (length - HEADER_SIZE)] = value;
+        bytes[16] = info;
+        ask(&bytes, version);
+        ask(&bytes[..HEADER_SIZE + cut % (length - HEADER_SIZE)], version);
+    }
 }
