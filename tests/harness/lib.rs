@@ -6,7 +6,7 @@
 //! [`wait_until`].
 //!
 //! `tests/setup.sh` installs what this needs. Environment: `WALKEEP_TEST_CACHE` (the folder of `setup.sh`), `WALKEEP_TEST_PG` (the version
-//! where a test names none), `WALKEEP_TEST_BIN` (Walkeep's binaries), `WALKEEP_TEST_KEEP=1` (remove no scratch folder).
+//! where a test names none), `WALKEEP_TEST_TOOLS` (client programs of further versions), `WALKEEP_TEST_BIN` (Walkeep's binaries), `WALKEEP_TEST_KEEP=1` (remove no scratch folder).
 
 pub mod http;
 pub mod oracle;

@@ -64,6 +64,20 @@ pub fn client(version: u32, name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no {name}: run tests/setup.sh"))
 }
 
+/// A client program of exactly this version: what reads WAL or data files reads only its own. `None`, and one line on standard error, where
+/// there is none. `WALKEEP_TEST_TOOLS` may name a folder of further ones, each in `<version>/bin`.
+pub fn own_client(version: u32, name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("WALKEEP_TEST_TOOLS").map(PathBuf::from).into_iter().chain([cache().join("pgtools")]);
+    let newest = folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
+    let newest = newest.filter(|entry| entry.file_name().to_string_lossy().split('.').next() == Some(&version.to_string()));
+    let bins = bin(version).into_iter().chain([distribution_bin(version)]).chain(newest.map(|entry| entry.path().join("bin")));
+    let found = bins.map(|bin| bin.join(name)).find(|path| path.exists());
+    if found.is_none() {
+        eprintln!("SKIPPED {name} {version}: it is not installed");
+    }
+    found
+}
+
 fn distribution_bin(version: u32) -> PathBuf {
     PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"))
 }
@@ -127,7 +141,8 @@ impl Builder {
             initdb(self.version, self.segment_mib, &data).expect("make a data directory");
         } else {
             let template = template(self.version, self.segment_mib).expect("make a template data directory");
-            let copy = user::command("cp").args(["-a", "--reflink=auto"]).arg(&template).arg(&data).output().expect("start cp");
+            // A template that is a link (in a cache made of links) is copied, not its link: the server would write into it.
+            let copy = user::command("cp").args(["-a", "-H", "--reflink=auto"]).arg(&template).arg(&data).output().expect("start cp");
             assert!(copy.status.success(), "cp: {}", String::from_utf8_lossy(&copy.stderr));
         }
         let cluster = Cluster::in_scratch(self.version, scratch, data);

@@ -8,6 +8,7 @@ mod alone;
 mod backups;
 mod clocks;
 mod conflicts;
+mod decoder;
 mod disk_faults;
 mod failover;
 mod gaps;

@@ -1,33 +1,53 @@
-//! Decodes a stream of WAL into the events that recovery can stop at, and finds where valid WAL ends.
+//! Decodes a stream of WAL into its records, and finds where valid WAL ends.
 //!
-//! Sans I/O: the caller feeds bytes in any chunking and asks for events until there is none. Every page header and every record's
-//! checksum is verified on the way. Records' effects on data pages are not looked at.
+//! Sans I/O: the caller feeds bytes in any chunking and asks for records, or for the events that recovery can stop at, until there is
+//! none. Every page header and every record's checksum is verified on the way. What records say is the business of [`crate::record`].
+
+mod error;
+mod pages;
+
+use std::ops::Range;
 
 use crate::event::{WalEvent, WalEventKind};
-use crate::identity::{MajorVersion, SystemIdentifier, TimelineId};
+use crate::identity::{MajorVersion, TimelineId};
 use crate::le::u32_at;
 use crate::lsn::Lsn;
-use crate::page::{LONG_HEADER_SIZE, PAGE_SIZE, PageBeginning, PageError, PageHeader, SHORT_HEADER_SIZE};
-use crate::record::{self, HEADER_SIZE, MAX_SIZE, RecordHeader};
+use crate::page::{PAGE_SIZE, PageBeginning, PageError, PageHeader};
+use crate::record::{self, HEADER_SIZE, MAX_SIZE, Record, RecordHeader};
 use crate::segment::SegmentSize;
+
+pub use error::DecodeError;
+pub use pages::first_record;
+
+use pages::PageSequence;
 
 /// Records begin at multiples of this: the server's `MAXIMUM_ALIGNOF`.
 const ALIGNMENT: u64 = 8;
 /// No WAL reaches so far. Stopping here keeps every sum below from overflowing.
-const ADDRESS_LIMIT: Lsn = Lsn::new(u64::MAX - (1 << 32));
+const ADDRESS_LIMIT: Lsn = Lsn::new(u64::MAX - (1 << 33));
 /// A buffer that grew beyond this for one long record is given back afterwards.
 const KEPT_BUFFER: usize = 1 << 20;
 
-/// Turns WAL bytes into events. Holds what was fed and not yet asked for, and at most one unfinished record.
+/// Turns WAL bytes into records. Holds what was fed and not yet asked for, and at most one unfinished record.
+///
+/// Nothing is allocated for a record that lies on one page; one that goes on is collected in a buffer that is used again. Feed pieces that
+/// fit the processor's cache, 64 KiB to 1 MiB.
 ///
 /// ```
-/// # use walkeep_core::{Lsn, SegmentSize, decoder::{Decoder, DecodeError}};
+/// # use walkeep_core::{Lsn, SegmentSize, decoder::{Decoder, DecodeError}, record::Content};
 /// # fn example(segments: Vec<Vec<u8>>) -> Result<Lsn, DecodeError> {
 /// let mut decoder = Decoder::new(Lsn::new(0x300_0000), SegmentSize::DEFAULT);
 /// for segment in segments {
-///     decoder.feed(&segment);
-///     while let Some(event) = decoder.next_event()? {
-///         println!("{} {:?}", event.start, event.kind);
+///     for piece in segment.chunks(1 << 18) {
+///         decoder.feed(piece);
+///         while let Some(record) = decoder.next_record()? {
+///             if let Content::Commit(commit) = record.content() {
+///                 println!("{} {} {}", record.start, commit.xid, commit.time);
+///             }
+///             for block in record.blocks() {
+///                 println!("{} {} {}", block.relation, block.fork, block.block);
+///             }
+///         }
 ///     }
 /// }
 /// # Ok(
@@ -35,9 +55,14 @@ const KEPT_BUFFER: usize = 1 << 20;
 /// # )
 /// # }
 /// ```
+///
+/// Segments can be decoded in parallel, one decoder each: begun at a segment's start a decoder passes over the rest of the record before
+/// ([`first_record`] says up to where), and it is done once its [position](Decoder::position) has reached the segment's end; for the last
+/// record it may need the beginning of the next segment. Only the link between two segments is then unchecked:
+/// [`Record::previous`] of the one's first record must be [`Record::start`] of the other's last.
 #[derive(Debug)]
 pub struct Decoder {
-    size: SegmentSize,
+    pages: PageSequence,
     input: Vec<u8>,
     /// Bytes of `input` that are done with; the next one is the byte at `at`.
     consumed: usize,
@@ -46,9 +71,6 @@ pub struct Decoder {
     state: State,
     /// Where the first record of interest may begin.
     start: Lsn,
-    /// From the pages seen so far.
-    stream: Option<Stream>,
-    system: Option<SystemIdentifier>,
     /// The record that continues on the next page.
     record: Vec<u8>,
     record_start: Lsn,
@@ -58,13 +80,6 @@ pub struct Decoder {
     records: u64,
     /// Whether records of no interest are answered too.
     every_record: bool,
-}
-
-/// What every page has to agree with.
-#[derive(Clone, Copy, Debug)]
-struct Stream {
-    version: MajorVersion,
-    timeline: TimelineId,
 }
 
 #[derive(Clone, Debug)]
@@ -86,143 +101,18 @@ enum State {
     Failed(DecodeError),
 }
 
-/// WAL that cannot be read on. Everything before [`Decoder::position`] was whole.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// A page header cannot be read.
-    #[error("WAL page at {lsn}: {reason}")]
-    Page {
-        /// The page.
-        lsn: Lsn,
-        /// What is wrong with its header.
-        reason: PageError,
-    },
-    /// The page belongs to a later position.
-    #[error("WAL page at {lsn}: it says that it lies at {found}")]
-    PageStart {
-        /// Where it lies.
-        lsn: Lsn,
-        /// Where it says it does.
-        found: Lsn,
-    },
-    /// Another version's page among the pages of one.
-    #[error("WAL page at {lsn}: expected one of PostgreSQL {expected}, found {found}")]
-    Version {
-        /// The page.
-        lsn: Lsn,
-        /// The version of the pages before.
-        expected: MajorVersion,
-        /// This page's.
-        found: MajorVersion,
-    },
-    /// Timelines never fall along a history.
-    #[error("WAL page at {lsn}: expected timeline {expected} or a later one, found {found}")]
-    Timeline {
-        /// The page.
-        lsn: Lsn,
-        /// The timeline of the page before.
-        expected: TimelineId,
-        /// This page's.
-        found: TimelineId,
-    },
-    /// Another cluster's segment among those of one.
-    #[error("WAL segment at {lsn}: expected system identifier {expected}, found {found}")]
-    System {
-        /// The segment's first page.
-        lsn: Lsn,
-        /// That of the segments before.
-        expected: SystemIdentifier,
-        /// This segment's.
-        found: SystemIdentifier,
-    },
-    /// The segment's first page has a short header, another page a long one, or the size is another.
-    #[error("WAL page at {lsn}: its header does not fit segments of {} bytes", size.bytes())]
-    Segment {
-        /// The page.
-        lsn: Lsn,
-        /// The segment size the decoder was given.
-        size: SegmentSize,
-    },
-    /// The page does not go on with the record that the page before left unfinished, or goes on with one that does not exist.
-    #[error("WAL page at {lsn}: expected {expected} bytes of a record from the page before, found {found}")]
-    Continuation {
-        /// The page.
-        lsn: Lsn,
-        /// Bytes of the unfinished record; 0 if there is none.
-        expected: u64,
-        /// Bytes according to the page.
-        found: u32,
-    },
-    /// No record has this length.
-    #[error("WAL record at {lsn}: a length of {length} bytes is not possible")]
-    Length {
-        /// The record.
-        lsn: Lsn,
-        /// Its length.
-        length: u32,
-    },
-    /// The record does not follow the one before it.
-    #[error("WAL record at {lsn}: expected a link back to {expected}, found {found}")]
-    Link {
-        /// The record.
-        lsn: Lsn,
-        /// Where the record before begins.
-        expected: Lsn,
-        /// Where the link leads.
-        found: Lsn,
-    },
-    /// The first record's link does not lead back.
-    #[error("WAL record at {lsn}: its link to the record before leads forward, to {found}")]
-    ForwardLink {
-        /// The record.
-        lsn: Lsn,
-        /// Where the link leads.
-        found: Lsn,
-    },
-    /// The version knows no such resource manager.
-    #[error("WAL record at {lsn}: PostgreSQL {version} has no resource manager {found}")]
-    ResourceManager {
-        /// The record.
-        lsn: Lsn,
-        /// The pages' version.
-        version: MajorVersion,
-        /// The record's resource manager.
-        found: u8,
-    },
-    /// The record's bytes are not those that were written.
-    #[error("WAL record at {lsn}: expected CRC {expected:08X}, found {found:08X}")]
-    Checksum {
-        /// The record.
-        lsn: Lsn,
-        /// What the record says.
-        expected: u32,
-        /// What its bytes give.
-        found: u32,
-    },
-    /// The record is sound, but its content does not have the layout of its kind.
-    #[error("WAL record at {lsn}: malformed {kind}")]
-    Malformed {
-        /// The record.
-        lsn: Lsn,
-        /// What it should have been.
-        kind: &'static str,
-    },
-}
-
 impl Decoder {
     /// A decoder of WAL from `start`: the beginning of a segment or page (an unfinished record's rest there is skipped), or of a
     /// record. The bytes to feed begin at [`Decoder::reads_from`].
     pub fn new(start: Lsn, segment_size: SegmentSize) -> Self {
         let page = Lsn::new(start.get() - start.get() % PAGE_SIZE);
         Self {
-            size: segment_size,
+            pages: PageSequence::new(segment_size),
             input: Vec::new(),
             consumed: 0,
             at: page,
             state: State::First,
             start,
-            stream: None,
-            system: None,
             record: Vec::new(),
             record_start: start,
             record_size: 0,
@@ -233,7 +123,7 @@ impl Decoder {
         }
     }
 
-    /// The same, answering every record: those of no interest as [`WalEventKind::Other`].
+    /// The same, answering every record as an event: those of no interest as [`WalEventKind::Other`].
     pub fn every_record(mut self) -> Self {
         self.every_record = true;
         self
@@ -244,7 +134,7 @@ impl Decoder {
         Lsn::new(self.start.get() - self.start.get() % PAGE_SIZE)
     }
 
-    /// Takes the next bytes of WAL. Ask [`Decoder::next_event`] until it has none before feeding more: bytes are kept until then.
+    /// Takes the next bytes of WAL. Ask [`Decoder::next_record`] until it has none before feeding more: bytes are kept until then.
     pub fn feed(&mut self, bytes: &[u8]) {
         if matches!(self.state, State::Ended | State::Failed(_)) {
             return;
@@ -254,16 +144,52 @@ impl Decoder {
         self.input.extend_from_slice(bytes);
     }
 
-    /// The next event. `None` when more bytes are needed, and for good once [`Decoder::end`] is known. An error is final and
+    /// The next record. `None` when more bytes are needed, and for good once [`Decoder::end`] is known. An error is final and
     /// repeats.
-    pub fn next_event(&mut self) -> Result<Option<WalEvent>, DecodeError> {
-        if let State::Failed(error) = &self.state {
-            return Err(error.clone());
+    pub fn next_record(&mut self) -> Result<Option<Record<'_>>, DecodeError> {
+        let found = match self.find() {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                self.fail(&error);
+                return Err(error);
+            }
+        };
+        let Found { start, ref bytes, ref header, version } = found;
+        let bytes = bytes.clone().map_or(&self.record[..], |range| &self.input[range]);
+        let aligned = align(self.at);
+        let size = self.pages.size;
+        let end = if header.is_switch() && size.offset_of(aligned) != 0 {
+            size.align_down(aligned).saturating_add(size.bytes())
+        } else {
+            aligned
+        };
+        match Record::parse(start, end, header, bytes, version) {
+            Ok(record) => {
+                self.previous = Some(start);
+                self.position = end;
+                self.records += 1;
+                self.state = State::Skip { to: end };
+                Ok(Some(record))
+            }
+            Err(kind) => {
+                let error = DecodeError::Malformed { lsn: start, kind };
+                self.state = State::Failed(error.clone());
+                Err(error)
+            }
         }
-        self.advance().inspect_err(|error| {
-            self.state = State::Failed(error.clone());
-            self.release();
-        })
+    }
+
+    /// The next record of interest for recovery, as an event; else as [`Decoder::next_record`].
+    pub fn next_event(&mut self) -> Result<Option<WalEvent>, DecodeError> {
+        let every = self.every_record;
+        while let Some(record) = self.next_record()? {
+            let other = || every.then_some(WalEvent { start: record.start, end: record.end, kind: WalEventKind::Other });
+            if let Some(event) = WalEvent::of(&record).or_else(other) {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
     }
 
     /// Where the next record begins or may begin: the end of the last whole one (PostgreSQL's `EndRecPtr`), or the start.
@@ -283,6 +209,26 @@ impl Decoder {
         self.records
     }
 
+    /// The timeline of the last page seen.
+    pub fn timeline(&self) -> Option<TimelineId> {
+        self.pages.timeline()
+    }
+
+    /// The server that wrote the pages.
+    pub fn version(&self) -> Option<MajorVersion> {
+        self.pages.version()
+    }
+
+    /// The record that is not whole yet: where it begins, and how many of its bytes are still to come.
+    pub fn unfinished(&self) -> Option<(Lsn, usize)> {
+        matches!(self.state, State::Continuation).then(|| (self.record_start, self.record_size - self.record.len()))
+    }
+
+    /// Bytes of memory held: what was fed last and the unfinished record.
+    pub fn memory(&self) -> usize {
+        self.input.capacity() + self.record.capacity()
+    }
+
     fn unread(&self) -> &[u8] {
         &self.input[self.consumed..]
     }
@@ -297,6 +243,11 @@ impl Decoder {
         self.at = self.at.saturating_add(bytes as u64);
     }
 
+    fn fail(&mut self, error: &DecodeError) {
+        self.state = State::Failed(error.clone());
+        self.release();
+    }
+
     fn end_here(&mut self) {
         self.state = State::Ended;
         self.release();
@@ -308,8 +259,16 @@ impl Decoder {
         self.record = Vec::new();
     }
 
-    fn advance(&mut self) -> Result<Option<WalEvent>, DecodeError> {
+    /// The next whole record whose checksum is right, consumed up to its end.
+    fn find(&mut self) -> Result<Option<Found>, DecodeError> {
+        // Given back late: the record before lay in it.
+        if self.record.capacity() > KEPT_BUFFER && !matches!(self.state, State::Continuation) {
+            self.record = Vec::new();
+        }
         loop {
+            if let State::Failed(error) = &self.state {
+                return Err(error.clone());
+            }
             if matches!(self.state, State::Ended) || self.unread().is_empty() {
                 return Ok(None);
             }
@@ -333,13 +292,13 @@ impl Decoder {
             }
             match self.state {
                 State::Record => match self.record()? {
-                    Progress::Event(event) => return Ok(Some(event)),
+                    Progress::Found(found) => return Ok(Some(found)),
                     Progress::More => continue,
                     Progress::Wait => return Ok(None),
                 },
                 State::Continuation => {
-                    if let Some(event) = self.continuation()? {
-                        return Ok(Some(event));
+                    if let Some(found) = self.continuation()? {
+                        return Ok(Some(found));
                     }
                 }
                 State::Unseen(remaining) => self.unseen(remaining),
@@ -350,9 +309,8 @@ impl Decoder {
 
     /// Reads the page header at `at`; `false` if it is not all there, or if WAL ends before this page.
     fn page(&mut self) -> Result<bool, DecodeError> {
-        let lsn = self.at;
-        let first_of_segment = self.size.offset_of(lsn) == 0;
-        let header_size = if first_of_segment { LONG_HEADER_SIZE } else { SHORT_HEADER_SIZE };
+        let (lsn, size) = (self.at, self.pages.size);
+        let header_size = pages::header_size(lsn, size);
         let Some(bytes) = self.unread().get(..header_size) else { return Ok(false) };
         let header = match PageHeader::decode(bytes) {
             Ok(header) => header,
@@ -361,7 +319,7 @@ impl Decoder {
                 return Ok(false);
             }
             // A long header where a short one belongs.
-            Err(PageError::TooShort { .. }) => return Err(DecodeError::Segment { lsn, size: self.size }),
+            Err(PageError::TooShort { .. }) => return Err(DecodeError::Segment { lsn, size }),
             Err(reason) => return Err(DecodeError::Page { lsn, reason }),
         };
         // A recycled segment holds the pages of its former life until they are overwritten.
@@ -369,35 +327,10 @@ impl Decoder {
             self.end_here();
             return Ok(false);
         }
-        self.check_page(lsn, first_of_segment, &header)?;
+        self.pages.check(lsn, &header)?;
         self.consume(header_size);
         self.state = self.state_after_header(lsn, header.begins)?;
         Ok(true)
-    }
-
-    fn check_page(&mut self, lsn: Lsn, first_of_segment: bool, header: &PageHeader) -> Result<(), DecodeError> {
-        if header.start != lsn {
-            return Err(DecodeError::PageStart { lsn, found: header.start });
-        }
-        if first_of_segment != header.long.is_some() || header.long.is_some_and(|long| long.segment_size != self.size) {
-            return Err(DecodeError::Segment { lsn, size: self.size });
-        }
-        if let Some(stream) = self.stream {
-            if header.version != stream.version {
-                return Err(DecodeError::Version { lsn, expected: stream.version, found: header.version });
-            }
-            if header.timeline < stream.timeline {
-                return Err(DecodeError::Timeline { lsn, expected: stream.timeline, found: header.timeline });
-            }
-        }
-        if let Some(found) = header.long.map(|long| long.system) {
-            let expected = *self.system.get_or_insert(found);
-            if found != expected {
-                return Err(DecodeError::System { lsn, expected, found });
-            }
-        }
-        self.stream = Some(Stream { version: header.version, timeline: header.timeline });
-        Ok(())
     }
 
     /// Brings together what the page before left and what this page begins with.
@@ -432,7 +365,8 @@ impl Decoder {
         };
     }
 
-    /// Decodes the record that begins at `at` if its page holds all of it, else begins to collect it.
+    /// Finds the record that begins at `at` if its page holds all of it, else begins to collect it.
+    #[inline]
     fn record(&mut self) -> Result<Progress, DecodeError> {
         let lsn = self.at;
         // Alignment keeps the length, the first field, from being split by the page's end.
@@ -452,13 +386,14 @@ impl Decoder {
             return Ok(Progress::More);
         }
         let Some(bytes) = self.unread().get(..size) else { return Ok(Progress::Wait) };
-        let (header, kind) = self.check_record(lsn, bytes)?;
+        let (header, version) = self.check_record(lsn, bytes)?;
+        let bytes = Some(self.consumed..self.consumed + size);
         self.consume(size);
-        Ok(self.finish(lsn, &header, kind).map_or(Progress::More, Progress::Event))
+        Ok(Progress::Found(Found { start: lsn, bytes, header, version }))
     }
 
     /// Collects what this page has of the unfinished record, and decodes it once it is whole.
-    fn continuation(&mut self) -> Result<Option<WalEvent>, DecodeError> {
+    fn continuation(&mut self) -> Result<Option<Found>, DecodeError> {
         let lsn = self.record_start;
         let collected = self.record.len();
         let rest_of_page = usize::try_from(self.rest_of_page()).unwrap_or(usize::MAX);
@@ -472,16 +407,14 @@ impl Decoder {
         if self.record.len() < self.record_size {
             return Ok(None);
         }
-        let (header, kind) = self.check_record(lsn, &self.record)?;
-        if self.record.capacity() > KEPT_BUFFER {
-            self.record = Vec::new();
-        }
-        Ok(self.finish(lsn, &header, kind))
+        let (header, version) = self.check_record(lsn, &self.record)?;
+        Ok(Some(Found { start: lsn, bytes: None, header, version }))
     }
 
+    #[inline]
     fn check_header(&self, lsn: Lsn, bytes: &[u8]) -> Result<(RecordHeader, MajorVersion), DecodeError> {
         // Neither can lack: a header was read of every page, and the callers have a record's header.
-        let (Some(header), Some(Stream { version, .. })) = (RecordHeader::decode(bytes), self.stream) else {
+        let (Some(header), Some(version)) = (RecordHeader::decode(bytes), self.pages.version()) else {
             return Err(DecodeError::Length { lsn, length: bytes.len() as u32 });
         };
         let found = header.previous;
@@ -490,40 +423,34 @@ impl Decoder {
             None if found >= lsn => return Err(DecodeError::ForwardLink { lsn, found }),
             _ => {}
         }
-        if !header.resource_manager_exists(version) {
-            return Err(DecodeError::ResourceManager { lsn, version, found: header.resource_manager });
+        if !header.resource_manager.exists(version) {
+            return Err(DecodeError::ResourceManager { lsn, version, found: header.resource_manager.get() });
         }
         Ok((header, version))
     }
 
-    fn check_record(&self, lsn: Lsn, bytes: &[u8]) -> Result<(RecordHeader, Option<WalEventKind>), DecodeError> {
+    #[inline]
+    fn check_record(&self, lsn: Lsn, bytes: &[u8]) -> Result<(RecordHeader, MajorVersion), DecodeError> {
         let (header, version) = self.check_header(lsn, bytes)?;
         let found = record::checksum(bytes);
         if found != header.crc {
             return Err(DecodeError::Checksum { lsn, expected: header.crc, found });
         }
-        let kind = record::event(&header, bytes, version).map_err(|kind| DecodeError::Malformed { lsn, kind })?;
-        Ok((header, kind))
-    }
-
-    /// Goes on behind a whole record, of which `at` is the end.
-    fn finish(&mut self, start: Lsn, header: &RecordHeader, kind: Option<WalEventKind>) -> Option<WalEvent> {
-        let aligned = align(self.at);
-        let end = if header.is_switch() && self.size.offset_of(aligned) != 0 {
-            self.size.align_down(aligned).saturating_add(self.size.bytes())
-        } else {
-            aligned
-        };
-        self.previous = Some(start);
-        self.position = end;
-        self.records += 1;
-        self.state = State::Skip { to: end };
-        kind.or(self.every_record.then_some(WalEventKind::Other)).map(|kind| WalEvent { start, end, kind })
+        Ok((header, version))
     }
 }
 
+/// A whole record, of which `at` is the end.
+struct Found {
+    start: Lsn,
+    /// Where it lies in `input`; `None` for the record that was collected.
+    bytes: Option<Range<usize>>,
+    header: RecordHeader,
+    version: MajorVersion,
+}
+
 enum Progress {
-    Event(WalEvent),
+    Found(Found),
     More,
     Wait,
 }
@@ -531,12 +458,13 @@ enum Progress {
 fn align(lsn: Lsn) -> Lsn {
     Lsn::new(lsn.get().next_multiple_of(ALIGNMENT))
 }
+
 /// How far `bytes`, WAL from the segment start `start` on, hold whole records. What lies behind was never written, or only in part.
 pub fn valid_end(start: Lsn, segment_size: SegmentSize, bytes: &[u8]) -> Lsn {
     let mut decoder = Decoder::new(start, segment_size);
-    for piece in bytes.chunks(1 << 20) {
+    for piece in bytes.chunks(1 << 18) {
         decoder.feed(piece);
-        while let Ok(Some(_)) = decoder.next_event() {}
+        while let Ok(Some(_)) = decoder.next_record() {}
     }
     // The position behind a switch is the next segment, also where the rest of this one was not received yet.
     decoder.position().min(start.saturating_add(bytes.len() as u64))

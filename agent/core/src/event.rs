@@ -1,9 +1,10 @@
 //! What WAL records say that a recovery can stop at, or that a plan has to know.
 //!
-//! The decoder makes events from bytes; the search for a recovery target reads them.
+//! Made from [records](crate::record) by the decoder; the search for a recovery target reads them.
 
 use crate::identity::TimelineId;
 use crate::lsn::Lsn;
+use crate::record::{Content, Record};
 use crate::time::PgTimestamp;
 
 /// A record of interest.
@@ -81,4 +82,26 @@ pub enum WalEventKind {
         /// 0 minimal, 1 replica, 2 logical.
         wal_level: u32,
     },
+}
+
+impl WalEvent {
+    /// The event of a record; `None` if it is of no interest here.
+    pub fn of(record: &Record<'_>) -> Option<Self> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let kind = match record.content() {
+            Content::Commit(end) => WalEventKind::Commit { xid: end.xid, time: end.time },
+            Content::Abort(end) => WalEventKind::Abort { xid: end.xid, time: end.time },
+            Content::RestorePoint(point) => WalEventKind::RestorePoint { name: text(point.name), time: point.time },
+            Content::BackupEnd { start } => WalEventKind::BackupEnd { start },
+            Content::Checkpoint(point) => WalEventKind::Checkpoint { redo: point.redo, timeline: point.timeline, shutdown: point.shutdown },
+            Content::EndOfRecovery(end) => {
+                WalEventKind::EndOfRecovery { timeline: end.timeline, previous: end.previous_timeline, time: end.time }
+            }
+            Content::Switch => WalEventKind::Switch,
+            Content::TablespaceCreated(space) => WalEventKind::TablespaceCreated { oid: space.tablespace, location: text(space.location) },
+            Content::ParameterChange { wal_level } => WalEventKind::ParameterChange { wal_level },
+            _ => return None,
+        };
+        Some(Self { start: record.start, end: record.end, kind })
+    }
 }

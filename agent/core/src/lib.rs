@@ -21,7 +21,7 @@ pub mod manifest;
 pub mod page;
 pub mod parts;
 pub mod plan;
-mod record;
+pub mod record;
 pub mod relative_path;
 pub mod resume;
 pub mod segment;
