@@ -7,7 +7,11 @@ use walkeep_core::{Lsn, SegmentSize};
 const EXPECTED: &str = include_str!("fixtures/wal-15.events");
 
 fn journal(window: Window, limits: Limits) -> Summary {
-    let wal = zstd::decode_all(&include_bytes!("fixtures/wal-15.bin")[..]).expect("the fixture is zstd");
+    read(include_bytes!("fixtures/wal-15.bin"), window, limits)
+}
+
+fn read(fixture: &[u8], window: Window, limits: Limits) -> Summary {
+    let wal = zstd::decode_all(fixture).expect("the fixture is zstd");
     let mut journal = Journal::new(window, limits);
     let mut decoder = Decoder::new(Lsn::new(0x60_0000), SegmentSize::new(1 << 20).expect("a valid size"));
     for piece in wal.chunks(1 << 16) {
@@ -33,6 +37,18 @@ fn counts_what_pg_waldump_counts() {
     assert_eq!(points.count(), lines("restore_point"));
     assert_eq!((summary.left_out, summary.not_followed), (0, 0));
     assert!(summary.entries.is_sorted_by_key(|entry| entry.lsn));
+}
+
+#[test]
+fn a_crash_and_a_promotion_are_told() {
+    let summary = read(include_bytes!("fixtures/wal-15-promoted.bin"), Window::default(), Limits::default());
+    let told = |what: &Happening| match what {
+        Happening::ShutdownCheckpoint => Some("shutdown".to_owned()),
+        Happening::TimelineSwitch { from, to } => Some(format!("{from} to {to}")),
+        _ => None,
+    };
+    let told: Vec<_> = summary.entries.iter().filter_map(|entry| Some(format!("{} {}", entry.lsn, told(&entry.what)?))).collect();
+    assert_eq!(told, ["0/600768 shutdown", "0/700058 shutdown", "0/700138 shutdown", "0/7001B0 1 to 2", "0/700350 shutdown"]);
 }
 
 #[test]
