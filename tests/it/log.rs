@@ -97,6 +97,15 @@ fn what_was_dropped_is_told_from_what_was_rewritten() {
     let cascade = transaction(&story, "DROP SCHEMA s CASCADE");
     let index = files(&story, "'mixed_pkey'::regclass", false);
     let unindexed = transaction(&story, "ALTER TABLE mixed DROP CONSTRAINT mixed_pkey");
+    story.cluster.sql("CREATE UNLOGGED TABLE unlogged (i int PRIMARY KEY); CREATE TABLE counted (i serial, t text)");
+    let unlogged_files = files(&story, "'unlogged'::regclass", true);
+    let unlogged = transaction(&story, "DROP TABLE unlogged");
+    let counted_toast = "(SELECT reltoastrelid FROM pg_class WHERE oid = 'counted'::regclass)";
+    let counted_files = files(&story, &format!("'counted'::regclass, {counted_toast}"), false);
+    let counted = transaction(&story, "TRUNCATE counted RESTART IDENTITY");
+    // The table is rewritten; its index and its TOAST table are dropped and made anew.
+    let retyped_index = files(&story, "'emptied_pkey'::regclass", false);
+    let retyped = transaction(&story, "ALTER TABLE emptied ALTER i TYPE bigint");
     story.cluster.sql("CREATE DATABASE other");
     let database: u64 = story.cluster.value("SELECT oid FROM pg_database WHERE datname = 'other'");
     story.cluster.sql("DROP DATABASE other");
@@ -117,7 +126,14 @@ fn what_was_dropped_is_told_from_what_was_rewritten() {
     assert_eq!(numbers(entry, "dropped"), schema, "{entry}");
     let entry = removal(&log, unindexed);
     assert_eq!((numbers(entry, "dropped"), &entry["dropped"][0]["table"]), (index, &Value::from(false)), "{entry}");
-    assert_eq!(of(&log, "removed").len(), 6, "and nothing else: {log}");
+    let entry = removal(&log, unlogged);
+    assert_eq!(numbers(entry, "dropped"), unlogged_files, "{entry}");
+    let entry = removal(&log, counted);
+    assert_eq!((numbers(entry, "truncated"), numbers(entry, "dropped")), (counted_files, vec![]), "{entry}");
+    let entry = removal(&log, retyped);
+    assert!(numbers(entry, "dropped").contains(&retyped_index[0]) && entry["rewritten"] == 1, "{entry}");
+    assert!(entry["dropped"].as_array().unwrap().iter().all(|file| file["table"] == false), "no table is gone: {entry}");
+    assert_eq!(of(&log, "removed").len(), 9, "and nothing else: {log}");
     let named: Vec<u64> = of(&log, "removed").iter().flat_map(|entry| numbers(entry, "unclear")).collect();
     assert!(named.is_empty(), "{named:?}");
     assert!(rewritten.iter().any(|file| compacted.contains(file)), "VACUUM FULL came before the drop");

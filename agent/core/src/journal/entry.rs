@@ -167,7 +167,7 @@ pub struct DroppedFile {
     /// The files.
     #[serde(flatten)]
     pub file: RelationFile,
-    /// Whether the relation had a row type, as tables and materialized views do, and indexes and TOAST tables do not (13: these and sequences
-    /// do). `None` where the WAL does not tell.
+    /// Whether the relation had a row type and an array type, as tables and materialized views do, and indexes, sequences and TOAST tables
+    /// do not. `None` where the WAL does not tell.
     pub table: Option<bool>,
 }

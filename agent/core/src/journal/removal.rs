@@ -9,6 +9,8 @@
 //! - a row that the transaction itself added is deleted: the transient relation of VACUUM FULL, CLUSTER, REFRESH and ALTER TABLE, which by
 //!   then has the old files; or a relation that came and went within the transaction.
 //!
+//! ALTER TABLE that rewrites drops the table's indexes and its TOAST table and makes others: rows without types of their own.
+//!
 //! So both lists match one to one, but for relations without files in the WAL: views, partitioned and temporary tables. Where that leaves
 //! more than one answer, the files are unclear. Files of temporary tables are in no commit record.
 
@@ -103,17 +105,17 @@ fn causes(note: &Note) -> Vec<Cause> {
     let mut causes = Vec::new();
     let mut rows: HashMap<(u32, TupleId), Row> = HashMap::new();
     let mut own_types: HashSet<(u32, TupleId)> = HashSet::new();
-    let (mut made, mut type_dropped) = (None::<RelFileLocator>, false);
+    let (mut made, mut types_dropped) = (None::<RelFileLocator>, 0);
     for (_, step) in &note.steps {
         match *step {
             Step::Created(file) => made = Some(file),
             Step::Row { catalog: Followed::Type, database, old, new } => {
-                // A table's row type is dropped just before the table.
+                // A table's array type and row type are dropped just before the table. TOAST tables and sequences of 13 have a row type only.
                 let own = old.is_some_and(|old| own_types.remove(&(database, old)));
                 match new {
                     Some(new) if own || old.is_none() => _ = own_types.insert((database, new)),
                     Some(_) => {}
-                    None => type_dropped |= !own,
+                    None => types_dropped += u32::from(!own),
                 }
             }
             Step::Row { catalog: Followed::Class, database, old, new } => {
@@ -137,7 +139,7 @@ fn causes(note: &Note) -> Vec<Cause> {
                         rows.insert((database, new), row);
                     }
                     (Some(row), None) => {
-                        let dropped = Cause::Dropped { table: std::mem::take(&mut type_dropped) };
+                        let dropped = Cause::Dropped { table: std::mem::take(&mut types_dropped) >= 2 };
                         match row {
                             // Truncated, then dropped: it is the old files that were lost with it.
                             Row { before: true, replaced: Some(cause), .. } => {

@@ -47,7 +47,8 @@ fn verdict(note: &Note, files: &[u32]) -> Option<Verdict> {
 
 #[test]
 fn a_deleted_row_is_a_drop() {
-    let steps = vec![class(Some(BEFORE), None), row(Followed::Type, Some(9), None), class(Some(2), None)];
+    let types = [row(Followed::Type, Some(9), None), row(Followed::Type, Some(8), None)];
+    let steps = [&[class(Some(BEFORE), None)][..], &types, &[class(Some(2), None)]].concat();
     assert_eq!(verdict(&note(steps.clone()), &[20, 10]), Some((vec![10, 20], vec![], vec![], 0)));
     let Some(Happening::Removed { dropped, .. }) = judge(&note(steps), &[file(20), file(10)]) else { panic!("nothing") };
     assert_eq!(dropped.iter().map(|file| file.table).collect::<Vec<_>>(), [Some(false), Some(true)]);
