@@ -31,11 +31,11 @@ pub struct History {
     pub summary: Summary,
 }
 
-/// The backup at whose start reading begins: the newest that began before the window, else the oldest; without a window the newest.
-pub fn backup_before<'a>(catalog: &'a Catalog, path: &TimelineHistory, from: Option<Edge>) -> Option<&'a BackupRecord> {
+/// The newest backup that began before `edge`, or of all. `None` if there is none: then reading begins where stored WAL does.
+pub fn backup_before<'a>(catalog: &'a Catalog, path: &TimelineHistory, edge: Option<Edge>) -> Option<&'a BackupRecord> {
     let mut backups: Vec<_> = catalog.backups().iter().filter(|backup| path.contains(backup.timeline, backup.start_lsn)).collect();
     backups.sort_by_key(|backup| backup.start_lsn);
-    let before = |backup: &&&BackupRecord| match from {
+    let before = |backup: &&&BackupRecord| match edge {
         Some(Edge::Lsn(lsn)) => backup.start_lsn <= lsn,
         Some(Edge::Time(time)) => PgTimestamp::from_utc(backup.started_at) <= time,
         None => true,
@@ -51,7 +51,7 @@ pub async fn read(
     window: Window,
     on_progress: OnProgress<'_>,
 ) -> Result<Option<History>> {
-    let backup = backup_before(catalog, path, window.from);
+    let backup = backup_before(catalog, path, window.from.or(window.to));
     let Some(from) = backup.map(|backup| backup.start_lsn).or_else(|| catalog.resumes(path, Lsn::ZERO)) else { return Ok(None) };
     let stored = Stored { repository, catalog, path };
     let mut reading = Reading { journal: Journal::new(window, Limits::default()), past: false, past_at: None };

@@ -170,7 +170,11 @@ fn windows(story: &Story, dropped: &Value, point: &Value) {
     let after = log(story, &["--from", dropped["end"].as_str().unwrap()]);
     assert!(of(&after, "removed").iter().all(|entry| lsn(entry["lsn"].as_str().unwrap()) > lsn(at)), "{after}");
     assert_eq!(log(story, &["--restore-points"])["entries"], serde_json::json!([point]));
-    let words = story.walkeep.ok(&["log"]).stdout;
+    // Without --from it is the newest backup before --to, not the newest of all.
+    let later = story.backup();
+    assert_eq!(log(story, &["--dropped", "--to", dropped["end"].as_str().unwrap()])["entries"], serde_json::json!([dropped]), "{later}");
+    assert!(of(&log(story, &[]), "removed").is_empty(), "the newest backup began after all");
+    let words = story.walkeep.ok(&["log", "--from", "0/1"]).stdout;
     for expected in ["DROPPED table 1663/", "TRUNCATED 1663/", "DATABASE", "restore point \"after all\"", "a minute", at] {
         assert!(words.contains(expected), "{expected}: {words}");
     }

@@ -28,7 +28,7 @@ This reads WAL out of the repository: all of it from the newest backup that bega
 Relations are told by the numbers of their files, tablespace/database/file, as in pg_class.relfilenode: WAL has no names.
 Exit code 3 if no WAL of the timeline is stored.")]
 pub struct LogArgs {
-    /// From this moment, with its zone, or this LSN [default: the start of the newest backup]
+    /// From this moment, with its zone, or this LSN [default: the start of the newest backup before --to]
     #[arg(long, value_name = "TIME|LSN")]
     from: Option<String>,
     /// To this moment, with its zone, or before this LSN [default: the end of what is stored]
@@ -72,7 +72,7 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
     let catalog = setup::catalog(&repository).await?;
     let path = path(&catalog, args.timeline)?;
     let timeline = path.timeline();
-    let window = match (window.from, history::backup_before(&catalog, &path, None)) {
+    let window = match (window.from, history::backup_before(&catalog, &path, window.to)) {
         (None, Some(newest)) => Window { from: Some(Edge::Lsn(newest.start_lsn)), ..window },
         _ => window,
     };
