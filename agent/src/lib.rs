@@ -14,6 +14,7 @@ pub mod config;
 pub mod daemon;
 pub mod durable;
 pub mod fetch;
+pub mod history;
 pub mod http;
 pub mod logging;
 pub mod metrics;
@@ -29,6 +30,7 @@ pub mod spool;
 pub mod stream;
 pub mod transfer;
 pub mod wal_path;
+pub mod wal_walk;
 pub mod writer;
 
 /// An error with all its causes, as one sentence.

@@ -52,6 +52,14 @@ fn a_server_restored_in_place_is_confirmed_only_what_it_sent() {
     assert!(slot <= server, "the slot is at {slot:X}, the server at {server:X}");
     assert_eq!(fetch(&walkeep, &name), std::fs::read(cluster.pg_wal().join(&name)).unwrap());
     assert_eq!(walkeep.ok(&["status", "--json"]).json()["gaps"], serde_json::json!([]));
+    // What happened along the new history, and along the one that was left: the restore point is in both, the switch in one.
+    for (timeline, switches) in [("2", serde_json::json!([[1, 2]])), ("1", serde_json::json!([]))] {
+        let log = walkeep.ok(&["log", "--json", "--timeline", timeline]).json();
+        let of = |what: &str| log["entries"].as_array().unwrap().iter().filter(|entry| entry["what"] == what).collect::<Vec<_>>();
+        assert_eq!(of("restore_point").len(), 1, "{log}");
+        let told: Vec<_> = of("timeline_switch").iter().map(|entry| serde_json::json!([entry["from"], entry["to"]])).collect();
+        assert_eq!(serde_json::Value::from(told), switches, "{log}");
+    }
     let begun = Instant::now();
     cluster.stop(Stop::Fast);
     assert!(begun.elapsed() < Duration::from_secs(20), "the shutdown took {:?}", begun.elapsed());

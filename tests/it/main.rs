@@ -18,6 +18,7 @@ mod killed_steps;
 mod leases;
 mod least_privilege;
 mod lineage;
+mod log;
 mod parts;
 mod places;
 mod process_faults;

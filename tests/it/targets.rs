@@ -205,6 +205,12 @@ fn a_target_in_or_behind_a_gap() {
     assert!(why.contains("could not be searched") && why.contains(&segment), "{why}");
     let status = story.walkeep.ok(&["status"]).stdout;
     assert!(status.contains("HOLE"), "{status}");
+    // What happened is read on behind the hole, and the hole is told whatever is asked for.
+    let log = story.walkeep.ok(&["log", "--json", "--dropped"]).json();
+    assert_eq!((log["holes"].as_array().unwrap().len(), &log["entries"][0]["what"]), (1, &Value::from("hole")), "{log}");
+    assert_eq!(log["entries"][0]["lsn"], log["holes"][0]["from"]);
+    let commits: u64 = log["minutes"].as_array().unwrap().iter().map(|minute| minute["commits"].as_u64().unwrap()).sum();
+    assert!((20..40).contains(&commits), "20 before it and some 10 behind: {log}");
     // What lies before it is as reachable as ever, and exactly what the refusal names.
     assert_eq!(rows_at(&story, &["--at", &before]), 19);
     assert_eq!(rows_at(&story, &["--xid", &nearest]), 20);

@@ -23,6 +23,11 @@ impl PgTimestamp {
         self.0
     }
 
+    /// The moment so many seconds after 1970-01-01 00:00 UTC, as checkpoints count; `None` for one that PostgreSQL cannot have written.
+    pub fn from_unix_seconds(seconds: i64) -> Option<Self> {
+        seconds.checked_sub(POSTGRES_EPOCH_SECONDS)?.checked_mul(1_000_000).map(Self)
+    }
+
     /// The same moment for people; `None` beyond chrono's range of years.
     pub fn to_utc(self) -> Option<DateTime<Utc>> {
         self.0.checked_add(POSTGRES_EPOCH_SECONDS * 1_000_000).and_then(DateTime::from_timestamp_micros)

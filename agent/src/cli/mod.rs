@@ -10,6 +10,7 @@ mod demo;
 pub mod failure;
 mod init;
 mod lease;
+mod log;
 mod output;
 mod plan;
 mod progress;
@@ -88,6 +89,8 @@ enum Command {
     Timelines(catalog::TimelinesArgs),
     /// Which agent may write each timeline
     Lease(lease::LeaseArgs),
+    /// What the WAL says happened when: drops, truncations, restore points, switches, commits per minute
+    Log(log::LogArgs),
     /// What a restore would do: the dry run
     Plan(plan::PlanArgs),
     /// Lay down a data directory, ready to start and recover to the target
@@ -154,6 +157,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Backups(args) => catalog::backups(&global, args).await,
             Command::Timelines(args) => catalog::timelines(&global, args).await,
             Command::Lease(args) => lease::run(&global, args).await,
+            Command::Log(args) => log::run(&global, args).await,
             Command::Plan(args) => plan::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,

@@ -54,17 +54,20 @@ pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> R
     let catalog = setup::catalog(repository).await?;
     let backups: Vec<_> = catalog.backups().iter().map(|backup| backup.id.clone()).collect();
     let target = target.target(&backups).map_err(Failure::usage)?;
-    let shown = std::io::stderr().is_terminal();
-    let mut on_progress = |done: u64, total: u64| {
-        if shown {
-            output::error_line(format_args!(
-                "\rreading WAL to find the target: {done} of {total} segments{}",
-                if done == total { "\n" } else { "" }
-            ));
-        }
-    };
+    let mut on_progress = wal_progress("to find the target");
     let planned = planning::plan(repository, &catalog, &target, &mut on_progress).await?;
     planned.map_err(refused)
+}
+
+/// Shows on a terminal how far the reading of WAL has come, and what for.
+pub fn wal_progress(what_for: &'static str) -> impl FnMut(u64, u64) + Send {
+    let shown = std::io::stderr().is_terminal();
+    move |done, total| {
+        if shown {
+            let end = if done == total { "\n" } else { "" };
+            output::error_line(format_args!("\rreading WAL {what_for}: {done} of {total} segments{end}"));
+        }
+    }
 }
 
 /// A refusal for programs: its words, and what they are made of. Other failures have none.

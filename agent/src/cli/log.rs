@@ -1,0 +1,223 @@
+//! `walkeep log`: what the WAL says happened when, for people and as JSON.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde::Serialize;
+use walkeep_core::catalog::{Catalog, WalRange};
+use walkeep_core::journal::{DroppedFile, Edge, Entry, Happening, Minute, RelationFile, Window, rate};
+use walkeep_core::target::parse_time;
+use walkeep_core::{Lsn, PgTimestamp, TimelineHistory, TimelineId};
+
+use super::failure::Failure;
+use super::{Global, output, plan, setup};
+use crate::history::{self, History};
+
+/// Arguments of `walkeep log`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep log                                            since the newest backup began
+  walkeep log --dropped --from '2026-11-20 14:00:00+01'  what was dropped or truncated since
+  walkeep log --restore-points
+  walkeep log --from 16/B0000000 --to 16/B374D848 --json
+  walkeep plan --lsn 16/B374D848 --exclusive             just before an entry of that LSN
+
+This reads WAL out of the repository: all of it from the newest backup that began before --from to --to, or to the end.
+Relations are told by the numbers of their files, tablespace/database/file, as in pg_class.relfilenode: WAL has no names.
+Exit code 3 if no WAL of the timeline is stored.")]
+pub struct LogArgs {
+    /// From this moment, with its zone, or this LSN [default: the start of the newest backup before --to]
+    #[arg(long, value_name = "TIME|LSN")]
+    from: Option<String>,
+    /// To this moment, with its zone, or before this LSN [default: the end of what is stored]
+    #[arg(long, value_name = "TIME|LSN")]
+    to: Option<String>,
+    /// Along this timeline's history [default: the newest]
+    #[arg(long, value_name = "N")]
+    timeline: Option<TimelineId>,
+    /// Only restore points
+    #[arg(long)]
+    restore_points: bool,
+    /// Only dropped and truncated relations and dropped databases, and where the WAL alone does not tell
+    #[arg(long)]
+    dropped: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `walkeep log --json` prints.
+#[derive(Debug, Serialize)]
+struct Log<'a> {
+    cluster: String,
+    timeline: TimelineId,
+    /// The WAL that was read.
+    read: WalRange,
+    holes: &'a [WalRange],
+    entries: Vec<&'a Entry>,
+    minutes: &'a [Minute],
+    checkpoints: u64,
+    entries_left_out: u64,
+    transactions_not_followed: u64,
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
+    let window = window(&args).map_err(Failure::usage)?;
+    let config = setup::config(global)?;
+    let stop = setup::stop_on_signals()?;
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let catalog = setup::catalog(&repository).await?;
+    let path = path(&catalog, args.timeline)?;
+    let timeline = path.timeline();
+    let window = match (window.from, history::backup_before(&catalog, &path, window.to)) {
+        (None, Some(newest)) => Window { from: Some(Edge::Lsn(newest.start_lsn)), ..window },
+        _ => window,
+    };
+    let mut on_progress = plan::wal_progress("to tell what happened");
+    let history = history::read(&repository, &catalog, &path, window, &mut on_progress).await?;
+    let history = history.ok_or_else(|| Failure::refused(format!("no WAL of timeline {timeline} is stored")))?;
+    let wanted = |entry: &&Entry| is_wanted(&args, &entry.what);
+    let entries: Vec<&Entry> = history.summary.entries.iter().filter(wanted).collect();
+    if args.json {
+        let log = Log {
+            cluster: catalog.cluster().to_string(),
+            timeline,
+            read: WalRange { from: history.from, to: history.to },
+            holes: &history.holes,
+            entries,
+            minutes: &history.summary.minutes,
+            checkpoints: history.summary.checkpoints,
+            entries_left_out: history.summary.left_out,
+            transactions_not_followed: history.summary.not_followed,
+        };
+        return Ok(output::json(&log)?);
+    }
+    print(&args, &history, timeline, &entries);
+    Ok(())
+}
+
+fn window(args: &LogArgs) -> Result<Window> {
+    let edge = |text: &String| match text.parse::<Lsn>() {
+        Ok(lsn) => Ok(Edge::Lsn(lsn)),
+        Err(_) => parse_time(text).map(Edge::Time).map_err(anyhow::Error::from),
+    };
+    let window = Window { from: args.from.as_ref().map(edge).transpose()?, to: args.to.as_ref().map(edge).transpose()? };
+    let turned = match (window.from, window.to) {
+        (Some(Edge::Lsn(from)), Some(Edge::Lsn(to))) => from >= to,
+        (Some(Edge::Time(from)), Some(Edge::Time(to))) => from > to,
+        _ => false,
+    };
+    ensure!(!turned, "--from is not before --to");
+    Ok(window)
+}
+
+fn path(catalog: &Catalog, timeline: Option<TimelineId>) -> Result<TimelineHistory, Failure> {
+    let newest = || catalog.newest_timeline().ok_or_else(|| Failure::refused("no WAL is stored yet"));
+    let timeline = timeline.map_or_else(newest, Ok)?;
+    let known = || catalog.timelines().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let why = || format!("timeline {timeline} is unknown, or its history is not stored; known are {}", known());
+    catalog.history(timeline).ok_or_else(|| Failure::refused(why()))
+}
+
+fn is_wanted(args: &LogArgs, what: &Happening) -> bool {
+    let all = !args.restore_points && !args.dropped;
+    match what {
+        Happening::RestorePoint { .. } => all || args.restore_points,
+        Happening::Removed { .. } | Happening::DatabaseDropped { .. } => all || args.dropped,
+        // What was not read is missing from every list.
+        Happening::Hole => true,
+        _ => all,
+    }
+}
+
+fn print(args: &LogArgs, history: &History, timeline: TimelineId, entries: &[&Entry]) {
+    output::say!("timeline {timeline}, WAL read from {} to {}", history.from, history.to);
+    if entries.is_empty() {
+        output::say!("nothing of the kind in it");
+    } else {
+        let mut table = output::table(&["time", "LSN", "xid", "what"]);
+        for entry in entries {
+            table.add_row([
+                entry.time.map_or_else(String::new, time),
+                entry.lsn.to_string(),
+                entry.xid.map_or_else(String::new, |xid| xid.to_string()),
+                words(&entry.what),
+            ]);
+        }
+        output::say!("{table}");
+    }
+    let summary = &history.summary;
+    if !args.restore_points && !args.dropped {
+        for stretch in rate::stretches(&summary.minutes) {
+            let (low, high) = stretch.commits;
+            let rate = if low == high { low.to_string() } else { format!("{low} to {high}") };
+            let (minutes, aborts) = (output::count(stretch.minutes, "minute"), output::count(stretch.aborts, "rollback"));
+            output::say!("commits from {}, {minutes}: {rate} a minute, {} in all, {aborts}", time(stretch.from), stretch.total);
+        }
+        output::say!("{}", output::count(summary.checkpoints, "checkpoint"));
+    }
+    if summary.left_out > 0 {
+        output::say!("LEFT OUT: {} more; ask for a shorter time", output::count(summary.left_out, "entry"));
+    }
+    if summary.not_followed > 0 {
+        let transactions = output::count(summary.not_followed, "transaction");
+        output::say!("NOT FOLLOWED: {transactions}, since too many were open; what they removed is unclear");
+    }
+}
+
+fn time(time: PgTimestamp) -> String {
+    time.to_utc().map_or_else(|| time.to_string(), |time| time.format("%Y-%m-%d %H:%M:%S%.6f UTC").to_string())
+}
+
+fn words(what: &Happening) -> String {
+    let ending = |committed: bool| if committed { "" } else { ", ROLLED BACK" };
+    let tablespaces = |all: &[u32]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match what {
+        Happening::RestorePoint { name } => format!("restore point {name:?}"),
+        Happening::ShutdownCheckpoint => "shutdown, or the end of a crash recovery".to_owned(),
+        Happening::TimelineSwitch { from, to } => format!("promoted: timeline {from} ends, {to} begins"),
+        Happening::WalLevel { from: Some(from), to } => format!("wal_level was {from} and is {to}"),
+        Happening::WalLevel { from: None, to } => format!("wal_level is {to}"),
+        Happening::Removed { dropped, truncated, unclear, rewritten } => removed(dropped, truncated, unclear, *rewritten),
+        Happening::DatabaseCreated { database, committed, .. } => format!("database {database} created{}", ending(*committed)),
+        Happening::DatabaseDropped { database, committed, .. } => format!("DATABASE {database} DROPPED{}", ending(*committed)),
+        Happening::DatabaseMoved { database, tablespaces: left, committed } => {
+            format!("database {database} left tablespace {}{}", tablespaces(left), ending(*committed))
+        }
+        Happening::BigTransaction { wal_bytes, subtransactions, committed } => {
+            let with =
+                if *subtransactions > 0 { format!(", {}", output::count(*subtransactions, "subtransaction")) } else { String::new() };
+            format!("{} of WAL{with}{}", output::bytes(*wal_bytes), ending(*committed))
+        }
+        Happening::Hole => "WAL IS MISSING from here".to_owned(),
+    }
+}
+
+/// Names in one line for people; all are in the JSON.
+const NAMED: usize = 8;
+
+fn removed(dropped: &[DroppedFile], truncated: &[RelationFile], unclear: &[RelationFile], rewritten: u64) -> String {
+    let is = |wanted| move |file: &&DroppedFile| file.table == wanted;
+    let of = |wanted| dropped.iter().filter(is(wanted)).map(|file| file.file).collect::<Vec<_>>();
+    let kinds = [
+        ("DROPPED table", of(Some(true))),
+        ("dropped index or other", of(Some(false))),
+        ("DROPPED", of(None)),
+        ("TRUNCATED", truncated.to_vec()),
+        ("UNCLEAR, dropped or rewritten:", unclear.to_vec()),
+    ];
+    let line = |(what, files): &(&str, Vec<RelationFile>)| {
+        let named: Vec<String> =
+            files.iter().take(NAMED).map(|file| format!("{}/{}/{}", file.tablespace, file.database, file.number)).collect();
+        let more = if files.len() > NAMED { format!(" and {} more", files.len() - NAMED) } else { String::new() };
+        format!("{what} {}{more}", named.join(", "))
+    };
+    let mut lines: Vec<String> = kinds.iter().filter(|(_, files)| !files.is_empty()).map(line).collect();
+    if rewritten > 0 {
+        lines.push(format!("rewritten: {}", output::count(rewritten, "relation")));
+    }
+    lines.join("\n")
+}

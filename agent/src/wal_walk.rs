@@ -1,0 +1,128 @@
+//! Reading stored WAL in order: the segments that cover a stretch of a timeline path, with a little read-ahead, each proven by its hash,
+//! fed to a decoder.
+//!
+//! What is looked for is the visitor's business: a recovery target ([`crate::planning`]), or what happened when ([`crate::history`]).
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use walkeep_core::catalog::{Catalog, NeededFile, WalRange};
+use walkeep_core::decoder::{DecodeError, Decoder};
+use walkeep_core::{Lsn, TimelineHistory, WalFileName};
+
+use crate::repository::{ClusterRepository, Error};
+
+/// Segments read ahead of the decoder.
+const READ_AHEAD: usize = 4;
+
+/// Told while WAL is read: segments read, and segments to read.
+pub type OnProgress<'a> = &'a mut (dyn FnMut(u64, u64) + Send);
+
+/// Whoever looks at WAL.
+pub trait Visitor: Send + 'static {
+    /// Takes what the decoder has, up to where it needs more bytes.
+    fn drain(&mut self, decoder: &mut Decoder) -> Result<(), DecodeError>;
+
+    /// Asked after each segment, with how many there were: whether to go on.
+    fn goes_on(&mut self, segments: u64) -> bool;
+}
+
+/// Where WAL is read from.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// The repository.
+    pub repository: &'a Arc<ClusterRepository>,
+    /// What it holds.
+    pub catalog: &'a Catalog,
+    /// The history to follow.
+    pub path: &'a TimelineHistory,
+}
+
+impl Stored<'_> {
+    /// Shows `range`, in which nothing may be missing, to the visitor, until that has seen enough. Answers how far was decoded.
+    pub async fn walk<V: Visitor>(
+        &self,
+        range: WalRange,
+        decoder: Decoder,
+        mut visitor: V,
+        on_progress: OnProgress<'_>,
+    ) -> Result<(V, Lsn)> {
+        let covered = self.catalog.coverage(self.path, range.from, range.to);
+        let files = covered.map_err(|missing| anyhow!("WAL is missing at {} within what was covered", missing.at))?;
+        let (total, size) = (files.len() as u64, self.catalog.segment_size());
+        let mut decoder = decoder;
+        let mut contents = stream::iter(files).map(|file| read(self.repository.clone(), file)).buffered(READ_AHEAD);
+        let mut done = 0;
+        let mut next_byte = decoder.reads_from();
+        while let Some((file, content)) = contents.try_next().await? {
+            let start = file.segment.number(size).map_or(Lsn::ZERO, |number| number.start(size));
+            let skip = next_byte.bytes_since(start).min(content.len() as u64) as usize;
+            let (fed, fed_decoder, fed_visitor) = tokio::task::spawn_blocking(move || {
+                let fed = feed(&mut decoder, &mut visitor, &content[skip..]);
+                (fed, decoder, visitor)
+            })
+            .await?;
+            (decoder, visitor) = (fed_decoder, fed_visitor);
+            next_byte = start.saturating_add(size.bytes());
+            fed.with_context(|| format!("decode {}", file.segment))?;
+            done += 1;
+            on_progress(done, total);
+            if !visitor.goes_on(done) {
+                break;
+            }
+        }
+        let end = decoder.position().min(range.to);
+        Ok((visitor, end))
+    }
+}
+
+/// A segment's bytes, whole or as far as its parts reach.
+async fn read(repository: Arc<ClusterRepository>, file: NeededFile) -> Result<(NeededFile, Bytes)> {
+    let wanted = file.parts.iter().map(|part| part.to as usize).max();
+    if let Some(wanted) = wanted {
+        let tail = repository.get_tail(file.segment).await?;
+        if tail.len() >= wanted {
+            return Ok((file, tail.slice(..wanted)));
+        }
+    }
+    // While the plan is made the agent goes on: a segment that was listed in parts may be stored whole by now, and its parts be removed.
+    let found = repository.get_wal(WalFileName::Segment(file.segment)).await?;
+    let content = found.map(|found| found.content).filter(|content| wanted.is_none_or(|wanted| wanted <= content.len()));
+    let content = content.ok_or_else(|| Error::corrupt(file.segment.to_string(), "it was listed and is gone"))?;
+    let wanted = wanted.unwrap_or(content.len());
+    Ok((file, content.slice(..wanted)))
+}
+
+fn feed(decoder: &mut Decoder, visitor: &mut impl Visitor, bytes: &[u8]) -> Result<(), DecodeError> {
+    // Piece by piece: the decoder keeps what it is fed until it is read.
+    bytes.chunks(1 << 20).try_for_each(|piece| {
+        decoder.feed(piece);
+        visitor.drain(decoder)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_core::layout::PartName;
+
+    use super::*;
+    use crate::repository::tests::{memory, segment};
+
+    /// A plan that read less than it counts on would not see the last commits, nor a tablespace that replay creates.
+    #[tokio::test]
+    async fn parts_that_went_while_the_plan_was_made_are_read_from_the_whole_segment() {
+        let (repository, _) = memory().await;
+        let repository = Arc::new(repository);
+        let (name, content) = (segment(1), Bytes::from(vec![7; 1 << 20]));
+        let part = PartName { segment: name, from: 0, to: 100, epoch: 1 };
+        let file = || NeededFile { segment: name, parts: vec![part], stored: 1 };
+        assert!(read(repository.clone(), file()).await.is_err(), "neither is there");
+        repository.put_part(part, content.slice(..100)).await.unwrap();
+        assert_eq!(read(repository.clone(), file()).await.unwrap().1, content.slice(..100));
+        repository.put_wal(WalFileName::Segment(name), content.clone()).await.unwrap();
+        repository.remove_part(part).await.unwrap();
+        assert_eq!(read(repository.clone(), file()).await.unwrap().1, content.slice(..100), "no more than was listed");
+    }
+}
