@@ -1,7 +1,7 @@
 //! Reading stored WAL in order: the segments that cover a stretch of a timeline path, with a little read-ahead, each proven by its hash,
 //! fed to a decoder.
 //!
-//! What is looked for is the visitor's business: a recovery target ([`crate::planning`]), or what happened when ([`crate::history`]).
+//! What is looked for is the visitor's business: a recovery target ([`crate::planning`]), or what happened when ([`crate::journal`]).
 
 use std::sync::Arc;
 

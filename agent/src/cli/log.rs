@@ -12,7 +12,7 @@ use walkeep_core::{Lsn, PgTimestamp, TimelineHistory, TimelineId};
 
 use super::failure::Failure;
 use super::{Global, output, plan, setup};
-use crate::history::{self, History};
+use crate::journal::{self, Account};
 
 /// Arguments of `walkeep log`.
 #[derive(Debug, Args)]
@@ -72,30 +72,30 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
     let catalog = setup::catalog(&repository).await?;
     let path = path(&catalog, args.timeline)?;
     let timeline = path.timeline();
-    let window = match (window.from, history::backup_before(&catalog, &path, window.to)) {
+    let window = match (window.from, journal::backup_before(&catalog, &path, window.to)) {
         (None, Some(newest)) => Window { from: Some(Edge::Lsn(newest.start_lsn)), ..window },
         _ => window,
     };
     let mut on_progress = plan::wal_progress("to tell what happened");
-    let history = history::read(&repository, &catalog, &path, window, &mut on_progress).await?;
-    let history = history.ok_or_else(|| Failure::refused(format!("no WAL of timeline {timeline} is stored")))?;
+    let account = journal::read(&repository, &catalog, &path, window, &mut on_progress).await?;
+    let account = account.ok_or_else(|| Failure::refused(format!("no WAL of timeline {timeline} is stored")))?;
     let wanted = |entry: &&Entry| is_wanted(&args, &entry.what);
-    let entries: Vec<&Entry> = history.summary.entries.iter().filter(wanted).collect();
+    let entries: Vec<&Entry> = account.summary.entries.iter().filter(wanted).collect();
     if args.json {
         let log = Log {
             cluster: catalog.cluster().to_string(),
             timeline,
-            read: WalRange { from: history.from, to: history.to },
-            holes: &history.holes,
+            read: WalRange { from: account.from, to: account.to },
+            holes: &account.holes,
             entries,
-            minutes: &history.summary.minutes,
-            checkpoints: history.summary.checkpoints,
-            entries_left_out: history.summary.left_out,
-            transactions_not_followed: history.summary.not_followed,
+            minutes: &account.summary.minutes,
+            checkpoints: account.summary.checkpoints,
+            entries_left_out: account.summary.left_out,
+            transactions_not_followed: account.summary.not_followed,
         };
         return Ok(output::json(&log)?);
     }
-    print(&args, &history, timeline, &entries);
+    print(&args, &account, timeline, &entries);
     Ok(())
 }
 
@@ -133,8 +133,8 @@ fn is_wanted(args: &LogArgs, what: &Happening) -> bool {
     }
 }
 
-fn print(args: &LogArgs, history: &History, timeline: TimelineId, entries: &[&Entry]) {
-    output::say!("timeline {timeline}, WAL read from {} to {}", history.from, history.to);
+fn print(args: &LogArgs, account: &Account, timeline: TimelineId, entries: &[&Entry]) {
+    output::say!("timeline {timeline}, WAL read from {} to {}", account.from, account.to);
     if entries.is_empty() {
         output::say!("nothing of the kind in it");
     } else {
@@ -149,7 +149,7 @@ fn print(args: &LogArgs, history: &History, timeline: TimelineId, entries: &[&En
         }
         output::say!("{table}");
     }
-    let summary = &history.summary;
+    let summary = &account.summary;
     if !args.restore_points && !args.dropped {
         for stretch in rate::stretches(&summary.minutes) {
             let (low, high) = stretch.commits;

@@ -20,7 +20,7 @@ const READ_BEHIND: u64 = 16;
 
 /// What was read, and what it says.
 #[derive(Debug)]
-pub struct History {
+pub struct Account {
     /// Where reading began.
     pub from: Lsn,
     /// Where it ended.
@@ -50,7 +50,7 @@ pub async fn read(
     path: &TimelineHistory,
     window: Window,
     on_progress: OnProgress<'_>,
-) -> Result<Option<History>> {
+) -> Result<Option<Account>> {
     let backup = backup_before(catalog, path, window.from.or(window.to));
     let Some(from) = backup.map(|backup| backup.start_lsn).or_else(|| catalog.resumes(path, Lsn::ZERO)) else { return Ok(None) };
     let stored = Stored { repository, catalog, path };
@@ -67,7 +67,7 @@ pub async fn read(
         holes.push(WalRange { from: reach.to, to: next });
         at = next;
     };
-    Ok(Some(History { from, to, holes, summary: reading.journal.finish() }))
+    Ok(Some(Account { from, to, holes, summary: reading.journal.finish() }))
 }
 
 struct Reading {
