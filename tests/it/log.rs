@@ -57,7 +57,12 @@ fn removal(log: &Value, xid: u64) -> &Value {
 
 #[test]
 fn what_was_dropped_is_told_from_what_was_rewritten() {
-    let story = Story::local(VERSION);
+    walkeep_tests::postgres::versions().into_iter().for_each(dropped_is_told_from_rewritten);
+}
+
+fn dropped_is_told_from_rewritten(version: u32) {
+    eprintln!("PostgreSQL {version}");
+    let story = Story::local(version);
     let table = |name: &str| {
         story.cluster.sql(&format!("CREATE TABLE {name} (i int PRIMARY KEY, filler text); INSERT INTO {name} VALUES (1, 'x'), (2, 'y')"));
     };
