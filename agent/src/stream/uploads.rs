@@ -13,7 +13,7 @@
 //!   be lost together, this very moment counts.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -280,6 +280,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use walkeep_core::{Lsn, TimelineId};
     use walkeep_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Operation, Rule};
 
@@ -352,7 +354,8 @@ mod tests {
         whole(&mut uploads, 2, Vec::new());
         whole(&mut uploads, 3, Vec::new());
         part(&mut uploads, 4, 0, 100);
-        let is_put = |number: u64| store.calls().iter().any(|(done, key)| *done == Operation::Put && key.contains(&segment(number).to_string()));
+        let is_put =
+            |number: u64| store.calls().iter().any(|(done, key)| *done == Operation::Put && key.contains(&segment(number).to_string()));
         // Whole segments need not wait: nothing of them is confirmed before their turn.
         while !is_put(3) {
             tokio::time::sleep(Duration::from_millis(10)).await;
