@@ -98,25 +98,31 @@ impl Lease {
         }
         let lease = LeaseRecord { name: self.name, writer: self.writer.clone(), taken_at: chrono::Utc::now(), by_operator: false };
         if !self.repository.put_lease(&lease).await? {
-            return self.look_at(self.name).await;
+            return self.settle_taken().await;
         }
         tracing::info!(timeline = self.name.timeline.get(), epoch = self.name.epoch, "took the lease of the timeline");
         Ok(())
     }
 
-    async fn look(&self) -> Result<(), Error> {
-        self.look_at(LeaseName { epoch: self.name.epoch.saturating_add(1), ..self.name }).await
+    /// The name is taken: by this process, whose put's answer was lost, or by somebody else.
+    async fn settle_taken(&self) -> Result<(), Error> {
+        match self.repository.lease(self.name).await? {
+            Some(holder) if holder.writer.life == self.writer.life => Ok(()),
+            Some(holder) => Err(self.followed_by(holder)),
+            // There a moment ago and gone: whose it is cannot be told, so it is not ours.
+            None => Err(Error::corrupt(format!("the lease of {:?}", self.name), "it cannot be created and is not there")),
+        }
     }
 
-    /// Fails if there is such a lease.
-    async fn look_at(&self, name: LeaseName) -> Result<(), Error> {
-        let Some(holder) = self.repository.lease(name).await? else { return Ok(()) };
-        // Taken under this name by this process: the put's answer was lost.
-        if holder.name == self.name && holder.writer.life == self.writer.life {
-            return Ok(());
-        }
+    /// Fails if somebody has followed.
+    async fn look(&self) -> Result<(), Error> {
+        let next = LeaseName { epoch: self.name.epoch.saturating_add(1), ..self.name };
+        self.repository.lease(next).await?.map_or(Ok(()), |holder| Err(self.followed_by(holder)))
+    }
+
+    fn followed_by(&self, holder: LeaseRecord) -> Error {
         let reason = if holder.writer.id == self.writer.id { Refusal::Twin } else { Refusal::Followed };
-        Err(Error::Lease { holder: Box::new(holder), me: Box::new(self.writer.clone()), reason })
+        Error::Lease { holder: Box::new(holder), me: Box::new(self.writer.clone()), reason }
     }
 }
 
@@ -235,5 +241,52 @@ impl Streamer {
 impl Writing {
     fn under(lease: Arc<Lease>) -> Self {
         Self { epoch: lease.name.epoch, lease: Some(lease) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Operation, Rule};
+
+    use super::*;
+    use crate::repository::tests::{over, segment};
+
+    const NAME: LeaseName = LeaseName { timeline: TimelineId::FIRST, epoch: 1 };
+
+    fn writer(life: &str) -> Writer {
+        let (id, host) = ("a".to_owned(), "db1".to_owned());
+        Writer { id, life: life.to_owned(), host, pid: 1, servers: vec!["db1:5432".to_owned()], at: None, slot: "walkeep".to_owned() }
+    }
+
+    fn lease(repository: &Arc<ClusterRepository>, epoch: u32, life: &str) -> Lease {
+        let state = Mutex::new(State::Promised { segment: segment(1), compared: 0, not_before: Instant::now() });
+        let name = LeaseName { epoch, ..NAME };
+        Lease { repository: repository.clone(), name, writer: writer(life), state, taken: AtomicBool::new(false) }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_taken_is_not_held() {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let repository = Arc::new(over(store.clone()).await);
+        let mine = lease(&repository, 1, "1");
+        store.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::AlreadyExists)).on("leases/").times(1));
+        assert!(matches!(mine.assure().await, Err(Error::Corrupt { .. })), "the store says that it exists, and does not have it");
+        assert_eq!(mine.held_epoch(), None);
+        mine.assure().await.expect("taken");
+        assert_eq!(mine.held_epoch(), Some(1));
+        // The same name by another life; and by this one, whose put's answer was lost.
+        let refused = lease(&repository, 1, "2").assure().await;
+        assert!(matches!(refused, Err(Error::Lease { reason: Refusal::Twin, .. })), "{refused:?}");
+        lease(&repository, 1, "1").assure().await.expect("its own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_that_was_followed_learns_it_at_its_next_look() {
+        let repository = Arc::new(over(Arc::new(MemoryStore::new())).await);
+        let mine = lease(&repository, 1, "1");
+        mine.assure().await.expect("taken");
+        lease(&repository, 2, "2").assure().await.expect("followed");
+        *mine.state.lock().await = State::Held { looked: Instant::now() - LOOK_AGAIN };
+        assert!(matches!(mine.assure().await, Err(Error::Lease { reason: Refusal::Twin, .. })));
     }
 }

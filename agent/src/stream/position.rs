@@ -37,19 +37,6 @@ pub(super) struct Start {
     pub writing: Writing,
 }
 
-/// As [`Streamer::read_slot`].
-pub(super) async fn read_slot(
-    connection: &mut ReplicationConnection,
-    params: &ConnectionParams,
-    slot: &str,
-) -> Result<Option<Option<Lsn>>> {
-    if connection.server_version_num().await? >= 150_000 {
-        return Ok(connection.read_slot(slot).await?.map(|slot| slot.restart_lsn));
-    }
-    let client = sql::connect_sql(params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
-    Ok(sql::slot_state(&client, slot).await?.map(|slot| slot.restart_lsn))
-}
-
 /// What is known of a segment from its first byte on; received bytes must be equal.
 #[derive(Debug)]
 pub(super) struct KnownSegment {
@@ -105,6 +92,19 @@ pub(super) enum Known {
     InSpool,
     /// In the spool, whole: as [`Known::Whole`].
     WholeInSpool,
+}
+
+/// The slot's position. `None`: no slot. `Some(None)`: a slot that holds no WAL.
+pub(super) async fn read_slot(
+    connection: &mut ReplicationConnection,
+    params: &ConnectionParams,
+    slot: &str,
+) -> Result<Option<Option<Lsn>>> {
+    if connection.server_version_num().await? >= 150_000 {
+        return Ok(connection.read_slot(slot).await?.map(|slot| slot.restart_lsn));
+    }
+    let client = sql::connect_sql(params).await.context("connect for SQL (READ_REPLICATION_SLOT needs PostgreSQL 15)")?;
+    Ok(sql::slot_state(&client, slot).await?.map(|slot| slot.restart_lsn))
 }
 
 impl Streamer {
