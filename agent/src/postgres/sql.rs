@@ -16,6 +16,7 @@ use super::auth::kind_matches;
 use super::dial::{Dialed, Dialer, Transport};
 use super::error::Error;
 use super::params::{ChannelBinding, ConnectionParams, TargetSession};
+use super::wire::{REPLY_TIMEOUT, within};
 
 /// TLS was already negotiated when the transport was opened; this hands it on.
 struct AlreadyOpen;
@@ -169,7 +170,9 @@ pub async fn slot_state(client: &Client, name: &str) -> Result<Option<SlotState>
                  to_jsonb(slot) ->> 'invalidation_reason', to_jsonb(slot) ->> 'inactive_since', \
                  (SELECT setting::bigint * 1024 * 1024 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size') \
                  FROM pg_catalog.pg_replication_slots slot WHERE slot_name = $1::text AND slot_type = 'physical'";
-    let Some(row) = client.query_opt(query, &[&name]).await? else { return Ok(None) };
+    // The stream asks this too, before it begins: a server that took the connection and then hangs must not hold it up for ever.
+    let asked = within(REPLY_TIMEOUT, "reading the slot", async { Ok(client.query_opt(query, &[&name]).await?) });
+    let Some(row) = asked.await? else { return Ok(None) };
     let restart_lsn: Option<&str> = row.try_get(0)?;
     Ok(Some(SlotState {
         restart_lsn: restart_lsn.map(parse_lsn).transpose()?,
