@@ -42,13 +42,13 @@ pub enum Error {
         known: u32,
     },
     /// The name is taken by other content. Nothing was overwritten.
-    #[error("{name} is already in the repository with other content (stored SHA-256 {stored}, offered {offered}); nothing was overwritten")]
+    #[error("{name} is already in the repository with other content (stored: {stored}; offered: {offered}); nothing was overwritten")]
     Conflict {
         /// The file's name.
         name: String,
-        /// SHA-256 of what is stored, its first digits.
+        /// What is stored: its SHA-256's first digits, or words.
         stored: String,
-        /// SHA-256 of what was offered, its first digits.
+        /// What was offered, likewise.
         offered: String,
     },
     /// An object is there, but it is not what its name says.

@@ -130,8 +130,8 @@ impl ClusterRepository {
             Some(stored) if stored.description.sha256 == offered.sha256 => Ok(Stored::Already),
             Some(stored) => Err(Error::Conflict {
                 name: offered.name.clone(),
-                stored: hex::encode(&stored.description.sha256[..8]),
-                offered: hex::encode(&offered.sha256[..8]),
+                stored: format!("SHA-256 {}", hex::encode(&stored.description.sha256[..8])),
+                offered: format!("SHA-256 {}", hex::encode(&offered.sha256[..8])),
             }),
             None => Err(Error::Store(walkeep_store::Error::new(ErrorKind::Transient, "put", &self.key(name)?))),
         }
@@ -197,7 +197,7 @@ impl ClusterRepository {
     /// any more once the segment is stored whole.
     pub async fn compare_with_parts(&self, segment: SegmentName, content: &[u8]) -> Result<()> {
         match self.get_tail(segment).await {
-            Ok(tail) => same_beginning(segment, &tail, content),
+            Ok(tail) => same_bytes(segment, 0, &tail, content),
             // Nobody can read them now: the segment mends that.
             Err(Error::Corrupt { key, reason }) => {
                 tracing::warn!(%segment, key, reason, "parts of it cannot be compared with the whole segment");
@@ -270,17 +270,17 @@ impl ClusterRepository {
     }
 }
 
-/// Fails if what is `stored` of a segment and what is `offered` differ where both have something.
-pub fn same_beginning(segment: SegmentName, stored: &[u8], offered: &[u8]) -> Result<()> {
+/// Fails if what is `stored` of a segment and what is `offered`, both from byte `from` on, differ where both have something.
+pub fn same_bytes(segment: SegmentName, from: usize, stored: &[u8], offered: &[u8]) -> Result<()> {
     let shared = stored.len().min(offered.len());
     if stored[..shared] == offered[..shared] {
         return Ok(());
     }
-    let from = stored.iter().zip(offered).take_while(|(one, other)| one == other).count();
+    let differs = from + stored.iter().zip(offered).take_while(|(one, other)| one == other).count();
     Err(Error::Conflict {
-        name: format!("{segment} from byte {from}"),
-        stored: "another server's".into(),
-        offered: "what this one has".into(),
+        name: format!("{segment} from byte {differs}"),
+        stored: "bytes received or archived before".into(),
+        offered: "other bytes from this server".into(),
     })
 }
 

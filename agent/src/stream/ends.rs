@@ -14,7 +14,7 @@ use super::Streamer;
 use super::tail::PART_LIMIT;
 use crate::metrics::Source;
 use crate::postgres::replication::{Event, ReplicationConnection, Started};
-use crate::repository;
+use crate::repository::wal::same_bytes;
 
 /// Timelines that end within one segment, and the one that goes on behind it.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,13 +99,8 @@ impl Streamer {
         }
         let bytes = &bytes[..(to - from) as usize];
         let before = stored.tail.get(from as usize..).unwrap_or_default();
+        same_bytes(name, from as usize, before, bytes).inspect_err(|error| self.metrics.error(error.kind()))?;
         let shared = before.len().min(bytes.len());
-        if before[..shared] != bytes[..shared] {
-            let (stored, offered) = ("what was stored before".into(), "what a later timeline begins with".into());
-            let conflict = repository::Error::Conflict { name: format!("{name} from byte {from}"), stored, offered };
-            self.metrics.error(conflict.kind());
-            return Err(conflict.into());
-        }
         if shared < bytes.len() {
             let part = PartName { segment: name, from: from as u32 + shared as u32, to: to as u32, epoch: stored.epoch };
             let put = self.repository.put_part(part, Bytes::copy_from_slice(&bytes[shared..])).await?;

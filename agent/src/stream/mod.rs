@@ -38,7 +38,7 @@ use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
-use crate::repository::wal::same_beginning;
+use crate::repository::wal::same_bytes;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::Backoff;
 use crate::spool::Spool;
@@ -384,7 +384,7 @@ impl Streamer {
             None => self.repository.get_tail(segment).await?,
         };
         // Another writer may have gone on with it, on a copy of the server: its bytes and these are not one history.
-        same_beginning(segment, &stored, &bytes[..end as usize]).inspect_err(|error| self.metrics.error(error.kind()))?;
+        same_bytes(segment, 0, &stored, &bytes[..end as usize]).inspect_err(|error| self.metrics.error(error.kind()))?;
         let from = stored.len();
         if end > from as u64 {
             let epoch = self.epoch_of_leftovers(segment.timeline()).await?;

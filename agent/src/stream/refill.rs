@@ -15,7 +15,7 @@ use super::ends::receive;
 use super::tail::PART_LIMIT;
 use crate::metrics::Source;
 use crate::postgres::replication::Started;
-use crate::repository;
+use crate::repository::wal::same_bytes;
 
 /// Segments that are fetched at most before the stream begins, which waits for them: 1 GiB of the usual size.
 const MOST: usize = 64;
@@ -114,9 +114,7 @@ impl Streamer {
         let mut writer = self.spool.create(segment)?;
         let identity = self.repository.identity();
         self.receive_segment(segment, |from, bytes| {
-            let known = tail.get(from..).unwrap_or_default();
-            let shared = known.len().min(bytes.len());
-            self.same(segment, from, &known[..shared], &bytes[..shared])?;
+            self.same(segment, from, tail.get(from..).unwrap_or_default(), bytes)?;
             if from == 0 {
                 page::check_partial_segment(segment, identity.segment_size, identity.system_identifier, None, &bytes[..FIRST_PAGE])
                     .with_context(|| format!("refuse {segment} as streamed"))?;
@@ -134,13 +132,7 @@ impl Streamer {
     }
 
     fn same(&self, segment: SegmentName, from: usize, stored: &[u8], offered: &[u8]) -> Result<()> {
-        if stored == offered {
-            return Ok(());
-        }
-        let (stored, offered) = ("what was stored before".into(), "what the server sends now".into());
-        let conflict = repository::Error::Conflict { name: format!("{segment} from byte {from}"), stored, offered };
-        self.metrics.error(conflict.kind());
-        Err(conflict.into())
+        Ok(same_bytes(segment, from, stored, offered).inspect_err(|error| self.metrics.error(error.kind()))?)
     }
 
     /// Gives a finished segment's bytes, as the server sends them, piece by piece with their offsets to `take`.

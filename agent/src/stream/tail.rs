@@ -11,7 +11,8 @@ use walkeep_core::{SegmentName, page};
 
 use super::position::{Known, KnownSegment};
 use super::uploads::Replaced;
-use crate::repository::{self, ClusterIdentity};
+use crate::repository::ClusterIdentity;
+use crate::repository::wal::same_bytes;
 use crate::spool::{SegmentWriter, Spool};
 
 /// The most one part holds.
@@ -101,12 +102,7 @@ impl Tail {
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<Option<u64>> {
         let from = self.writer.written() as usize;
         let known = self.known_bytes.get(from..).unwrap_or_default();
-        let overlap = known.len().min(bytes.len());
-        if bytes[..overlap] != known[..overlap] {
-            let name = format!("{} from byte {from}", self.segment());
-            let (stored, offered) = ("what was stored before".into(), "what the server sends now".into());
-            return Err(repository::Error::Conflict { name, stored, offered }.into());
-        }
+        same_bytes(self.segment(), from, known, bytes)?;
         self.writer.append(bytes)?;
         if self.writer.written() > self.handed_over() {
             self.waiting_since.get_or_insert_with(Instant::now);
