@@ -12,6 +12,7 @@ mod removal;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::lsn::Lsn;
@@ -133,8 +134,7 @@ impl Journal {
 
     /// WAL from `from` to `to` is missing: what was open there cannot be followed.
     pub fn hole(&mut self, from: Lsn, to: Lsn) {
-        self.notes.forget();
-        self.wal_level = None;
+        self.lose_track();
         self.push(Entry { lsn: from, end: to, time: self.last_time, xid: None, what: Happening::Hole });
     }
 
@@ -145,11 +145,29 @@ impl Journal {
 
     /// What happened.
     pub fn finish(mut self) -> Summary {
+        self.take()
+    }
+
+    /// What happened since this was asked last. What is known of open transactions stays.
+    pub fn take(&mut self) -> Summary {
+        let mut entries = std::mem::take(&mut self.entries);
         // A database's removal is told with its transaction's end, which comes later.
-        self.entries.sort_by_key(|entry| entry.lsn);
-        let minutes = self.minutes.into_values().collect();
-        let (left_out, checkpoints) = (self.left_out, self.checkpoints);
-        Summary { entries: self.entries, left_out, not_followed: self.notes.not_followed(), minutes, checkpoints }
+        entries.sort_by_key(|entry| entry.lsn);
+        self.named = 0;
+        let minutes = std::mem::take(&mut self.minutes).into_values().collect();
+        let (left_out, checkpoints) = (std::mem::take(&mut self.left_out), std::mem::take(&mut self.checkpoints));
+        Summary { entries, left_out, not_followed: self.notes.take_not_followed(), minutes, checkpoints }
+    }
+
+    /// Where the oldest open transaction that may have removed something first touched a catalog, or made a file.
+    pub fn open_since(&self) -> Option<Lsn> {
+        self.notes.open_since()
+    }
+
+    /// What comes next does not follow what came before: what was open cannot be followed.
+    pub fn lose_track(&mut self) {
+        self.notes.forget();
+        self.wal_level = None;
     }
 
     fn end(&mut self, record: &Record<'_>, end: &TransactionEnd<'_>, committed: bool) {
@@ -196,6 +214,6 @@ impl Journal {
     }
 }
 
-fn level(number: u32) -> &'static str {
-    ["minimal", "replica", "logical"].get(number as usize).copied().unwrap_or("unknown")
+fn level(number: u32) -> Cow<'static, str> {
+    Cow::Borrowed(["minimal", "replica", "logical"].get(number as usize).copied().unwrap_or("unknown"))
 }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{SystemIdentifier, TimelineId, parse_hex8};
+use crate::index::{BlocksName, DigestName, Level};
 use crate::lease::LeaseName;
 use crate::lsn::Lsn;
 use crate::segment::SegmentName;
@@ -202,6 +203,10 @@ pub enum ObjectName {
     Lease(LeaseName),
     /// The note that a gap was filled.
     GapClosing(GapName),
+    /// What happened in some segments.
+    Digest(DigestName),
+    /// Which blocks they change.
+    Blocks(BlocksName),
 }
 
 /// The keys of one cluster identity.
@@ -243,6 +248,12 @@ impl ClusterLayout {
             ObjectName::GapClosing(gap) => {
                 format!("{root}gaps/{}-{:016X}-{:016X}.closed.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
             }
+            ObjectName::Digest(name) => {
+                format!("{}{:016X}-{:016X}.zst", self.digests_prefix(name.timeline, name.level), name.from.get(), name.to.get())
+            }
+            ObjectName::Blocks(name) => {
+                format!("{}{:016X}-{:016X}.zst", self.blocks_prefix(name.timeline), name.from.get(), name.to.get())
+            }
         }
     }
 
@@ -279,6 +290,21 @@ impl ClusterLayout {
     /// The gaps.
     pub fn gaps_prefix(&self) -> String {
         format!("{}gaps/", self.root)
+    }
+
+    /// The index of every timeline.
+    pub fn index_prefix(&self) -> String {
+        format!("{}index/", self.root)
+    }
+
+    /// The digests of one timeline and level.
+    pub fn digests_prefix(&self, timeline: TimelineId, level: Level) -> String {
+        format!("{}{}/{}/", self.index_prefix(), timeline.hex(), level.get())
+    }
+
+    /// The block maps of one timeline.
+    pub fn blocks_prefix(&self, timeline: TimelineId) -> String {
+        format!("{}{}/blocks/", self.index_prefix(), timeline.hex())
     }
 
     /// The leases of one timeline.
@@ -322,7 +348,20 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             let (timeline, epoch) = rest.strip_suffix(".json")?.split_once('/')?;
             Some(ObjectName::Lease(LeaseName { timeline: TimelineId::parse_hex(timeline)?, epoch: parse_hex8(epoch)? }))
         }
+        "index" => parse_index(rest),
         _ => None,
+    }
+}
+
+fn parse_index(path: &str) -> Option<ObjectName> {
+    let mut steps = path.strip_suffix(".zst")?.split('/');
+    let (timeline, kind, place) = (TimelineId::parse_hex(steps.next()?)?, steps.next()?, steps.next()?);
+    let (from, to) = place.split_once('-')?;
+    let position = |text| u64::from_str_radix(text, 16).ok().map(Lsn::new);
+    let (from, to) = (position(from)?, position(to)?);
+    match kind {
+        "blocks" => Some(ObjectName::Blocks(BlocksName { timeline, from, to })),
+        level => Some(ObjectName::Digest(DigestName { timeline, level: Level::new(level.parse().ok()?)?, from, to })),
     }
 }
 
@@ -388,6 +427,14 @@ mod tests {
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),
             (ObjectName::GapClosing(gap), "gaps/00000001-0000000003000000-0000000104000000.closed.json"),
+            (
+                ObjectName::Digest(DigestName { timeline: TimelineId::FIRST, level: Level::TOP, from: gap.from, to: gap.to }),
+                "index/00000001/2/0000000003000000-0000000104000000.zst",
+            ),
+            (
+                ObjectName::Blocks(BlocksName { timeline: TimelineId::FIRST, from: gap.from, to: gap.to }),
+                "index/00000001/blocks/0000000003000000-0000000104000000.zst",
+            ),
         ]
     }
 

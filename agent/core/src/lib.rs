@@ -12,6 +12,7 @@ pub mod decoder;
 pub mod event;
 pub mod history;
 pub mod identity;
+pub mod index;
 pub mod journal;
 pub mod label;
 pub mod layout;

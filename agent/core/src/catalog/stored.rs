@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::layout::PartName;
 use crate::lsn::Lsn;
@@ -14,7 +14,7 @@ use crate::parts::{Link, longest_chain};
 use crate::segment::{SegmentNumber, SegmentSize};
 
 /// WAL without a hole: `[from, to)`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct WalRange {
     /// The first position.
     pub from: Lsn,

@@ -1,6 +1,8 @@
 //! What an entry of the log is.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::identity::TimelineId;
 use crate::lsn::Lsn;
@@ -43,7 +45,7 @@ impl Window {
 }
 
 /// Something that happened.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// Where its record begins: of what a transaction did, the commit's. Stopping a recovery before it is stopping before it happened.
     pub lsn: Lsn,
@@ -59,7 +61,7 @@ pub struct Entry {
 }
 
 /// What happened.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Happening {
     /// `pg_create_restore_point`.
@@ -79,9 +81,9 @@ pub enum Happening {
     /// `wal_level` is another, or is seen for the first time.
     WalLevel {
         /// What it was, as far as that was read.
-        from: Option<&'static str>,
+        from: Option<Cow<'static, str>>,
         /// What it is.
-        to: &'static str,
+        to: Cow<'static, str>,
     },
     /// A transaction removed files of relations, and not only to rewrite these.
     Removed {
@@ -145,7 +147,7 @@ impl Happening {
 }
 
 /// The files of a relation, by number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RelationFile {
     /// The database; 0 for relations that all databases share.
     pub database: Oid,
@@ -162,7 +164,7 @@ impl From<RelFileLocator> for RelationFile {
 }
 
 /// Files of a dropped relation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DroppedFile {
     /// The files.
     #[serde(flatten)]

@@ -132,9 +132,14 @@ impl Notes {
         }
     }
 
-    /// Transactions for which there was no room.
-    pub(super) fn not_followed(&self) -> u64 {
-        self.not_followed
+    /// Transactions for which there was no room, since this was asked last.
+    pub(super) fn take_not_followed(&mut self) -> u64 {
+        std::mem::take(&mut self.not_followed)
+    }
+
+    /// Where the oldest of those that are open took its first step.
+    pub(super) fn open_since(&self) -> Option<Lsn> {
+        self.open.values().filter_map(|note| note.steps.first()).map(|(lsn, _)| *lsn).min()
     }
 
     pub(super) fn record(&mut self, record: &Record<'_>) {

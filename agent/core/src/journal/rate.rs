@@ -2,12 +2,12 @@
 
 use std::collections::btree_map;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::time::PgTimestamp;
 
 /// A minute of the server's clock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Minute {
     /// When it begins.
     pub minute: PgTimestamp,

@@ -4,7 +4,7 @@
 //! first record on, consistent or not, and gives up with FATAL where it would stop too early; so the search does not skip the backup's
 //! own range either, but reports [`SearchOutcome::BeforeConsistency`], and an older backup is needed.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::event::{WalEvent, WalEventKind};
 use crate::lsn::Lsn;
@@ -13,7 +13,7 @@ use crate::time::PgTimestamp;
 use super::{RecoveryTarget, TargetKind};
 
 /// A transaction's end, as its record tells.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Transaction {
     /// The transaction.
     pub xid: u32,
@@ -28,7 +28,7 @@ pub struct Transaction {
 }
 
 /// A tablespace that replay will create, where it was created the first time: no mapping applies to it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ReplayedTablespace {
     /// The tablespace.
     pub oid: u32,

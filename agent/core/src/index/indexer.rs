@@ -1,0 +1,119 @@
+//! Makes summaries out of segments, fed one after the other along a timeline's files.
+
+use crate::decoder::{DecodeError, Decoder};
+use crate::journal::{Journal, Limits, Window};
+use crate::record::{Content, Record};
+use crate::segment::{SegmentNumber, SegmentSize};
+use crate::target::{ReplayedTablespace, Transaction};
+use crate::time::PgTimestamp;
+
+use super::blocks::BlockChanges;
+use super::summary::{Summary, WalLevelAt};
+
+/// Pieces in which the decoder is fed.
+const PIECE: usize = 256 << 10;
+
+/// What a segment says.
+#[derive(Clone, PartialEq, Debug)]
+pub struct IndexedSegment {
+    /// Its summary.
+    pub summary: Summary,
+    /// The blocks that its records change.
+    pub blocks: BlockChanges,
+}
+
+/// Makes summaries out of segments.
+#[derive(Debug)]
+pub struct Indexer {
+    size: SegmentSize,
+    decoder: Decoder,
+    journal: Journal,
+    next: SegmentNumber,
+}
+
+impl Indexer {
+    /// Begins at a segment, knowing nothing of what was before: of its first record only what follows the segment's beginning is there, so it is
+    /// passed over, and transactions that began before are not followed. Begin some segments before the first one that counts, where
+    /// that matters ([`Summary::open_since`]).
+    pub fn new(first: SegmentNumber, size: SegmentSize) -> Self {
+        let journal = Journal::new(Window::default(), Limits::default());
+        Self { size, decoder: Decoder::new(first.start(size), size), journal, next: first }
+    }
+
+    /// The segment to be fed next.
+    pub fn next(&self) -> SegmentNumber {
+        self.next
+    }
+
+    /// Takes the next segment, whole. After an error the next one is taken as a new beginning.
+    pub fn segment(&mut self, content: &[u8]) -> Result<IndexedSegment, DecodeError> {
+        let number = self.next;
+        self.next = number.next();
+        let indexed = self.read(number, content);
+        if indexed.is_err() {
+            self.begin_anew();
+        }
+        indexed
+    }
+
+    /// WAL is missing, or could not be read, up to `next`: a new beginning.
+    pub fn pass_over(&mut self, next: SegmentNumber) {
+        self.next = next;
+        self.begin_anew();
+    }
+
+    fn begin_anew(&mut self) {
+        let start = self.next.start(self.size);
+        self.journal.lose_track();
+        self.decoder = Decoder::new(start, self.size);
+    }
+
+    fn read(&mut self, number: SegmentNumber, content: &[u8]) -> Result<IndexedSegment, DecodeError> {
+        let mut summary = Summary::empty(number, self.decoder.position());
+        let mut blocks = BlockChanges::default();
+        for piece in content.chunks(PIECE) {
+            self.decoder.feed(piece);
+            while let Some(record) = self.decoder.next_record()? {
+                add(&mut summary, &record);
+                blocks.record(&record);
+                self.journal.record(&record);
+            }
+        }
+        summary.records.to = self.decoder.position();
+        let told = self.journal.take();
+        summary.entries = told.entries;
+        summary.entries_left_out = told.left_out;
+        summary.rates = told.minutes;
+        summary.checkpoints = told.checkpoints;
+        summary.not_followed = told.not_followed;
+        summary.open_since = self.journal.open_since();
+        Ok(IndexedSegment { summary, blocks })
+    }
+}
+
+fn add(summary: &mut Summary, record: &Record<'_>) {
+    let (start, end) = (record.start, record.end);
+    if summary.count == 0 {
+        summary.records.from = start;
+    }
+    summary.count += 1;
+    let mut ended = |xid, time, committed| summary.transaction(Transaction { xid, time, start, end, committed });
+    match record.content() {
+        Content::Commit(commit) => ended(commit.xid, commit.time, true),
+        Content::Abort(abort) => ended(abort.xid, abort.time, false),
+        Content::RestorePoint(point) => summary.time(point.time),
+        Content::EndOfRecovery(recovered) => summary.time(recovered.time),
+        Content::Checkpoint(point) => {
+            PgTimestamp::from_unix_seconds(point.unix_time).into_iter().for_each(|time| summary.time(time));
+            point.wal_level.into_iter().for_each(|level| summary.wal_level(WalLevelAt { lsn: start, end, level }));
+        }
+        Content::ParameterChange { wal_level } | Content::CheckpointRedo { wal_level } => {
+            summary.wal_level(WalLevelAt { lsn: start, end, level: wal_level });
+        }
+        Content::TablespaceCreated(space) if !space.location.is_empty() => {
+            let location = String::from_utf8_lossy(space.location).into_owned();
+            summary.tablespaces.push(ReplayedTablespace { oid: space.tablespace, location, lsn: start });
+        }
+        _ => {}
+    }
+}
