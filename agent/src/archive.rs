@@ -13,6 +13,7 @@ use walkeep_core::page::{self, SegmentError};
 use walkeep_core::{TimelineHistory, WalFileName};
 
 use crate::codec;
+use crate::index::{Content, Queue};
 use crate::metrics::{Metrics, Source};
 use crate::recent::Recent;
 use crate::repository::wal::Stored;
@@ -112,13 +113,20 @@ pub struct Archiver {
     repository: Arc<ClusterRepository>,
     recent: Arc<Recent>,
     metrics: Arc<Metrics>,
+    index: Queue,
     cancel: CancellationToken,
 }
 
 impl Archiver {
     /// Stores into `repository`.
-    pub fn new(repository: Arc<ClusterRepository>, recent: Arc<Recent>, metrics: Arc<Metrics>, cancel: CancellationToken) -> Self {
-        Self { repository, recent, metrics, cancel }
+    pub fn new(
+        repository: Arc<ClusterRepository>,
+        recent: Arc<Recent>,
+        metrics: Arc<Metrics>,
+        index: Queue,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self { repository, recent, metrics, index, cancel }
     }
 
     /// Stores the file if it is what its name says; the same content again is fine. Answers only when it is durable.
@@ -155,6 +163,7 @@ impl Archiver {
         self.metrics.stored(Source::Archive, stored);
         if let Some(segment) = segment {
             self.recent.note(segment, hash);
+            self.index.offer(segment, || Ok(Content::Bytes(content)));
         }
         Ok(stored)
     }

@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod durable;
 pub mod fetch;
 pub mod http;
+pub mod index;
 pub mod journal;
 pub mod logging;
 pub mod metrics;

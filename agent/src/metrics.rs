@@ -52,6 +52,7 @@ pub struct Metrics {
     spooled: Gauge,
     durable: Gauge,
     server_end: Gauge,
+    indexed: Gauge,
     lag_bytes: IntGauge,
     lag_seconds: Gauge,
     contact_seconds: Gauge,
@@ -84,6 +85,7 @@ impl Metrics {
             spooled: maker.gauge("walkeep_wal_spooled_bytes", "End of the WAL fsynced in the spool, as a byte position (LSN).")?,
             durable: maker.gauge("walkeep_wal_durable_bytes", "End of the WAL durable in the repository, as a byte position (LSN).")?,
             server_end: maker.gauge("walkeep_wal_server_bytes", "End of the server's WAL as it last told, as a byte position (LSN).")?,
+            indexed: maker.gauge("walkeep_wal_indexed_bytes", "End of the WAL that the index tells of, as a byte position (LSN).")?,
             lag_bytes: maker.int_gauge("walkeep_wal_lag_bytes", "WAL the server has that is not durable in the repository, in bytes.")?,
             lag_seconds: maker
                 .gauge("walkeep_wal_lag_seconds", "For how long the oldest WAL that is not durable has been waiting, in seconds.")?,
@@ -155,6 +157,11 @@ impl Metrics {
             self.objects.with_label_values(&[source.as_str()]).inc();
             self.bytes.with_label_values(&[source.as_str()]).inc_by(bytes);
         }
+    }
+
+    /// The index tells of the WAL up to here.
+    pub fn set_indexed(&self, to: walkeep_core::Lsn) {
+        self.indexed.set(to.get() as f64);
     }
 
     /// A call to the repository failed.

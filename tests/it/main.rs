@@ -13,6 +13,7 @@ mod disk_faults;
 mod failover;
 mod gaps;
 mod harness;
+mod index;
 mod kill_loop;
 mod killed_steps;
 mod leases;

@@ -44,6 +44,16 @@ impl Story {
         Self::with(cluster, walkeep)
     }
 
+    /// The same, without a stream: archive_command brings everything.
+    #[track_caller]
+    pub fn pushed(version: u32) -> Self {
+        let cluster = builder(version).start();
+        let mut walkeep = Walkeep::local(&cluster);
+        walkeep.cluster_lines.push_str("stream = false\n");
+        walkeep.write_config();
+        Self::with(cluster, walkeep)
+    }
+
     /// A server, archiving and streaming into the repository (`None`: a local one), with an empty table `t`.
     #[track_caller]
     pub fn begin(builder: Builder, repository: Option<Repository>) -> Self {
@@ -108,6 +118,18 @@ impl Story {
             assert!(complaints.is_empty(), "the agent complained:\n{}", complaints.join("\n"));
             agent.stop();
         }
+    }
+
+    /// The agent dies at once.
+    #[track_caller]
+    pub fn kill_agent(&mut self) {
+        drop(self.agent.take());
+    }
+
+    /// A new agent, in place of one that ended.
+    #[track_caller]
+    pub fn start_agent(&mut self) {
+        self.agent = Some(self.walkeep.agent());
     }
 
     /// The story went well: the agent has nothing to complain about but this.

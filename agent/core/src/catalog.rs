@@ -18,7 +18,7 @@ use crate::history::TimelineHistory;
 use crate::identity::{SystemIdentifier, TimelineId};
 use crate::layout::{BackupId, ClusterName, ObjectName};
 use crate::lsn::Lsn;
-use crate::segment::SegmentSize;
+use crate::segment::{SegmentNumber, SegmentSize};
 use crate::wal_file::WalFileName;
 
 pub use coverage::{FirstMissing, NeededFile, Reach, legs};
@@ -197,6 +197,11 @@ impl Catalog {
     /// The end of a timeline's newest stretch.
     pub fn frontier(&self, timeline: TimelineId) -> Option<Lsn> {
         self.stored_ranges(timeline).last().map(|range| range.to)
+    }
+
+    /// The finished segments of a timeline, in order.
+    pub fn segments(&self, timeline: TimelineId) -> impl Iterator<Item = SegmentNumber> + '_ {
+        self.stored(timeline).into_iter().flat_map(Stored::numbers)
     }
 
     /// How many finished segments of a timeline are stored, and their stored bytes.

@@ -22,6 +22,7 @@ use crate::time::PgTimestamp;
 pub use entry::{DroppedFile, Edge, Entry, Happening, RelationFile, Window};
 pub use rate::Minute;
 
+pub use notes::MappedCatalog;
 use notes::Notes;
 
 /// How much is kept, and from when on a transaction is big.
@@ -57,6 +58,10 @@ pub struct Journal {
     wal_level: Option<u32>,
     last_time: Option<PgTimestamp>,
     past_window: bool,
+    /// Up to here others have told.
+    told: Lsn,
+    /// Whether the record at hand lies before that.
+    silent: bool,
 }
 
 /// What a journal holds in the end.
@@ -89,12 +94,15 @@ impl Journal {
             wal_level: None,
             last_time: None,
             past_window: false,
+            told: Lsn::ZERO,
+            silent: false,
         }
     }
 
     /// Takes the next record.
     pub fn record(&mut self, record: &Record<'_>) {
-        self.notes.record(record);
+        self.silent = record.end <= self.told;
+        self.notes.record(record, self.silent);
         self.past_window |= matches!(self.window.to, Some(Edge::Lsn(to)) if record.start >= to);
         match record.content() {
             Content::Commit(end) => self.end(record, &end, true),
@@ -106,7 +114,7 @@ impl Journal {
             }
             Content::Checkpoint(point) => {
                 let time = PgTimestamp::from_unix_seconds(point.unix_time);
-                self.checkpoints += u64::from(self.window.contains(record.start, time));
+                self.checkpoints += u64::from(self.counts(record.start, time));
                 if let Some(level) = point.wal_level {
                     self.wal_level = Some(level);
                 }
@@ -134,6 +142,7 @@ impl Journal {
 
     /// WAL from `from` to `to` is missing: what was open there cannot be followed.
     pub fn hole(&mut self, from: Lsn, to: Lsn) {
+        self.silent = false;
         self.lose_track();
         self.push(Entry { lsn: from, end: to, time: self.last_time, xid: None, what: Happening::Hole });
     }
@@ -159,6 +168,25 @@ impl Journal {
         Summary { entries, left_out, not_followed: self.notes.take_not_followed(), minutes, checkpoints }
     }
 
+    /// Begins where no open transaction has touched a catalog or made a file yet ([`Journal::open_since`] of whoever read before): so each is known
+    /// from its beginning, as far as it matters. What ended before `told` is taken note of and no more; `mapped` and `written` are what
+    /// [`Journal::mapped`] and [`Journal::written`] said there.
+    pub fn resume(&mut self, told: Lsn, mapped: &[MappedCatalog], written: &[(u32, u64)]) {
+        self.lose_track();
+        self.notes.resume(mapped, written);
+        self.told = told;
+    }
+
+    /// How much WAL each open transaction has written, in bytes.
+    pub fn written(&self) -> Vec<(u32, u64)> {
+        self.notes.written()
+    }
+
+    /// The files of mapped catalogs, as far as the WAL told them.
+    pub fn mapped(&self) -> Vec<MappedCatalog> {
+        self.notes.mapped()
+    }
+
     /// Where the oldest open transaction that may have removed something first touched a catalog, or made a file.
     pub fn open_since(&self) -> Option<Lsn> {
         self.notes.open_since()
@@ -176,7 +204,7 @@ impl Journal {
         let note = self.notes.end(end.xid, end.subtransactions.iter());
         let (xid, time) = (Some(end.xid), Some(end.time));
         // An aborted subtransaction has a record of its own; which it is, is not told.
-        if self.window.contains(record.start, time) {
+        if self.counts(record.start, time) {
             let start = end.time.micros().div_euclid(60_000_000);
             Minute::count(self.minutes.entry(start), start, committed);
         }
@@ -195,13 +223,17 @@ impl Journal {
         }
     }
 
+    fn counts(&self, lsn: Lsn, time: Option<PgTimestamp>) -> bool {
+        !self.silent && self.window.contains(lsn, time)
+    }
+
     fn add(&mut self, record: &Record<'_>, time: Option<PgTimestamp>, xid: Option<u32>, what: Happening) {
         self.push(Entry { lsn: record.start, end: record.end, time, xid, what });
     }
 
     fn push(&mut self, entry: Entry) {
         self.last_time = entry.time.or(self.last_time);
-        if !self.window.contains(entry.lsn, entry.time) {
+        if !self.counts(entry.lsn, entry.time) {
             return;
         }
         let named = 1 + entry.what.files();

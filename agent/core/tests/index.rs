@@ -153,6 +153,7 @@ fn bare(first: u64, end: u64) -> Summary {
     let number = SegmentNumber::new(first);
     let mut summary = Summary::empty(number, number.start(size()));
     summary.segments[0].end = SegmentNumber::new(end);
+    summary.records.to = SegmentNumber::new(end).start(size());
     summary
 }
 
@@ -175,6 +176,10 @@ fn what_is_not_known_shows_as_a_second_run() {
     assert!(of(vec![bare(0, 1), bare(1, 2), bare(2, 3)]).is_whole());
     let holed = of(vec![bare(0, 1), bare(2, 3)]);
     assert!(!holed.is_whole() && holed.span().end == SegmentNumber::new(3));
+    // Read apart: the record that lies across their border is in neither.
+    let mut behind = bare(1, 2);
+    behind.records.from = Lsn::new(behind.records.from.get() + 48);
+    assert!(!of(vec![bare(0, 1), behind]).is_whole());
 }
 
 proptest! {

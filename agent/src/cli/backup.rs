@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::{Global, output, progress, setup};
 use crate::backup::{self, Options};
 use crate::config::ClusterConfig;
+use crate::index::Queue;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::progress::Progress;
@@ -125,6 +126,7 @@ impl OwnStream {
             Arc::new(Recent::default()),
             metrics,
             Arc::new(Progress::default()),
+            Queue::nobody(),
         )?;
         let task = tokio::spawn(streamer.run(stop.clone()));
         Ok(Self { stop, task: Some(task) })

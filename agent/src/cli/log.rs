@@ -5,13 +5,14 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
-use walkeep_core::catalog::{Catalog, WalRange};
+use walkeep_core::catalog::{Catalog, WalRange, legs};
 use walkeep_core::journal::{DroppedFile, Edge, Entry, Happening, Minute, RelationFile, Window, rate};
 use walkeep_core::target::parse_time;
 use walkeep_core::{Lsn, PgTimestamp, TimelineHistory, TimelineId};
 
 use super::failure::Failure;
 use super::{Global, output, plan, setup};
+use crate::index::reader::Index;
 use crate::journal::{self, Account};
 
 /// Arguments of `walkeep log`.
@@ -24,7 +25,7 @@ Examples:
   walkeep log --from 16/B0000000 --to 16/B374D848 --json
   walkeep plan --lsn 16/B374D848 --exclusive             just before an entry of that LSN
 
-This reads WAL out of the repository: all of it from the newest backup that began before --from to --to, or to the end.
+What happened is told by the index of the WAL (`walkeep index`), and where that does not reach by the WAL itself.
 Relations are told by the numbers of their files, tablespace/database/file, as in pg_class.relfilenode: WAL has no names.
 Exit code 3 if no WAL of the timeline is stored.")]
 pub struct LogArgs {
@@ -43,6 +44,9 @@ pub struct LogArgs {
     /// Only dropped and truncated relations and dropped databases, and where the WAL alone does not tell
     #[arg(long)]
     dropped: bool,
+    /// Read the WAL itself, whatever the index tells
+    #[arg(long)]
+    no_index: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -77,7 +81,13 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
         _ => window,
     };
     let mut on_progress = plan::wal_progress("to tell what happened");
-    let account = journal::read(&repository, &catalog, &path, window, &mut on_progress).await?;
+    let timelines: Vec<_> = legs(&path).into_iter().map(|(timeline, _)| timeline).collect();
+    let index = match args.no_index {
+        true => Index::none(repository.clone()),
+        false => Index::open(repository.clone(), &timelines).await.map_err(anyhow::Error::new)?,
+    };
+    let account = journal::read(&repository, &index, &catalog, &path, window, &mut on_progress).await?;
+    setup::tell_damaged(&index);
     let account = account.ok_or_else(|| Failure::refused(format!("no WAL of timeline {timeline} is stored")))?;
     let wanted = |entry: &&Entry| is_wanted(&args, &entry.what);
     let entries: Vec<&Entry> = account.summary.entries.iter().filter(wanted).collect();

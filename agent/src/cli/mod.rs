@@ -8,6 +8,7 @@ mod catalog;
 mod check;
 mod demo;
 pub mod failure;
+mod index;
 mod init;
 mod lease;
 mod log;
@@ -91,6 +92,8 @@ enum Command {
     Lease(lease::LeaseArgs),
     /// What the WAL says happened when: drops, truncations, restore points, switches, commits per minute
     Log(log::LogArgs),
+    /// Of which WAL the index tells; make it anew
+    Index(index::IndexArgs),
     /// What a restore would do: the dry run
     Plan(plan::PlanArgs),
     /// Lay down a data directory, ready to start and recover to the target
@@ -158,6 +161,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Timelines(args) => catalog::timelines(&global, args).await,
             Command::Lease(args) => lease::run(&global, args).await,
             Command::Log(args) => log::run(&global, args).await,
+            Command::Index(args) => index::run(&global, args).await,
             Command::Plan(args) => plan::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,

@@ -17,6 +17,7 @@ use super::failure::Failure;
 use super::waiting::WaitedFor;
 use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
+use crate::index::reader::Index;
 use crate::postgres::ConnectionParams;
 use crate::repository::{self, ClusterRepository, Repository};
 
@@ -169,6 +170,17 @@ pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
         output::tell!("warning: {objects} in the archive not of Walkeep's making; left alone");
     }
     Ok(loaded.catalog)
+}
+
+/// Tells which digests of the index could not be used.
+pub fn tell_damaged(index: &Index) {
+    for damaged in index.damaged() {
+        output::tell!(
+            "warning: {} cannot be believed ({}): read from the WAL instead; `walkeep index --rebuild` mends it",
+            damaged.key,
+            damaged.reason
+        );
+    }
 }
 
 /// How to reach the server; an error is one of configuration.

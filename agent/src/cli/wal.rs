@@ -11,6 +11,7 @@ use super::failure::{Exit, Failure};
 use super::{Global, output, setup};
 use crate::archive::{ArchiveError, Archiver};
 use crate::fetch::{FetchConfig, FetchMode, Fetcher, Outcome};
+use crate::index::Queue;
 use crate::metrics::Metrics;
 use crate::repository::wal::Stored;
 use crate::{recent::Recent, wal_path};
@@ -59,7 +60,7 @@ pub async fn run(global: &Global, command: WalCommand) -> Result<(), Failure> {
             let source = source.map_err(ArchiveError::from).map_err(anyhow::Error::new)?;
             let metrics = Arc::new(Metrics::new().map_err(anyhow::Error::new)?);
             let name = source.name;
-            let archiver = Archiver::new(repository, Arc::new(Recent::default()), metrics, stop);
+            let archiver = Archiver::new(repository, Arc::new(Recent::default()), metrics, Queue::nobody(), stop);
             match archiver.archive(source).await.map_err(anyhow::Error::new)? {
                 Stored::New { bytes } => output::say!("{name}: stored, {bytes} bytes"),
                 Stored::Already => output::say!("{name}: was stored already, with the same content"),

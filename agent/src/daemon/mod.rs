@@ -21,6 +21,7 @@ use crate::archive::Archiver;
 use crate::config::{Acknowledge, Config, Protect};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
+use crate::index;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::progress::{Phase, Progress};
@@ -177,8 +178,16 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
     let repository = Arc::new(repository);
     let identity = repository.identity();
     let recent = Arc::new(Recent::default());
+    let index = match role {
+        Role::Agent => {
+            let (queue, offers) = index::Queue::new();
+            tasks.spawn(index::writer::run(repository.clone(), offers, metrics.clone(), stop.clone()));
+            queue
+        }
+        Role::FetchService { .. } => index::Queue::nobody(),
+    };
     let services = Arc::new(Services {
-        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), leave.clone()),
+        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()),
         fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave),
         system: identity.system_identifier,
     });
@@ -212,7 +221,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             // Not a reason to leave: archive_command is served all the same, and whoever mends the spool need not think of the agent.
             let start = || {
                 let (cluster, params, repository, recent) = (config.cluster.clone(), params.clone(), repository.clone(), recent.clone());
-                let streamer = Streamer::new(cluster, params, repository, recent, metrics.clone(), progress.clone());
+                let streamer = Streamer::new(cluster, params, repository, recent, metrics.clone(), progress.clone(), index.clone());
                 let started = streamer.inspect_err(|error| {
                     metrics.error("spool");
                     progress.set_problem(Some(format!("{error:#}")));

@@ -10,6 +10,7 @@ pub mod error;
 pub mod frontier;
 pub mod gaps;
 pub mod identity;
+pub mod index;
 pub mod later;
 pub mod leases;
 pub mod manifest;

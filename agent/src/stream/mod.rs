@@ -33,6 +33,7 @@ use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, page};
 
 use crate::config::{ByteSize, ClusterConfig};
+use crate::index::Queue;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Identity, Options, ReplicationConnection, ReplicationError, Started};
@@ -81,6 +82,8 @@ pub struct Streamer {
     lease: Mutex<Option<Arc<Lease>>>,
     /// The slot of another writer's lease was seen unused.
     unused: Mutex<Option<Unused>>,
+    /// Where stored segments go to be indexed.
+    index: Queue,
 }
 
 impl Streamer {
@@ -92,6 +95,7 @@ impl Streamer {
         recent: Arc<Recent>,
         metrics: Arc<Metrics>,
         progress: Arc<Progress>,
+        index: Queue,
     ) -> Result<Self> {
         let segment_size = repository.identity().segment_size;
         let spool = Spool::open(&cluster.spool, segment_size)?;
@@ -107,6 +111,7 @@ impl Streamer {
         Ok(Self {
             notes,
             writer,
+            index,
             cluster,
             params,
             repository,
@@ -154,6 +159,7 @@ impl Streamer {
             recent: self.recent.clone(),
             metrics: self.metrics.clone(),
             reaper: reaper.clone(),
+            index: self.index.clone(),
         };
         let mut uploads = Uploads::new(to, self.cluster.upload_parallelism, CancellationToken::new());
         let ended = self.stream_with(&mut uploads, stop).await;

@@ -274,9 +274,17 @@ impl World {
         progress.set_commits_wait(life.commits_wait);
         let repository = self.repository().await;
         let params = ConnectionParams::parse("host=/nonexistent", &|_| None)?;
-        let streamer = Streamer::new(self.config(life), params, repository.clone(), recent.clone(), metrics.clone(), progress.clone())?;
+        let streamer = Streamer::new(
+            self.config(life),
+            params,
+            repository.clone(),
+            recent.clone(),
+            metrics.clone(),
+            progress.clone(),
+            Queue::nobody(),
+        )?;
         let reaper = Reaper::start(repository.clone(), stop.clone());
-        let to = Destination { repository, spool: streamer.spool.clone(), recent, metrics, reaper };
+        let to = Destination { repository, spool: streamer.spool.clone(), recent, metrics, reaper, index: Queue::nobody() };
         let mut uploads = Uploads::new(to, streamer.cluster.upload_parallelism, CancellationToken::new());
         let ended = self.stream_with(&streamer, &mut uploads, life, lost, stop).await;
         uploads.end().await;

@@ -28,6 +28,7 @@ use walkeep_core::resume::Position;
 
 use super::lease::Lease;
 use super::reaper::Reaper;
+use crate::index::{Content, Queue};
 use crate::metrics::{Metrics, Source};
 use crate::recent::Recent;
 use crate::repository::wal::Stored;
@@ -48,6 +49,8 @@ pub struct Destination {
     pub metrics: Arc<Metrics>,
     /// Where parts go that nobody needs any more.
     pub reaper: Reaper,
+    /// Where segments go to be indexed.
+    pub index: Queue,
 }
 
 /// Uploads under way.
@@ -248,6 +251,8 @@ async fn store_segment(to: &Destination, segment: SegmentName, lease: Option<&Le
     let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;
     to.metrics.stored(Source::Stream, stored);
     to.recent.note(segment, hash);
+    // Opened before it is removed: the index reads it in its own time.
+    to.index.offer(segment, || std::fs::File::open(to.spool.path(segment)).map(Content::File));
     match stored {
         Stored::New { bytes } => tracing::info!(%segment, bytes, ms = began.elapsed().as_millis() as u64, "stored"),
         Stored::Already => tracing::info!(%segment, "was stored already, with the same content"),
@@ -302,7 +307,10 @@ mod tests {
         }
         let reaper = Reaper::start(repository.clone(), CancellationToken::new());
         let (recent, metrics) = (Arc::default(), Arc::new(Metrics::new().unwrap()));
-        (Uploads::new(Destination { repository, spool, recent, metrics, reaper }, 4, CancellationToken::new()), store)
+        (
+            Uploads::new(Destination { repository, spool, recent, metrics, reaper, index: Queue::nobody() }, 4, CancellationToken::new()),
+            store,
+        )
     }
 
     fn whole(uploads: &mut Uploads, number: u64, parts: Vec<PartName>) {

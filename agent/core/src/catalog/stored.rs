@@ -128,6 +128,11 @@ impl Stored {
         self.segments.range((Bound::Included(from), Bound::Excluded(to.max(from)))).map(|(number, bytes)| (*number, *bytes))
     }
 
+    /// Whole segments.
+    pub fn numbers(&self) -> impl Iterator<Item = SegmentNumber> + '_ {
+        self.segments.keys().copied()
+    }
+
     /// How many whole segments are stored, and their stored bytes.
     pub fn segment_totals(&self) -> (u64, u64) {
         (self.segments.len() as u64, self.segments.values().sum())

@@ -40,6 +40,14 @@ impl Indexer {
         Self { size, decoder: Decoder::new(first.start(size), size), journal, next: first }
     }
 
+    /// Begins at the segment of [`Summary::resume_from`], to go on behind `last`: as if it had never been interrupted. Feed up to the end of `last` and
+    /// throw that away.
+    pub fn resume(last: &Summary, size: SegmentSize) -> Self {
+        let mut indexer = Self::new(size.segment_of(last.resume_from()), size);
+        indexer.journal.resume(last.records.to, &last.mapped, &last.written);
+        indexer
+    }
+
     /// The segment to be fed next.
     pub fn next(&self) -> SegmentNumber {
         self.next
@@ -87,6 +95,8 @@ impl Indexer {
         summary.checkpoints = told.checkpoints;
         summary.not_followed = told.not_followed;
         summary.open_since = self.journal.open_since();
+        summary.mapped = self.journal.mapped();
+        summary.written = self.journal.written();
         Ok(IndexedSegment { summary, blocks })
     }
 }

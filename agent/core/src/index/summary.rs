@@ -3,12 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::WalRange;
-use crate::journal::{Entry, Minute};
+use crate::journal::{Entry, MappedCatalog, Minute};
 use crate::lsn::Lsn;
 use crate::segment::SegmentNumber;
 use crate::target::{ReplayedTablespace, Transaction};
 use crate::time::PgTimestamp;
 
+/// The header of a segment's first page.
+const LONG_HEADER: u64 = 40;
 /// Entries that a summary of many segments keeps; who wants all reads the digests below.
 const ENTRIES: usize = 2_000;
 
@@ -155,6 +157,12 @@ pub struct Summary {
     /// Where the oldest transaction that was open at the end first touched a catalog or made a file: who goes on from here begins there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_since: Option<Lsn>,
+    /// The files of mapped catalogs at the end, as far as the WAL told them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped: Vec<MappedCatalog>,
+    /// The transactions that were open at the end, and the bytes of WAL each had written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<(u32, u64)>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -178,6 +186,8 @@ impl Summary {
             rates: Vec::new(),
             not_followed: 0,
             open_since: None,
+            mapped: Vec::new(),
+            written: Vec::new(),
         }
     }
 
@@ -190,6 +200,17 @@ impl Summary {
     /// Whether every segment of the span was read.
     pub fn is_whole(&self) -> bool {
         self.segments.len() == 1
+    }
+
+    /// Where whoever goes on behind it with a journal has to begin: see [`crate::journal::Journal::resume`].
+    pub fn resume_from(&self) -> Lsn {
+        self.open_since.map_or(self.records.to, |open| open.min(self.records.to))
+    }
+
+    /// Whether its first record is the one that comes next for whoever has read up to `at`. The header of a page may lie between, no more: who read
+    /// up to a record that he has only the beginning of must find it here.
+    pub fn follows(&self, at: Lsn) -> bool {
+        at <= self.records.from && self.records.from.bytes_since(at) <= LONG_HEADER
     }
 
     /// The highest time in it.
@@ -217,9 +238,11 @@ impl Summary {
 
     /// Takes in what follows. `bucket` is the width of a rate's time, in microseconds.
     pub(super) fn join(&mut self, later: &Self, bucket: i64) {
+        // Two that were read apart: the record between them is in neither.
+        let connected = later.follows(self.records.to);
         for run in &later.segments {
             match self.segments.last_mut() {
-                Some(last) if last.end == run.first => last.end = run.end,
+                Some(last) if last.end == run.first && connected => last.end = run.end,
                 _ => self.segments.push(*run),
             }
         }
@@ -242,6 +265,8 @@ impl Summary {
         later.rates.iter().for_each(|rate| add_rate(&mut self.rates, rate, bucket));
         self.not_followed += later.not_followed;
         self.open_since = later.open_since;
+        self.mapped.clone_from(&later.mapped);
+        self.written.clone_from(&later.written);
     }
 }
 

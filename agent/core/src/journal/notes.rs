@@ -5,6 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::lsn::Lsn;
 use crate::record::{Content, Fork, HeapOperation, Oid, Record, RelFileLocator, ResourceManager, TupleId};
 
@@ -14,6 +16,8 @@ use super::entry::Happening;
 const PG_CLASS: Oid = 1259;
 const PG_TYPE: Oid = 1247;
 const HEAP2: u8 = 9;
+/// Open transactions of which it is handed on what they have written.
+const WRITTEN: usize = 1_000;
 
 /// A catalog whose rows are followed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -22,6 +26,25 @@ pub(super) enum Followed {
     Class,
     /// A row for each type, the row types of tables among them.
     Type,
+}
+
+/// The file that a catalog has, which its row in `pg_class` does not say.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct MappedCatalog {
+    /// The database.
+    pub database: Oid,
+    /// The catalog's OID.
+    pub catalog: Oid,
+    /// The number of its files.
+    pub number: u32,
+}
+
+fn followed(catalog: Oid) -> Option<Followed> {
+    match catalog {
+        PG_CLASS => Some(Followed::Class),
+        PG_TYPE => Some(Followed::Type),
+        _ => None,
+    }
 }
 
 /// What a transaction did.
@@ -115,6 +138,10 @@ pub(super) struct Notes {
     mapped: HashMap<(Oid, Followed), u32>,
     /// All transactions from this one on began where it was seen.
     seen_from: Option<u32>,
+    /// What was open at the beginning had not done anything of interest.
+    from_the_start: bool,
+    /// What transactions had written before, of which nothing is counted here.
+    carried: HashMap<u32, u64>,
     not_followed: u64,
 }
 
@@ -128,8 +155,41 @@ impl Notes {
             watched: HashMap::new(),
             mapped: HashMap::new(),
             seen_from: None,
+            from_the_start: false,
+            carried: HashMap::new(),
             not_followed: 0,
         }
+    }
+
+    /// Begins where no open transaction has taken a step yet, with the files that mapped catalogs had, and what others have counted.
+    pub(super) fn resume(&mut self, mapped: &[MappedCatalog], written: &[(u32, u64)]) {
+        self.from_the_start = true;
+        self.carried.extend(written.iter().copied());
+        let known = mapped.iter().filter_map(|mapped| Some(((mapped.database, followed(mapped.catalog)?), mapped.number)));
+        self.mapped.extend(known);
+    }
+
+    /// What the open transactions have written, in bytes; those that wrote most, if they are very many.
+    pub(super) fn written(&self) -> Vec<(u32, u64)> {
+        let of = |(xid, note): (&u32, &Note)| (*xid, note.wal_bytes + self.carried.get(xid).copied().unwrap_or(0));
+        let unseen = self.carried.iter().filter(|(xid, _)| !self.open.contains_key(xid)).map(|(xid, bytes)| (*xid, *bytes));
+        let mut written: Vec<(u32, u64)> = self.open.iter().map(of).chain(unseen).collect();
+        written.sort_unstable_by_key(|(xid, bytes)| (std::cmp::Reverse(*bytes), *xid));
+        written.truncate(WRITTEN);
+        written
+    }
+
+    /// The files of mapped catalogs, as far as the WAL told them.
+    pub(super) fn mapped(&self) -> Vec<MappedCatalog> {
+        let oid = |catalog| if catalog == Followed::Class { PG_CLASS } else { PG_TYPE };
+        let told = |((database, catalog), number): (&(Oid, Followed), &u32)| MappedCatalog {
+            database: *database,
+            catalog: oid(*catalog),
+            number: *number,
+        };
+        let mut mapped: Vec<MappedCatalog> = self.mapped.iter().map(told).collect();
+        mapped.sort_unstable();
+        mapped
     }
 
     /// Transactions for which there was no room, since this was asked last.
@@ -142,14 +202,11 @@ impl Notes {
         self.open.values().filter_map(|note| note.steps.first()).map(|(lsn, _)| *lsn).min()
     }
 
-    pub(super) fn record(&mut self, record: &Record<'_>) {
+    /// Takes a record; `counted`: others have counted its bytes.
+    pub(super) fn record(&mut self, record: &Record<'_>, counted: bool) {
         if let Content::RelationMap(map) = record.content() {
             for mapping in map.mappings.iter() {
-                let catalog = match mapping.relation {
-                    PG_CLASS => Followed::Class,
-                    PG_TYPE => Followed::Type,
-                    _ => continue,
-                };
+                let Some(catalog) = followed(mapping.relation) else { continue };
                 self.mapped.insert((map.database, catalog), mapping.number);
             }
         }
@@ -170,7 +227,7 @@ impl Notes {
         if xid == 0 {
             return;
         }
-        let (unseen, length) = (self.seen_from.is_none(), record.len() as u64);
+        let (unseen, length) = (self.seen_from.is_none() && !self.from_the_start, record.len() as u64);
         if !self.open.contains_key(&xid) {
             if self.kept >= self.limit {
                 self.not_followed += 1;
@@ -180,7 +237,7 @@ impl Notes {
         }
         let step = self.step(record);
         let note = self.open.entry(xid).or_insert_with(|| Note { incomplete: unseen, ..Note::default() });
-        note.wal_bytes += length;
+        note.wal_bytes += if counted { 0 } else { length };
         let Some(step) = step else { return };
         if self.kept >= self.limit {
             note.incomplete = true;
@@ -195,10 +252,12 @@ impl Notes {
 
     /// Takes the end of a transaction, and gives what was noted of it and of the subtransactions that end with it.
     pub(super) fn end(&mut self, xid: u32, subtransactions: impl Iterator<Item = u32>) -> Note {
-        let mut joined = self.take(xid).unwrap_or(Note { incomplete: true, ..Note::default() });
-        let begun_before = |xid: u32| self.seen_from.is_none_or(|from| (xid.wrapping_sub(from) as i32) < 0);
+        let mut joined = self.take(xid).unwrap_or(Note { incomplete: !self.from_the_start, ..Note::default() });
+        let begun_before = |xid: u32| !self.from_the_start && self.seen_from.is_none_or(|from| (xid.wrapping_sub(from) as i32) < 0);
         joined.incomplete |= begun_before(xid);
+        joined.wal_bytes += self.carried.remove(&xid).unwrap_or(0);
         for subtransaction in subtransactions {
+            joined.wal_bytes += self.carried.remove(&subtransaction).unwrap_or(0);
             // One without a record of its own has nothing to say.
             if let Some(note) = self.take(subtransaction) {
                 joined.join(note);
@@ -223,6 +282,7 @@ impl Notes {
 
     /// No transaction is open but the prepared ones.
     pub(super) fn server_ended(&mut self) {
+        self.carried.retain(|xid, _| self.prepared.contains(xid));
         let ended: Vec<u32> = self.open.keys().copied().filter(|xid| !self.prepared.contains(xid)).collect();
         ended.into_iter().for_each(|xid| drop(self.take(xid)));
     }

@@ -1,0 +1,244 @@
+//! The index of one timeline, as it grows: summaries of the window under way, and when they are stored.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use walkeep_core::index::{BlockChanges, BlocksName, Digest, DigestName, Indexer, Level, Summary, cover};
+use walkeep_core::{Lsn, SegmentNumber, SegmentSize, TimelineId, WalFileName};
+
+use crate::repository::{ClusterRepository, Result};
+
+/// Segments after which what was learnt is stored.
+const BATCH: usize = 16;
+/// What was learnt is stored at the latest after this.
+const AGE: Duration = Duration::from_secs(300);
+/// How far back a new beginning reads, for transactions that were open and the record that was not whole.
+const READ_BACK: u64 = 64;
+
+/// The index of one timeline, as it grows.
+#[derive(Debug)]
+pub(super) struct Line {
+    repository: Arc<ClusterRepository>,
+    timeline: TimelineId,
+    /// `None` while a segment is read on a blocking thread.
+    indexer: Option<Indexer>,
+    next: SegmentNumber,
+    /// Of the window under way.
+    summaries: Vec<Summary>,
+    /// How many of them are not stored.
+    pending: usize,
+    blocks: BlockChanges,
+    /// The segments that the blocks are of.
+    blocks_from: SegmentNumber,
+    since: Instant,
+}
+
+impl Line {
+    /// Begins at `first`, knowing nothing.
+    pub(super) fn new(repository: Arc<ClusterRepository>, timeline: TimelineId, first: SegmentNumber) -> Self {
+        let size = repository.identity().segment_size;
+        Self {
+            repository,
+            timeline,
+            indexer: Some(Indexer::new(first, size)),
+            next: first,
+            summaries: Vec::new(),
+            pending: 0,
+            blocks: BlockChanges::default(),
+            blocks_from: first,
+            since: Instant::now(),
+        }
+    }
+
+    /// Goes on where the stored index ends, if that is at most `reach` segments before `wanted`; else at `wanted`.
+    pub(super) async fn resume(
+        repository: Arc<ClusterRepository>,
+        timeline: TimelineId,
+        wanted: SegmentNumber,
+        reach: u64,
+    ) -> Result<Self> {
+        let size = repository.identity().segment_size;
+        let oldest = Level::SEGMENTS.window(SegmentNumber::new(wanted.get().saturating_sub(reach))).first;
+        let names = repository.list_digests(timeline, Level::SEGMENTS, Some(oldest.start(size))).await?;
+        let Some(newest) = cover::best_of_each_window(&names, size).pop() else { return Ok(Self::new(repository, timeline, wanted)) };
+        let Ok(Some(digest)) = repository.get_digest(newest).await.inspect_err(|error| {
+            tracing::warn!(digest = %newest, %error, "the newest digest cannot be read; the index goes on behind it");
+        }) else {
+            return Ok(Self::new(repository, timeline, wanted));
+        };
+        let mut line = Self::new(repository, timeline, newest.span(size).end);
+        if line.next < Level::SEGMENTS.window(newest.span(size).first).end {
+            line.summaries.clone_from(&digest.summaries);
+        } else if let Some(above) = Level::SEGMENTS.above() {
+            line.fold_window_before(above).await;
+        }
+        if let Some(last) = digest.summaries.last() {
+            line.read_back(last).await?;
+        }
+        Ok(line)
+    }
+
+    /// Reads what came before once more, for what was open at the end of `last`.
+    async fn read_back(&mut self, last: &Summary) -> Result<()> {
+        let size = self.size();
+        let (first, next) = (size.segment_of(last.resume_from()), self.next);
+        let oldest = SegmentNumber::new(next.get().saturating_sub(READ_BACK));
+        let mut indexer = match first >= oldest {
+            true => Indexer::resume(last, size),
+            false => Indexer::new(oldest, size),
+        };
+        while indexer.next() < next {
+            let name = WalFileName::Segment(indexer.next().name(self.timeline, size));
+            let Some(wal) = self.repository.get_wal(name).await? else {
+                indexer.pass_over(next);
+                break;
+            };
+            indexer = on_blocking_thread(move || {
+                let read = indexer.segment(&wal.content);
+                (indexer, read.is_ok())
+            })
+            .await?
+            .0;
+        }
+        self.indexer = Some(indexer);
+        Ok(())
+    }
+
+    fn size(&self) -> SegmentSize {
+        self.repository.identity().segment_size
+    }
+
+    /// The segment that is wanted next.
+    pub(super) fn next(&self) -> SegmentNumber {
+        self.next
+    }
+
+    /// Up to where it tells, stored or not.
+    pub(super) fn reaches(&self) -> Lsn {
+        self.next.start(self.size())
+    }
+
+    /// Takes the segment wanted next. One that cannot be decoded is left out.
+    pub(super) async fn take(&mut self, content: impl AsRef<[u8]> + Send + 'static) -> Result<()> {
+        let number = self.next;
+        let mut indexer = self.indexer.take().unwrap_or_else(|| Indexer::new(number, self.size()));
+        self.next = number.next();
+        let (indexer, indexed) = on_blocking_thread(move || {
+            let indexed = indexer.segment(content.as_ref());
+            (indexer, indexed)
+        })
+        .await?;
+        self.indexer = Some(indexer);
+        match indexed {
+            Ok(indexed) => {
+                if self.pending == 0 {
+                    self.since = Instant::now();
+                    self.blocks_from = number;
+                }
+                self.pending += 1;
+                self.summaries.push(indexed.summary);
+                self.blocks.join(indexed.blocks);
+            }
+            Err(error) => {
+                let segment = number.name(self.timeline, self.size());
+                tracing::warn!(%segment, %error, "it cannot be decoded, so the index leaves it out");
+                // A map of blocks has no holes.
+                self.store().await?;
+            }
+        }
+        if self.pending >= BATCH || self.is_window_over() {
+            self.store().await?;
+        }
+        Ok(())
+    }
+
+    /// What comes next begins at `next`: WAL between is missing, or too much to be read back now.
+    pub(super) async fn pass_over(&mut self, next: SegmentNumber) -> Result<()> {
+        self.store().await?;
+        if Level::SEGMENTS.window(self.next).first < Level::SEGMENTS.window(next).first {
+            self.summaries.clear();
+        }
+        self.next = next;
+        match &mut self.indexer {
+            Some(indexer) => indexer.pass_over(next),
+            None => self.indexer = Some(Indexer::new(next, self.size())),
+        }
+        Ok(())
+    }
+
+    /// Whether what was learnt has waited long enough.
+    pub(super) fn is_due(&self) -> bool {
+        self.pending > 0 && (self.pending >= BATCH || self.since.elapsed() >= AGE)
+    }
+
+    fn is_window_over(&self) -> bool {
+        Level::SEGMENTS.window(self.next).first == self.next
+    }
+
+    /// Stores what was learnt and is not stored, and what a finished window adds up to. Nothing is forgotten if that fails.
+    pub(super) async fn store(&mut self) -> Result<()> {
+        let size = self.size();
+        if self.pending > 0 {
+            let digest = Digest::of(self.timeline, Level::SEGMENTS, self.summaries.clone(), size);
+            if let Some(digest) = &digest {
+                let name = BlocksName { timeline: self.timeline, from: self.blocks_from.start(size), to: digest.name.to };
+                self.repository.put_blocks(name, &self.blocks).await?;
+                self.repository.put_digest(digest).await?;
+            }
+            self.pending = 0;
+            self.blocks = BlockChanges::default();
+        }
+        if self.is_window_over() && !self.summaries.is_empty() {
+            self.summaries.clear();
+            let mut level = Level::SEGMENTS.above();
+            while let Some(above) = level.filter(|level| level.window(self.next).first == self.next) {
+                self.fold_window_before(above).await;
+                level = above.above();
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds the window of `level` that ends at or before where this is now. Not worth an error: what is not folded is read unfolded.
+    async fn fold_window_before(&self, level: Level) {
+        let end = level.window(self.next).first;
+        let Some(last) = end.previous() else { return };
+        match fold(&self.repository, self.timeline, level, last).await {
+            Ok(Some(name)) => tracing::debug!(digest = %name, "index: folded"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, level = level.get(), "the index could not be folded"),
+        }
+    }
+}
+
+/// Makes the digest of `level` of the window that `number` lies in out of those below; `None` if there are none, or it is there.
+pub(super) async fn fold(
+    repository: &ClusterRepository,
+    timeline: TimelineId,
+    level: Level,
+    number: SegmentNumber,
+) -> Result<Option<DigestName>> {
+    let size = repository.identity().segment_size;
+    let window = level.window(number);
+    let Some(below) = level.below() else { return Ok(None) };
+    let within = |names: Vec<DigestName>| {
+        let names: Vec<_> = names.into_iter().filter(|name| name.to <= window.end.start(size)).collect();
+        cover::best_of_each_window(&names, size)
+    };
+    if !within(repository.list_digests(timeline, level, Some(window.first.start(size))).await?).is_empty() {
+        return Ok(None);
+    }
+    let mut summaries = Vec::new();
+    for name in within(repository.list_digests(timeline, below, Some(window.first.start(size))).await?) {
+        if let Some(summary) = repository.get_digest(name).await?.and_then(|digest| digest.folded()) {
+            summaries.push(summary);
+        }
+    }
+    let Some(digest) = Digest::of(timeline, level, summaries, size) else { return Ok(None) };
+    repository.put_digest(&digest).await?;
+    Ok(Some(digest.name))
+}
+
+async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|died| crate::repository::Error::Internal(died.to_string()))
+}

@@ -1,0 +1,166 @@
+//! Makes the index while WAL is archived: takes segments as they are stored, in order, and reads back what it missed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
+
+use super::line::Line;
+use super::{Content, Offered};
+use crate::metrics::Metrics;
+use crate::repository::{ClusterRepository, Result};
+
+/// How far behind the index may be and still be completed by reading back, in segments. Beyond that `walkeep index --rebuild` is for it.
+const REACH: u64 = 1024;
+/// Segments that came before their predecessors and wait for these, side by side uploads having overtaken each other.
+const AHEAD: usize = 6;
+/// After this a predecessor is read out of the repository.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often what is due is looked for.
+const TICK: Duration = Duration::from_secs(5);
+/// Segments read back at the same time.
+const READS: usize = 2;
+
+/// The end of a [`super::Queue`] where segments are taken from.
+#[derive(Debug)]
+pub struct Offers(pub(super) mpsc::Receiver<Offered>);
+
+/// Makes the index of what is offered, until `stop` fires; then stores what it has learnt.
+pub async fn run(repository: Arc<ClusterRepository>, mut offers: Offers, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut writer = Writer { repository, metrics, lines: BTreeMap::new(), ahead: BTreeMap::new(), stop: stop.clone() };
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        let worked = tokio::select! {
+            () = stop.cancelled() => break,
+            offered = offers.0.recv() => match offered {
+                Some(offered) => writer.offered(offered).await,
+                None => break,
+            },
+            _ = tick.tick() => writer.tick().await,
+        };
+        if let Err(error) = worked {
+            writer.metrics.error(error.kind());
+            tracing::warn!(%error, "the index of the WAL waits; archiving does not need it");
+        }
+    }
+    for line in writer.lines.values_mut() {
+        if let Err(error) = line.store().await {
+            tracing::debug!(%error, "what the index has learnt last is not stored; it will be read back");
+        }
+    }
+}
+
+struct Writer {
+    repository: Arc<ClusterRepository>,
+    metrics: Arc<Metrics>,
+    lines: BTreeMap<TimelineId, Line>,
+    /// What waits for its predecessors, and since when.
+    ahead: BTreeMap<SegmentName, (Instant, Content)>,
+    stop: CancellationToken,
+}
+
+impl Writer {
+    async fn offered(&mut self, Offered { segment, content }: Offered) -> Result<()> {
+        let size = self.repository.identity().segment_size;
+        let Some(number) = segment.number(size) else { return Ok(()) };
+        let timeline = segment.timeline();
+        if !self.lines.contains_key(&timeline) {
+            let line = Line::resume(self.repository.clone(), timeline, number, REACH).await?;
+            self.lines.insert(timeline, line);
+        }
+        let Some(line) = self.lines.get_mut(&timeline) else { return Ok(()) };
+        if number < line.next() {
+            return Ok(());
+        }
+        self.ahead.insert(segment, (Instant::now(), content));
+        self.advance(timeline).await?;
+        let crowded = self.ahead.len() > AHEAD;
+        if crowded { self.read_back(timeline).await } else { Ok(()) }
+    }
+
+    async fn tick(&mut self) -> Result<()> {
+        let late = |(since, _): &(Instant, Content)| since.elapsed() >= PATIENCE;
+        let waiting: Vec<TimelineId> = self.ahead.iter().filter(|(_, ahead)| late(ahead)).map(|(segment, _)| segment.timeline()).collect();
+        for timeline in waiting {
+            self.read_back(timeline).await?;
+        }
+        for line in self.lines.values_mut().filter(|line| line.is_due()) {
+            line.store().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is at hand and comes next.
+    async fn advance(&mut self, timeline: TimelineId) -> Result<()> {
+        let size = self.repository.identity().segment_size;
+        let Some(line) = self.lines.get_mut(&timeline) else { return Ok(()) };
+        while let Some((_, content)) = self.ahead.remove(&line.next().name(timeline, size)) {
+            let bytes = match content {
+                Content::Bytes(bytes) => Some(bytes),
+                Content::File(file) => read(file).await?,
+            };
+            match bytes {
+                Some(bytes) => line.take(bytes).await?,
+                None => break,
+            }
+        }
+        let next = line.next();
+        self.ahead.retain(|segment, _| segment.timeline() != timeline || segment.number(size).is_some_and(|number| number >= next));
+        self.metrics.set_indexed(line.reaches());
+        Ok(())
+    }
+
+    /// Reads what is missing before the first of those that wait.
+    async fn read_back(&mut self, timeline: TimelineId) -> Result<()> {
+        let size = self.repository.identity().segment_size;
+        let first = self.ahead.keys().find(|segment| segment.timeline() == timeline).and_then(|segment| segment.number(size));
+        let (Some(line), Some(first)) = (self.lines.get_mut(&timeline), first) else { return Ok(()) };
+        if first.get().saturating_sub(line.next().get()) > REACH {
+            tracing::warn!(
+                %timeline, from = %line.reaches(), to = %first.start(size),
+                "the index is too far behind to read this back beside the archiving: `walkeep index --rebuild` completes it"
+            );
+            line.pass_over(first).await?;
+        }
+        let repository = &self.repository;
+        let missing = (line.next().get()..first.get()).map(SegmentNumber::new);
+        let get =
+            |number: SegmentNumber| async move { (number, repository.get_wal(WalFileName::Segment(number.name(timeline, size))).await) };
+        let mut contents = stream::iter(missing.map(get)).buffered(READS);
+        while let Some((number, found)) = contents.next().await {
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            match found? {
+                Some(wal) if line.next() == number => line.take(wal.content).await?,
+                Some(_) => {}
+                // A gap; or it is stored later, and the plan reads it then.
+                None => line.pass_over(number.next()).await?,
+            }
+        }
+        drop(contents);
+        self.advance(timeline).await
+    }
+}
+
+/// The whole file; `None` if that cannot be: it is read back.
+async fn read(file: std::fs::File) -> Result<Option<Bytes>> {
+    let read = move || {
+        use std::io::{Read, Seek};
+        let (mut file, mut bytes) = (file, Vec::new());
+        file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map(|_| bytes)
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(bytes)) => Ok(Some(bytes.into())),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a segment could not be read for the index; it is read back later");
+            Ok(None)
+        }
+        Err(died) => Err(crate::repository::Error::Internal(died.to_string())),
+    }
+}
