@@ -118,6 +118,45 @@ pub struct PathLeg {
     pub to: Lsn,
 }
 
+/// The server's clock showed a time before the chosen backup was taken already, and was set back. Only backups tell here: a pass of the
+/// clock in which none was taken is not noticed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct EarlierPass {
+    /// An older backup, which ended at a later time than the one asked for.
+    pub seen_by: BackupId,
+    /// When it ended, by the server's clock.
+    pub ended_at: DateTime<Utc>,
+    /// A backup from before, from which replay stops when the clock comes to the time for the first time; `None` if there is none.
+    pub from: Option<BackupId>,
+}
+
+impl std::fmt::Display for EarlierPass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ended = self.ended_at.format("%Y-%m-%d %H:%M:%S+00");
+        write!(
+            f,
+            "the server's clock had shown that time before, and was set back: backup {}, an older one, ended at {ended}",
+            self.seen_by
+        )?;
+        match &self.from {
+            Some(backup) => write!(f, "; its first coming is reached with --backup {backup}"),
+            None => f.write_str("; no backup from before leads to its first coming"),
+        }
+    }
+}
+
+fn earlier_pass(catalog: &Catalog, candidate: &Candidate) -> Option<EarlierPass> {
+    let TargetKind::Time(time) = candidate.target.kind else { return None };
+    let older = |backup: &&BackupRecord| backup.stop_lsn <= candidate.backup.start_lsn && catalog.is_on(backup, &candidate.path);
+    let past = |backup: &BackupRecord| PgTimestamp::from_utc(backup.ended_at) > time;
+    let seen_by = catalog.backups().iter().filter(older).find(|backup| past(backup))?;
+    // A hole between would be found out by the plan from there.
+    let mut before =
+        catalog.backups().iter().filter(|backup| catalog.is_on(backup, &candidate.path) && backup.stop_lsn <= seen_by.start_lsn);
+    let from = before.rfind(|backup| !past(backup)).map(|backup| backup.id.clone());
+    Some(EarlierPass { seen_by: seen_by.id.clone(), ended_at: seen_by.ended_at, from })
+}
+
 /// What says that a time is reached though no later commit is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -160,6 +199,8 @@ pub struct RestorePlan {
     pub looked_to: Lsn,
     /// Commits of the time asked for that lie behind the stop, and the positions that have them.
     pub clock: Option<ClockReport>,
+    /// The time was passed before the backup already, by a clock that was set back.
+    pub earlier_pass: Option<EarlierPass>,
     /// What says that nothing else was committed up to the time asked for, where no later commit is stored.
     pub proven_by: Option<ProvenBy>,
     /// The WAL files PostgreSQL will ask for, in order.
@@ -271,6 +312,7 @@ pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog,
                     backup: backup.id.clone(),
                     last_commit: *last_commit,
                     unproven,
+                    earlier_pass: earlier_pass(catalog, candidate),
                 });
             }
             if let Witness::Answered(now) = witness {
@@ -459,6 +501,7 @@ fn assemble(
         first_not_replayed: stop.first_not_replayed,
         looked_to: stop.looked_to,
         clock: stop.clock,
+        earlier_pass: earlier_pass(catalog, candidate),
         proven_by: None,
         wal_objects: wal.iter().map(|file| file.parts.len().max(1) as u64).sum(),
         wal_bytes,
@@ -490,7 +533,9 @@ fn warnings(candidate: &Candidate, catalog: &Catalog, stop: &Stop, searched: boo
     if let Some(clock) = &stop.clock {
         let (commits, stop) = (clock.lost, stop.at.lsn());
         let why = match clock.cause {
-            Backwards::SameMoment => "sessions committed at the same moment, and wrote their commits in another order than they read the clock",
+            Backwards::SameMoment => {
+                "sessions committed at the same moment, and wrote their commits in another order than they read the clock"
+            }
             Backwards::SetBack => "the server's clock was set back",
         };
         let safe = clock.candidates.last().map(|safe| format!("; with all of them: {}", option(&candidate.target, safe.lsn)));
@@ -500,6 +545,7 @@ fn warnings(candidate: &Candidate, catalog: &Catalog, stop: &Stop, searched: boo
             safe.unwrap_or_default()
         ));
     }
+    warnings.extend(earlier_pass(catalog, candidate).map(|pass| pass.to_string()));
     if candidate.target.timeline.is_none() {
         for (timeline, leg) in legs(&candidate.path) {
             let beyond = catalog.frontier(timeline).filter(|frontier| *frontier > leg.to && stop.at.lsn() >= leg.to);

@@ -13,7 +13,7 @@ use crate::lsn::Lsn;
 use crate::segment::SegmentName;
 use crate::target::{MinimalWal, TargetKind, Transaction, print_time};
 
-use super::Unproven;
+use super::{EarlierPass, Unproven};
 
 /// A state that can be restored.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -221,7 +221,11 @@ pub enum Refusal {
         earliest: Reachable,
     },
     /// A time after the last stored commit, where nothing says that there was no other.
-    #[error("{target} lies after the last commit that is stored of timeline {timeline}, and what was committed until then is not known: {unproven}; {}, or --latest for everything stored", latest_text(*end, last_commit))]
+    #[error(
+        "{target} lies after the last commit that is stored of timeline {timeline}, and what was committed until then is not known: {unproven}; {}; or --latest for everything stored{}",
+        last_text(last_commit),
+        earlier_text(earlier_pass)
+    )]
     TimeNotReached {
         /// The target.
         target: TargetKind,
@@ -235,6 +239,8 @@ pub enum Refusal {
         last_commit: Option<Transaction>,
         /// Why it is not known.
         unproven: Unproven,
+        /// The time was passed before the backup already, by a clock that was set back.
+        earlier_pass: Option<EarlierPass>,
     },
     /// Replay would cross WAL that was written with `wal_level = minimal`.
     #[error("{target} cannot be reached along timeline {timeline} from backup {backup}: {}", minimal_text(minimal))]
@@ -265,6 +271,11 @@ impl Refusal {
     /// Whether the running server may know what is missing for a plan: its [`Witness`](super::Witness) is then worth asking for.
     pub fn asks_server(&self) -> bool {
         matches!(self, Self::TimeNotReached { unproven: Unproven::NotAsked, .. })
+    }
+
+    /// Whether what is missing will be stored soon, if the agent is well.
+    pub fn is_a_matter_of_time(&self) -> bool {
+        matches!(self, Self::TimeNotReached { unproven: Unproven::Behind { .. }, .. })
     }
 
     /// What is said where an older candidate refuses too. One that came across the target knows more than one that did not.
@@ -301,6 +312,17 @@ fn unusable_text(holes: &[(BackupId, Hole)]) -> String {
 fn commit_text(commit: &Transaction) -> String {
     let time = print_time(commit.time).unwrap_or_else(|| commit.time.to_string());
     format!("transaction {} at {time} (--xid {})", commit.xid, commit.xid)
+}
+
+fn earlier_text(pass: &Option<EarlierPass>) -> String {
+    pass.as_ref().map(|pass| format!(". But {pass}")).unwrap_or_default()
+}
+
+fn last_text(last_commit: &Option<Transaction>) -> String {
+    match last_commit {
+        Some(commit) => format!("the last commit is {}", commit_text(commit)),
+        None => "no commit is stored behind the backup".to_owned(),
+    }
 }
 
 fn latest_text(end: Lsn, last_commit: &Option<Transaction>) -> String {
