@@ -17,7 +17,7 @@ use walkeep_core::{Lsn, PgTimestamp, SegmentSize, TimelineHistory};
 
 use crate::index::reader::{Guided, Index};
 use crate::repository::ClusterRepository;
-use crate::wal_walk::{OnProgress, Stored, Visitor};
+use crate::wal_walk::{OnProgress, Stored, Traffic, Visitor};
 
 /// Segments read behind the window's end: enough to see a clock that was set back.
 const READ_BEHIND: u64 = 16;
@@ -60,7 +60,8 @@ pub async fn read(
 ) -> Result<Option<Account>> {
     let backup = backup_before(catalog, path, window.from.or(window.to));
     let Some(from) = backup.map(|backup| backup.start_lsn).or_else(|| catalog.resumes(path, Lsn::ZERO)) else { return Ok(None) };
-    let stored = Stored { repository, catalog, path };
+    let traffic = Traffic::default();
+    let stored = Stored { repository, catalog, path, traffic: &traffic };
     let mut reading = Reading::new(window);
     let (mut at, mut holes) = (from, Vec::new());
     let to = loop {

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod planning;
 pub mod postgres;
 pub mod progress;
+pub mod rates;
 pub mod recent;
 pub mod repository;
 pub mod restore;

@@ -1,86 +1,203 @@
 //! Planning a restore: reads the WAL that a target has to be found in, and lets the core decide.
 //!
-//! The decision is pure (`walkeep_core::plan`); what is done here is having WAL read ([`crate::wal_walk`]) until it shows the target. So a
-//! plan has read every byte of WAL up to its stop, and knows what replay will do outside the data directory.
+//! The decision is pure (`walkeep_core::plan`); what is done here is having WAL looked through until it shows the target: by the index where
+//! that proves that nothing of interest lies in a segment, by the WAL itself elsewhere ([`crate::index::reader`]). The segment of a stop is always read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
-use walkeep_core::catalog::Catalog;
+use chrono::Utc;
+use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::decoder::{DecodeError, Decoder};
-use walkeep_core::plan::{self, Candidate, Refusal, RestorePlan};
+use walkeep_core::index::{Level, Summary};
+use walkeep_core::plan::estimate::{Estimate, Measured, MeasuredBy, Rates};
+use walkeep_core::plan::{self, Candidate, Refusal, RestorePlan, Witness};
 use walkeep_core::target::{Progress, RecoveryTarget, SearchOutcome, TargetKind, TargetSearch};
+use walkeep_core::{Lsn, SegmentSize, SystemIdentifier};
 
+use crate::index::reader::{Guided, Index};
+use crate::postgres::{ConnectionParams, sql};
 use crate::repository::ClusterRepository;
-use crate::wal_walk::{OnProgress, Stored, Visitor};
+use crate::repository::backups::Damaged;
+use crate::wal_walk::{OnProgress, Stored, Traffic, Visitor};
 
-/// Segments read behind the stop: enough to see a clock that was set back, few enough not to read the whole archive.
+/// Segments read for a time once the stop and the transaction behind it are known, and no more commits of the time come: enough to see a
+/// clock that was set back, few enough not to read the whole archive.
 const READ_BEHIND: u64 = 16;
+
+/// A server that does not answer must not hold up a plan for longer.
+const SERVER: Duration = Duration::from_secs(5);
+
+/// What a plan may look at beside the repository.
+#[derive(Debug)]
+pub struct Around {
+    /// The server, which is asked only where nothing stored can tell whether a time was reached; or why it cannot be asked.
+    pub server: Result<ConnectionParams, String>,
+    /// What was measured on this host.
+    pub rates: Rates,
+}
 
 /// The plan for `target`, or why there is none.
 pub async fn plan(
     repository: &Arc<ClusterRepository>,
     catalog: &Catalog,
     target: &RecoveryTarget,
+    around: &Around,
     on_progress: OnProgress<'_>,
 ) -> Result<Result<RestorePlan, Refusal>> {
     let candidates = match plan::candidates(catalog, target) {
         Ok(candidates) => candidates,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let mut last_refusal = None;
+    let mut refused: Option<Refusal> = None;
+    let index = match candidates.first() {
+        Some(first) => Index::open_along(repository.clone(), &first.path).await?,
+        None => Index::none(repository.clone()),
+    };
+    let traffic = Traffic::default();
     for candidate in candidates {
-        let outcome = search(repository, catalog, &candidate, on_progress).await?;
-        match plan::finish(&candidate, &outcome, catalog) {
-            Ok(plan) => return Ok(Ok(plan)),
-            Err(refusal) if refusal.tries_older() => last_refusal = last_refusal.or(Some(refusal)),
+        let stored = Stored { repository, catalog, path: &candidate.path, traffic: &traffic };
+        let outcome = search(&index, stored, &candidate, on_progress).await?;
+        let mut finished = plan::finish(&candidate, &outcome, catalog, &Witness::NotAsked);
+        if finished.as_ref().is_err_and(Refusal::asks_server) {
+            let witness = ask(&around.server, repository.identity().system_identifier).await;
+            finished = plan::finish(&candidate, &outcome, catalog, &witness);
+        }
+        match finished {
+            Ok(plan) => {
+                let files = candidate.backup.bytes_referenced;
+                let estimate = Estimate::new(files, plan.replay_bytes, &around.rates, measured(&traffic));
+                let mut plan = RestorePlan { estimate: Some(estimate), ..plan };
+                plan.warnings.extend(index.damaged().iter().map(damaged_digest));
+                return Ok(Ok(plan));
+            }
+            Err(refusal) if refusal.tries_older() => {
+                refused = Some(match refused {
+                    Some(newer) => newer.and_older(refusal),
+                    None => refusal,
+                });
+            }
             Err(refusal) => return Ok(Err(refusal)),
         }
     }
     let none_left = || anyhow::anyhow!("no backup leads to the target, and none said why: a defect of Walkeep");
-    Ok(Err(last_refusal.ok_or_else(none_left)?))
+    Ok(Err(refused.ok_or_else(none_left)?))
 }
 
-/// Reads the candidate's WAL until the target is found or the WAL ends.
-async fn search(
-    repository: &Arc<ClusterRepository>,
-    catalog: &Catalog,
-    candidate: &Candidate,
-    on_progress: OnProgress<'_>,
-) -> Result<SearchOutcome> {
-    let range = candidate.search;
-    let decoder = Decoder::new(range.from, catalog.segment_size());
-    // PostgreSQL compares a position with the bounds of every record.
-    let positional = matches!(candidate.target.kind, TargetKind::Lsn(_) | TargetKind::Immediate);
-    let decoder = if positional { decoder.every_record() } else { decoder };
-    let search = TargetSearch::new(&candidate.target, candidate.backup.stop_lsn);
-    let looking = Looking { search, found: false, found_at: None };
-    let stored = Stored { repository, catalog, path: &candidate.path };
-    let (looking, end) = stored.walk(range, decoder, looking, on_progress).await?;
+/// Asks the running server what it can prove. Whatever goes wrong is a reason not to know.
+async fn ask(server: &Result<ConnectionParams, String>, system: SystemIdentifier) -> Witness {
+    let asked = async {
+        let params = server.as_ref().map_err(|reason| anyhow::anyhow!("{reason}"))?;
+        let client = sql::connect_sql(params).await?;
+        anyhow::Ok(sql::writes_now(&client).await?)
+    };
+    let reason = match tokio::time::timeout(SERVER, asked).await {
+        Ok(Ok(Some(server))) if server.system_identifier == system => return Witness::Answered(server.now),
+        Ok(Ok(Some(server))) => format!("the server of `connection` is another cluster, {}", server.system_identifier),
+        Ok(Ok(None)) => "the server of `connection` is a standby, or still in recovery".to_owned(),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(_) => format!("no answer within {} s", SERVER.as_secs()),
+    };
+    Witness::Silent { reason }
+}
+
+fn damaged_digest(damaged: &Damaged) -> String {
+    format!(
+        "{} of the index cannot be believed ({}), so WAL was read instead; `walkeep index --rebuild` mends it",
+        damaged.key, damaged.reason
+    )
+}
+
+fn measured(traffic: &Traffic) -> Option<Measured> {
+    let millis = u64::try_from(traffic.time().as_millis()).unwrap_or(u64::MAX);
+    (traffic.bytes() > 0).then(|| Measured { bytes: traffic.bytes(), millis, at: Utc::now(), by: MeasuredBy::Plan })
+}
+
+/// Looks through the candidate's WAL until the target is found or the WAL ends.
+async fn search(index: &Index, stored: Stored<'_>, candidate: &Candidate, on_progress: OnProgress<'_>) -> Result<SearchOutcome> {
+    // Behind what is searched nothing is looked for, but what follows a stop may lie there.
+    let range = WalRange { from: candidate.search.from, to: candidate.covered_to };
+    let kind = &candidate.target.kind;
+    let looking = Looking {
+        search: TargetSearch::new(&candidate.target, candidate.backup.stop_lsn),
+        progress: Progress::Searching,
+        to: candidate.search.to,
+        at: range.from,
+        // PostgreSQL compares a position with the bounds of every record.
+        positional: matches!(kind, TargetKind::Lsn(_) | TargetKind::Immediate),
+        behind: if matches!(kind, TargetKind::Time(_)) { READ_BEHIND } else { 0 },
+        looks_on: matches!(kind, TargetKind::Time(_)),
+        settled: 0,
+    };
+    let (looking, end) = index.walk(stored, range, looking, on_progress).await?;
+    let end = if looking.progress == Progress::Searching { end.min(candidate.search.to) } else { end };
     Ok(looking.search.finish(end))
 }
 
 /// A target being looked for.
 struct Looking {
     search: TargetSearch,
-    found: bool,
-    /// How many segments it took.
-    found_at: Option<u64>,
+    progress: Progress,
+    /// Where the stop must lie before.
+    to: Lsn,
+    at: Lsn,
+    positional: bool,
+    /// Segments to read on once everything is settled, and those that were.
+    behind: u64,
+    settled: u64,
+    /// Whether what summaries tell is looked at to the end, once everything is settled: a clock that was set back shows there.
+    looks_on: bool,
 }
 
 impl Visitor for Looking {
     fn drain(&mut self, decoder: &mut Decoder) -> Result<(), DecodeError> {
         while let Some(event) = decoder.next_event()? {
-            self.found |= self.search.event(&event) == Progress::Found;
+            if event.start >= self.to && self.progress == Progress::Searching {
+                break;
+            }
+            self.progress = self.search.event(&event);
         }
+        self.at = decoder.position();
         Ok(())
     }
 
-    fn goes_on(&mut self, segments: u64) -> bool {
-        let enough = self.found_at.is_some_and(|found| segments >= found + READ_BEHIND);
-        if self.found {
-            self.found_at.get_or_insert(segments);
+    fn goes_on(&mut self, _segments: u64) -> bool {
+        match self.progress {
+            Progress::Searching => self.at < self.to,
+            Progress::Found => {
+                self.settled = 0;
+                true
+            }
+            Progress::Settled => {
+                self.settled += 1;
+                self.settled <= self.behind
+            }
         }
-        !enough
+    }
+}
+
+impl Guided for Looking {
+    fn suffices(&self, summary: &Summary, _level: Option<Level>) -> bool {
+        let in_reach = self.progress != Progress::Searching || summary.records.to <= self.to;
+        in_reach && self.search.suffices(summary)
+    }
+
+    fn pass(&mut self, summary: &Summary) {
+        self.progress = self.search.pass(summary);
+        self.at = summary.records.to;
+    }
+
+    fn is_done(&self) -> bool {
+        match self.progress {
+            Progress::Searching => self.at >= self.to,
+            Progress::Found => false,
+            Progress::Settled => !self.looks_on || self.settled > self.behind,
+        }
+    }
+
+    fn begin(&mut self, at: Lsn, size: SegmentSize, _least: Lsn) -> Decoder {
+        let decoder = Decoder::new(at, size);
+        if self.positional { decoder.every_record() } else { decoder }
     }
 }

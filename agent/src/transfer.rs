@@ -65,11 +65,12 @@ impl<'w> Meter<'w> {
     }
 
     pub fn stage(&mut self, stage: Stage, total: Option<u64>) {
+        // What moved until now counts whole, however short it was.
+        self.note_time();
         self.state.stage = stage;
         self.state.total = total.or(self.state.total);
-        match stage {
-            Stage::Copying => self.moving_since = Some(Instant::now()),
-            _ => self.note_time(),
+        if stage == Stage::Copying {
+            self.moving_since = Some(Instant::now());
         }
         self.tell();
     }
@@ -87,6 +88,11 @@ impl<'w> Meter<'w> {
 
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// The time for which files moved.
+    pub fn moving(&self) -> Duration {
+        self.state.moving
     }
 
     fn note_time(&mut self) {

@@ -4,6 +4,8 @@
 //! What is looked for is the visitor's business: a recovery target ([`crate::planning`]), or what happened when ([`crate::journal`]).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
@@ -29,6 +31,30 @@ pub trait Visitor: Send + 'static {
     fn goes_on(&mut self, segments: u64) -> bool;
 }
 
+/// What was fetched, and how long that and looking at it took.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    bytes: AtomicU64,
+    micros: AtomicU64,
+}
+
+impl Traffic {
+    /// Stored bytes that were fetched.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// In this time.
+    pub fn time(&self) -> Duration {
+        Duration::from_micros(self.micros.load(Ordering::Relaxed))
+    }
+
+    fn add(&self, bytes: u64, time: Duration) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.micros.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
 /// Where WAL is read from.
 #[derive(Clone, Copy, Debug)]
 pub struct Stored<'a> {
@@ -38,6 +64,8 @@ pub struct Stored<'a> {
     pub catalog: &'a Catalog,
     /// The history to follow.
     pub path: &'a TimelineHistory,
+    /// What is fetched is counted here.
+    pub traffic: &'a Traffic,
 }
 
 impl Stored<'_> {
@@ -55,6 +83,7 @@ impl Stored<'_> {
         let mut decoder = decoder;
         let mut contents = stream::iter(files).map(|file| read(self.repository.clone(), file)).buffered(READ_AHEAD);
         let mut done = 0;
+        let mut since = Instant::now();
         let mut next_byte = decoder.reads_from();
         while let Some((file, content)) = contents.try_next().await? {
             let start = file.segment.number(size).map_or(Lsn::ZERO, |number| number.start(size));
@@ -68,6 +97,7 @@ impl Stored<'_> {
             next_byte = start.saturating_add(size.bytes());
             fed.with_context(|| format!("decode {}", file.segment))?;
             done += 1;
+            self.traffic.add(file.stored, std::mem::replace(&mut since, Instant::now()).elapsed());
             on_progress(done, total);
             if !visitor.goes_on(done) {
                 break;

@@ -287,8 +287,14 @@ impl Cluster {
         let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
         let program = bin(self.version).with_context(|| format!("PostgreSQL {} is not here", self.version))?.join("postgres");
         // Should the test process be killed: an immediate shutdown, which ends the server's children too.
-        let mut command = user::command_with(program, "QUIT", None);
-        command.envs(environment.iter().copied()).arg("-D").arg(&self.data).args(["-p", &self.port().to_string()]);
+        // By env and not from the environment: a library to be preloaded must not be in the program that changes the user.
+        let mut command = user::command_with("env", "QUIT", None);
+        command
+            .args(environment.iter().map(|(name, value)| format!("{name}={value}")))
+            .arg(program)
+            .arg("-D")
+            .arg(&self.data)
+            .args(["-p", &self.port().to_string()]);
         command.arg("-k").arg(self.socket_dir()).args(["-c", "listen_addresses=127.0.0.1"]);
         command.args(["-c", "logging_collector=off", "-c", "log_destination=stderr"]);
         *server = Some(Process::start(command, &self.log_path())?);

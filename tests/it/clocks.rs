@@ -9,7 +9,7 @@ use crate::support::{assert_calm, lsn, wait_durable};
 
 const VERSION: u32 = 15;
 /// Where Debian's package puts it; see tests/setup.sh.
-fn library() -> String {
+pub fn library() -> String {
     format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH)
 }
 

@@ -6,6 +6,7 @@
 mod access;
 mod alone;
 mod backups;
+mod backwards;
 mod clocks;
 mod conflicts;
 mod decoder;
@@ -20,6 +21,7 @@ mod leases;
 mod least_privilege;
 mod lineage;
 mod log;
+mod minimal;
 mod parts;
 mod places;
 mod process_faults;

@@ -55,6 +55,15 @@ pub enum WalEventKind {
         timeline: TimelineId,
         /// Whether the server was shutting down.
         shutdown: bool,
+        /// `wal_level` at that moment. 17 and later.
+        wal_level: Option<u32>,
+        /// The server's clock when it began, cut to the second.
+        time: Option<PgTimestamp>,
+    },
+    /// Where an online checkpoint's replay will begin (17 and later).
+    CheckpointRedo {
+        /// 0 minimal, 1 replica, 2 logical.
+        wal_level: u32,
     },
     /// A promotion: the first record of a new timeline.
     EndOfRecovery {
@@ -64,6 +73,8 @@ pub enum WalEventKind {
         previous: TimelineId,
         /// The server's clock at that moment.
         time: PgTimestamp,
+        /// `wal_level` from here on. 17 and later.
+        wal_level: Option<u32>,
     },
     /// `pg_switch_wal`: the rest of the segment is unused.
     Switch,
@@ -93,10 +104,20 @@ impl WalEvent {
             Content::Abort(end) => WalEventKind::Abort { xid: end.xid, time: end.time },
             Content::RestorePoint(point) => WalEventKind::RestorePoint { name: text(point.name), time: point.time },
             Content::BackupEnd { start } => WalEventKind::BackupEnd { start },
-            Content::Checkpoint(point) => WalEventKind::Checkpoint { redo: point.redo, timeline: point.timeline, shutdown: point.shutdown },
-            Content::EndOfRecovery(end) => {
-                WalEventKind::EndOfRecovery { timeline: end.timeline, previous: end.previous_timeline, time: end.time }
-            }
+            Content::Checkpoint(point) => WalEventKind::Checkpoint {
+                redo: point.redo,
+                timeline: point.timeline,
+                shutdown: point.shutdown,
+                wal_level: point.wal_level,
+                time: PgTimestamp::from_unix_seconds(point.unix_time),
+            },
+            Content::CheckpointRedo { wal_level } => WalEventKind::CheckpointRedo { wal_level },
+            Content::EndOfRecovery(end) => WalEventKind::EndOfRecovery {
+                timeline: end.timeline,
+                previous: end.previous_timeline,
+                time: end.time,
+                wal_level: end.wal_level,
+            },
             Content::Switch => WalEventKind::Switch,
             Content::TablespaceCreated(space) => WalEventKind::TablespaceCreated { oid: space.tablespace, location: text(space.location) },
             Content::ParameterChange { wal_level } => WalEventKind::ParameterChange { wal_level },

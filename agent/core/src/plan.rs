@@ -6,9 +6,11 @@
 //!
 //! An agent goes through the candidates in order and takes the first plan; after a refusal that [`Refusal::tries_older`] it goes on.
 
+pub mod estimate;
 mod refusal;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -19,10 +21,15 @@ use crate::history::TimelineHistory;
 use crate::identity::{MajorVersion, TimelineId};
 use crate::layout::BackupId;
 use crate::lsn::Lsn;
-use crate::target::{RecoveryTarget, ReplayedTablespace, RestorePointName, SearchOutcome, Stop, StopAt, TargetKind, Transaction};
+use crate::target::{
+    Backwards, ClockReport, MinimalWal, RecoveryTarget, ReplayedTablespace, RestorePointName, SearchOutcome, Stop, StopAt, TargetKind,
+    Transaction,
+};
 use crate::time::PgTimestamp;
 
+pub use estimate::Estimate;
 pub use refusal::{Hole, Reachable, Refusal};
+pub use witness::{ServerNow, Unproven, Witness};
 
 /// A backup that may lead to the target.
 #[derive(Clone, Debug)]
@@ -111,6 +118,60 @@ pub struct PathLeg {
     pub to: Lsn,
 }
 
+/// The server's clock showed a time before the chosen backup was taken already, and was set back. Only backups tell here: a pass of the
+/// clock in which none was taken is not noticed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct EarlierPass {
+    /// An older backup, which ended at a later time than the one asked for.
+    pub seen_by: BackupId,
+    /// When it ended, by the server's clock.
+    pub ended_at: DateTime<Utc>,
+    /// A backup from before, from which replay stops when the clock comes to the time for the first time; `None` if there is none.
+    pub from: Option<BackupId>,
+}
+
+impl std::fmt::Display for EarlierPass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ended = self.ended_at.format("%Y-%m-%d %H:%M:%S+00");
+        write!(
+            f,
+            "the server's clock had shown that time before, and was set back: backup {}, an older one, ended at {ended}",
+            self.seen_by
+        )?;
+        match &self.from {
+            Some(backup) => write!(f, "; its first coming is reached with --backup {backup}"),
+            None => f.write_str("; no backup from before leads to its first coming"),
+        }
+    }
+}
+
+fn earlier_pass(catalog: &Catalog, candidate: &Candidate) -> Option<EarlierPass> {
+    let TargetKind::Time(time) = candidate.target.kind else { return None };
+    let older = |backup: &&BackupRecord| backup.stop_lsn <= candidate.backup.start_lsn && catalog.is_on(backup, &candidate.path);
+    let past = |backup: &BackupRecord| PgTimestamp::from_utc(backup.ended_at) > time;
+    let seen_by = catalog.backups().iter().filter(older).find(|backup| past(backup))?;
+    // A hole between would be found out by the plan from there.
+    let mut before =
+        catalog.backups().iter().filter(|backup| catalog.is_on(backup, &candidate.path) && backup.stop_lsn <= seen_by.start_lsn);
+    let from = before.rfind(|backup| !past(backup)).map(|backup| backup.id.clone());
+    Some(EarlierPass { seen_by: seen_by.id.clone(), ended_at: seen_by.ended_at, from })
+}
+
+/// What says that a time is reached though no later commit is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProvenBy {
+    /// A record of a later time: a checkpoint, a restore point, a promotion.
+    Record {
+        /// Where it begins.
+        lsn: Lsn,
+        /// Its time.
+        time: PgTimestamp,
+    },
+    /// The running server, all of whose WAL is stored.
+    Server(ServerNow),
+}
+
 /// How a target will be reached. Accepted means that every object it needs is stored.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct RestorePlan {
@@ -132,8 +193,16 @@ pub struct RestorePlan {
     pub searched: bool,
     /// The last commit that will be there.
     pub last_replayed: Option<Transaction>,
-    /// The first commit or abort that will not.
+    /// The first commit or abort that will not; `None` if none is stored behind the stop, up to `looked_to`.
     pub first_not_replayed: Option<Transaction>,
+    /// How far WAL was looked at behind the stop.
+    pub looked_to: Lsn,
+    /// Commits of the time asked for that lie behind the stop, and the positions that have them.
+    pub clock: Option<ClockReport>,
+    /// The time was passed before the backup already, by a clock that was set back.
+    pub earlier_pass: Option<EarlierPass>,
+    /// What says that nothing else was committed up to the time asked for, where no later commit is stored.
+    pub proven_by: Option<ProvenBy>,
     /// The WAL files PostgreSQL will ask for, in order.
     pub wal: Vec<NeededFile>,
     /// Objects of WAL to fetch: segments and parts.
@@ -144,6 +213,10 @@ pub struct RestorePlan {
     pub fetch_bytes: u64,
     /// Bytes the data directory has before replay.
     pub restore_bytes: u64,
+    /// Bytes of WAL to replay.
+    pub replay_bytes: u64,
+    /// How long it may take, as far as that was measured; set by whoever knows the measurements.
+    pub estimate: Option<Estimate>,
     /// Tablespaces that replay will create, each where it was created the first time. The place must be free where this is restored.
     pub replayed_tablespaces: Vec<ReplayedTablespace>,
     /// Whether the WAL behind the stop ends in a hole rather than in the end of what is stored. A server that reads ahead of its replay
@@ -194,19 +267,13 @@ pub fn candidates(catalog: &Catalog, target: &RecoveryTarget) -> Result<Vec<Cand
     Ok(found)
 }
 
-/// The plan that begins with `candidate`, a search of its WAL having had this outcome.
-pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog) -> Result<RestorePlan, Refusal> {
+/// The plan that begins with `candidate`, a search of its WAL having had this outcome. The server's witness is needed only after
+/// [`Refusal::asks_server`].
+pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog, witness: &Witness) -> Result<RestorePlan, Refusal> {
     let Candidate { target, backup, covered_to, .. } = candidate;
+    let mut proven_by = None;
     let (resolved, stop, read_to) = match (&target.kind, outcome) {
-        (_, SearchOutcome::BeforeConsistency(stop)) => {
-            let reachable = Reachable::from_backup(backup);
-            return Err(Refusal::BeforeConsistency {
-                target: target.kind.clone(),
-                stop: stop.at.lsn(),
-                backup: backup.id.clone(),
-                reachable,
-            });
-        }
+        (_, SearchOutcome::BeforeConsistency(stop)) => return Err(before_consistency(candidate, stop.at.lsn())),
         (TargetKind::Latest, outcome) => {
             if !candidate.missing.is_end_of_wal() {
                 return Err(unreachable(catalog, candidate, None));
@@ -223,19 +290,44 @@ pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog)
             };
             (resolve(target), known(outcome, StopAt::Before(*lsn)), past)
         }
-        (TargetKind::Time(_), SearchOutcome::NotFound { last_commit, passed: Some(passed), tablespaces, .. }) => {
+        (TargetKind::Time(_), SearchOutcome::NotFound { passed: Some(passed), .. }) => {
             // No transaction ended after the time asked for, which PostgreSQL would take for a target never reached.
-            if passed.start < backup.stop_lsn {
-                let (kind, reachable) = (target.kind.clone(), Reachable::from_backup(backup));
-                return Err(Refusal::BeforeConsistency { target: kind, stop: passed.start, backup: backup.id.clone(), reachable });
-            }
-            let at = StopAt::Before(passed.start);
-            let tablespaces = tablespaces.iter().filter(|space| space.lsn < passed.start).cloned().collect();
-            let stop = Stop { last_replayed: *last_commit, tablespaces, ..Stop::new(at, passed.end) };
+            proven_by = Some(ProvenBy::Record { lsn: passed.start, time: passed.time });
+            let stop = Stop { read_to: passed.end, ..known(outcome, StopAt::Before(passed.start)) };
             (ResolvedTarget::Lsn { lsn: passed.start, inclusive: false }, stop, passed.end)
         }
         (_, SearchOutcome::Found(stop)) => (resolve(target), stop.clone(), stop.read_to),
-        (TargetKind::Time(_) | TargetKind::Lsn(_), SearchOutcome::NotFound { last_commit, .. }) => {
+        (TargetKind::Time(time), SearchOutcome::NotFound { last_commit, last_end, end, minimal, .. }) => {
+            if let Some(minimal) = minimal {
+                return Err(minimal_wal(candidate, minimal));
+            }
+            if !candidate.missing.is_end_of_wal() {
+                return Err(unreachable(catalog, candidate, *last_commit));
+            }
+            if let Err(unproven) = witness.proves(*time, candidate.path.timeline(), *end, catalog.segment_size()) {
+                return Err(Refusal::TimeNotReached {
+                    target: target.kind.clone(),
+                    timeline: candidate.path.timeline(),
+                    end: *end,
+                    backup: backup.id.clone(),
+                    last_commit: *last_commit,
+                    unproven,
+                    earlier_pass: earlier_pass(catalog, candidate),
+                });
+            }
+            if let Witness::Answered(now) = witness {
+                proven_by = Some(ProvenBy::Server(*now));
+            }
+            // Not the end of the WAL: there may be more of it by the time that it is replayed.
+            match last_end.filter(|ended| ended.end >= backup.stop_lsn) {
+                Some(ended) => {
+                    let stop = known(outcome, StopAt::After(ended.end));
+                    (ResolvedTarget::Lsn { lsn: ended.start, inclusive: true }, stop, ended.end)
+                }
+                None => (ResolvedTarget::Immediate, known(outcome, StopAt::After(backup.stop_lsn)), backup.stop_lsn),
+            }
+        }
+        (TargetKind::Lsn(_), SearchOutcome::NotFound { last_commit, .. }) => {
             return Err(unreachable(catalog, candidate, *last_commit));
         }
         (_, SearchOutcome::NotFound { last_commit, end, .. }) => {
@@ -245,27 +337,43 @@ pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog)
                 searched: WalRange { from: candidate.search.from, to: *end },
                 hole: (!candidate.missing.is_end_of_wal()).then(|| Box::new(Hole::new(catalog, &candidate.missing))),
                 last_commit: *last_commit,
+                earliest: Reachable::from_backup(backup),
             });
         }
         (_, SearchOutcome::Skipped) => return Err(Refusal::NotSearched { target: target.kind.clone() }),
     };
     if stop.at.lsn() < backup.stop_lsn {
-        let (kind, reachable) = (target.kind.clone(), Reachable::from_backup(backup));
-        return Err(Refusal::BeforeConsistency { target: kind, stop: stop.at.lsn(), backup: backup.id.clone(), reachable });
+        return Err(before_consistency(candidate, stop.at.lsn()));
+    }
+    if let Some(minimal) = stop.minimal.filter(|minimal| minimal.from < stop.at.lsn()) {
+        return Err(minimal_wal(candidate, &minimal));
     }
     // Asked once more, of the catalog itself: whatever a search claims, no plan crosses a hole.
     let wal = catalog
         .coverage(&candidate.path, backup.start_lsn, read_to)
         .map_err(|missing| unreachable(catalog, &Candidate { missing: *missing, ..candidate.clone() }, stop.last_replayed))?;
-    Ok(assemble(candidate, catalog, resolved, stop, wal, !matches!(outcome, SearchOutcome::Skipped)))
+    let searched = !matches!(outcome, SearchOutcome::Skipped);
+    Ok(RestorePlan { proven_by, ..assemble(candidate, catalog, resolved, stop, wal, searched) })
+}
+
+fn before_consistency(candidate: &Candidate, stop: Lsn) -> Refusal {
+    let Candidate { target, backup, .. } = candidate;
+    let (target, reachable) = (target.kind.clone(), Reachable::from_backup(backup));
+    Refusal::BeforeConsistency { target, stop, backup: backup.id.clone(), reachable }
+}
+
+fn minimal_wal(candidate: &Candidate, minimal: &MinimalWal) -> Refusal {
+    let (target, timeline) = (candidate.target.kind.clone(), candidate.path.timeline());
+    Refusal::MinimalWal { target, timeline, backup: candidate.backup.id.clone(), minimal: *minimal }
 }
 
 /// The stop of a search, or where no WAL need be read the stop known without one.
 fn known(outcome: &SearchOutcome, at: StopAt) -> Stop {
     match outcome {
         SearchOutcome::Found(stop) => stop.clone(),
-        SearchOutcome::NotFound { last_commit, tablespaces, .. } => {
-            Stop { last_replayed: *last_commit, tablespaces: tablespaces.clone(), ..Stop::new(at, at.lsn()) }
+        SearchOutcome::NotFound { last_commit, tablespaces, minimal, end, .. } => {
+            let tablespaces = tablespaces.iter().filter(|space| space.lsn < at.lsn()).cloned().collect();
+            Stop { last_replayed: *last_commit, looked_to: *end, minimal: *minimal, tablespaces, ..Stop::new(at, at.lsn()) }
         }
         _ => Stop::new(at, at.lsn()),
     }
@@ -391,14 +499,27 @@ fn assemble(
         searched,
         last_replayed: stop.last_replayed,
         first_not_replayed: stop.first_not_replayed,
+        looked_to: stop.looked_to,
+        clock: stop.clock,
+        earlier_pass: earlier_pass(catalog, candidate),
+        proven_by: None,
         wal_objects: wal.iter().map(|file| file.parts.len().max(1) as u64).sum(),
         wal_bytes,
         fetch_bytes: backup.bytes_referenced.saturating_add(wal_bytes),
         restore_bytes: backup.bytes,
+        replay_bytes: stop_lsn.bytes_since(backup.start_lsn),
+        estimate: None,
         replayed_tablespaces: stop.tablespaces,
         hole_follows: !candidate.missing.is_end_of_wal(),
         wal,
     }
+}
+
+/// The options that choose a position along the same history.
+pub fn option(target: &RecoveryTarget, lsn: Lsn) -> String {
+    let timeline = target.timeline.map(|timeline| format!(" --timeline {timeline}")).unwrap_or_default();
+    let backup = target.backup.as_ref().map(|backup| format!(" --backup {backup}")).unwrap_or_default();
+    format!("--lsn {lsn}{timeline}{backup}")
 }
 
 fn warnings(candidate: &Candidate, catalog: &Catalog, stop: &Stop, searched: bool) -> Vec<String> {
@@ -409,14 +530,22 @@ fn warnings(candidate: &Candidate, catalog: &Catalog, stop: &Stop, searched: boo
             missing.at, missing.segment
         ));
     }
-    if stop.left_behind > 0 {
-        // Usually sessions that committed at the same moment, each taking the time a little before it writes its record.
-        let (commits, stop) = (stop.left_behind, stop.at.lsn());
+    if let Some(clock) = &stop.clock {
+        let (commits, stop) = (clock.lost, stop.at.lsn());
+        let why = match clock.cause {
+            Backwards::SameMoment => {
+                "sessions committed at the same moment, and wrote their commits in another order than they read the clock"
+            }
+            Backwards::SetBack => "the server's clock was set back",
+        };
+        let safe = clock.candidates.last().map(|safe| format!("; with all of them: {}", option(&candidate.target, safe.lsn)));
         warnings.push(format!(
             "commits that belong to the time asked for, {commits}, are written after {stop}, where recovery stops at a later one, and will not be there: \
-             sessions committed at once, or the server's clock was set back; choose by --lsn or --xid"
+             {why}{}",
+            safe.unwrap_or_default()
         ));
     }
+    warnings.extend(earlier_pass(catalog, candidate).map(|pass| pass.to_string()));
     if candidate.target.timeline.is_none() {
         for (timeline, leg) in legs(&candidate.path) {
             let beyond = catalog.frontier(timeline).filter(|frontier| *frontier > leg.to && stop.at.lsn() >= leg.to);

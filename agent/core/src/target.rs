@@ -3,6 +3,10 @@
 //! Mirrors PostgreSQL's `recovery_target_*`. Where in the WAL that is, is found by [`TargetSearch`]; which backup leads there is
 //! decided in [`crate::plan`]; how PostgreSQL is told is [`RecoverySettings`].
 
+mod clock;
+mod indexed;
+#[cfg(test)]
+mod oracle;
 mod search;
 mod settings;
 mod time;
@@ -16,7 +20,8 @@ use crate::layout::BackupId;
 use crate::lsn::Lsn;
 use crate::time::PgTimestamp;
 
-pub use search::{ClockPassed, Progress, ReplayedTablespace, SearchOutcome, Stop, StopAt, TargetSearch, Transaction};
+pub use clock::{Backwards, ClockCandidate, ClockReport};
+pub use search::{ClockPassed, MinimalWal, Progress, ReplayedTablespace, SearchOutcome, Stop, StopAt, TargetSearch, Transaction};
 pub use settings::{RecoverySettings, TargetAction, quote_conf};
 pub use time::{TimeError, parse_time, print_time};
 

@@ -58,12 +58,13 @@ fn text(events: &[WalEvent]) -> String {
             WalEventKind::Abort { xid, time } => format!("abort {xid} {time}"),
             WalEventKind::RestorePoint { name, .. } => format!("restore_point {name}"),
             WalEventKind::BackupEnd { start } => format!("backup_end {start}"),
-            WalEventKind::Checkpoint { redo, timeline, shutdown } => {
+            WalEventKind::Checkpoint { redo, timeline, shutdown, .. } => {
                 format!("checkpoint {redo} {timeline} {}", if *shutdown { "shutdown" } else { "online" })
             }
-            WalEventKind::EndOfRecovery { timeline, previous, time } => format!("end_of_recovery {timeline} {previous} {time}"),
+            WalEventKind::EndOfRecovery { timeline, previous, time, .. } => format!("end_of_recovery {timeline} {previous} {time}"),
             WalEventKind::TablespaceCreated { oid, location } => format!("tablespace {oid} {location}"),
             WalEventKind::Switch => "switch".to_owned(),
+            WalEventKind::CheckpointRedo { .. } => "checkpoint_redo".to_owned(),
             WalEventKind::ParameterChange { wal_level } => {
                 format!("wal_level {}", ["minimal", "replica", "logical"][*wal_level as usize])
             }

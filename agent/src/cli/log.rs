@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
-use walkeep_core::catalog::{Catalog, WalRange, legs};
+use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::journal::{DroppedFile, Edge, Entry, Happening, Minute, RelationFile, Window, rate};
 use walkeep_core::target::parse_time;
 use walkeep_core::{Lsn, PgTimestamp, TimelineHistory, TimelineId};
@@ -81,10 +81,9 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
         _ => window,
     };
     let mut on_progress = plan::wal_progress("to tell what happened");
-    let timelines: Vec<_> = legs(&path).into_iter().map(|(timeline, _)| timeline).collect();
     let index = match args.no_index {
         true => Index::none(repository.clone()),
-        false => Index::open(repository.clone(), &timelines).await.map_err(anyhow::Error::new)?,
+        false => Index::open_along(repository.clone(), &path).await.map_err(anyhow::Error::new)?,
     };
     let account = journal::read(&repository, &index, &catalog, &path, window, &mut on_progress).await?;
     setup::tell_damaged(&index);

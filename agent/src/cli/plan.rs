@@ -2,16 +2,25 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
-use walkeep_core::plan::{Refusal, RestorePlan};
-use walkeep_core::target::Transaction;
+use walkeep_core::plan::estimate::{MeasuredBy, Part};
+use walkeep_core::plan::{self, Estimate, ProvenBy, Refusal, RestorePlan};
+use walkeep_core::target::{Backwards, ClockReport, Transaction};
 
 use super::failure::{Exit, Failure};
 use super::target::TargetArgs;
 use super::{Global, output, setup};
-use crate::planning;
+use crate::config::ClusterConfig;
+use crate::planning::{self, Around};
+use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
+
+/// How often a plan is made anew while the last WAL is being stored.
+const WAITS: u32 = 3;
+/// The time between.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// Arguments of `walkeep plan`.
 #[derive(Debug, Args)]
@@ -38,7 +47,7 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let planned = make(&repository, &args.target).await;
+    let planned = make(&repository, &config.cluster, &args.target).await;
     if args.json {
         planned.as_ref().err().map_or(Ok(()), json_refusal)?;
         output::json(&planned?)?;
@@ -50,13 +59,26 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
 }
 
 /// Makes the plan, showing how far the reading of WAL has come.
-pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> Result<RestorePlan, Failure> {
-    let catalog = setup::catalog(repository).await?;
-    let backups: Vec<_> = catalog.backups().iter().map(|backup| backup.id.clone()).collect();
-    let target = target.target(&backups).map_err(Failure::usage)?;
-    let mut on_progress = wal_progress("to find the target");
-    let planned = planning::plan(repository, &catalog, &target, &mut on_progress).await?;
-    planned.map_err(refused)
+pub async fn make(repository: &Arc<ClusterRepository>, cluster: &ClusterConfig, target: &TargetArgs) -> Result<RestorePlan, Failure> {
+    // A plan is made without a server, and on hosts where its connection cannot be used: then it is not asked.
+    let server = setup::connection(cluster).map_err(|failure| format!("{:#}", failure.error));
+    let around = Around { server, rates: RatesFile::of(cluster).load() };
+    let mut waits = 0;
+    loop {
+        let catalog = setup::catalog(repository).await?;
+        let backups: Vec<_> = catalog.backups().iter().map(|backup| backup.id.clone()).collect();
+        let target = target.target(&backups).map_err(Failure::usage)?;
+        let mut on_progress = wal_progress("to find the target");
+        let planned = planning::plan(repository, &catalog, &target, &around, &mut on_progress).await?;
+        match planned {
+            // What the server wrote a moment ago is on its way to the repository.
+            Err(refusal) if refusal.is_a_matter_of_time() && waits < WAITS => {
+                waits += 1;
+                tokio::time::sleep(WAIT).await;
+            }
+            planned => return planned.map_err(refused),
+        }
+    }
 }
 
 /// Shows on a terminal how far the reading of WAL has come, and what for.
@@ -94,21 +116,84 @@ pub fn print(plan: &RestorePlan) {
     output::say!("stops at      {}", plan.stop_lsn);
     match (plan.searched, &plan.last_replayed) {
         (true, Some(last)) => output::say!("last commit   {}", transaction(last)),
-        (true, None) => output::say!("last commit   none after the backup"),
+        (true, None) => output::say!("last commit   none between the backup's start and the stop"),
         (false, _) => {}
     }
-    if let Some(first) = &plan.first_not_replayed {
-        output::say!("not replayed  {}", transaction(first));
+    match (plan.searched, &plan.first_not_replayed) {
+        (true, Some(first)) => output::say!("not replayed  {}, and what follows", transaction(first)),
+        (true, None) => {
+            output::say!("not replayed  nothing: no transaction ends behind the stop in what is stored, up to {}", plan.looked_to)
+        }
+        (false, _) => {}
+    }
+    match &plan.proven_by {
+        Some(ProvenBy::Record { lsn, time }) => output::say!("proven by     the record at {lsn}, of {time}: no other commit came before"),
+        Some(ProvenBy::Server(now)) => {
+            output::say!("proven by     the server: at {} by its clock it wrote at {}, and all before is stored", now.clock, now.writes_at);
+        }
+        None => {}
+    }
+    if let Some(clock) = &plan.clock {
+        print_clock(plan, clock);
     }
     let (files, objects) = (output::count(plan.wal.len() as u64, "file"), output::count(plan.wal_objects, "object"));
     output::say!("WAL           {files}, {objects}, {}", output::bytes(plan.wal_bytes));
     output::say!("to fetch      {} in all; data directory {}", output::bytes(plan.fetch_bytes), output::bytes(plan.restore_bytes));
+    if let Some(estimate) = &plan.estimate {
+        output::say!("time          {}", estimated(estimate));
+    }
     for space in &plan.replayed_tablespaces {
         output::say!("tablespace    {} is created by the WAL at {}, which must be free where this is restored", space.oid, space.location);
     }
     for warning in &plan.warnings {
         output::say!("warning       {warning}");
     }
+}
+
+/// Positions that have more of the commits of the time asked for than PostgreSQL's own stop.
+fn print_clock(plan: &RestorePlan, clock: &ClockReport) {
+    for candidate in &clock.candidates {
+        let back = output::duration(Duration::from_micros(candidate.back_micros.unsigned_abs()));
+        let how = match candidate.cause {
+            Backwards::SameMoment => format!("sessions committed at the same moment, {back} apart"),
+            Backwards::SetBack => format!("the server's clock was set back by {back}"),
+        };
+        let gained = output::count(candidate.gained, "more commit");
+        let lost = if candidate.lost > 0 { format!(", still without {}", candidate.lost) } else { String::new() };
+        let later = if candidate.later > 0 { format!(", and {} of a later time", candidate.later) } else { String::new() };
+        let safe = if candidate.safe { "; loses nothing of the time asked for" } else { "" };
+        output::say!(
+            "or            {}: {gained} of the time asked for{lost}{later}; {how}{safe}",
+            plan::option(&plan.target, candidate.lsn)
+        );
+    }
+    if clock.left_out > 0 {
+        output::say!("or            ({} left out)", output::count(clock.left_out, "position"));
+    }
+}
+
+/// How long it may take, and where that is from.
+fn estimated(estimate: &Estimate) -> String {
+    let parts = [part(&estimate.fetch, "fetch the files"), part(&estimate.replay, "replay the WAL")];
+    let total = estimate.seconds.map(|seconds| format!("about {}: ", seconds_text(seconds))).unwrap_or_default();
+    format!("{total}{}", parts.join(", "))
+}
+
+fn part(part: &Part, what: &str) -> String {
+    let bytes = output::bytes(part.bytes);
+    let (Some(seconds), Some(rate), Some(measured)) = (part.seconds, part.bytes_per_second, part.measured) else {
+        return format!("to {what}, {bytes}: not measured here yet");
+    };
+    let on = output::bytes(measured.bytes);
+    let measured = match measured.by {
+        MeasuredBy::Plan => format!("as fast as this plan read {on} of WAL"),
+        MeasuredBy::Restore | MeasuredBy::Recovery => format!("measured here {} on {on}", measured.at.format("%Y-%m-%d")),
+    };
+    format!("{} to {what}, {bytes} at {}/s ({measured})", seconds_text(seconds), output::bytes(rate))
+}
+
+fn seconds_text(seconds: u64) -> String {
+    if seconds == 0 { "no time".to_owned() } else { output::duration(Duration::from_secs(seconds)) }
 }
 
 fn transaction(transaction: &Transaction) -> String {

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::target::TargetArgs;
 use super::{Global, output, plan, progress, setup};
 use crate::config::Config;
+use crate::rates::RatesFile;
 use crate::restore::{self, Options, Refusal, Summary};
 
 /// Arguments of `walkeep restore`.
@@ -75,7 +76,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     }
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let planned = plan::make(&repository, &args.target).await;
+    let planned = plan::make(&repository, &config.cluster, &args.target).await;
     if args.json {
         planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;
     }
@@ -97,6 +98,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     let restored = restore::restore(repository, &plan, options, &|state| bar.show(state), &stop).await;
     bar.finish();
     let summary = restored.map_err(refusal_or_failure)?;
+    RatesFile::of(&config.cluster).note(summary.fetched);
     if args.json {
         output::json(&summary)?;
     } else {

@@ -25,6 +25,7 @@ use crate::index;
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::progress::{Phase, Progress};
+use crate::rates::RatesFile;
 use crate::recent::Recent;
 use crate::repository::ClusterRepository;
 use crate::repository::later::OpenRepository;
@@ -188,7 +189,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
     };
     let services = Arc::new(Services {
         archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()),
-        fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave),
+        fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave).measuring(RatesFile::of(&config.cluster)),
         system: identity.system_identifier,
     });
     told.send_replace(Opening::Done(services.clone()));

@@ -11,6 +11,7 @@
 
 pub mod find;
 pub mod prefetch;
+mod replay;
 pub mod service;
 
 use std::collections::HashSet;
@@ -26,12 +27,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use walkeep_core::WalFileName;
 
 use crate::durable::{self, PRIVATE_FILE, Staged};
+use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
 use crate::retry::{Backoff, retry};
 
 use find::{Finder, Found, Remedy, Trouble};
 use prefetch::Prefetch;
 pub use prefetch::PrefetchConfig;
+use replay::ReplayMeter;
 pub use service::Activity;
 
 /// How often something damaged is read again: a bit may have flipped on the way.
@@ -109,6 +112,7 @@ pub struct Fetcher {
     prefetch: Prefetch,
     config: FetchConfig,
     activity: Activity,
+    meter: Option<ReplayMeter>,
     /// Folders in which leftovers of killed processes were looked for.
     tidied: Arc<Mutex<HashSet<PathBuf>>>,
     cancel: CancellationToken,
@@ -125,10 +129,17 @@ impl Fetcher {
             finder,
             config,
             activity: Activity::new(),
+            meter: None,
             tidied: Arc::default(),
             _stop: cancel.clone().drop_guard(),
             cancel,
         }
+    }
+
+    /// The same, measuring how fast recoveries replay what is fetched.
+    pub fn measuring(mut self, file: RatesFile) -> Self {
+        self.meter = Some(ReplayMeter::new(file));
+        self
     }
 
     /// Puts the archived file `name` at `destination`, with mode 0600, in the place of a file that is there. Which paths may be written is
@@ -163,6 +174,8 @@ impl Fetcher {
     }
 
     async fn answer(&self, name: WalFileName, destination: &Path, mode: FetchMode) -> Outcome {
+        let asked = Instant::now();
+        let meter = self.meter.as_ref().filter(|_| !mode.standby);
         let deadline = if mode.standby { self.config.standby_deadline } else { self.config.deadline };
         let found = match self.find(name, deadline).await {
             Ok(found) => found,
@@ -177,8 +190,12 @@ impl Fetcher {
                 tracing::info!(wal, "giving the unfinished end of the WAL, filled up with zeros");
                 (content, false)
             }
-            Found::Absent(why) => return Outcome::Absent { why },
+            Found::Absent(why) => {
+                meter.inspect(|meter| meter.absent(destination));
+                return Outcome::Absent { why };
+            }
         };
+        let size = content.len() as u64;
         if let Err(why) = self.place(content, destination).await {
             let hint = format!("Check free space and permissions of the folder of {}.", destination.display());
             return Outcome::Failed { why: why.context(format!("cannot put {name} in place")), hint, permanent: false };
@@ -187,6 +204,7 @@ impl Fetcher {
             && finished
         {
             self.prefetch.served(segment);
+            meter.inspect(|meter| meter.served(segment, size, asked, destination));
         }
         Outcome::Done
     }

@@ -65,6 +65,12 @@ impl Index {
         Self { repository, told: BTreeMap::new(), damaged: Mutex::default() }
     }
 
+    /// Reads the highest digests of the timelines of a path.
+    pub async fn open_along(repository: Arc<ClusterRepository>, path: &TimelineHistory) -> Result<Self, Error> {
+        let timelines: Vec<_> = legs(path).into_iter().map(|(timeline, _)| timeline).collect();
+        Self::open(repository, &timelines).await
+    }
+
     /// Reads the highest digests of these timelines.
     pub async fn open(repository: Arc<ClusterRepository>, timelines: &[TimelineId]) -> Result<Self, Error> {
         let mut index = Self::none(repository);

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio_postgres::config::{ChannelBinding as SqlChannelBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config};
+use walkeep_core::plan::ServerNow;
 use walkeep_core::slot::Told;
-use walkeep_core::{Lsn, PgTimestamp, SegmentSize};
+use walkeep_core::{Lsn, PgTimestamp, SegmentSize, SystemIdentifier, TimelineId};
 
 use super::auth::kind_matches;
 use super::dial::{Dialed, Dialer, Transport};
@@ -309,4 +310,37 @@ pub async fn archiver_stats(client: &Client) -> Result<ArchiverStats, Error> {
 /// Whether the server is a standby, or still recovering.
 pub async fn is_in_recovery(client: &Client) -> Result<bool, Error> {
     Ok(client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?.try_get(0)?)
+}
+
+/// A server that writes, now; `None` for one that is in recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WritesNow {
+    /// Which cluster it is.
+    pub system_identifier: SystemIdentifier,
+    /// Its clock and position.
+    pub now: ServerNow,
+}
+
+/// Reads the server's clock, then where it writes.
+pub async fn writes_now(client: &Client) -> Result<Option<WritesNow>, Error> {
+    if is_in_recovery(client).await? {
+        return Ok(None);
+    }
+    let clock = "SELECT (extract(epoch FROM clock_timestamp() - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint, \
+                 (SELECT system_identifier FROM pg_catalog.pg_control_system())";
+    let row = client.query_one(clock, &[]).await?;
+    let (clock, system): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    // A statement of its own: it is read after the clock.
+    let position = "SELECT lsn::text, pg_catalog.pg_walfile_name(lsn), pg_catalog.pg_current_wal_flush_lsn()::text, \
+                    (SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_writer_delay') \
+                    FROM pg_catalog.pg_current_wal_insert_lsn() AS lsn";
+    let row = client.query_one(position, &[]).await?;
+    let (lsn, file, flushed, delay): (String, String, String, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+    let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).and_then(TimelineId::new);
+    let (Ok(writes_at), Ok(flushed_to), Some(timeline)) = (lsn.parse::<Lsn>(), flushed.parse::<Lsn>(), timeline) else {
+        return Err(Error::Protocol(format!("the position {lsn} in {file}")));
+    };
+    let flush_delay = delay.saturating_mul(3 * 1000);
+    let now = ServerNow { timeline, clock: PgTimestamp::from_micros(clock), writes_at, flushed_to, flush_delay };
+    Ok(Some(WritesNow { system_identifier: SystemIdentifier::new(system as u64), now }))
 }

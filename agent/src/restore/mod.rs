@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::plan::RestorePlan;
+use walkeep_core::plan::estimate::{Measured, MeasuredBy};
 use walkeep_core::target::TargetAction;
 
 use crate::codec;
@@ -123,6 +124,8 @@ pub struct Summary {
     pub bytes: u64,
     /// How long it took.
     pub seconds: f64,
+    /// How fast files were fetched, in bytes as they are stored, and written.
+    pub fetched: Measured,
     /// What the operator should look at before starting the server.
     pub warnings: Vec<String>,
 }
@@ -146,6 +149,7 @@ pub async fn restore(
     // From here on it is only local and short, and either it is done or the directory cannot be started.
     meter.stage(Stage::Finishing, None);
     let lines = settings::lines(plan, &options);
+    let fetched = Measured { bytes: written.fetched, millis: millis(meter.moving()), at: chrono::Utc::now(), by: MeasuredBy::Restore };
     let (target, files, bytes) = (written.target.clone(), written.layout.files, written.layout.bytes);
     let warnings = spawn_blocking(move || finish(&written, &lines)).await??;
     for warning in &warnings {
@@ -158,6 +162,7 @@ pub async fn restore(
         files,
         bytes,
         seconds: meter.elapsed().as_secs_f64(),
+        fetched,
         warnings,
     })
 }
@@ -169,6 +174,8 @@ struct Written {
     layout: Layout,
     small: Small,
     block_size: u32,
+    /// Bytes as they are stored.
+    fetched: u64,
 }
 
 async fn write_files(
@@ -194,7 +201,7 @@ async fn write_files(
     tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.bytes, "restore: begins");
     let files = files::Files { repository, target: target.clone(), parallelism: options.parallelism.max(1), cancel: cancel.clone() };
     files.write(&manifest, &layout, meter).await?;
-    Ok(Written { target, manifest, layout, small, block_size: control.block_size })
+    Ok(Written { target, manifest, layout, small, block_size: control.block_size, fetched: record.bytes_referenced })
 }
 
 /// The record of the plan's backup, unchanged since the plan was made.
@@ -236,6 +243,10 @@ fn finish(written: &Written, lines: &settings::Lines) -> Result<Vec<String>> {
         ));
     }
     Ok(warnings)
+}
+
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// SHA-256 of nothing.

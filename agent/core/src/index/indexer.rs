@@ -1,14 +1,12 @@
 //! Makes summaries out of segments, fed one after the other along a timeline's files.
 
 use crate::decoder::{DecodeError, Decoder};
+use crate::event::WalEvent;
 use crate::journal::{Journal, Limits, Window};
-use crate::record::{Content, Record};
 use crate::segment::{SegmentNumber, SegmentSize};
-use crate::target::{ReplayedTablespace, Transaction};
-use crate::time::PgTimestamp;
 
 use super::blocks::BlockChanges;
-use super::summary::{Summary, WalLevelAt};
+use super::summary::Summary;
 
 /// Pieces in which the decoder is fed.
 const PIECE: usize = 256 << 10;
@@ -82,7 +80,8 @@ impl Indexer {
         for piece in content.chunks(PIECE) {
             self.decoder.feed(piece);
             while let Some(record) = self.decoder.next_record()? {
-                add(&mut summary, &record);
+                summary.record(record.start, record.end);
+                WalEvent::of(&record).iter().for_each(|event| summary.event(event));
                 blocks.record(&record);
                 self.journal.record(&record);
             }
@@ -98,32 +97,5 @@ impl Indexer {
         summary.mapped = self.journal.mapped();
         summary.written = self.journal.written();
         Ok(IndexedSegment { summary, blocks })
-    }
-}
-
-fn add(summary: &mut Summary, record: &Record<'_>) {
-    let (start, end) = (record.start, record.end);
-    if summary.count == 0 {
-        summary.records.from = start;
-    }
-    summary.count += 1;
-    let mut ended = |xid, time, committed| summary.transaction(Transaction { xid, time, start, end, committed });
-    match record.content() {
-        Content::Commit(commit) => ended(commit.xid, commit.time, true),
-        Content::Abort(abort) => ended(abort.xid, abort.time, false),
-        Content::RestorePoint(point) => summary.time(point.time),
-        Content::EndOfRecovery(recovered) => summary.time(recovered.time),
-        Content::Checkpoint(point) => {
-            PgTimestamp::from_unix_seconds(point.unix_time).into_iter().for_each(|time| summary.time(time));
-            point.wal_level.into_iter().for_each(|level| summary.wal_level(WalLevelAt { lsn: start, end, level }));
-        }
-        Content::ParameterChange { wal_level } | Content::CheckpointRedo { wal_level } => {
-            summary.wal_level(WalLevelAt { lsn: start, end, level: wal_level });
-        }
-        Content::TablespaceCreated(space) if !space.location.is_empty() => {
-            let location = String::from_utf8_lossy(space.location).into_owned();
-            summary.tablespaces.push(ReplayedTablespace { oid: space.tablespace, location, lsn: start });
-        }
-        _ => {}
     }
 }

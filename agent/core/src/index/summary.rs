@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::WalRange;
+use crate::event::{WalEvent, WalEventKind};
 use crate::journal::{Entry, MappedCatalog, Minute};
 use crate::lsn::Lsn;
 use crate::segment::SegmentNumber;
@@ -218,7 +219,41 @@ impl Summary {
         self.transactions.as_ref().map(|ended| ended.highest).max(self.clock)
     }
 
-    pub(super) fn transaction(&mut self, ended: Transaction) {
+    /// Takes the bounds of the next record.
+    pub(crate) fn record(&mut self, start: Lsn, end: Lsn) {
+        if self.count == 0 {
+            self.records.from = start;
+        }
+        self.count += 1;
+        self.records.to = end;
+    }
+
+    /// Takes what the record says that recovery can stop at, or that a plan has to know.
+    pub(crate) fn event(&mut self, event: &WalEvent) {
+        let (start, end) = (event.start, event.end);
+        match &event.kind {
+            WalEventKind::Commit { xid, time } => self.transaction(Transaction { xid: *xid, time: *time, start, end, committed: true }),
+            WalEventKind::Abort { xid, time } => self.transaction(Transaction { xid: *xid, time: *time, start, end, committed: false }),
+            WalEventKind::RestorePoint { time, .. } => self.time(Some(*time)),
+            WalEventKind::EndOfRecovery { time, wal_level, .. } => {
+                self.time(Some(*time));
+                self.wal_level(event, *wal_level);
+            }
+            WalEventKind::Checkpoint { time, wal_level, .. } => {
+                self.time(*time);
+                self.wal_level(event, *wal_level);
+            }
+            WalEventKind::ParameterChange { wal_level } | WalEventKind::CheckpointRedo { wal_level } => {
+                self.wal_level(event, Some(*wal_level));
+            }
+            WalEventKind::TablespaceCreated { oid, location } if !location.is_empty() => {
+                self.tablespaces.push(ReplayedTablespace { oid: *oid, location: location.clone(), lsn: start });
+            }
+            _ => {}
+        }
+    }
+
+    fn transaction(&mut self, ended: Transaction) {
         let one = Transactions::of(ended);
         match &mut self.transactions {
             Some(all) => all.join(&one),
@@ -226,11 +261,17 @@ impl Summary {
         }
     }
 
-    pub(super) fn time(&mut self, time: PgTimestamp) {
-        self.clock = self.clock.max(Some(time));
+    fn time(&mut self, time: Option<PgTimestamp>) {
+        self.clock = self.clock.max(time);
     }
 
-    pub(super) fn wal_level(&mut self, at: WalLevelAt) {
+    fn wal_level(&mut self, event: &WalEvent, level: Option<u32>) {
+        if let Some(level) = level {
+            self.add_wal_level(WalLevelAt { lsn: event.start, end: event.end, level });
+        }
+    }
+
+    fn add_wal_level(&mut self, at: WalLevelAt) {
         if self.wal_levels.last().is_none_or(|last| last.level != at.level) {
             self.wal_levels.push(at);
         }
@@ -260,7 +301,7 @@ impl Summary {
         self.entries.extend(later.entries.iter().take(room).cloned());
         self.entries_left_out += later.entries_left_out + later.entries.len().saturating_sub(room) as u64;
         self.tablespaces.extend(later.tablespaces.iter().cloned());
-        later.wal_levels.iter().for_each(|at| self.wal_level(*at));
+        later.wal_levels.iter().for_each(|at| self.add_wal_level(*at));
         self.checkpoints += later.checkpoints;
         later.rates.iter().for_each(|rate| add_rate(&mut self.rates, rate, bucket));
         self.not_followed += later.not_followed;

@@ -11,7 +11,9 @@ use crate::identity::TimelineId;
 use crate::layout::BackupId;
 use crate::lsn::Lsn;
 use crate::segment::SegmentName;
-use crate::target::{TargetKind, Transaction, print_time};
+use crate::target::{MinimalWal, TargetKind, Transaction, print_time};
+
+use super::{EarlierPass, Unproven};
 
 /// A state that can be restored.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -203,7 +205,7 @@ pub enum Refusal {
         last_commit: Option<Transaction>,
     },
     /// A transaction or restore point that is not in the WAL.
-    #[error("{target} is not in the WAL of timeline {timeline} from {} to {}{}", searched.from, searched.to, not_found_text(hole, last_commit))]
+    #[error("{target} is not in the WAL of timeline {timeline} from {} to {}{}; the earliest reachable is {earliest}", searched.from, searched.to, not_found_text(hole, last_commit))]
     NotFound {
         /// The target.
         target: TargetKind,
@@ -215,6 +217,42 @@ pub enum Refusal {
         hole: Option<Box<Hole>>,
         /// The last commit searched.
         last_commit: Option<Transaction>,
+        /// The first state that the oldest backup searched from offers.
+        earliest: Reachable,
+    },
+    /// A time after the last stored commit, where nothing says that there was no other.
+    #[error(
+        "{target} lies after the last commit that is stored of timeline {timeline}, and what was committed until then is not known: {unproven}; {}; or --latest for everything stored{}",
+        last_text(last_commit),
+        earlier_text(earlier_pass)
+    )]
+    TimeNotReached {
+        /// The target.
+        target: TargetKind,
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// The end of the last record that is stored.
+        end: Lsn,
+        /// The best backup.
+        backup: BackupId,
+        /// The last commit.
+        last_commit: Option<Transaction>,
+        /// Why it is not known.
+        unproven: Unproven,
+        /// The time was passed before the backup already, by a clock that was set back.
+        earlier_pass: Option<EarlierPass>,
+    },
+    /// Replay would cross WAL that was written with `wal_level = minimal`.
+    #[error("{target} cannot be reached along timeline {timeline} from backup {backup}: {}", minimal_text(minimal))]
+    MinimalWal {
+        /// The target.
+        target: TargetKind,
+        /// The timeline to follow.
+        timeline: TimelineId,
+        /// The best backup.
+        backup: BackupId,
+        /// The WAL.
+        minimal: MinimalWal,
     },
     /// A target that only the WAL can tell.
     #[error("{target} can be planned only by reading WAL")]
@@ -228,6 +266,28 @@ impl Refusal {
     /// Whether an older candidate may still lead to the target.
     pub fn tries_older(&self) -> bool {
         matches!(self, Self::BeforeConsistency { .. } | Self::NotFound { .. })
+    }
+
+    /// Whether the running server may know what is missing for a plan: its [`Witness`](super::Witness) is then worth asking for.
+    pub fn asks_server(&self) -> bool {
+        matches!(self, Self::TimeNotReached { unproven: Unproven::NotAsked, .. })
+    }
+
+    /// Whether what is missing will be stored soon, if the agent is well.
+    pub fn is_a_matter_of_time(&self) -> bool {
+        matches!(self, Self::TimeNotReached { unproven: Unproven::Behind { .. }, .. })
+    }
+
+    /// What is said where an older candidate refuses too. One that came across the target knows more than one that did not.
+    pub fn and_older(self, older: Self) -> Self {
+        match (self, older) {
+            (Self::NotFound { target, timeline, searched, hole, last_commit, .. }, Self::NotFound { searched: before, earliest, .. }) => {
+                let searched = WalRange { from: before.from, to: searched.to };
+                Self::NotFound { target, timeline, searched, hole, last_commit, earliest }
+            }
+            (Self::NotFound { .. }, older) => older,
+            (newer, _) => newer,
+        }
     }
 }
 
@@ -254,11 +314,35 @@ fn commit_text(commit: &Transaction) -> String {
     format!("transaction {} at {time} (--xid {})", commit.xid, commit.xid)
 }
 
+fn earlier_text(pass: &Option<EarlierPass>) -> String {
+    pass.as_ref().map(|pass| format!(". But {pass}")).unwrap_or_default()
+}
+
+fn last_text(last_commit: &Option<Transaction>) -> String {
+    match last_commit {
+        Some(commit) => format!("the last commit is {}", commit_text(commit)),
+        None => "no commit is stored behind the backup".to_owned(),
+    }
+}
+
 fn latest_text(end: Lsn, last_commit: &Option<Transaction>) -> String {
     match last_commit {
         Some(commit) => format!("the latest reachable commit is {}, before {end}", commit_text(commit)),
         None => format!("the latest reachable position lies before {end}"),
     }
+}
+
+fn minimal_text(minimal: &MinimalWal) -> String {
+    let to = minimal.to.map(|to| format!(" to {to}")).unwrap_or_default();
+    let before = match &minimal.last_commit {
+        Some(commit) => format!("the last commit before is {}", commit_text(commit)),
+        None => "there is no commit before".to_owned(),
+    };
+    let from = minimal.from;
+    format!(
+        "the WAL from {from}{to} was written with wal_level = minimal, which lacks what replay needs; {before}, and everything before is reached \
+         with --lsn {from} --exclusive. What came after needs a backup that was taken after wal_level was raised"
+    )
 }
 
 fn not_found_text(hole: &Option<Box<Hole>>, last_commit: &Option<Transaction>) -> String {

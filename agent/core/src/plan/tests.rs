@@ -108,10 +108,14 @@ fn searched(candidate: &Candidate, events: &[WalEvent]) -> SearchOutcome {
 
 /// What the agent does: the candidates in order, each searched, until one gives a plan.
 fn plan(catalog: &Catalog, target: &RecoveryTarget, events: &[WalEvent]) -> Result<RestorePlan, Refusal> {
+    plan_with(catalog, target, events, &Witness::NotAsked)
+}
+
+fn plan_with(catalog: &Catalog, target: &RecoveryTarget, events: &[WalEvent], witness: &Witness) -> Result<RestorePlan, Refusal> {
     let mut refusal = None;
     for candidate in candidates(catalog, target)? {
-        match finish(&candidate, &searched(&candidate, events), catalog) {
-            Err(reason) if reason.tries_older() => refusal = refusal.or(Some(reason)),
+        match finish(&candidate, &searched(&candidate, events), catalog, witness) {
+            Err(reason) if reason.tries_older() => refusal = Some(refusal.map_or(reason.clone(), |newer: Refusal| newer.and_older(reason))),
             done => return done,
         }
     }
@@ -119,7 +123,7 @@ fn plan(catalog: &Catalog, target: &RecoveryTarget, events: &[WalEvent]) -> Resu
 }
 
 fn plan_unsearched(catalog: &Catalog, target: &RecoveryTarget) -> Result<RestorePlan, Refusal> {
-    finish(&candidates(catalog, target)?[0], &SearchOutcome::Skipped, catalog)
+    finish(&candidates(catalog, target)?[0], &SearchOutcome::Skipped, catalog, &Witness::NotAsked)
 }
 
 fn files(plan: &RestorePlan) -> Vec<(u32, u64)> {
@@ -217,7 +221,7 @@ fn g9_wal_of_a_minimal_server_is_a_gap_though_it_is_stored() {
 fn t3_a_target_after_the_end_is_refused_with_the_latest() {
     let catalog = simple().build();
     match plan(&catalog, &time(5000), &simple_events()) {
-        Err(refusal @ Refusal::AfterEndOfWal { .. }) => assert!(refusal.to_string().contains("--xid 1009"), "{refusal}"),
+        Err(refusal @ Refusal::TimeNotReached { .. }) => assert!(refusal.to_string().contains("--xid 1009"), "{refusal}"),
         other => panic!("{other:?}"),
     }
     for target in [lsn(10 * MIB), lsn(u64::MAX)] {
@@ -237,7 +241,7 @@ fn t3_an_idle_tail_is_reached_where_the_clock_is_known_to_have_passed() {
     assert_eq!(idle.last_replayed.map(|commit| commit.xid), Some(1009));
     // A commit behind the mark takes the proof away: it belongs to the time asked for.
     events.push(commit(9 * MIB + 0xA00, 3000, 1999));
-    assert!(matches!(plan(&catalog, &time(2000), &events), Err(Refusal::AfterEndOfWal { .. })));
+    assert!(matches!(plan(&catalog, &time(2000), &events), Err(Refusal::TimeNotReached { .. })));
 }
 
 #[test]

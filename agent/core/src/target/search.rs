@@ -10,6 +10,7 @@ use crate::event::{WalEvent, WalEventKind};
 use crate::lsn::Lsn;
 use crate::time::PgTimestamp;
 
+use super::clock::{ClockReport, Passes};
 use super::{RecoveryTarget, TargetKind};
 
 /// A transaction's end, as its record tells.
@@ -68,9 +69,13 @@ pub struct Stop {
     pub last_replayed: Option<Transaction>,
     /// The first commit or abort that is not, as far as the search was fed.
     pub first_not_replayed: Option<Transaction>,
-    /// For a time: commits at or before it that come after the stop, as far as the search was fed. They are lost although they
-    /// belong to the time asked for: the server's clock ran backwards.
-    pub left_behind: u64,
+    /// How far WAL was looked at behind the stop.
+    pub looked_to: Lsn,
+    /// For a time: commits up to it that come after the stop, as far as the search was fed. They are lost although they belong to the
+    /// time asked for: the server's clock ran backwards.
+    pub clock: Option<ClockReport>,
+    /// Replay would cross WAL that PostgreSQL refuses to replay.
+    pub minimal: Option<MinimalWal>,
     /// Tablespaces outside the data directory that are created on the way.
     pub tablespaces: Vec<ReplayedTablespace>,
 }
@@ -78,7 +83,8 @@ pub struct Stop {
 impl Stop {
     /// A stop of which nothing more is known.
     pub fn new(at: StopAt, read_to: Lsn) -> Self {
-        Self { at, read_to, last_replayed: None, first_not_replayed: None, left_behind: 0, tablespaces: Vec::new() }
+        let (looked_to, tablespaces) = (read_to, Vec::new());
+        Self { at, read_to, last_replayed: None, first_not_replayed: None, looked_to, clock: None, minimal: None, tablespaces }
     }
 }
 
@@ -93,6 +99,18 @@ pub struct ClockPassed {
     pub time: PgTimestamp,
 }
 
+/// WAL that was written with `wal_level = minimal`: it lacks what replay needs. PostgreSQL 14 and later end with FATAL when they come to
+/// its beginning, 13 warns and goes on with data missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct MinimalWal {
+    /// Where the record begins by which the server said so. Everything before can be replayed.
+    pub from: Lsn,
+    /// Where the server was seen to write more again.
+    pub to: Option<Lsn>,
+    /// The last commit before.
+    pub last_commit: Option<Transaction>,
+}
+
 /// What a search found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SearchOutcome {
@@ -104,12 +122,16 @@ pub enum SearchOutcome {
     NotFound {
         /// The last commit seen.
         last_commit: Option<Transaction>,
+        /// The last commit or abort seen.
+        last_end: Option<Transaction>,
         /// How far the WAL was searched.
         end: Lsn,
         /// For a time: proof that it had passed before that end.
         passed: Option<ClockPassed>,
         /// Tablespaces outside the data directory that are created before that end.
         tablespaces: Vec<ReplayedTablespace>,
+        /// WAL before that end that PostgreSQL refuses to replay.
+        minimal: Option<MinimalWal>,
     },
     /// No WAL was read. Enough for the position of the end of the WAL, of an LSN and of the end of a backup, not for what lies before.
     Skipped,
@@ -120,28 +142,45 @@ pub enum SearchOutcome {
 pub enum Progress {
     /// The stop is not found yet.
     Searching,
-    /// The stop is found. Feeding on tells what comes first after it, and whether the clock ran backwards.
+    /// The stop is found. Feeding on tells what comes first after it, and more of the commits that a clock set back left there.
     Found,
+    /// The stop is found, and the first end of a transaction after it. Feeding on tells, for a time, whether the clock ran backwards.
+    Settled,
 }
 
 /// The search for one target from one backup.
 #[derive(Clone, Debug)]
 pub struct TargetSearch {
-    kind: TargetKind,
-    inclusive: bool,
-    consistent: Lsn,
-    stop: Option<Stop>,
-    last_commit: Option<Transaction>,
-    passed: Option<ClockPassed>,
-    tablespaces: Vec<ReplayedTablespace>,
-    end: Lsn,
+    pub(super) kind: TargetKind,
+    pub(super) inclusive: bool,
+    pub(super) consistent: Lsn,
+    pub(super) stop: Option<Stop>,
+    pub(super) last_commit: Option<Transaction>,
+    pub(super) last_end: Option<Transaction>,
+    pub(super) passed: Option<ClockPassed>,
+    pub(super) passes: Passes,
+    pub(super) minimal: Option<MinimalWal>,
+    pub(super) tablespaces: Vec<ReplayedTablespace>,
+    pub(super) end: Lsn,
 }
 
 impl TargetSearch {
     /// A search for `target` from a backup that is consistent at `consistent`, its stop.
     pub fn new(target: &RecoveryTarget, consistent: Lsn) -> Self {
         let (kind, inclusive) = (target.kind.clone(), target.inclusive);
-        Self { kind, inclusive, consistent, stop: None, last_commit: None, passed: None, tablespaces: Vec::new(), end: Lsn::ZERO }
+        Self {
+            kind,
+            inclusive,
+            consistent,
+            stop: None,
+            last_commit: None,
+            last_end: None,
+            passed: None,
+            passes: Passes::default(),
+            minimal: None,
+            tablespaces: Vec::new(),
+            end: Lsn::ZERO,
+        }
     }
 
     /// Takes any record's bounds. Events need not be given here too. Without the bounds of every record, a search for an LSN or for
@@ -181,7 +220,22 @@ impl TargetSearch {
             WalEventKind::TablespaceCreated { oid, location } if !location.is_empty() && self.replays(end, was_found) => {
                 self.tablespaces.push(ReplayedTablespace { oid: *oid, location: location.clone(), lsn: start });
             }
-            WalEventKind::EndOfRecovery { time, .. } => self.clock(ClockPassed { start, end, time: *time }),
+            WalEventKind::EndOfRecovery { time, wal_level, .. } => {
+                self.clock(ClockPassed { start, end, time: *time });
+                self.wal_level(event, *wal_level, was_found);
+            }
+            WalEventKind::Checkpoint { redo, time, wal_level, .. } => {
+                // Its time was read before its redo position was taken, and cut to the second, so the clock had reached it by then. What
+                // ended behind that position ended later, or the clock was set back while the checkpoint ran: then it proves nothing.
+                let nothing_since = self.last_end.is_none_or(|ended| ended.start < *redo);
+                if let Some(time) = time.filter(|_| nothing_since) {
+                    self.clock(ClockPassed { start, end, time });
+                }
+                self.wal_level(event, *wal_level, was_found);
+            }
+            WalEventKind::CheckpointRedo { wal_level } | WalEventKind::ParameterChange { wal_level } => {
+                self.wal_level(event, Some(*wal_level), was_found);
+            }
             _ => {}
         }
         self.progress()
@@ -189,16 +243,21 @@ impl TargetSearch {
 
     /// What was found, all WAL before `end` having been read.
     pub fn finish(self, end: Lsn) -> SearchOutcome {
-        let Self { tablespaces, last_commit, passed, .. } = self;
-        match self.stop.map(|stop| Stop { tablespaces: tablespaces.clone(), ..stop }) {
-            Some(stop) if stop.at.lsn() < self.consistent => SearchOutcome::BeforeConsistency(stop),
-            Some(stop) => SearchOutcome::Found(stop),
-            None => SearchOutcome::NotFound { last_commit, end: self.end.max(end), passed, tablespaces },
-        }
+        let Self { tablespaces, last_commit, last_end, passed, minimal, .. } = self;
+        let end = self.end.max(end);
+        let Some(stop) = self.stop else {
+            return SearchOutcome::NotFound { last_commit, last_end, end, passed, tablespaces, minimal };
+        };
+        let stop = Stop { tablespaces, minimal, clock: self.passes.report(), looked_to: end, ..stop };
+        if stop.at.lsn() < self.consistent { SearchOutcome::BeforeConsistency(stop) } else { SearchOutcome::Found(stop) }
     }
 
-    fn progress(&self) -> Progress {
-        if self.stop.is_some() { Progress::Found } else { Progress::Searching }
+    pub(super) fn progress(&self) -> Progress {
+        match &self.stop {
+            None => Progress::Searching,
+            Some(stop) if stop.first_not_replayed.is_none() || self.passes.within() => Progress::Found,
+            Some(_) => Progress::Settled,
+        }
     }
 
     fn found(&mut self, at: StopAt, read_to: Lsn) {
@@ -220,21 +279,34 @@ impl TargetSearch {
             }
         }
         let replayed = self.replays(ended.end, was_found);
-        let beyond_time = matches!(self.kind, TargetKind::Time(_)) && !self.after_target(ended.time);
         if replayed {
             self.passed = None;
+            self.last_end = Some(ended);
             if ended.committed {
                 self.last_commit = Some(ended);
             }
         }
-        let last_commit = self.last_commit;
+        if !replayed && matches!(self.kind, TargetKind::Time(_)) {
+            self.passes.transaction(ended, !self.after_target(ended.time));
+        }
         if let Some(stop) = &mut self.stop {
-            if replayed {
-                stop.last_replayed = last_commit;
-            } else {
-                stop.first_not_replayed.get_or_insert(ended);
-                stop.left_behind += u64::from(beyond_time && ended.committed);
+            match replayed {
+                true => stop.last_replayed = self.last_commit,
+                false => drop(stop.first_not_replayed.get_or_insert(ended)),
             }
+        }
+    }
+
+    fn wal_level(&mut self, event: &WalEvent, level: Option<u32>, was_found: bool) {
+        const MINIMAL: u32 = 0;
+        let Some(level) = level else { return };
+        let replayed = self.replays(event.end, was_found);
+        match &mut self.minimal {
+            None if level == MINIMAL && replayed => {
+                self.minimal = Some(MinimalWal { from: event.start, to: None, last_commit: self.last_commit });
+            }
+            Some(minimal) if level != MINIMAL => drop(minimal.to.get_or_insert(event.start)),
+            _ => {}
         }
     }
 
@@ -244,7 +316,7 @@ impl TargetSearch {
         }
     }
 
-    fn after_target(&self, time: PgTimestamp) -> bool {
+    pub(super) fn after_target(&self, time: PgTimestamp) -> bool {
         match self.kind {
             TargetKind::Time(target) if self.inclusive => time > target,
             TargetKind::Time(target) => time >= target,
@@ -378,7 +450,7 @@ mod tests {
     fn commits_of_the_time_asked_for_that_come_after_the_stop_are_counted() {
         let events = [commit(100, 1, 50), commit(200, 2, 600), commit(300, 3, 55), abort(400, 4, 55)];
         match search(TargetKind::Time(at(60)), true, 0, &events) {
-            SearchOutcome::Found(stop) => assert_eq!(stop.left_behind, 1),
+            SearchOutcome::Found(stop) => assert_eq!(stop.clock.map(|clock| clock.lost), Some(1)),
             other => panic!("{other:?}"),
         }
     }
