@@ -3,6 +3,8 @@
 //! The decision is pure (`walkeep_core::plan`); what is done here is having WAL looked through until it shows the target: by the index where
 //! that proves that nothing of interest lies in a segment, by the WAL itself elsewhere ([`crate::index::reader`]). The segment of a stop is always read.
 
+mod view;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,8 @@ use crate::repository::ClusterRepository;
 use crate::repository::backups::Damaged;
 use crate::wal_walk::{OnProgress, Stored, Traffic, Visitor};
 
+pub use view::View;
+
 /// Segments read for a time once the stop and the transaction behind it are known, and no more commits of the time come: enough to see a
 /// clock that was set back, few enough not to read the whole archive.
 const READ_BEHIND: u64 = 16;
@@ -38,9 +42,10 @@ pub struct Around {
     pub rates: Rates,
 }
 
-/// The plan for `target`, or why there is none.
-pub async fn plan(
+/// The plan for `target` by what `catalog` says is stored, or why there is none.
+async fn plan(
     repository: &Arc<ClusterRepository>,
+    index: &Index,
     catalog: &Catalog,
     target: &RecoveryTarget,
     around: &Around,
@@ -51,14 +56,10 @@ pub async fn plan(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let mut refused: Option<Refusal> = None;
-    let index = match candidates.first() {
-        Some(first) => Index::open_along(repository.clone(), &first.path).await?,
-        None => Index::none(repository.clone()),
-    };
     let traffic = Traffic::default();
     for candidate in candidates {
         let stored = Stored { repository, catalog, path: &candidate.path, traffic: &traffic };
-        let outcome = search(&index, stored, &candidate, on_progress).await?;
+        let outcome = search(index, stored, &candidate, on_progress).await?;
         let mut finished = plan::finish(&candidate, &outcome, catalog, &Witness::NotAsked);
         if finished.as_ref().is_err_and(Refusal::asks_server) {
             let witness = ask(&around.server, repository.identity().system_identifier).await;

@@ -189,3 +189,66 @@ fn each_timeline_has_its_own() {
     walkeep.ok(&["index", "--rebuild"]);
     assert_eq!(told(&walkeep, &["--timeline", "2"]), second);
 }
+
+#[test]
+fn plans_by_the_index_are_those_of_the_wal() {
+    let mut story = Story::local(15);
+    let backup = story.backup();
+    let mut targets: Vec<Vec<String>> = vec![vec!["--latest".into()], vec!["--immediate".into(), "--backup".into(), backup]];
+    for round in 0..3 {
+        write_segments(&story.cluster, 7);
+        story.insert(3);
+        let last: u32 = story.cluster.value("SELECT max(i) FROM t");
+        let mut pause = |target: [String; 2]| {
+            targets.push(target.to_vec());
+            if target[0] != "--restore-point" {
+                targets.push([&target[..], &["--exclusive".to_owned()]].concat());
+            }
+        };
+        pause(["--at".into(), story.commit_time(last)]);
+        pause(["--xid".into(), story.xid(last)]);
+        pause(["--lsn".into(), story.cluster.lsn()]);
+        story.cluster.sql(&format!("SELECT pg_create_restore_point('point {round}')"));
+        pause(["--restore-point".into(), format!("point {round}")]);
+        write_segments(&story.cluster, 7);
+    }
+    targets.push(vec!["--at".into(), story.cluster.sql("SELECT clock_timestamp()")]);
+    targets.push(vec!["--xid".into(), "4000000".into()]);
+    story.insert(1);
+    story.settle();
+    story.stop_agent(&[]);
+    let (segments, of_them) = indexed(&story);
+    assert!(of_them > 30 && segments - of_them < 3, "{of_them} of {segments}");
+    let plans = |story: &Story| -> Vec<Value> {
+        let plan = |target: &Vec<String>| {
+            let target: Vec<&str> = target.iter().map(String::as_str).collect();
+            let mut plan = story.walkeep.run(&[&["plan", "--json"], &target[..]].concat()).json();
+            if let Some(plan) = plan.as_object_mut() {
+                // How long it takes is another matter, and how far was looked behind the stop.
+                plan.remove("estimate");
+                plan.remove("looked_to");
+            }
+            plan
+        };
+        targets.iter().map(plan).collect()
+    };
+    let by_index = plans(&story);
+    let repository = story.walkeep.local_repository();
+    let digests: Vec<_> = objects(&story).into_iter().filter(|path| path.to_string_lossy().contains("/0/")).collect();
+    digests.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    assert!(!digests.is_empty() && repository.exists());
+    let by_wal = plans(&story);
+    for ((target, index), wal) in targets.iter().zip(&by_index).zip(&by_wal) {
+        assert_eq!(index, wal, "{target:?}");
+    }
+    // The index is of use: what lies between is not read.
+    story.walkeep.ok(&["index", "--rebuild"]);
+    let middle = listing(&repository).into_iter().filter_map(|line| line.split(' ').next().map(|path| repository.join(path)));
+    let middle: Vec<_> =
+        middle.filter(|path| path.to_string_lossy().contains("/wal/") && path.extension().is_some_and(|end| end == "zst")).collect();
+    let damaged = &middle[middle.len() / 2];
+    std::fs::write(damaged, b"garbage").unwrap();
+    let last = targets[targets.len() - 3].iter().map(String::as_str).collect::<Vec<_>>();
+    story.walkeep.ok(&[&["plan"], &last[..]].concat());
+    story.end(&[]);
+}

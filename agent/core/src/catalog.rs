@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use crate::backup::BackupRecord;
 use crate::history::TimelineHistory;
 use crate::identity::{SystemIdentifier, TimelineId};
+use crate::index::Run;
 use crate::layout::{BackupId, ClusterName, ObjectName};
 use crate::lsn::Lsn;
 use crate::segment::{SegmentNumber, SegmentSize};
@@ -69,6 +70,11 @@ impl CatalogBuilder {
         }
     }
 
+    /// Adds segments that are known to have been stored, and were not listed: how large they are is not known.
+    pub fn believed(&mut self, timeline: TimelineId, run: Run) {
+        self.catalog.stored.entry(timeline).or_default().add_run(run);
+    }
+
     /// Adds a timeline's history.
     pub fn history(&mut self, history: TimelineHistory) {
         self.catalog.histories.insert(history.timeline(), history);
@@ -115,6 +121,13 @@ impl Catalog {
         let (stored, histories) = (BTreeMap::new(), BTreeMap::new());
         let catalog = Catalog { cluster, system, size, stored, histories, backups: Vec::new(), gaps: Vec::new(), ignored: 0 };
         CatalogBuilder { catalog, closings: Vec::new() }
+    }
+
+    /// The same without any WAL, to which what is listed of it is to be added anew.
+    pub fn without_wal(&self) -> CatalogBuilder {
+        let closing = |gap: &GapRecord| Some(GapClosing { name: gap.name, closed_at: gap.closed_at? });
+        let closings = self.gaps.iter().filter_map(closing).collect();
+        CatalogBuilder { catalog: Catalog { stored: BTreeMap::new(), ..self.clone() }, closings }
     }
 
     /// The operator's name of the cluster.

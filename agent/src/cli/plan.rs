@@ -13,7 +13,7 @@ use super::failure::{Exit, Failure};
 use super::target::TargetArgs;
 use super::{Global, output, setup};
 use crate::config::ClusterConfig;
-use crate::planning::{self, Around};
+use crate::planning::{Around, View};
 use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
 
@@ -65,11 +65,12 @@ pub async fn make(repository: &Arc<ClusterRepository>, cluster: &ClusterConfig, 
     let around = Around { server, rates: RatesFile::of(cluster).load() };
     let mut waits = 0;
     loop {
-        let catalog = setup::catalog(repository).await?;
-        let backups: Vec<_> = catalog.backups().iter().map(|backup| backup.id.clone()).collect();
+        let mut view = View::load(repository.clone()).await?;
+        setup::tell_loaded(view.loaded());
+        let backups: Vec<_> = view.catalog().backups().iter().map(|backup| backup.id.clone()).collect();
         let target = target.target(&backups).map_err(Failure::usage)?;
         let mut on_progress = wal_progress("to find the target");
-        let planned = planning::plan(repository, &catalog, &target, &around, &mut on_progress).await?;
+        let planned = view.plan(&target, &around, &mut on_progress).await?;
         match planned {
             // What the server wrote a moment ago is on its way to the repository.
             Err(refusal) if refusal.is_a_matter_of_time() && waits < WAITS => {

@@ -19,6 +19,7 @@ use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
 use crate::index::reader::Index;
 use crate::postgres::ConnectionParams;
+use crate::repository::catalog::LoadedCatalog;
 use crate::repository::{self, ClusterRepository, Repository};
 
 /// The most one call to a store may take, retries and all: a bound behind the store's own.
@@ -162,6 +163,12 @@ async fn known_cluster(cluster: &ClusterConfig, store: SharedStore) -> repositor
 /// What the repository holds; what cannot be believed is told on standard error and left out.
 pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
     let loaded = repository.load_catalog().await.context("read the catalog")?;
+    tell_loaded(&loaded);
+    Ok(loaded.catalog)
+}
+
+/// Tells what of the catalog could not be used.
+pub fn tell_loaded(loaded: &LoadedCatalog) {
     for damaged in &loaded.damaged {
         output::tell!("warning: {} is damaged and left out: {}", damaged.key, damaged.reason);
     }
@@ -169,7 +176,6 @@ pub async fn catalog(repository: &ClusterRepository) -> Result<Catalog> {
         let objects = output::count(loaded.foreign, "object");
         output::tell!("warning: {objects} in the archive not of Walkeep's making; left alone");
     }
-    Ok(loaded.catalog)
 }
 
 /// Tells which digests of the index could not be used.

@@ -212,12 +212,7 @@ impl Line {
 }
 
 /// Makes the digest of `level` of the window that `number` lies in out of those below; `None` if there are none, or it is there.
-pub(super) async fn fold(
-    repository: &ClusterRepository,
-    timeline: TimelineId,
-    level: Level,
-    number: SegmentNumber,
-) -> Result<Option<DigestName>> {
+pub async fn fold(repository: &ClusterRepository, timeline: TimelineId, level: Level, number: SegmentNumber) -> Result<Option<DigestName>> {
     let size = repository.identity().segment_size;
     let window = level.window(number);
     let Some(below) = level.below() else { return Ok(None) };

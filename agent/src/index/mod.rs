@@ -9,6 +9,8 @@ pub mod reader;
 pub mod rebuild;
 pub mod writer;
 
+pub use line::fold;
+
 use std::fs::File;
 
 use bytes::Bytes;

@@ -2,8 +2,11 @@
 //!
 //! Which questions a catalog answers is [`walkeep_core::catalog`]'s; here is only how it is read.
 
+use std::collections::BTreeMap;
+
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::catalog::{Catalog, CatalogBuilder};
+use walkeep_core::index::Run;
 use walkeep_core::layout::ObjectName;
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::{ListRequest, list_all};
@@ -25,25 +28,134 @@ pub struct LoadedCatalog {
     pub foreign: u64,
 }
 
+/// What a listing of the archive shows beside segments.
+struct ListedWal {
+    histories: Vec<TimelineId>,
+    foreign: u64,
+}
+
+/// Every segment there can be.
+const ALL: Run = Run { first: SegmentNumber::new(0), end: SegmentNumber::new(u64::MAX) };
+
+/// What lies before, between and behind runs.
+fn between(runs: &[Run]) -> Vec<Run> {
+    let mut rest = vec![ALL];
+    for run in runs {
+        if let Some(last) = rest.pop() {
+            let (before, behind) = (Run { end: run.first, ..last }, Run { first: run.end, ..last });
+            rest.extend([before, behind].into_iter().filter(|rest| rest.first < rest.end));
+        }
+    }
+    rest
+}
+
 impl ClusterRepository {
     /// Reads the whole catalog: three listings and every small object.
     pub async fn load_catalog(&self) -> Result<LoadedCatalog> {
+        self.load(async |builder: &mut CatalogBuilder| {
+            let request = ListRequest { prefix: self.layout().wal_prefix(), ..ListRequest::default() };
+            let page = list_all(self.store().as_ref(), request).await?;
+            let (mut histories, mut foreign) = (Vec::new(), 0);
+            for listed in &page.objects {
+                match self.layout().parse(listed.key.as_str()) {
+                    Some(ObjectName::Wal(WalFileName::History(timeline))) => histories.push(timeline),
+                    Some(name) => builder.object(&name, listed.size),
+                    None => foreign += 1,
+                }
+            }
+            Ok(ListedWal { histories, foreign })
+        })
+        .await
+    }
+
+    /// The same without listing the segments that are `told` of, by an index for example: they are believed to be there. All others are
+    /// listed. For archives so large that a listing of all takes long; what is decided with it has to be looked at again.
+    pub async fn sketch_catalog(&self, told: &BTreeMap<TimelineId, Vec<Run>>) -> Result<LoadedCatalog> {
+        self.load(async |builder: &mut CatalogBuilder| {
+            let (timelines, histories, foreign) = self.list_timelines().await?;
+            self.list_beside(&timelines, told, builder).await?;
+            Ok(ListedWal { histories, foreign })
+        })
+        .await
+    }
+
+    /// `catalog` with the archive listed anew, but for what is `told`.
+    pub async fn list_again(&self, catalog: &Catalog, told: &BTreeMap<TimelineId, Vec<Run>>) -> Result<Catalog> {
+        let mut builder = catalog.without_wal();
+        let (timelines, _, _) = self.list_timelines().await?;
+        self.list_beside(&timelines, told, &mut builder).await?;
+        Ok(builder.build())
+    }
+
+    /// Lists the segments of these timelines that nobody told of, and takes the others as told.
+    async fn list_beside(
+        &self,
+        timelines: &[TimelineId],
+        told: &BTreeMap<TimelineId, Vec<Run>>,
+        builder: &mut CatalogBuilder,
+    ) -> Result<()> {
+        for timeline in timelines {
+            let told = told.get(timeline).map_or(&[][..], Vec::as_slice);
+            told.iter().for_each(|run| builder.believed(*timeline, *run));
+            for rest in between(told) {
+                self.list_segments(*timeline, rest, builder).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The timelines of which there are segments, those of which there is a history, and how many objects are none of ours.
+    pub async fn list_timelines(&self) -> Result<(Vec<TimelineId>, Vec<TimelineId>, u64)> {
+        let prefix = self.layout().wal_prefix();
+        let page =
+            list_all(self.store().as_ref(), ListRequest { prefix: prefix.clone(), by_folder: true, ..ListRequest::default() }).await?;
+        let (mut histories, mut foreign) = (Vec::new(), 0);
+        for listed in &page.objects {
+            match self.layout().parse(listed.key.as_str()) {
+                Some(ObjectName::Wal(WalFileName::History(timeline))) => histories.push(timeline),
+                _ => foreign += 1,
+            }
+        }
+        let number = |folder: &String| TimelineId::parse_hex(folder.strip_prefix(&prefix)?.strip_suffix('/')?);
+        Ok((page.folders.iter().filter_map(number).collect(), histories, foreign))
+    }
+
+    /// Lists the segments of a run.
+    async fn list_segments(&self, timeline: TimelineId, run: Run, builder: &mut CatalogBuilder) -> Result<()> {
+        let size = self.identity().segment_size;
+        let start_after = run.first.previous().map(|before| self.layout().wal_key(WalFileName::Segment(before.name(timeline, size))));
+        let mut request = ListRequest { prefix: self.layout().timeline_prefix(timeline), start_after, ..ListRequest::default() };
+        loop {
+            let page = self.store().list(&request).await?;
+            let mut past = false;
+            for listed in &page.objects {
+                let Some(name) = self.layout().parse(listed.key.as_str()) else { continue };
+                let segment = match &name {
+                    ObjectName::Wal(WalFileName::Segment(segment)) => *segment,
+                    ObjectName::Part(part) => part.segment,
+                    _ => continue,
+                };
+                if segment.number(size).is_some_and(|number| run.contains(number)) {
+                    builder.object(&name, listed.size);
+                }
+                // Not by the segment alone: some servers sort a folder's folders before its files.
+                past |= run.end.name(timeline, size).log() < segment.log() && run.end != ALL.end;
+            }
+            match page.next.filter(|_| !past) {
+                Some(next) => request.start_after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn load(&self, list_wal: impl AsyncFnOnce(&mut CatalogBuilder) -> Result<ListedWal>) -> Result<LoadedCatalog> {
         // An empty listing of a volume that is not mounted must not become "nothing is stored".
         self.repository().prove_reached().await?;
         let mut builder = self.catalog_builder();
         // Backups first: one that is committed meanwhile has its WAL in the listing that comes after.
         let mut backups = self.backups().await?;
         backups.records.into_iter().for_each(|record| builder.backup(record));
-        let request = ListRequest { prefix: self.layout().wal_prefix(), ..ListRequest::default() };
-        let page = list_all(self.store().as_ref(), request).await?;
-        let (mut histories, mut foreign) = (Vec::new(), 0);
-        for listed in &page.objects {
-            match self.layout().parse(listed.key.as_str()) {
-                Some(ObjectName::Wal(WalFileName::History(timeline))) => histories.push(timeline),
-                Some(name) => builder.object(&name, listed.size),
-                None => foreign += 1,
-            }
-        }
+        let ListedWal { histories, foreign } = list_wal(&mut builder).await?;
         let read = |timeline| async move { self.read_or_damaged(self.get_history(timeline).await) };
         let histories: Vec<_> = stream::iter(histories.into_iter().map(read)).buffered(READS).try_collect().await?;
         let read = |gap| async move { self.read_or_damaged(self.gap(gap).await.map(Some)) };

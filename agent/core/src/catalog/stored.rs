@@ -4,10 +4,10 @@
 //! belongs to is not known here; see [`super::coverage`].
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
+use crate::index::Run;
 use crate::layout::PartName;
 use crate::lsn::Lsn;
 use crate::parts::{Link, longest_chain};
@@ -62,24 +62,28 @@ impl Stored {
         self.segments.insert(number, bytes);
     }
 
+    /// Segments that are there, of sizes that are not known.
+    pub fn add_run(&mut self, run: Run) {
+        self.runs.insert(run.first, run.end);
+    }
+
     pub fn add_part(&mut self, number: SegmentNumber, part: PartName, bytes: u64) {
         self.parts.entry(number).or_default().push((part, bytes));
     }
 
     /// Makes ranges of what was added. Parts of a finished segment count no more: they are on their way out.
     pub fn seal(&mut self, size: SegmentSize) {
-        let mut last: Option<SegmentNumber> = None;
-        for number in self.segments.keys() {
-            match last.and_then(|first| self.runs.get_mut(&first)) {
-                Some(end) if *end == *number => *end = number.next(),
-                _ => {
-                    self.runs.insert(*number, number.next());
-                    last = Some(*number);
-                }
+        let listed = self.segments.keys().map(|number| (*number, number.next()));
+        let mut all: Vec<(SegmentNumber, SegmentNumber)> = std::mem::take(&mut self.runs).into_iter().chain(listed).collect();
+        all.sort_unstable();
+        for (first, end) in all {
+            match self.runs.values_mut().next_back() {
+                Some(last) if *last >= first => *last = end.max(*last),
+                _ => drop(self.runs.insert(first, end)),
             }
         }
         for (number, parts) in std::mem::take(&mut self.parts) {
-            if !self.segments.contains_key(&number)
+            if !self.is_whole(number)
                 && let Some(chain) = chain(&parts, size)
             {
                 self.chains.insert(number, chain);
@@ -95,6 +99,10 @@ impl Stored {
                 _ => self.ranges.push(WalRange { from, to }),
             }
         }
+    }
+
+    fn is_whole(&self, number: SegmentNumber) -> bool {
+        self.runs.range(..=number).next_back().is_some_and(|(_, end)| number < *end)
     }
 
     /// Stretches without a hole, in order.
@@ -123,19 +131,25 @@ impl Stored {
         self.ranges.get(index).is_some_and(|range| range.from <= at)
     }
 
-    /// Whole segments in `[from, to)` with their stored sizes.
+    /// Whole segments in `[from, to)` with their stored sizes; 0 for one that was not listed.
     pub fn segments_in(&self, from: SegmentNumber, to: SegmentNumber) -> impl Iterator<Item = (SegmentNumber, u64)> {
-        self.segments.range((Bound::Included(from), Bound::Excluded(to.max(from)))).map(|(number, bytes)| (*number, *bytes))
+        self.within(from, to).map(|number| (number, self.segments.get(&number).copied().unwrap_or(0)))
+    }
+
+    fn within(&self, from: SegmentNumber, to: SegmentNumber) -> impl Iterator<Item = SegmentNumber> {
+        let clip = move |(first, end): (&SegmentNumber, &SegmentNumber)| first.get().max(from.get())..end.get().min(to.get());
+        let first = self.runs.range(..=from).next_back().map_or(from, |(first, _)| *first);
+        self.runs.range(first..to.max(first)).flat_map(clip).map(SegmentNumber::new)
     }
 
     /// Whole segments.
     pub fn numbers(&self) -> impl Iterator<Item = SegmentNumber> + '_ {
-        self.segments.keys().copied()
+        self.within(SegmentNumber::new(0), SegmentNumber::new(u64::MAX))
     }
 
     /// How many whole segments are stored, and their stored bytes.
     pub fn segment_totals(&self) -> (u64, u64) {
-        (self.segments.len() as u64, self.segments.values().sum())
+        (self.runs.iter().map(|(first, end)| end.get() - first.get()).sum(), self.segments.values().sum())
     }
 }
 
