@@ -96,7 +96,7 @@ async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> W
     let catalog = repository.load_catalog().await.unwrap().catalog;
     let target = RecoveryTarget::new(TargetKind::Latest);
     let candidate = plan::candidates(&catalog, &target).unwrap().remove(0);
-    let plan = plan::finish(&candidate, &SearchOutcome::Skipped, &catalog).unwrap();
+    let plan = plan::finish(&candidate, &SearchOutcome::Skipped, &catalog, &plan::Witness::NotAsked).unwrap();
     World { repository, faulty, memory, plan, dir: tempfile::tempdir().unwrap() }
 }
 
