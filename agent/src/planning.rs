@@ -90,8 +90,11 @@ async fn plan(
 async fn ask(server: &Result<ConnectionParams, String>, system: SystemIdentifier) -> Witness {
     let asked = async {
         let params = server.as_ref().map_err(|reason| anyhow::anyhow!("{reason}"))?;
-        let client = sql::connect_sql(params).await?;
-        anyhow::Ok(sql::writes_now(&client).await?)
+        let (client, serving) = sql::connect_sql_served(params).await?;
+        let now = sql::writes_now(&client).await;
+        drop(client);
+        let _ = serving.await;
+        anyhow::Ok(now?)
     };
     let reason = match tokio::time::timeout(SERVER, asked).await {
         Ok(Ok(Some(server))) if server.system_identifier == system => return Witness::Answered(server.now),

@@ -64,7 +64,7 @@ async fn take(repository: &Arc<ClusterRepository>, cluster: &Cluster, options: b
 async fn latest(repository: &ClusterRepository) -> RestorePlan {
     let catalog = repository.load_catalog().await.unwrap().catalog;
     let candidate = plan::candidates(&catalog, &RecoveryTarget::new(TargetKind::Latest)).unwrap().remove(0);
-    plan::finish(&candidate, &SearchOutcome::Skipped, &catalog).unwrap()
+    plan::finish(&candidate, &SearchOutcome::Skipped, &catalog, &plan::Witness::NotAsked).unwrap()
 }
 
 fn give_all(path: &Path) {

@@ -11,6 +11,7 @@ mod clocks;
 mod conflicts;
 mod decoder;
 mod disk_faults;
+mod estimates;
 mod failover;
 mod gaps;
 mod harness;

@@ -20,6 +20,7 @@ fn a_stretch_of_minimal_wal(version: u32) {
     let before = cluster.sql("SELECT pg_xact_commit_timestamp(xmin) FROM t WHERE i = 8");
     let xid = cluster.sql("SELECT xmin FROM t WHERE i = 8");
     agent.stop();
+    let between = cluster.sql("SELECT clock_timestamp()");
     // No server starts so with a slot, nor archives.
     let slot = cluster.sql("SELECT slot_name FROM pg_replication_slots");
     cluster.sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
@@ -50,6 +51,7 @@ fn a_stretch_of_minimal_wal(version: u32) {
 
     // Before it all is as ever, up to the last byte.
     assert_eq!(Restored::by(&walkeep, version, &["--at", &before]).start().rows(), 8);
+    assert_eq!(Restored::by(&walkeep, version, &["--at", &between]).start().rows(), 10, "the last moment before");
     let behind = cluster.sql("SELECT pg_current_wal_flush_lsn()");
     let mut from = String::new();
     for target in [vec!["--at", &within], vec!["--at", &after], vec!["--xid", &last], vec!["--latest"], vec!["--lsn", &began]] {

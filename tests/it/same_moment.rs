@@ -84,6 +84,16 @@ fn commits_of_one_microsecond() {
         let words = format!("belong to the time asked for, {lost}, are written after");
         let told = planned["warnings"].as_array().unwrap().iter().any(|warning| warning.as_str().unwrap().contains(&words));
         assert_eq!(told, lost > 0, "{args:?}: {lost} lost, {}", planned["warnings"]);
+        let clock = &planned["clock"];
+        assert_eq!(clock["lost"].as_u64().unwrap_or(0), lost as u64, "{args:?}: {clock}");
+        if lost > 0 {
+            // Nobody set a clock, and the position that has them all is offered.
+            assert_eq!((&clock["cause"], clock["candidates"].as_array().unwrap().len()), (&"same_moment".into(), 1), "{args:?}: {clock}");
+            let last = all.iter().rposition(|commit| replayed(std::slice::from_ref(commit), time, inclusive) == 1).unwrap();
+            assert_eq!(clock["candidates"][0]["last"]["xid"].as_u64(), Some(all[last].xid), "{args:?}: {clock}");
+            let safe = story.restore(&["--lsn", clock["candidates"][0]["lsn"].as_str().unwrap()]);
+            assert_eq!(safe.start().cluster.value::<usize>("SELECT count(*) FROM r"), rows + last + 1, "{args:?}: {clock}");
+        }
         let restored = story.restore(&args);
         restored.start();
         assert_eq!(restored.cluster.value::<usize>("SELECT count(*) FROM r"), rows + count, "{args:?}");

@@ -282,19 +282,23 @@ fn a_moment_after_the_last_commit() {
     let last = last_of(&story);
     let idle = story.cluster.sql("SELECT clock_timestamp()");
     // The server is there and says that it wrote nothing else.
+    let lost = || story.cluster.log().matches("connection to client lost").count();
+    let before = lost();
     let planned = plan(&story.walkeep, &["--at", &idle]);
     assert_eq!((planned["last_replayed"]["xid"].to_string(), &planned["first_not_replayed"]), (last.clone(), &Value::Null), "{planned}");
     assert_eq!(planned["proven_by"]["server"]["timeline"], 1, "{planned}");
     assert_eq!(rows_at(&story, &["--at", &idle]), 40);
     assert_eq!(rows_at(&story, &["--at", &idle, "--exclusive"]), 40);
 
+    assert_eq!(lost(), before, "who asks a server says goodbye: {}", story.cluster.log());
+
     // What it has written since is not stored: no longer proven.
     story.stop_agent(&[]);
     story.cluster.archive_by(None);
     story.insert(1);
     let later = story.cluster.sql("SELECT clock_timestamp()");
-    let why = refused(&story.walkeep, &["--at", &later]);
-    assert!(why.contains("the server has written up to") && why.contains(&format!("--xid {last}")), "{why}");
+    let why = story.walkeep.run(&["plan", "--at", &later]).expect_code(3).stderr;
+    assert!(why.contains("not all that the server has written is stored") && why.contains(&format!("--xid {last}")), "{why}");
     // It is not there: what was committed is not known. What is known is offered.
     story.cluster.stop(Stop::Immediate);
     let why = refused(&story.walkeep, &["--at", &idle]);

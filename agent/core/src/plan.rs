@@ -312,7 +312,7 @@ pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog,
                     backup: backup.id.clone(),
                     last_commit: *last_commit,
                     unproven,
-                    earlier_pass: earlier_pass(catalog, candidate),
+                    earlier_pass: earlier_pass(catalog, candidate).map(Box::new),
                 });
             }
             if let Witness::Answered(now) = witness {
@@ -337,16 +337,23 @@ pub fn finish(candidate: &Candidate, outcome: &SearchOutcome, catalog: &Catalog,
                 searched: WalRange { from: candidate.search.from, to: *end },
                 hole: (!candidate.missing.is_end_of_wal()).then(|| Box::new(Hole::new(catalog, &candidate.missing))),
                 last_commit: *last_commit,
-                earliest: Reachable::from_backup(backup),
+                earliest: Box::new(Reachable::from_backup(backup)),
             });
         }
         (_, SearchOutcome::Skipped) => return Err(Refusal::NotSearched { target: target.kind.clone() }),
     };
+    let (resolved, stop) = match stop.minimal.filter(|minimal| minimal.from < stop.at.lsn()) {
+        // Nothing was committed between: a moment at which the server was down, say.
+        Some(minimal) if matches!(target.kind, TargetKind::Time(_)) && minimal.last_commit == stop.last_replayed => {
+            let tablespaces = stop.tablespaces.iter().filter(|space| space.lsn < minimal.from).cloned().collect();
+            let stop = Stop { at: StopAt::Before(minimal.from), tablespaces, ..stop };
+            (ResolvedTarget::Lsn { lsn: minimal.from, inclusive: false }, stop)
+        }
+        Some(minimal) => return Err(minimal_wal(candidate, &minimal)),
+        None => (resolved, stop),
+    };
     if stop.at.lsn() < backup.stop_lsn {
         return Err(before_consistency(candidate, stop.at.lsn()));
-    }
-    if let Some(minimal) = stop.minimal.filter(|minimal| minimal.from < stop.at.lsn()) {
-        return Err(minimal_wal(candidate, &minimal));
     }
     // Asked once more, of the catalog itself: whatever a search claims, no plan crosses a hole.
     let wal = catalog
@@ -364,7 +371,7 @@ fn before_consistency(candidate: &Candidate, stop: Lsn) -> Refusal {
 
 fn minimal_wal(candidate: &Candidate, minimal: &MinimalWal) -> Refusal {
     let (target, timeline) = (candidate.target.kind.clone(), candidate.path.timeline());
-    Refusal::MinimalWal { target, timeline, backup: candidate.backup.id.clone(), minimal: *minimal }
+    Refusal::MinimalWal { target, timeline, backup: candidate.backup.id.clone(), minimal: Box::new(*minimal) }
 }
 
 /// The stop of a search, or where no WAL need be read the stop known without one.

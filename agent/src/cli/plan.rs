@@ -162,7 +162,10 @@ fn print_clock(plan: &RestorePlan, clock: &ClockReport) {
         let gained = output::count(candidate.gained, "more commit");
         let lost = if candidate.lost > 0 { format!(", still without {}", candidate.lost) } else { String::new() };
         let later = if candidate.later > 0 { format!(", and {} of a later time", candidate.later) } else { String::new() };
-        let safe = if candidate.safe { "; loses nothing of the time asked for" } else { "" };
+        let safe = match candidate.safe {
+            true => format!("; loses nothing of the time asked for, as far as WAL was read: to {}", plan.looked_to),
+            false => String::new(),
+        };
         output::say!(
             "or            {}: {gained} of the time asked for{lost}{later}; {how}{safe}",
             plan::option(&plan.target, candidate.lsn)

@@ -71,14 +71,24 @@ impl ReplayMeter {
             runs.insert(folder, Run { noted: if due { asked } else { run.noted }, ..run });
             due.then(|| run.measured())
         };
-        measured.into_iter().for_each(|measured| self.file.note(measured));
+        measured.into_iter().for_each(|measured| self.note(measured));
     }
 
     /// There is no such file for this server: its recovery is over, or about to begin.
     pub fn absent(&self, destination: &Path) {
         let folder = destination.parent().unwrap_or(destination);
         let ended = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(folder);
-        ended.iter().for_each(|run| self.file.note(run.measured()));
+        ended.iter().for_each(|run| self.note(run.measured()));
+    }
+
+    /// Beside the answer: a recovery does not wait for a measurement.
+    fn note(&self, measured: Measured) {
+        let file = self.file.clone();
+        let noted = move || file.note(measured);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(noted)),
+            Err(_) => noted(),
+        }
     }
 }
 

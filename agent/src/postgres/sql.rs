@@ -6,6 +6,7 @@ use std::future::{Ready, ready};
 use std::io;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio_postgres::config::{ChannelBinding as SqlChannelBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config};
@@ -40,21 +41,27 @@ impl TlsStream for Transport {
 
 /// Opens a session for SQL with the first host that lets us in. The task that serves it ends when the client is dropped.
 pub async fn connect_sql(params: &ConnectionParams) -> Result<Client, Error> {
+    Ok(connect_sql_served(params).await?.0)
+}
+
+/// The same, with the task that serves it. Whoever ends the process soon after drops the client and waits for that task: else the server's log
+/// says that the client was lost.
+pub async fn connect_sql_served(params: &ConnectionParams) -> Result<(Client, JoinHandle<()>), Error> {
     let mut dialer = Dialer::new(params);
     loop {
         let dialed = dialer.next().await?;
         let (deadline, host) = (dialed.deadline(), dialed.host.clone());
         match Dialed::within(deadline, &host, open(dialed, params)).await {
-            Ok(client) => {
+            Ok(served) => {
                 params.connected(&host);
-                return Ok(client);
+                return Ok(served);
             }
             Err(error) => dialer.refused(error)?,
         }
     }
 }
 
-async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<Client, Error> {
+async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<(Client, JoinHandle<()>), Error> {
     let Dialed { transport, host, wanted, .. } = dialed;
     let mut config = Config::new();
     config.user(params.user()).dbname(params.dbname());
@@ -78,7 +85,7 @@ async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<Client, Error
         config.ssl_mode(SqlSslMode::Disable);
     }
     let (client, connection) = config.connect_raw(transport, AlreadyOpen).await.map_err(startup_error)?;
-    tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "an SQL connection ended");
         }
@@ -89,7 +96,7 @@ async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<Client, Error
             return Err(Error::WrongKind { target: host.to_string(), wanted: wanted.as_str() });
         }
     }
-    Ok(client)
+    Ok((client, serving))
 }
 
 /// During the startup a broken connection must be told from a refusal: another host may do.

@@ -218,7 +218,7 @@ pub enum Refusal {
         /// The last commit searched.
         last_commit: Option<Transaction>,
         /// The first state that the oldest backup searched from offers.
-        earliest: Reachable,
+        earliest: Box<Reachable>,
     },
     /// A time after the last stored commit, where nothing says that there was no other.
     #[error(
@@ -240,7 +240,7 @@ pub enum Refusal {
         /// Why it is not known.
         unproven: Unproven,
         /// The time was passed before the backup already, by a clock that was set back.
-        earlier_pass: Option<EarlierPass>,
+        earlier_pass: Option<Box<EarlierPass>>,
     },
     /// Replay would cross WAL that was written with `wal_level = minimal`.
     #[error("{target} cannot be reached along timeline {timeline} from backup {backup}: {}", minimal_text(minimal))]
@@ -252,7 +252,7 @@ pub enum Refusal {
         /// The best backup.
         backup: BackupId,
         /// The WAL.
-        minimal: MinimalWal,
+        minimal: Box<MinimalWal>,
     },
     /// A target that only the WAL can tell.
     #[error("{target} can be planned only by reading WAL")]
@@ -314,7 +314,7 @@ fn commit_text(commit: &Transaction) -> String {
     format!("transaction {} at {time} (--xid {})", commit.xid, commit.xid)
 }
 
-fn earlier_text(pass: &Option<EarlierPass>) -> String {
+fn earlier_text(pass: &Option<Box<EarlierPass>>) -> String {
     pass.as_ref().map(|pass| format!(". But {pass}")).unwrap_or_default()
 }
 

@@ -407,6 +407,135 @@ fn c1_a_clock_that_ran_backwards_is_reported() {
 }
 
 #[test]
+fn c1_the_safe_position_is_offered_with_its_option() {
+    let events = [commit(6 * MIB, 1, 500), commit(6 * MIB + 0x100, 2, 9000), commit(6 * MIB + 0x200, 3, 510)];
+    let plan = plan(&simple().build(), &on(1, time(520)), &events).expect("a plan");
+    let clock = plan.clock.expect("a report");
+    assert_eq!((clock.cause, clock.candidates.len()), (Backwards::SetBack, 1));
+    assert_eq!(option(&plan.target, clock.candidates[0].lsn), "--lsn 0/600200 --timeline 1");
+    assert!(plan.warnings[0].ends_with("set back; with all of them: --lsn 0/600200 --timeline 1"), "{:?}", plan.warnings);
+}
+
+#[test]
+fn c1_a_time_that_an_older_backup_had_passed() {
+    // The clock was ahead when the second backup was taken, and was set back before the third.
+    let backups = simple().backup(1, 7 * MIB + 40, 7 * MIB + 400, (150, 160));
+    let events = [commit(6 * MIB, 1, 500), commit(8 * MIB, 2, 170), commit(9 * MIB, 3, 500)];
+    let catalog = backups.build();
+    let pass = plan(&catalog, &time(300), &events).expect("a plan").earlier_pass.expect("it is told");
+    assert_eq!((pass.seen_by, pass.from), (catalog.backups()[1].id.clone(), Some(catalog.backups()[0].id.clone())));
+    assert_eq!(plan(&catalog, &time(450), &events).expect("a plan").earlier_pass, None);
+    let future = plan(&catalog, &time(419), &events[..2]).expect_err("not proven");
+    assert!(future.to_string().contains(&format!("--backup {}", catalog.backups()[0].id)), "{future}");
+}
+
+#[test]
+fn t3_a_running_server_proves_what_lies_before_its_clock() {
+    let catalog = simple().build();
+    let says = |clock, writes_at| {
+        let (writes_at, flushed_to) = (Lsn::new(writes_at), Lsn::new(writes_at));
+        Witness::Answered(ServerNow { timeline: tli(1), clock: at(clock), writes_at, flushed_to, flush_delay: 0 })
+    };
+    let asked = |target: &RecoveryTarget, events: &[WalEvent], witness| plan_with(&catalog, target, events, &witness);
+    let proven = asked(&time(2000), &simple_events(), says(2001, 10 * MIB)).expect("a plan");
+    // By the last commit and not by the end of the WAL: by the time it is replayed there may be more.
+    assert_eq!(proven.resolved, ResolvedTarget::Lsn { lsn: Lsn::new(9 * MIB + 0x800), inclusive: true });
+    assert_eq!((proven.last_replayed.map(|commit| commit.xid), proven.first_not_replayed), (Some(1009), None));
+    assert!(matches!(proven.proven_by, Some(ProvenBy::Server(_))));
+    let idle = asked(&time(2000), &[], says(2001, 10 * MIB)).expect("a plan");
+    assert_eq!((idle.resolved, idle.stop_lsn), (ResolvedTarget::Immediate, Lsn::new(5 * MIB + 400)), "nothing came behind the backup");
+    let why = |target: &RecoveryTarget, witness| match asked(target, &simple_events(), witness) {
+        Err(Refusal::TimeNotReached { unproven, last_commit, .. }) => {
+            assert_eq!(last_commit.map(|commit| commit.xid), Some(1009));
+            unproven
+        }
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(why(&time(2000), says(2000, 10 * MIB)), Unproven::Future { .. }));
+    assert!(matches!(why(&time(2000), says(2001, 10 * MIB + 100)), Unproven::Behind { .. }));
+    assert!(matches!(why(&time(2000), Witness::Silent { reason: "gone".to_owned() }), Unproven::Silent { .. }));
+    assert!(finish(&candidates(&catalog, &time(2000)).expect("one")[0], &SearchOutcome::Skipped, &catalog, &says(2001, 0)).is_err());
+}
+
+#[test]
+fn t3_a_checkpoint_proves_the_seconds_before_it() {
+    let checkpoint = |start: u64, redo: u64, second| {
+        let kind =
+            WalEventKind::Checkpoint { redo: Lsn::new(redo), timeline: tli(1), shutdown: false, wal_level: None, time: Some(at(second)) };
+        WalEvent { start: Lsn::new(start), end: Lsn::new(start + 0x70), kind }
+    };
+    let catalog = simple().build();
+    let mut events = simple_events();
+    events.push(checkpoint(9 * MIB + 0x900, 9 * MIB + 0x880, 1000));
+    let idle = plan(&catalog, &time(999), &events).expect("a plan");
+    assert_eq!(idle.resolved, ResolvedTarget::Lsn { lsn: Lsn::new(9 * MIB + 0x900), inclusive: false });
+    // Its second is cut off: it began within it, or at its end.
+    assert!(plan(&catalog, &time(1000), &events).expect_err("not proven").asks_server());
+    assert!(plan(&catalog, &RecoveryTarget { inclusive: false, ..time(1000) }, &events).is_ok());
+    // A commit while it ran, of an earlier time: the clock was set back.
+    *events.last_mut().expect("one") = checkpoint(9 * MIB + 0x900, 9 * MIB + 0x800, 1000);
+    assert!(plan(&catalog, &time(999), &events).expect_err("not proven").asks_server());
+}
+
+#[test]
+fn g9_replay_stops_before_wal_of_a_minimal_server() {
+    let level = |start: u64, wal_level| {
+        let kind = WalEventKind::ParameterChange { wal_level };
+        WalEvent { start: Lsn::new(start), end: Lsn::new(start + 0x40), kind }
+    };
+    let mut events = simple_events();
+    events.extend([level(6 * MIB + 0x900, 0), level(7 * MIB + 0x900, 1)]);
+    events.sort_by_key(|event| event.start);
+    let catalog = simple().build();
+    for target in
+        [time(650), lsn(8 * MIB + 0x800), RecoveryTarget::new(TargetKind::Xid(1008)), RecoveryTarget::new(TargetKind::Latest), time(5000)]
+    {
+        match plan(&catalog, &target, &events) {
+            Err(refusal @ Refusal::MinimalWal { .. }) => {
+                let text = refusal.to_string();
+                let told = ["the WAL from 0/600900 to 0/700900 was", "(--xid 1006)", "--lsn 0/600900 --exclusive"];
+                assert!(told.iter().all(|told| text.contains(told)), "{text}");
+            }
+            other => panic!("{target:?}: {other:?}"),
+        }
+    }
+    for target in [time(550), lsn(6 * MIB + 0x800), RecoveryTarget::new(TargetKind::Xid(1006)), RecoveryTarget::new(TargetKind::Immediate)]
+    {
+        assert!(plan(&catalog, &target, &events).is_ok(), "{target:?}");
+    }
+    let between = plan(&catalog, &time(550), &events).expect("a plan");
+    assert_eq!(
+        between.resolved,
+        ResolvedTarget::Lsn { lsn: Lsn::new(6 * MIB + 0x900), inclusive: false },
+        "PostgreSQL itself would go on to the next commit"
+    );
+    assert_eq!(
+        (between.last_replayed.map(|commit| commit.xid), between.first_not_replayed.map(|commit| commit.xid)),
+        (Some(1006), Some(1007))
+    );
+    let before = RecoveryTarget { inclusive: false, ..lsn(6 * MIB + 0x900) };
+    assert_eq!(plan(&catalog, &before, &events).expect("a plan").last_replayed.map(|commit| commit.xid), Some(1006));
+    // A backup behind it does not cross it.
+    let behind = simple().backup(1, 8 * MIB + 40, 8 * MIB + 400, (690, 695)).build();
+    assert!(plan(&behind, &RecoveryTarget::new(TargetKind::Latest), &events).is_ok());
+}
+
+#[test]
+fn what_no_backup_finds_was_searched_from_the_oldest() {
+    let catalog = simple().build();
+    match plan(&catalog, &RecoveryTarget::new(TargetKind::Xid(7)), &simple_events()) {
+        Err(Refusal::NotFound { searched, earliest, .. }) => {
+            assert_eq!((searched.from, searched.to), (Lsn::new(2 * MIB + 40), Lsn::new(10 * MIB)));
+            assert_eq!(earliest.lsn, Lsn::new(2 * MIB + 400));
+        }
+        other => panic!("{other:?}"),
+    }
+    // One that lies in the oldest backup's own range is told as such.
+    let within = [commit(2 * MIB + 100, 7, 15)];
+    assert!(matches!(plan(&catalog, &RecoveryTarget::new(TargetKind::Xid(7)), &within), Err(Refusal::BeforeConsistency { .. })));
+}
+
+#[test]
 fn a_plan_is_json() {
     let plan = plan(&simple().build(), &time(650), &simple_events()).expect("a plan");
     let json: serde_json::Value = serde_json::to_value(&plan).expect("serializes");

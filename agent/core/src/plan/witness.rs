@@ -68,9 +68,7 @@ pub enum Unproven {
         timeline: TimelineId,
     },
     /// Not all that the server has written is stored.
-    #[error(
-        "the server has written up to {writes_at}, and stored is what lies before {stored}; try again once that is stored (walkeep status)"
-    )]
+    #[error("not all that the server has written is stored, only what lies before {stored}; try again once it is (walkeep status)")]
     Behind {
         /// Where the server writes.
         writes_at: Lsn,
