@@ -20,6 +20,7 @@ mod least_privilege;
 mod lineage;
 mod log;
 mod parts;
+mod picture;
 mod places;
 mod process_faults;
 mod protect;

@@ -5,6 +5,7 @@
 //! out is told. An index of the WAL may feed the same entries later.
 //!
 
+mod clock;
 mod entry;
 mod notes;
 pub mod rate;
@@ -21,6 +22,7 @@ use crate::time::PgTimestamp;
 pub use entry::{DroppedFile, Edge, Entry, Happening, RelationFile, Window};
 pub use rate::Minute;
 
+use clock::Clock;
 use notes::Notes;
 
 /// How much is kept, and from when on a transaction is big.
@@ -55,6 +57,7 @@ pub struct Journal {
     checkpoints: u64,
     wal_level: Option<u32>,
     last_time: Option<PgTimestamp>,
+    clock: Clock,
     past_window: bool,
 }
 
@@ -71,6 +74,8 @@ pub struct Summary {
     pub minutes: Vec<Minute>,
     /// Checkpoints, those at shutdown too.
     pub checkpoints: u64,
+    /// Some ends of transactions, spread over all that was read, the first and the last among them: what the server's clock said where.
+    pub clock: Vec<(Lsn, PgTimestamp)>,
 }
 
 impl Journal {
@@ -87,6 +92,7 @@ impl Journal {
             checkpoints: 0,
             wal_level: None,
             last_time: None,
+            clock: Clock::default(),
             past_window: false,
         }
     }
@@ -148,12 +154,13 @@ impl Journal {
         // A database's removal is told with its transaction's end, which comes later.
         self.entries.sort_by_key(|entry| entry.lsn);
         let minutes = self.minutes.into_values().collect();
-        let (left_out, checkpoints) = (self.left_out, self.checkpoints);
-        Summary { entries: self.entries, left_out, not_followed: self.notes.not_followed(), minutes, checkpoints }
+        let (left_out, checkpoints, clock) = (self.left_out, self.checkpoints, self.clock.finish());
+        Summary { entries: self.entries, left_out, not_followed: self.notes.not_followed(), minutes, checkpoints, clock }
     }
 
     fn end(&mut self, record: &Record<'_>, end: &TransactionEnd<'_>, committed: bool) {
         self.last_time = Some(end.time);
+        self.clock.add(record.start, end.time);
         self.past_window |= matches!(self.window.to, Some(Edge::Time(to)) if end.time > to);
         let note = self.notes.end(end.xid, end.subtransactions.iter());
         let (xid, time) = (Some(end.xid), Some(end.time));
