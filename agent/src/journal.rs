@@ -84,8 +84,8 @@ impl Reading {
 }
 
 impl Visitor for Reading {
-    fn drain(&mut self, decoder: &mut Decoder) -> Result<(), DecodeError> {
-        while let Some(record) = decoder.next_record()? {
+    fn drain(&mut self, decoder: &mut Decoder, mut bytes: &[u8]) -> Result<(), DecodeError> {
+        while let Some(record) = decoder.next_record(&mut bytes)? {
             self.journal.record(&record);
         }
         Ok(())

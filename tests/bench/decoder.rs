@@ -80,9 +80,8 @@ fn decode(wal: &[u8]) -> (u64, u64) {
     let header = SegmentHeader::read(wal).unwrap();
     let mut decoder = Decoder::new(header.start, header.segment_size);
     let mut blocks = 0;
-    for piece in wal.chunks(PIECE) {
-        decoder.feed(piece);
-        while let Some(record) = decoder.next_record().unwrap() {
+    for mut piece in wal.chunks(PIECE) {
+        while let Some(record) = decoder.next_record(&mut piece).unwrap() {
             blocks += record.blocks().filter(|block| std::hint::black_box(block).relation.number > 0).count() as u64;
         }
     }
