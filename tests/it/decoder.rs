@@ -1,6 +1,7 @@
 //! The decoder of walkeep-core against WAL that each version's server wrote just now: every record as `pg_waldump` of the same version prints it, where there is one;
 //! what was dropped, truncated, rewritten and prepared as the server itself told before; and damaged WAL.
 
+mod summary;
 mod waldump;
 
 use std::collections::BTreeSet;
