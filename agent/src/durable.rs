@@ -63,6 +63,23 @@ impl Staged {
     pub fn publish(self) -> Result<()> {
         std::fs::rename(&self.temporary, &self.path).with_context(|| format!("give {} its name", self.path.display()))
     }
+
+    /// The same, but only if no file has the name; else `false`, and nothing is changed.
+    pub fn publish_new(self) -> Result<bool> {
+        use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
+        use rustix::io::Errno;
+        let (from, to) = (&self.temporary, &self.path);
+        let renamed = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // Where that is unknown (NFS, FUSE), a hard link takes a name only if it is free; the other name goes with `self`.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => linkat(CWD, from, CWD, to, AtFlags::empty()),
+            outcome => outcome,
+        };
+        match renamed {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("give {} its name", self.path.display())),
+        }
+    }
 }
 
 impl Drop for Staged {
@@ -187,6 +204,17 @@ mod tests {
         assert!(!path.exists());
         staged.publish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_staged_file_can_leave_alone_what_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let staged = |content: &[u8]| Staged::write(&path, content, PRIVATE_FILE).unwrap();
+        assert!(staged(b"one").publish_new().unwrap());
+        assert!(!staged(b"two").publish_new().unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::decoder::{DecodeError, Decoder};
 use walkeep_core::index::{Level, Summary as Indexed};
-use walkeep_core::journal::{Edge, Entry, Journal, Limits, Minute, Summary, Window};
+use walkeep_core::journal::{Clock, Edge, Entry, Journal, Limits, Minute, Summary, Window};
 use walkeep_core::{Lsn, PgTimestamp, SegmentSize, TimelineHistory};
 
 use crate::index::reader::{Guided, Index};
@@ -101,6 +101,7 @@ struct Told {
     not_followed: u64,
     rates: BTreeMap<PgTimestamp, Minute>,
     checkpoints: u64,
+    clock: Clock,
 }
 
 impl Told {
@@ -169,21 +170,22 @@ impl Reading {
     }
 
     fn take_from_journal(&mut self) {
-        let Summary { entries, left_out, not_followed, minutes, checkpoints } = self.journal.take();
+        let Summary { entries, left_out, not_followed, minutes, checkpoints, clock } = self.journal.take();
+        clock.into_iter().for_each(|(lsn, time)| self.told.clock.add(lsn, time));
         self.told.add(entries, left_out, not_followed, &minutes, checkpoints);
     }
 
     fn finish(mut self) -> Summary {
         self.take_from_journal();
-        let Told { mut entries, left_out, not_followed, rates, checkpoints } = self.told;
+        let Told { mut entries, left_out, not_followed, rates, checkpoints, clock } = self.told;
         entries.sort_by_key(|entry| entry.lsn);
-        Summary { entries, left_out, not_followed, minutes: rates.into_values().collect(), checkpoints }
+        Summary { entries, left_out, not_followed, minutes: rates.into_values().collect(), checkpoints, clock: clock.finish() }
     }
 }
 
 impl Visitor for Reading {
-    fn drain(&mut self, decoder: &mut Decoder) -> Result<(), DecodeError> {
-        while let Some(record) = decoder.next_record()? {
+    fn drain(&mut self, decoder: &mut Decoder, mut bytes: &[u8]) -> Result<(), DecodeError> {
+        while let Some(record) = decoder.next_record(&mut bytes)? {
             self.journal.record(&record);
         }
         Ok(())
@@ -213,6 +215,9 @@ impl Guided for Reading {
             let Indexed { entries, entries_left_out, not_followed, rates, checkpoints, .. } = summary;
             let wanted = entries.iter().filter(|entry| self.window.contains(entry.lsn, entry.time)).cloned();
             self.told.add(wanted, *entries_left_out, *not_followed, rates, *checkpoints);
+        }
+        if let Some(ended) = &summary.transactions {
+            [ended.first, ended.last].iter().for_each(|ended| self.told.clock.add(ended.start, ended.time));
         }
         let bare = Indexed { entries: Vec::new(), rates: Vec::new(), ..summary.clone() };
         self.resume = Some(Box::new(bare));

@@ -155,8 +155,8 @@ struct Looking {
 }
 
 impl Visitor for Looking {
-    fn drain(&mut self, decoder: &mut Decoder) -> Result<(), DecodeError> {
-        while let Some(event) = decoder.next_event()? {
+    fn drain(&mut self, decoder: &mut Decoder, mut bytes: &[u8]) -> Result<(), DecodeError> {
+        while let Some(event) = decoder.next_event(&mut bytes)? {
             if event.start >= self.to && self.progress == Progress::Searching {
                 break;
             }

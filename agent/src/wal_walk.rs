@@ -1,5 +1,5 @@
 //! Reading stored WAL in order: the segments that cover a stretch of a timeline path, with a little read-ahead, each proven by its hash,
-//! fed to a decoder.
+//! shown to a decoder.
 //!
 //! What is looked for is the visitor's business: a recovery target ([`crate::planning`]), or what happened when ([`crate::journal`]).
 
@@ -24,8 +24,8 @@ pub type OnProgress<'a> = &'a mut (dyn FnMut(u64, u64) + Send);
 
 /// Whoever looks at WAL.
 pub trait Visitor: Send + 'static {
-    /// Takes what the decoder has, up to where it needs more bytes.
-    fn drain(&mut self, decoder: &mut Decoder) -> Result<(), DecodeError>;
+    /// Takes all that the decoder finds in the next bytes.
+    fn drain(&mut self, decoder: &mut Decoder, bytes: &[u8]) -> Result<(), DecodeError>;
 
     /// Asked after each segment, with how many there were: whether to go on.
     fn goes_on(&mut self, segments: u64) -> bool;
@@ -89,7 +89,7 @@ impl Stored<'_> {
             let start = file.segment.number(size).map_or(Lsn::ZERO, |number| number.start(size));
             let skip = next_byte.bytes_since(start).min(content.len() as u64) as usize;
             let (fed, fed_decoder, fed_visitor) = tokio::task::spawn_blocking(move || {
-                let fed = feed(&mut decoder, &mut visitor, &content[skip..]);
+                let fed = visitor.drain(&mut decoder, &content[skip..]);
                 (fed, decoder, visitor)
             })
             .await?;
@@ -123,14 +123,6 @@ async fn read(repository: Arc<ClusterRepository>, file: NeededFile) -> Result<(N
     let content = content.ok_or_else(|| Error::corrupt(file.segment.to_string(), "it was listed and is gone"))?;
     let wanted = wanted.unwrap_or(content.len());
     Ok((file, content.slice(..wanted)))
-}
-
-fn feed(decoder: &mut Decoder, visitor: &mut impl Visitor, bytes: &[u8]) -> Result<(), DecodeError> {
-    // Piece by piece: the decoder keeps what it is fed until it is read.
-    bytes.chunks(1 << 20).try_for_each(|piece| {
-        decoder.feed(piece);
-        visitor.drain(decoder)
-    })
 }
 
 #[cfg(test)]

@@ -73,7 +73,8 @@ pub fn own_client(version: u32, name: &str) -> Option<PathBuf> {
     let bins = bin(version).into_iter().chain([distribution_bin(version)]).chain(newest.map(|entry| entry.path().join("bin")));
     let found = bins.map(|bin| bin.join(name)).find(|path| path.exists());
     if found.is_none() {
-        eprintln!("SKIPPED {name} {version}: it is not installed");
+        let reason = std::fs::read_to_string(cache().join(format!("skipped/{name}-{version}")));
+        eprintln!("SKIPPED {name} {version}: {}", reason.as_deref().unwrap_or("it is not installed").trim());
     }
     found
 }

@@ -1,6 +1,7 @@
 //! The decoder of walkeep-core against WAL that each version's server wrote just now: every record as `pg_waldump` of the same version prints it, where there is one;
 //! what was dropped, truncated, rewritten and prepared as the server itself told before; and damaged WAL.
 
+mod summary;
 mod waldump;
 
 use std::collections::BTreeSet;
@@ -143,9 +144,8 @@ fn size() -> SegmentSize {
 fn decode(wal: &[u8], start: u64, mut each: impl FnMut(&Record<'_>)) -> Decoder {
     let mut decoder = Decoder::new(Lsn::new(start), size());
     let skip = decoder.reads_from().get() - SegmentHeader::read(wal).unwrap().start.get();
-    for piece in wal[skip as usize..].chunks(100_000) {
-        decoder.feed(piece);
-        while let Some(record) = decoder.next_record().unwrap() {
+    for mut piece in wal[skip as usize..].chunks(100_000) {
+        while let Some(record) = decoder.next_record(&mut piece).unwrap() {
             each(&record);
         }
     }
@@ -308,10 +308,9 @@ fn check_apart(wal: &[u8], ours: &[Line]) {
         let end = header.start.saturating_add(size().bytes());
         let mut decoder = Decoder::new(header.start, size());
         let mut found = Vec::new();
-        for piece in wal[at..].chunks(8192) {
-            decoder.feed(piece);
+        for mut piece in wal[at..].chunks(8192) {
             while decoder.position() < end
-                && let Some(record) = decoder.next_record().unwrap()
+                && let Some(record) = decoder.next_record(&mut piece).unwrap()
             {
                 found.push(line(&record));
             }
@@ -378,9 +377,8 @@ fn damage(version: u32, wal: &[u8]) {
 
 fn read_all(wal: &[u8], start: Lsn) {
     let mut decoder = Decoder::new(start, size());
-    for piece in wal.chunks(1 << 16) {
-        decoder.feed(piece);
-        while let Ok(Some(record)) = decoder.next_record() {
+    for mut piece in wal.chunks(1 << 16) {
+        while let Ok(Some(record)) = decoder.next_record(&mut piece) {
             let touched = record.blocks().map(|block| block.data.len()).sum::<usize>() + record.file_changes().count();
             std::hint::black_box((touched, record.heap_change(), format!("{:?}", record.content()).len()));
         }

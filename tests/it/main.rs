@@ -24,6 +24,7 @@ mod lineage;
 mod log;
 mod minimal;
 mod parts;
+mod picture;
 mod places;
 mod process_faults;
 mod protect;

@@ -1,18 +1,16 @@
 //! Decodes a stream of WAL into its records, and finds where valid WAL ends.
 //!
-//! Sans I/O: the caller feeds bytes in any chunking and asks for records, or for the events that recovery can stop at, until there is
-//! none. Every page header and every record's checksum is verified on the way. What records say is the business of [`crate::record`].
+//! Sans I/O: the caller shows bytes in any chunking and takes records, or the events that recovery can stop at, until all bytes are used
+//! up. Every page header and every record's checksum is verified on the way. What records say is the business of [`crate::record`].
 
 mod error;
 mod pages;
-
-use std::ops::Range;
 
 use crate::event::{WalEvent, WalEventKind};
 use crate::identity::{MajorVersion, TimelineId};
 use crate::le::u32_at;
 use crate::lsn::Lsn;
-use crate::page::{PAGE_SIZE, PageBeginning, PageError, PageHeader};
+use crate::page::{LONG_HEADER_SIZE, PAGE_SIZE, PageBeginning, PageError, PageHeader};
 use crate::record::{self, HEADER_SIZE, MAX_SIZE, Record, RecordHeader};
 use crate::segment::SegmentSize;
 
@@ -28,19 +26,18 @@ const ADDRESS_LIMIT: Lsn = Lsn::new(u64::MAX - (1 << 33));
 /// A buffer that grew beyond this for one long record is given back afterwards.
 const KEPT_BUFFER: usize = 1 << 20;
 
-/// Turns WAL bytes into records. Holds what was fed and not yet asked for, and at most one unfinished record.
+/// Turns WAL bytes into records. Holds at most one unfinished record; no bytes that it has handed out.
 ///
-/// Nothing is allocated for a record that lies on one page; one that goes on is collected in a buffer that is used again. Feed pieces that
-/// fit the processor's cache, 64 KiB to 1 MiB.
+/// A record that lies on one page of the bytes shown is a view of just these, and nothing is copied or allocated for it; one that goes on
+/// behind them, or on another page, is collected in a buffer that is used again. Pieces may be as long as one likes.
 ///
 /// ```
 /// # use walkeep_core::{Lsn, SegmentSize, decoder::{Decoder, DecodeError}, record::Content};
 /// # fn example(segments: Vec<Vec<u8>>) -> Result<Lsn, DecodeError> {
 /// let mut decoder = Decoder::new(Lsn::new(0x300_0000), SegmentSize::DEFAULT);
 /// for segment in segments {
-///     for piece in segment.chunks(1 << 18) {
-///         decoder.feed(piece);
-///         while let Some(record) = decoder.next_record()? {
+///     for mut piece in segment.chunks(1 << 18) {
+///         while let Some(record) = decoder.next_record(&mut piece)? {
 ///             if let Content::Commit(commit) = record.content() {
 ///                 println!("{} {} {}", record.start, commit.xid, commit.time);
 ///             }
@@ -63,15 +60,15 @@ const KEPT_BUFFER: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Decoder {
     pages: PageSequence,
-    input: Vec<u8>,
-    /// Bytes of `input` that are done with; the next one is the byte at `at`.
-    consumed: usize,
+    /// The position of the next byte that is not done with.
     at: Lsn,
+    /// The bytes from `at` on that were shown last, where these were too few for a page's header or a record's length.
+    few: Vec<u8>,
     /// What to do with the byte at `at`, if it is not a page's header.
     state: State,
     /// Where the first record of interest may begin.
     start: Lsn,
-    /// The record that continues on the next page.
+    /// The record of which not all was shown on one page.
     record: Vec<u8>,
     record_start: Lsn,
     record_size: usize,
@@ -103,14 +100,13 @@ enum State {
 
 impl Decoder {
     /// A decoder of WAL from `start`: the beginning of a segment or page (an unfinished record's rest there is skipped), or of a
-    /// record. The bytes to feed begin at [`Decoder::reads_from`].
+    /// record. The bytes to show begin at [`Decoder::reads_from`].
     pub fn new(start: Lsn, segment_size: SegmentSize) -> Self {
         let page = Lsn::new(start.get() - start.get() % PAGE_SIZE);
         Self {
             pages: PageSequence::new(segment_size),
-            input: Vec::new(),
-            consumed: 0,
             at: page,
+            few: Vec::new(),
             state: State::First,
             start,
             record: Vec::new(),
@@ -129,51 +125,49 @@ impl Decoder {
         self
     }
 
-    /// Where the first byte fed must lie: the beginning of the page that holds the start, since its header is needed.
+    /// Where the first byte shown must lie: the beginning of the page that holds the start, since its header is needed.
     pub fn reads_from(&self) -> Lsn {
         Lsn::new(self.start.get() - self.start.get() % PAGE_SIZE)
     }
 
-    /// Takes the next bytes of WAL. Ask [`Decoder::next_record`] until it has none before feeding more: bytes are kept until then.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        if matches!(self.state, State::Ended | State::Failed(_)) {
-            return;
-        }
-        self.input.drain(..self.consumed);
-        self.consumed = 0;
-        self.input.extend_from_slice(bytes);
-    }
-
-    /// The next record. `None` when more bytes are needed, and for good once [`Decoder::end`] is known. An error is final and
-    /// repeats.
-    pub fn next_record(&mut self) -> Result<Option<Record<'_>>, DecodeError> {
-        let found = match self.find() {
+    /// The next record. `bytes` are the next ones of WAL, and lose what was used up; call it with the same slice until that is empty, which
+    /// it is when there is no further record in it. For good there is none once [`Decoder::end`] is known. An error is final and repeats.
+    pub fn next_record<'d, 'b: 'd>(&'d mut self, bytes: &mut &'b [u8]) -> Result<Option<Record<'d>>, DecodeError> {
+        let Found { start, whole, header, version } = match self.find(bytes) {
             Ok(Some(found)) => found,
-            Ok(None) => return Ok(None),
+            Ok(None) => {
+                *bytes = &[];
+                return Ok(None);
+            }
             Err(error) => {
+                *bytes = &[];
                 self.fail(&error);
                 return Err(error);
             }
         };
-        let Found { start, ref bytes, ref header, version } = found;
-        let bytes = bytes.clone().map_or(&self.record[..], |range| &self.input[range]);
         let aligned = align(self.at);
         let size = self.pages.size;
-        let end = if header.is_switch() && size.offset_of(aligned) != 0 {
-            size.align_down(aligned).saturating_add(size.bytes())
-        } else {
-            aligned
+        let is_switch = header.is_switch() && size.offset_of(aligned) != 0;
+        let end = if is_switch { size.align_down(aligned).saturating_add(size.bytes()) } else { aligned };
+        // What aligns the next record is passed over at once where it is there.
+        let padding = aligned.bytes_since(self.at) as usize;
+        self.state = match bytes.split_at_checked(padding) {
+            Some((_, rest)) if !is_switch => {
+                (*bytes, self.at) = (rest, aligned);
+                State::Record
+            }
+            _ => State::Skip { to: end },
         };
-        match Record::parse(start, end, header, bytes, version) {
+        match Record::parse(start, end, &header, whole.unwrap_or(&self.record), version) {
             Ok(record) => {
                 self.previous = Some(start);
                 self.position = end;
                 self.records += 1;
-                self.state = State::Skip { to: end };
                 Ok(Some(record))
             }
             Err(kind) => {
                 let error = DecodeError::Malformed { lsn: start, kind };
+                *bytes = &[];
                 self.state = State::Failed(error.clone());
                 Err(error)
             }
@@ -181,9 +175,9 @@ impl Decoder {
     }
 
     /// The next record of interest for recovery, as an event; else as [`Decoder::next_record`].
-    pub fn next_event(&mut self) -> Result<Option<WalEvent>, DecodeError> {
+    pub fn next_event(&mut self, bytes: &mut &[u8]) -> Result<Option<WalEvent>, DecodeError> {
         let every = self.every_record;
-        while let Some(record) = self.next_record()? {
+        while let Some(record) = self.next_record(bytes)? {
             let other = || every.then_some(WalEvent { start: record.start, end: record.end, kind: WalEventKind::Other });
             if let Some(event) = WalEvent::of(&record).or_else(other) {
                 return Ok(Some(event));
@@ -224,13 +218,9 @@ impl Decoder {
         matches!(self.state, State::Continuation).then(|| (self.record_start, self.record_size - self.record.len()))
     }
 
-    /// Bytes of memory held: what was fed last and the unfinished record.
+    /// Bytes of memory held: the unfinished record.
     pub fn memory(&self) -> usize {
-        self.input.capacity() + self.record.capacity()
-    }
-
-    fn unread(&self) -> &[u8] {
-        &self.input[self.consumed..]
+        self.record.capacity() + self.few.capacity()
     }
 
     /// Bytes from `at` to the end of its page.
@@ -238,9 +228,16 @@ impl Decoder {
         PAGE_SIZE - self.at.get() % PAGE_SIZE
     }
 
-    fn consume(&mut self, bytes: usize) {
-        self.consumed += bytes;
-        self.at = self.at.saturating_add(bytes as u64);
+    /// Passes over the first of these bytes.
+    fn consume(&mut self, bytes: &mut &[u8], number: usize) {
+        *bytes = &bytes[number..];
+        self.at = self.at.saturating_add(number as u64);
+    }
+
+    /// Keeps the bytes until there are more.
+    fn wait(&mut self, bytes: &mut &[u8]) {
+        self.few.extend_from_slice(bytes);
+        *bytes = &[];
     }
 
     fn fail(&mut self, error: &DecodeError) {
@@ -254,13 +251,13 @@ impl Decoder {
     }
 
     fn release(&mut self) {
-        self.input = Vec::new();
-        self.consumed = 0;
+        self.few = Vec::new();
         self.record = Vec::new();
     }
 
     /// The next whole record whose checksum is right, consumed up to its end.
-    fn find(&mut self) -> Result<Option<Found>, DecodeError> {
+    #[inline]
+    fn find<'b>(&mut self, bytes: &mut &'b [u8]) -> Result<Option<Found<'b>>, DecodeError> {
         // Given back late: the record before lay in it.
         if self.record.capacity() > KEPT_BUFFER && !matches!(self.state, State::Continuation) {
             self.record = Vec::new();
@@ -269,7 +266,7 @@ impl Decoder {
             if let State::Failed(error) = &self.state {
                 return Err(error.clone());
             }
-            if matches!(self.state, State::Ended) || self.unread().is_empty() {
+            if matches!(self.state, State::Ended) || bytes.is_empty() {
                 return Ok(None);
             }
             if self.at >= ADDRESS_LIMIT {
@@ -277,42 +274,54 @@ impl Decoder {
                 return Ok(None);
             }
             if let State::Skip { to } = self.state {
-                let bytes = self.unread().len().min(usize::try_from(to.bytes_since(self.at)).unwrap_or(usize::MAX));
-                self.consume(bytes);
+                let skipped = bytes.len().min(usize::try_from(to.bytes_since(self.at)).unwrap_or(usize::MAX));
+                self.consume(bytes, skipped);
                 if self.at >= to {
                     self.state = State::Record;
                 }
                 continue;
             }
             if self.at.get().is_multiple_of(PAGE_SIZE) {
-                if !self.page()? {
+                if !self.page(bytes)? {
                     return Ok(None);
                 }
                 continue;
             }
             match self.state {
-                State::Record => match self.record()? {
+                State::Record => match self.record(bytes)? {
                     Progress::Found(found) => return Ok(Some(found)),
                     Progress::More => continue,
                     Progress::Wait => return Ok(None),
                 },
                 State::Continuation => {
-                    if let Some(found) = self.continuation()? {
+                    if let Some(found) = self.continuation(bytes)? {
                         return Ok(Some(found));
                     }
                 }
-                State::Unseen(remaining) => self.unseen(remaining),
+                State::Unseen(remaining) => self.unseen(bytes, remaining),
                 State::First | State::Skip { .. } | State::Ended | State::Failed(_) => return Ok(None),
             }
         }
     }
 
     /// Reads the page header at `at`; `false` if it is not all there, or if WAL ends before this page.
-    fn page(&mut self) -> Result<bool, DecodeError> {
+    fn page(&mut self, bytes: &mut &[u8]) -> Result<bool, DecodeError> {
         let (lsn, size) = (self.at, self.pages.size);
         let header_size = pages::header_size(lsn, size);
-        let Some(bytes) = self.unread().get(..header_size) else { return Ok(false) };
-        let header = match PageHeader::decode(bytes) {
+        let few = self.few.len();
+        let Some(here) = bytes.get(..header_size - few) else {
+            self.wait(bytes);
+            return Ok(false);
+        };
+        let mut joined = [0; LONG_HEADER_SIZE];
+        let whole = if few == 0 {
+            here
+        } else {
+            joined[..few].copy_from_slice(&self.few);
+            joined[few..header_size].copy_from_slice(here);
+            &joined[..header_size]
+        };
+        let header = match PageHeader::decode(whole) {
             Ok(header) => header,
             Err(PageError::Zero) => {
                 self.end_here();
@@ -328,7 +337,9 @@ impl Decoder {
             return Ok(false);
         }
         self.pages.check(lsn, &header)?;
-        self.consume(header_size);
+        self.few.clear();
+        *bytes = &bytes[header_size - few..];
+        self.at = lsn.saturating_add(header_size as u64);
         self.state = self.state_after_header(lsn, header.begins)?;
         Ok(true)
     }
@@ -353,9 +364,9 @@ impl Decoder {
     }
 
     /// Passes over what this page has of a record whose beginning was not seen.
-    fn unseen(&mut self, remaining: u32) {
-        let here = usize::try_from(u64::from(remaining).min(self.rest_of_page())).unwrap_or(usize::MAX).min(self.unread().len());
-        self.consume(here);
+    fn unseen(&mut self, bytes: &mut &[u8], remaining: u32) {
+        let here = usize::try_from(u64::from(remaining).min(self.rest_of_page())).unwrap_or(usize::MAX).min(bytes.len());
+        self.consume(bytes, here);
         let remaining = remaining - here as u32;
         self.state = if remaining > 0 {
             State::Unseen(remaining)
@@ -365,12 +376,18 @@ impl Decoder {
         };
     }
 
-    /// Finds the record that begins at `at` if its page holds all of it, else begins to collect it.
+    /// Finds the record that begins at `at` if its page holds all of it and the page is shown so far, else begins to collect it.
     #[inline]
-    fn record(&mut self) -> Result<Progress, DecodeError> {
+    fn record<'b>(&mut self, bytes: &mut &'b [u8]) -> Result<Progress<'b>, DecodeError> {
         let lsn = self.at;
         // Alignment keeps the length, the first field, from being split by the page's end.
-        let Some(length) = u32_at(self.unread(), 0) else { return Ok(Progress::Wait) };
+        let length = match u32_at(bytes, 0).filter(|_| self.few.is_empty()) {
+            Some(length) => length,
+            None => match self.split_length(bytes) {
+                Some(length) => length,
+                None => return Ok(Progress::Wait),
+            },
+        };
         if length == 0 {
             self.end_here();
             return Ok(Progress::Wait);
@@ -379,27 +396,44 @@ impl Decoder {
             return Err(DecodeError::Length { lsn, length });
         }
         let size = length as usize;
-        if u64::from(length) > self.rest_of_page() {
-            self.record.clear();
-            (self.record_start, self.record_size) = (lsn, size);
-            self.state = State::Continuation;
-            return Ok(Progress::More);
+        if let Some((whole, rest)) = bytes.split_at_checked(size)
+            && u64::from(length) <= self.rest_of_page()
+            && self.few.is_empty()
+        {
+            let (header, version) = self.check_record(lsn, whole)?;
+            (*bytes, self.at) = (rest, lsn.saturating_add(size as u64));
+            return Ok(Progress::Found(Found { start: lsn, whole: Some(whole), header, version }));
         }
-        let Some(bytes) = self.unread().get(..size) else { return Ok(Progress::Wait) };
-        let (header, version) = self.check_record(lsn, bytes)?;
-        let bytes = Some(self.consumed..self.consumed + size);
-        self.consume(size);
-        Ok(Progress::Found(Found { start: lsn, bytes, header, version }))
+        self.record.clear();
+        self.record.append(&mut self.few);
+        self.at = lsn.saturating_add(self.record.len() as u64);
+        (self.record_start, self.record_size) = (lsn, size);
+        self.state = State::Continuation;
+        Ok(Progress::More)
+    }
+
+    /// The length of a record whose first bytes were shown one by one; `None` while they are too few.
+    #[cold]
+    fn split_length(&mut self, bytes: &mut &[u8]) -> Option<u32> {
+        let mut length = [0; 4];
+        let (before, behind) = length.split_at_mut(self.few.len());
+        let Some(here) = bytes.get(..behind.len()) else {
+            self.wait(bytes);
+            return None;
+        };
+        before.copy_from_slice(&self.few);
+        behind.copy_from_slice(here);
+        Some(u32::from_le_bytes(length))
     }
 
     /// Collects what this page has of the unfinished record, and decodes it once it is whole.
-    fn continuation(&mut self) -> Result<Option<Found>, DecodeError> {
+    fn continuation<'b>(&mut self, bytes: &mut &[u8]) -> Result<Option<Found<'b>>, DecodeError> {
         let lsn = self.record_start;
         let collected = self.record.len();
         let rest_of_page = usize::try_from(self.rest_of_page()).unwrap_or(usize::MAX);
-        let here = (self.record_size - collected).min(rest_of_page).min(self.unread().len());
-        self.record.extend_from_slice(&self.input[self.consumed..self.consumed + here]);
-        self.consume(here);
+        let here = (self.record_size - collected).min(rest_of_page).min(bytes.len());
+        self.record.extend_from_slice(&bytes[..here]);
+        self.consume(bytes, here);
         if collected < HEADER_SIZE && self.record.len() >= HEADER_SIZE {
             // Before much is collected for what may be no record at all.
             self.check_header(lsn, &self.record)?;
@@ -408,7 +442,7 @@ impl Decoder {
             return Ok(None);
         }
         let (header, version) = self.check_record(lsn, &self.record)?;
-        Ok(Some(Found { start: lsn, bytes: None, header, version }))
+        Ok(Some(Found { start: lsn, whole: None, header, version }))
     }
 
     #[inline]
@@ -441,16 +475,16 @@ impl Decoder {
 }
 
 /// A whole record, of which `at` is the end.
-struct Found {
+struct Found<'b> {
     start: Lsn,
-    /// Where it lies in `input`; `None` for the record that was collected.
-    bytes: Option<Range<usize>>,
+    /// Its bytes; `None` for the record that was collected.
+    whole: Option<&'b [u8]>,
     header: RecordHeader,
     version: MajorVersion,
 }
 
-enum Progress {
-    Found(Found),
+enum Progress<'b> {
+    Found(Found<'b>),
     More,
     Wait,
 }
@@ -462,10 +496,8 @@ fn align(lsn: Lsn) -> Lsn {
 /// How far `bytes`, WAL from the segment start `start` on, hold whole records. What lies behind was never written, or only in part.
 pub fn valid_end(start: Lsn, segment_size: SegmentSize, bytes: &[u8]) -> Lsn {
     let mut decoder = Decoder::new(start, segment_size);
-    for piece in bytes.chunks(1 << 18) {
-        decoder.feed(piece);
-        while let Ok(Some(_)) = decoder.next_record() {}
-    }
+    let mut rest = bytes;
+    while let Ok(Some(_)) = decoder.next_record(&mut rest) {}
     // The position behind a switch is the next segment, also where the rest of this one was not received yet.
     decoder.position().min(start.saturating_add(bytes.len() as u64))
 }

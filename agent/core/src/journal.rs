@@ -5,6 +5,7 @@
 //! out is told. An index of the WAL may feed the same entries later.
 //!
 
+mod clock;
 mod entry;
 mod notes;
 pub mod rate;
@@ -22,7 +23,9 @@ use crate::time::PgTimestamp;
 pub use entry::{DroppedFile, Edge, Entry, Happening, RelationFile, Window};
 pub use rate::Minute;
 
+pub use clock::Clock;
 pub use notes::MappedCatalog;
+
 use notes::Notes;
 
 /// How much is kept, and from when on a transaction is big.
@@ -57,6 +60,7 @@ pub struct Journal {
     checkpoints: u64,
     wal_level: Option<u32>,
     last_time: Option<PgTimestamp>,
+    clock: Clock,
     past_window: bool,
     /// Up to here others have told.
     told: Lsn,
@@ -77,6 +81,8 @@ pub struct Summary {
     pub minutes: Vec<Minute>,
     /// Checkpoints, those at shutdown too.
     pub checkpoints: u64,
+    /// Some ends of transactions, spread over all that was read, the first and the last among them: what the server's clock said where.
+    pub clock: Vec<(Lsn, PgTimestamp)>,
 }
 
 impl Journal {
@@ -93,6 +99,7 @@ impl Journal {
             checkpoints: 0,
             wal_level: None,
             last_time: None,
+            clock: Clock::default(),
             past_window: false,
             told: Lsn::ZERO,
             silent: false,
@@ -165,7 +172,8 @@ impl Journal {
         self.named = 0;
         let minutes = std::mem::take(&mut self.minutes).into_values().collect();
         let (left_out, checkpoints) = (std::mem::take(&mut self.left_out), std::mem::take(&mut self.checkpoints));
-        Summary { entries, left_out, not_followed: self.notes.take_not_followed(), minutes, checkpoints }
+        let clock = std::mem::take(&mut self.clock).finish();
+        Summary { entries, left_out, not_followed: self.notes.take_not_followed(), minutes, checkpoints, clock }
     }
 
     /// Begins where no open transaction has touched a catalog or made a file yet ([`Journal::open_since`] of whoever read before): so each is known
@@ -200,6 +208,9 @@ impl Journal {
 
     fn end(&mut self, record: &Record<'_>, end: &TransactionEnd<'_>, committed: bool) {
         self.last_time = Some(end.time);
+        if !self.silent {
+            self.clock.add(record.start, end.time);
+        }
         self.past_window |= matches!(self.window.to, Some(Edge::Time(to)) if end.time > to);
         let note = self.notes.end(end.xid, end.subtransactions.iter());
         let (xid, time) = (Some(end.xid), Some(end.time));

@@ -22,6 +22,7 @@ pub mod lsn;
 pub mod manifest;
 pub mod page;
 pub mod parts;
+pub mod picture;
 pub mod plan;
 pub mod record;
 pub mod relative_path;

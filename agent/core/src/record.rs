@@ -39,7 +39,7 @@ pub(crate) const HEADER_SIZE: usize = 24;
 /// The longest record: 16 and later refuse to write more than 1020 MiB, earlier ones what does not fit one allocation.
 pub(crate) const MAX_SIZE: u32 = (1 << 30) - 1;
 
-/// A whole record, in the decoder's memory.
+/// A whole record, in the bytes that the decoder was shown, or in its memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     /// Where it begins: what PostgreSQL compares with `recovery_target_lsn`.

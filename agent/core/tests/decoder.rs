@@ -30,14 +30,14 @@ fn from(lsn: u64) -> &'static [u8] {
     &WAL[(lsn - START.get()) as usize..]
 }
 
-/// Feeds all of `wal` in `chunk`s.
+/// Shows all of `wal` in `chunk`s.
 fn run(decoder: &mut Decoder, wal: &[u8], chunk: usize) -> Result<Vec<WalEvent>, DecodeError> {
     let mut events = Vec::new();
-    for bytes in wal.chunks(chunk) {
-        decoder.feed(bytes);
-        while let Some(event) = decoder.next_event()? {
+    for mut bytes in wal.chunks(chunk) {
+        while let Some(event) = decoder.next_event(&mut bytes)? {
             events.push(event);
         }
+        assert!(bytes.is_empty(), "all are used up");
     }
     Ok(events)
 }
@@ -119,11 +119,30 @@ fn a_page_begins_wherever_a_decoder_is_asked_to() {
 fn waits_for_more_in_the_middle() {
     let (mut decoder, mut events) = decode(START, &WAL[..0x45_0000]);
     assert_eq!(decoder.end(), None, "in the middle of the long record");
-    decoder.feed(&WAL[0x45_0000..]);
-    while let Some(event) = decoder.next_event().expect("decodes") {
+    let mut rest = &WAL[0x45_0000..];
+    while let Some(event) = decoder.next_event(&mut rest).expect("decodes") {
         events.push(event);
     }
     assert_eq!(text(&events), EXPECTED);
+}
+
+#[test]
+fn nothing_shown_is_kept_but_an_unfinished_record() {
+    let mut decoder = Decoder::new(START, size());
+    let mut rest = &WAL[..0x20_0000];
+    let (shown, mut views) = (rest.as_ptr_range(), 0);
+    while let Some(record) = decoder.next_record(&mut rest).expect("decodes") {
+        let data = record.main_data().as_ptr_range();
+        views += u64::from(shown.contains(&data.start) && data.end <= shown.end);
+    }
+    assert!(decoder.memory() < 0x4000, "{} bytes of memory for 2 MiB shown", decoder.memory());
+    assert!(decoder.records() - views <= 2 * 0x20_0000 / 8192, "{views} of {} are views of what was shown", decoder.records());
+    // Where the bytes end within a record, so much is kept and no more.
+    let mut decoder = Decoder::new(START, size());
+    let mut rest = &WAL[..0x5_7658 + 30];
+    while decoder.next_record(&mut rest).expect("decodes").is_some() {}
+    assert_eq!(decoder.unfinished().map(|(start, _)| start), Some(Lsn::new(0x65_7658)));
+    assert_eq!(decoder.position(), Lsn::new(0x65_7658));
 }
 
 #[test]
@@ -185,7 +204,7 @@ fn a_broken_record_is_named() {
     let error = run(&mut decoder, &wal, 1 << 20).expect_err("broken");
     assert!(matches!(error, DecodeError::Checksum { lsn, .. } if lsn == Lsn::new(0x65_7658)), "{error}");
     assert_eq!(decoder.position(), Lsn::new(0x65_7658));
-    assert_eq!(decoder.next_event(), Err(error), "it stays broken");
+    assert_eq!(decoder.next_event(&mut &[][..]), Err(error), "it stays broken");
 }
 
 #[test]
@@ -239,9 +258,9 @@ proptest! {
         wal[at] ^= flip;
         let mut decoder = Decoder::new(START, size());
         let mut events = Vec::new();
-        decoder.feed(&wal);
+        let mut rest = &wal[..];
         let failed = loop {
-            match decoder.next_event() {
+            match decoder.next_event(&mut rest) {
                 Ok(Some(event)) => events.push(event),
                 Ok(None) => break false,
                 Err(_) => break true,

@@ -50,9 +50,9 @@ fn summaries_hold_what_the_journal_tells() {
     for wal in [plain(), promoted()] {
         let mut journal = Journal::new(Window::default(), Limits::default());
         let mut decoder = Decoder::new(FIRST.start(size()), size());
-        decoder.feed(&wal);
+        let mut bytes = &wal[..];
         let (mut commits, mut records) = (Vec::new(), 0);
-        while let Some(record) = decoder.next_record().expect("decodes") {
+        while let Some(record) = decoder.next_record(&mut bytes).expect("decodes") {
             records += 1;
             journal.record(&record);
             if let Content::Commit(end) = record.content() {
@@ -83,9 +83,9 @@ fn a_summary_says_where_decoding_its_segment_begins() {
         let end = summary.span().end.start(size());
         let mut decoder = Decoder::new(summary.records.from, size());
         let at = |lsn: Lsn| lsn.bytes_since(FIRST.start(size())) as usize;
-        decoder.feed(&wal[at(decoder.reads_from())..at(end)]);
+        let mut bytes = &wal[at(decoder.reads_from())..at(end)];
         let mut count = 0;
-        while let Some(record) = decoder.next_record().expect("decodes") {
+        while let Some(record) = decoder.next_record(&mut bytes).expect("decodes") {
             assert!(record.end > summary.span().first.start(size()), "it ends in the segment");
             count += 1;
         }
@@ -99,9 +99,9 @@ fn block_maps_hold_every_reference_and_come_back() {
     let mut all = BlockChanges::default();
     indexed(&wal).into_iter().for_each(|segment| all.join(segment.blocks));
     let mut decoder = Decoder::new(FIRST.start(size()), size());
-    decoder.feed(&wal);
+    let mut bytes = &wal[..];
     let mut seen = BTreeSet::new();
-    while let Some(record) = decoder.next_record().expect("decodes") {
+    while let Some(record) = decoder.next_record(&mut bytes).expect("decodes") {
         for block in record.blocks() {
             seen.insert((block.relation, block.fork, block.block));
             assert!(all.is_changed(block.relation, block.fork, block.block));

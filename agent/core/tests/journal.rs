@@ -14,11 +14,9 @@ fn read(fixture: &[u8], window: Window, limits: Limits) -> Summary {
     let wal = zstd::decode_all(fixture).expect("the fixture is zstd");
     let mut journal = Journal::new(window, limits);
     let mut decoder = Decoder::new(Lsn::new(0x60_0000), SegmentSize::new(1 << 20).expect("a valid size"));
-    for piece in wal.chunks(1 << 16) {
-        decoder.feed(piece);
-        while let Some(record) = decoder.next_record().expect("decodes") {
-            journal.record(&record);
-        }
+    let mut rest = &wal[..];
+    while let Some(record) = decoder.next_record(&mut rest).expect("decodes") {
+        journal.record(&record);
     }
     journal.finish()
 }

@@ -4,15 +4,23 @@ use clap::Args;
 use serde::Serialize;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, GapReport, TimelineReport};
+use walkeep_core::picture::Picture;
 
 use super::failure::Failure;
+use super::picture::PictureArgs;
 use super::slot::{self, SlotReport};
 use super::{Global, output, setup};
 
 /// Arguments of `walkeep status`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  walkeep status\n  walkeep status --json | jq '.timelines[].windows'")]
+#[command(after_help = "\
+Examples:
+  walkeep status
+  walkeep status --json | jq '.timelines[].windows'
+  walkeep status --svg window.svg            the picture of it, for a browser")]
 pub struct StatusArgs {
+    #[command(flatten)]
+    picture: PictureArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -50,6 +58,8 @@ struct Status {
     gaps: Vec<GapReport>,
     agent: &'static str,
     slot: Option<SlotReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<Picture>,
 }
 
 async fn load(global: &Global) -> Result<(crate::config::Config, crate::repository::ClusterRepository, Catalog), Failure> {
@@ -62,6 +72,7 @@ async fn load(global: &Global) -> Result<(crate::config::Config, crate::reposito
 
 /// Runs `walkeep status`.
 pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
+    args.picture.check()?;
     let (config, repository, catalog) = load(global).await.inspect_err(|_| {
         // What it would say of the repository cannot be said; this can.
         if let Some(text) = setup::config(global).ok().and_then(|config| slot::given_up(&config.cluster)) {
@@ -70,6 +81,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     })?;
     let identity = repository.identity();
     let answers = setup::agent_answers(&config.cluster).await;
+    let picture = Picture::of(&catalog, None);
     let status = Status {
         cluster: catalog.cluster().to_string(),
         repository: repository.repository().url(),
@@ -82,9 +94,11 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         gaps: catalog.gap_reports(),
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
+        picture: args.picture.for_json(&picture),
     };
     if args.json {
-        return Ok(output::json(&status)?);
+        output::json(&status)?;
+        return write_picture(&args, &picture, &status.cluster);
     }
     output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
     output::say!("repository  {}", status.repository);
@@ -103,7 +117,12 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         print_timeline(report);
     }
     print_gaps(&status.gaps);
-    Ok(())
+    args.picture.draw(&picture);
+    write_picture(&args, &picture, &status.cluster)
+}
+
+fn write_picture(args: &StatusArgs, picture: &Option<Picture>, cluster: &str) -> Result<(), Failure> {
+    args.picture.write(picture, &format!("What can be restored of {cluster}"))
 }
 
 fn print_timeline(report: &TimelineReport) {

@@ -7,10 +7,12 @@ use clap::Args;
 use serde::Serialize;
 use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::journal::{DroppedFile, Edge, Entry, Happening, Minute, RelationFile, Window, rate};
+use walkeep_core::picture::{Picture, Told};
 use walkeep_core::target::parse_time;
 use walkeep_core::{Lsn, PgTimestamp, TimelineHistory, TimelineId};
 
 use super::failure::Failure;
+use super::picture::PictureArgs;
 use super::{Global, output, plan, setup};
 use crate::index::reader::Index;
 use crate::journal::{self, Account};
@@ -23,6 +25,7 @@ Examples:
   walkeep log --dropped --from '2026-11-20 14:00:00+01'  what was dropped or truncated since
   walkeep log --restore-points
   walkeep log --from 16/B0000000 --to 16/B374D848 --json
+  walkeep log --from '2026-11-20 14:00:00+01' --svg accident.svg
   walkeep plan --lsn 16/B374D848 --exclusive             just before an entry of that LSN
 
 What happened is told by the index of the WAL (`walkeep index`), and where that does not reach by the WAL itself.
@@ -47,6 +50,8 @@ pub struct LogArgs {
     /// Read the WAL itself, whatever the index tells
     #[arg(long)]
     no_index: bool,
+    #[command(flatten)]
+    picture: PictureArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -65,11 +70,14 @@ struct Log<'a> {
     checkpoints: u64,
     entries_left_out: u64,
     transactions_not_followed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<Picture>,
 }
 
 /// Runs the command.
 pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
     let window = window(&args).map_err(Failure::usage)?;
+    args.picture.check()?;
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
@@ -88,24 +96,31 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
     let account = journal::read(&repository, &index, &catalog, &path, window, &mut on_progress).await?;
     setup::tell_damaged(&index);
     let account = account.ok_or_else(|| Failure::refused(format!("no WAL of timeline {timeline} is stored")))?;
+    let read = WalRange { from: account.from, to: account.to };
+    let told = Told { read, path: &path, entries: &account.summary.entries, clock: &account.summary.clock };
+    let picture = Picture::of(&catalog, Some(told));
+    let write_picture = || args.picture.write(&picture, &format!("What happened to {}, and what can be restored", catalog.cluster()));
     let wanted = |entry: &&Entry| is_wanted(&args, &entry.what);
     let entries: Vec<&Entry> = account.summary.entries.iter().filter(wanted).collect();
     if args.json {
         let log = Log {
             cluster: catalog.cluster().to_string(),
             timeline,
-            read: WalRange { from: account.from, to: account.to },
+            read,
             holes: &account.holes,
             entries,
             minutes: &account.summary.minutes,
             checkpoints: account.summary.checkpoints,
             entries_left_out: account.summary.left_out,
             transactions_not_followed: account.summary.not_followed,
+            picture: args.picture.for_json(&picture),
         };
-        return Ok(output::json(&log)?);
+        output::json(&log)?;
+        return write_picture();
     }
     print(&args, &account, timeline, &entries);
-    Ok(())
+    args.picture.draw(&picture);
+    write_picture()
 }
 
 fn window(args: &LogArgs) -> Result<Window> {

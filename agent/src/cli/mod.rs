@@ -13,6 +13,7 @@ mod init;
 mod lease;
 mod log;
 mod output;
+mod picture;
 mod plan;
 mod progress;
 mod restore;

@@ -8,9 +8,6 @@ use crate::segment::{SegmentNumber, SegmentSize};
 use super::blocks::BlockChanges;
 use super::summary::Summary;
 
-/// Pieces in which the decoder is fed.
-const PIECE: usize = 256 << 10;
-
 /// What a segment says.
 #[derive(Clone, PartialEq, Debug)]
 pub struct IndexedSegment {
@@ -77,14 +74,12 @@ impl Indexer {
     fn read(&mut self, number: SegmentNumber, content: &[u8]) -> Result<IndexedSegment, DecodeError> {
         let mut summary = Summary::empty(number, self.decoder.position());
         let mut blocks = BlockChanges::default();
-        for piece in content.chunks(PIECE) {
-            self.decoder.feed(piece);
-            while let Some(record) = self.decoder.next_record()? {
-                summary.record(record.start, record.end);
-                WalEvent::of(&record).iter().for_each(|event| summary.event(event));
-                blocks.record(&record);
-                self.journal.record(&record);
-            }
+        let mut content = content;
+        while let Some(record) = self.decoder.next_record(&mut content)? {
+            summary.record(record.start, record.end);
+            WalEvent::of(&record).iter().for_each(|event| summary.event(event));
+            blocks.record(&record);
+            self.journal.record(&record);
         }
         summary.records.to = self.decoder.position();
         let told = self.journal.take();

@@ -150,7 +150,7 @@ mod tests {
         #[test]
         fn summaries_stand_for_their_records(wal in wal(), target in targets(), consistent in 0u64..3 * SIZE, pairs: bool) {
             let mut by_records = TargetSearch::new(&target, Lsn::new(consistent));
-            wal.iter().flatten().for_each(|event| drop(by_records.event(event)));
+            wal.iter().flatten().for_each(|event| _ = by_records.event(event));
             let mut by_index = TargetSearch::new(&target, Lsn::new(consistent));
             let mut passed = 0;
             let (width, size) = (if pairs { 2 } else { 1 }, SegmentSize::new(SIZE).expect("a size"));
@@ -161,7 +161,7 @@ mod tests {
                     by_index.pass(&folded);
                     passed += 1;
                 } else {
-                    segments.iter().flatten().for_each(|event| drop(by_index.event(event)));
+                    segments.iter().flatten().for_each(|event| _ = by_index.event(event));
                 }
             }
             let end = Lsn::new(20 * SIZE);
