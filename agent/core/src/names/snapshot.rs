@@ -148,6 +148,18 @@ impl SnapshotWriter {
         self.line(&RelationLine(*oid, *file, *tablespace, kind.letter(), *persistence, *schema, name.as_str(), *owner));
     }
 
+    /// A writer for what belongs to one database, to be appended once it is whole.
+    pub fn part(&self) -> Self {
+        Self { body: String::new(), relations: self.relations, left_out: 0 }
+    }
+
+    /// Adds what a [`SnapshotWriter::part`] of this one has.
+    pub fn append(&mut self, part: Self) {
+        self.body.push_str(&part.body);
+        self.relations = part.relations;
+        self.left_out += part.left_out;
+    }
+
     /// How many relations it has.
     pub fn relations(&self) -> u64 {
         self.relations
