@@ -44,9 +44,12 @@ fn section([of_table, of_other]: [&str; 2], files: &[NamedFile], whole: &[Whole]
     let tables: BTreeSet<_> = names.iter().filter(|name| name.kind.is_table()).map(|name| itself(name)).collect();
     let attached =
         |name: &RelationName| name.belongs_to.as_ref().is_some_and(|owner| tables.contains(&(name.database_name.clone(), owner.clone())));
-    let with = counted(names.iter().filter(|name| attached(name)).map(|name| name.kind));
+    // A TOAST table's index is a part of it that nobody thinks of.
+    let of_toast = |name: &RelationName| name.kind == RelationKind::Index && name.schema == "pg_toast";
+    let with = counted(names.iter().filter(|name| attached(name) && !of_toast(name)).map(|name| name.kind));
     for kind in [RelationKind::Table, RelationKind::MaterializedView] {
-        let of_kind: Vec<String> = names.iter().filter(|name| name.kind == kind).map(ToString::to_string).collect();
+        let mut of_kind: Vec<String> = names.iter().filter(|name| name.kind == kind).map(ToString::to_string).collect();
+        of_kind.sort();
         if !of_kind.is_empty() {
             lines.push(format!("{of_table} {} {}", kind.as_str(), short(&of_kind)));
         }
@@ -56,16 +59,17 @@ fn section([of_table, of_other]: [&str; 2], files: &[NamedFile], whole: &[Whole]
     }
     for whole in whole.iter().filter(|whole| whole.tables > 0) {
         let what = match whole.kind {
-            GroupKind::Schema => "table of the schema",
-            GroupKind::PartitionedTable => "partition of",
+            GroupKind::Schema => "table that the schema",
+            GroupKind::PartitionedTable => "partition that",
         };
-        lines.push(format!("  that is every {what} {whole}"));
+        lines.push(format!("  with it went every {what} {whole} had"));
     }
     for kind in [RelationKind::Index, RelationKind::Sequence, RelationKind::ToastTable] {
-        let loose = names.iter().filter(|name| name.kind == kind && !attached(name)).map(|name| match &name.belongs_to {
-            Some(owner) => format!("{name} of {owner}"),
-            None => name.to_string(),
-        });
+        let loose =
+            names.iter().filter(|name| name.kind == kind && !attached(name) && !of_toast(name)).map(|name| match &name.belongs_to {
+                Some(owner) => format!("{name} of {owner}"),
+                None => name.to_string(),
+            });
         let loose: Vec<String> = loose.collect();
         if !loose.is_empty() {
             lines.push(format!("{of_other} {} {}", kind.as_str(), short(&loose)));

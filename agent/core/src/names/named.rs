@@ -10,6 +10,7 @@ use super::relation::RelationName;
 use super::wanted::{Wanted, quote};
 use crate::journal::{Entry, Happening, RelationFile};
 use crate::lsn::Lsn;
+use crate::record::Oid;
 use crate::time::PgTimestamp;
 
 /// Files, and the relation that had them.
@@ -26,7 +27,7 @@ pub struct NamedFile {
     pub name: Option<RelationName>,
 }
 
-/// A schema or a partitioned table of which every table went.
+/// A schema or a partitioned table of which every table went, the last of them here.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Whole {
     /// Which of both.
@@ -38,7 +39,7 @@ pub struct Whole {
     /// The partitioned table.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// How many tables.
+    /// How many tables it had.
     pub tables: u64,
 }
 
@@ -69,7 +70,7 @@ pub struct NamedRemoval {
     pub unclear: Vec<NamedFile>,
     /// Files of relations that have others now.
     pub rewritten: u64,
-    /// Schemas and partitioned tables all of whose tables were dropped. Whether what held them was dropped too, is not told.
+    /// Schemas and partitioned tables of which no table that the snapshot knows is left. Whether what held them was dropped too, is not told.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dropped_whole: Vec<Whole>,
     /// The same of truncated ones.
@@ -142,34 +143,32 @@ pub fn questions(entries: &[&Entry]) -> Vec<Question> {
     entries.iter().flat_map(of).collect()
 }
 
-/// The entries with the answers to [`questions`] about them.
+/// The entries, in LSN order, with the answers to [`questions`] about them.
 pub fn named<'a>(entries: &[&'a Entry], answers: Vec<Option<Found>>) -> Vec<NamedEntry<'a>> {
-    let mut answers = answers.into_iter();
+    let (mut answers, mut gone) = (answers.into_iter(), Gone::new());
     let name = |entry: &&'a Entry| match &entry.what {
         Happening::Removed { dropped, truncated, unclear, rewritten } => {
-            let (mut groups, mut next) = (Vec::new(), |file, table: Option<Option<bool>>| match answers.next().flatten() {
-                Some(Found::Relation(name, groups)) => {
-                    (NamedFile { file, table: table.map(|_| Some(name.kind.is_table())), name: Some(name) }, groups)
-                }
-                _ => (NamedFile { file, table, name: None }, Vec::new()),
-            });
-            let mut list = |files: Vec<(RelationFile, Option<Option<bool>>)>| {
-                groups.clear();
-                let named = files.into_iter().map(|(file, table)| {
-                    let (named, of) = next(file, table);
-                    groups.extend(of);
-                    named
-                });
-                (named.collect::<Vec<_>>(), whole(&groups))
-            };
-            let (dropped, dropped_whole) = list(dropped.iter().map(|file| (file.file, Some(file.table))).collect());
-            let (truncated, truncated_whole) = list(truncated.iter().map(|file| (*file, None)).collect());
-            let (unclear, _) = list(unclear.iter().map(|file| (*file, None)).collect());
+            let (dropped, groups) = list(dropped.iter().map(|file| (file.file, Some(file.table))), &mut answers);
+            let dropped_whole = whole(&groups, &mut gone);
+            let (truncated, groups) = list(truncated.iter().map(|file| (*file, None)), &mut answers);
+            // These are still there.
+            let truncated_whole = whole(&groups, &mut Gone::new());
+            let (unclear, _) = list(unclear.iter().map(|file| (*file, None)), &mut answers);
             let Entry { lsn, end, time, xid, .. } = **entry;
             let (what, rewritten) = ("removed", *rewritten);
-            let removal =
-                NamedRemoval { lsn, end, time, xid, what, dropped, truncated, unclear, rewritten, dropped_whole, truncated_whole };
-            NamedEntry::Removed(removal)
+            NamedEntry::Removed(NamedRemoval {
+                lsn,
+                end,
+                time,
+                xid,
+                what,
+                dropped,
+                truncated,
+                unclear,
+                rewritten,
+                dropped_whole,
+                truncated_whole,
+            })
         }
         Happening::DatabaseDropped { .. } | Happening::DatabaseMoved { .. } => {
             let database_name = match answers.next().flatten() {
@@ -183,21 +182,38 @@ pub fn named<'a>(entries: &[&'a Entry], answers: Vec<Option<Found>>) -> Vec<Name
     entries.iter().map(name).collect()
 }
 
-/// Groups that are there as often as they have tables.
-fn whole(groups: &[Group]) -> Vec<Whole> {
-    let mut counted: BTreeMap<_, (u64, &Group)> = BTreeMap::new();
-    for group in groups {
-        counted.entry((group.kind, group.database, group.oid)).or_insert((0, group)).0 += 1;
+/// Files with the next answers, and the groups that their tables are in.
+fn list(
+    files: impl Iterator<Item = (RelationFile, Option<Option<bool>>)>,
+    answers: &mut impl Iterator<Item = Option<Found>>,
+) -> (Vec<NamedFile>, Vec<(Lsn, Group)>) {
+    let (mut named, mut all) = (Vec::new(), Vec::new());
+    for (file, table) in files {
+        let Some(Found::Relation(name, groups)) = answers.next().flatten() else {
+            named.push(NamedFile { file, table, name: None });
+            continue;
+        };
+        all.extend(groups.into_iter().map(|group| (name.named_at, group)));
+        named.push(NamedFile { file, table: table.map(|_| Some(name.kind.is_table())), name: Some(name) });
     }
-    let all = counted.into_values().filter(|(count, group)| *count >= group.tables);
-    let whole = |(_, group): (u64, &Group)| Whole {
-        kind: group.kind,
-        database_name: group.database_name.clone(),
-        schema: group.schema.clone(),
-        name: group.name.clone(),
-        tables: group.tables,
-    };
-    all.map(whole).collect()
+    (named, all)
+}
+
+/// Tables of groups that went: by the snapshot that named them, and the group.
+type Gone = BTreeMap<(Lsn, GroupKind, Oid, Oid), u64>;
+
+/// Groups of which nothing is left after these tables went, and those before.
+fn whole(groups: &[(Lsn, Group)], gone: &mut Gone) -> Vec<Whole> {
+    let mut all = Vec::new();
+    for (named_at, group) in groups {
+        let went = gone.entry((*named_at, group.kind, group.database, group.oid)).or_default();
+        *went += 1;
+        if *went == group.tables {
+            let Group { kind, database_name, schema, name, tables, .. } = group.clone();
+            all.push(Whole { kind, database_name, schema, name, tables });
+        }
+    }
+    all
 }
 
 /// What an operator wants to be before.
@@ -401,6 +417,13 @@ mod tests {
         let NamedEntry::Removed(removal) = &named[1] else { panic!("{named:?}") };
         assert_eq!((removal.dropped_whole[0].to_string(), removal.truncated_whole.len()), ("shop.s".to_owned(), 0));
         assert_eq!(removal.dropped[0].table, Some(Some(true)), "certain");
+
+        // One by one: with the last of them all are gone.
+        let entries = [dropped(10, &[1], &[2]), dropped(20, &[2], &[])];
+        let entries: Vec<&Entry> = entries.iter().collect();
+        let step = super::named(&entries, vec![relation("s", "a", 2), relation("s", "b", 2), relation("s", "b", 2)]);
+        let wholes = |entry: &NamedEntry<'_>| if let NamedEntry::Removed(removal) = entry { removal.dropped_whole.len() } else { 9 };
+        assert_eq!((wholes(&step[0]), wholes(&step[1]), found(&step, "s.*")), (0, 1, vec![(20, 1)]));
     }
 
     #[test]
