@@ -247,3 +247,35 @@ fn a_snapshot_is_stored_when_it_says_something_new() {
     assert_eq!(told.matches("DROP of postgres.public.again, xid ").count(), 2, "{told}");
     story.end(&[]);
 }
+
+/// A database that lets nobody in but its own is told once, by `check` too, and keeps nothing else from being named.
+#[test]
+fn a_database_that_does_not_let_the_agent_in_is_told() {
+    let mut story = Story::local(15);
+    story.cluster.sql("CREATE DATABASE closed");
+    story.cluster.try_sql_in("closed", "CREATE TABLE secret (i int)").unwrap();
+    story.cluster.sql("CREATE TABLE open (i int)");
+    let file = story.cluster.try_sql_in("closed", "SELECT relfilenode FROM pg_class WHERE relname = 'secret'").unwrap();
+    // A superuser is not kept out by CONNECT.
+    let hba = story.cluster.data().join("pg_hba.conf");
+    let rules = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("local closed postgres reject\nhost closed postgres all reject\n{rules}")).unwrap();
+    story.cluster.reload();
+    story.backup();
+    wait_seen(&story, "postgres.public.open");
+    let check = story.walkeep.ok(&["check"]).stdout;
+    let warned: Vec<_> = check.lines().filter(|line| line.starts_with("warn") && line.contains("names")).collect();
+    assert!(warned.len() == 1 && warned[0].contains("closed (") && warned[0].contains("pg_hba.conf"), "{check}");
+
+    std::fs::write(&hba, rules).unwrap();
+    story.cluster.reload();
+    story.cluster.try_sql_in("closed", "DROP TABLE secret").unwrap();
+    story.cluster.sql("DROP TABLE open");
+    story.settle();
+    story.stop_agent(&["the catalogs of a database cannot be read"]);
+    let entries = removals(&story);
+    entry_of(&entries, "dropped", "public.open");
+    let by_number = |entry: &&Value| entry["dropped"][0]["number"].as_u64() == file.parse().ok() && entry["dropped"][0]["name"].is_null();
+    assert_eq!(entries.iter().filter(by_number).count(), 1, "{entries:#?}");
+    story.end(&[]);
+}
