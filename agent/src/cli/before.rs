@@ -33,6 +33,8 @@ pub struct NotOne {
     snapshots_reach: Option<(Lsn, Lsn)>,
     /// Those that cannot be read.
     damaged_snapshots: Vec<String>,
+    /// Entries of the log for which there was no room: more accidents may fit.
+    left_out: u64,
     /// Files that went, of which no snapshot knew a name.
     unnamed: usize,
     /// Names that are nearly it, of what went.
@@ -44,7 +46,10 @@ pub struct NotOne {
 impl fmt::Display for NotOne {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.candidates.is_empty() {
-            write!(f, "{} is not one moment but {}; choose one:", self.sought, self.candidates.len())?;
+            match self.candidates.len() {
+                1 => write!(f, "{} was found, but not all was looked at ({} entries left out); choose it:", self.sought, self.left_out)?,
+                several => write!(f, "{} is not one moment but {several}; choose one:", self.sought)?,
+            }
             return self.candidates.iter().try_for_each(|accident| write!(f, "\n  --lsn {} --exclusive   {accident}", accident.lsn));
         }
         write!(f, "{} was not found; searched was the WAL from {} to {}", self.sought, self.searched.from, self.searched.to)?;
@@ -67,6 +72,9 @@ impl fmt::Display for NotOne {
         if self.unnamed > 0 {
             let files = if self.unnamed == 1 { "a relation".to_owned() } else { format!("{} relations", self.unnamed) };
             write!(f, "\n{files} went that no snapshot saw: `walkeep log --dropped` lists these by number")?;
+        }
+        if self.left_out > 0 {
+            write!(f, "\nnot all was looked at: {} entries were left out", self.left_out)?;
         }
         f.write_str("\n`walkeep log --dropped --from LSN|TIME` shows all that was dropped or truncated")
     }
@@ -93,7 +101,9 @@ pub async fn find(
     let entries: Vec<_> = account.summary.entries.iter().filter(|entry| is_accident(&entry.what)).collect();
     let (entries, asked) = names::name_entries(repository, &path, &entries, &account.summary.moves).await?;
     let mut candidates = accidents(&entries, sought);
+    let left_out = account.summary.left_out;
     if candidates.len() == 1
+        && left_out == 0
         && let Some(only) = candidates.pop()
     {
         return Ok(only);
@@ -108,6 +118,7 @@ pub async fn find(
         snapshots,
         snapshots_reach: reach,
         damaged_snapshots: damaged,
+        left_out,
         unnamed: super::removal::unnamed(&entries),
         similar: similar(&entries, sought),
         still_there,

@@ -50,6 +50,7 @@ pub async fn run(
         cluster,
         params,
         repository,
+        looked_at: None,
         seen: HashMap::new(),
         next: 0,
         told: BTreeSet::new(),
@@ -78,7 +79,7 @@ pub async fn run(
             }
             let new = looked_at.replace(now.received) != Some(now.received);
             moved |= new;
-            if new {
+            if new || keeping.next != 0 {
                 keeping.look(&wanted, &stop).await;
             }
         } else {
@@ -100,6 +101,8 @@ struct Keeping {
     cluster: ClusterConfig,
     params: ConnectionParams,
     repository: Arc<ClusterRepository>,
+    /// Where the server's WAL stood at the last look.
+    looked_at: Option<Lsn>,
     /// The databases' highest numbers.
     seen: HashMap<u32, Highest>,
     /// Where the next look begins, where there are many databases.
@@ -125,6 +128,10 @@ impl Keeping {
 
     async fn look_once(&mut self) -> Result<bool> {
         let client = connect_sql(&self.params).await.context("connect for SQL")?;
+        let inserted = catalogs::place(&client).await?.inserted;
+        if self.looked_at.replace(inserted) == Some(inserted) && self.next == 0 {
+            return Ok(false);
+        }
         let mut databases = catalogs::databases(&client).await?;
         databases.retain(|database| database.connectable && !database.template && !self.told.contains(&database.name));
         let (known, first_look) = (self.seen.len(), self.seen.is_empty());

@@ -169,6 +169,10 @@ impl Naming {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::identity::TimelineId;
     use crate::names::{Header, Relation, RelationKind, SnapshotWriter};
@@ -230,6 +234,76 @@ mod tests {
     fn a_database_that_could_not_be_read_is_looked_for_before() {
         let all = [snapshot(10, 11, Some(&[(1, "t")])), snapshot(20, 21, None)];
         assert_eq!(name(&all, &[], 25, 1), (Some("t".to_owned()), vec![1, 0]));
+    }
+
+    /// What befell a table.
+    #[derive(Clone, Copy, Debug)]
+    enum Act {
+        Create,
+        Rewrite(usize),
+        Drop(usize),
+        /// A snapshot, which shows what is there as it is half done, and ends so many acts later.
+        Snapshot(u64, u64),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            2 => Just(Act::Create),
+            3 => any::<usize>().prop_map(Act::Rewrite),
+            2 => any::<usize>().prop_map(Act::Drop),
+            2 => (0u64..3, 0u64..3).prop_map(|(shown, end)| Act::Snapshot(shown, end)),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens, and whenever snapshots are taken: a dropped table has its name if and only if one of them saw it.
+        #[test]
+        fn a_table_that_was_seen_has_its_name(acts in proptest::collection::vec(act(), 1..60)) {
+            let (mut alive, mut made, mut files) = (Vec::<(u32, String)>::new(), 0, 0);
+            let (mut snapshots, mut taking) = (Vec::new(), None::<(u64, u64, u64)>);
+            let (mut moves, mut seen, mut drops) = (Vec::new(), BTreeSet::<String>::new(), Vec::new());
+            let mut shown = None;
+            for (at, act) in acts.iter().enumerate() {
+                let lsn = at as u64 * 10;
+                if let Some((begun, show, end)) = taking {
+                    // Before this act, as it may be.
+                    if show == 0 && shown.is_none() {
+                        shown = Some(alive.clone());
+                        seen.extend(alive.iter().map(|(_, name)| name.clone()));
+                    }
+                    taking = Some((begun, show.saturating_sub(1), if show == 0 { end.saturating_sub(1) } else { end }));
+                    if show == 0 && end == 0 && let Some(alive) = shown.take() {
+                        let tables: Vec<_> = alive.iter().map(|(file, name)| (*file, name.as_str())).collect();
+                        snapshots.push(snapshot(begun, lsn - 5, Some(&tables)));
+                        taking = None;
+                    }
+                }
+                match *act {
+                    Act::Create => {
+                        (made, files) = (made + 1, files + 1);
+                        alive.push((files, format!("t{made}")));
+                    }
+                    Act::Rewrite(which) if !alive.is_empty() => {
+                        files += 1;
+                        let which = which % alive.len();
+                        let old = std::mem::replace(&mut alive[which].0, files);
+                        moves.push((lsn, old, files));
+                    }
+                    Act::Drop(which) if !alive.is_empty() => {
+                        let (file, name) = alive.swap_remove(which % alive.len());
+                        drops.push((lsn, file, seen.contains(&name).then_some(name)));
+                    }
+                    Act::Snapshot(show, end) if taking.is_none() => taking = Some((lsn, show, end)),
+                    _ => {}
+                }
+            }
+            // One that was not finished is not stored.
+            let stored: BTreeSet<String> = snapshots.iter().flat_map(|it| it.names().map(|name| name.name).collect::<Vec<_>>()).collect();
+            for (lsn, file, name_then) in drops {
+                let expected = name_then.filter(|name| stored.contains(name));
+                prop_assert_eq!(name(&snapshots, &moves, lsn, file).0, expected, "dropped at {}", lsn);
+            }
+        }
     }
 
     #[test]
