@@ -12,7 +12,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::decoder::{DecodeError, Decoder};
 use walkeep_core::index::{Level, Summary as Indexed};
-use walkeep_core::journal::{Clock, Edge, Entry, Journal, Limits, Minute, Summary, Window};
+use walkeep_core::journal::{Clock, Edge, Entry, Journal, Limits, Minute, Move, Summary, Window};
 use walkeep_core::{Lsn, PgTimestamp, SegmentSize, TimelineHistory};
 
 use crate::index::reader::{Guided, Index};
@@ -97,6 +97,7 @@ struct Reading {
 #[derive(Default)]
 struct Told {
     entries: Vec<Entry>,
+    moves: Vec<Move>,
     left_out: u64,
     not_followed: u64,
     rates: BTreeMap<PgTimestamp, Minute>,
@@ -170,16 +171,17 @@ impl Reading {
     }
 
     fn take_from_journal(&mut self) {
-        let Summary { entries, left_out, not_followed, minutes, checkpoints, clock } = self.journal.take();
+        let Summary { entries, moves, left_out, not_followed, minutes, checkpoints, clock } = self.journal.take();
+        self.told.moves.extend(moves);
         clock.into_iter().for_each(|(lsn, time)| self.told.clock.add(lsn, time));
         self.told.add(entries, left_out, not_followed, &minutes, checkpoints);
     }
 
     fn finish(mut self) -> Summary {
         self.take_from_journal();
-        let Told { mut entries, left_out, not_followed, rates, checkpoints, clock } = self.told;
+        let Told { mut entries, moves, left_out, not_followed, rates, checkpoints, clock } = self.told;
         entries.sort_by_key(|entry| entry.lsn);
-        Summary { entries, left_out, not_followed, minutes: rates.into_values().collect(), checkpoints, clock: clock.finish() }
+        Summary { entries, moves, left_out, not_followed, minutes: rates.into_values().collect(), checkpoints, clock: clock.finish() }
     }
 }
 
@@ -201,7 +203,7 @@ impl Visitor for Reading {
 impl Guided for Reading {
     fn suffices(&self, summary: &Indexed, level: Option<Level>) -> bool {
         match self.lies(summary) {
-            Lies::Outside => true,
+            Lies::Outside => level.is_none() || summary.entries_left_out == 0,
             Lies::Within => level.is_none() || (!self.fine && summary.entries_left_out == 0),
             Lies::Across => false,
         }
@@ -219,7 +221,9 @@ impl Guided for Reading {
         if let Some(ended) = &summary.transactions {
             [ended.first, ended.last].iter().for_each(|ended| self.told.clock.add(ended.start, ended.time));
         }
-        let bare = Indexed { entries: Vec::new(), rates: Vec::new(), ..summary.clone() };
+        // Of all that was read: a name is carried along them from before the window.
+        self.told.moves.extend(summary.moves.iter().copied());
+        let bare = Indexed { entries: Vec::new(), moves: Vec::new(), rates: Vec::new(), ..summary.clone() };
         self.resume = Some(Box::new(bare));
     }
 

@@ -19,6 +19,7 @@ pub mod index;
 pub mod journal;
 pub mod logging;
 pub mod metrics;
+pub mod names;
 pub mod planning;
 pub mod postgres;
 pub mod progress;

@@ -23,6 +23,7 @@ mod least_privilege;
 mod lineage;
 mod log;
 mod minimal;
+mod names;
 mod parts;
 mod picture;
 mod places;

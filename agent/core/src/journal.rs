@@ -20,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::record::{Content, Record, TransactionEnd};
 use crate::time::PgTimestamp;
 
-pub use entry::{DroppedFile, Edge, Entry, Happening, RelationFile, Window};
+pub use entry::{DroppedFile, Edge, Entry, Happening, Move, RelationFile, Window};
 pub use rate::Minute;
 
 pub use clock::Clock;
@@ -53,6 +53,7 @@ pub struct Journal {
     limits: Limits,
     notes: Notes,
     entries: Vec<Entry>,
+    moves: Vec<Move>,
     /// Entries and files named in them.
     named: usize,
     left_out: u64,
@@ -73,6 +74,9 @@ pub struct Journal {
 pub struct Summary {
     /// What happened, in LSN order.
     pub entries: Vec<Entry>,
+    /// Relations that got other files, in LSN order, in all that was read: they carry a relation's name from one number to the next. Bounded
+    /// as notes are.
+    pub moves: Vec<Move>,
     /// Entries for which there was no room.
     pub left_out: u64,
     /// Transactions that were not followed since too many were open: what they removed is unclear.
@@ -93,6 +97,7 @@ impl Journal {
             limits,
             notes: Notes::new(limits.notes),
             entries: Vec::new(),
+            moves: Vec::new(),
             named: 0,
             left_out: 0,
             minutes: BTreeMap::new(),
@@ -172,8 +177,8 @@ impl Journal {
         self.named = 0;
         let minutes = std::mem::take(&mut self.minutes).into_values().collect();
         let (left_out, checkpoints) = (std::mem::take(&mut self.left_out), std::mem::take(&mut self.checkpoints));
-        let clock = std::mem::take(&mut self.clock).finish();
-        Summary { entries, left_out, not_followed: self.notes.take_not_followed(), minutes, checkpoints, clock }
+        let (clock, moves) = (std::mem::take(&mut self.clock).finish(), std::mem::take(&mut self.moves));
+        Summary { entries, moves, left_out, not_followed: self.notes.take_not_followed(), minutes, checkpoints, clock }
     }
 
     /// Begins where no open transaction has touched a catalog or made a file yet ([`Journal::open_since`] of whoever read before): so each is known
@@ -224,6 +229,10 @@ impl Journal {
         }
         if committed && !end.dropped_files.is_empty() {
             let removed: Vec<_> = end.dropped_files.iter().collect();
+            let room = self.limits.notes.saturating_sub(self.moves.len());
+            let room = if self.silent { 0 } else { room };
+            let moved = removal::moves(&note, &removed).into_iter().take(room);
+            self.moves.extend(moved.map(|(old, new)| Move { lsn: record.start, old: old.into(), new: new.into() }));
             if let Some(what) = removal::judge(&note, &removed) {
                 self.add(record, time, xid, what);
             }

@@ -177,6 +177,15 @@ pub struct GapName {
     pub to: Lsn,
 }
 
+/// A catalog snapshot's name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SnapshotName {
+    /// The timeline the server was on.
+    pub timeline: TimelineId,
+    /// Where its WAL stood when the snapshot began.
+    pub lsn: Lsn,
+}
+
 /// What lies below `<cluster>/<system identifier>/`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ObjectName {
@@ -207,6 +216,8 @@ pub enum ObjectName {
     Digest(DigestName),
     /// Which blocks they change.
     Blocks(BlocksName),
+    /// What relations were called.
+    Names(SnapshotName),
 }
 
 /// The keys of one cluster identity.
@@ -254,6 +265,7 @@ impl ClusterLayout {
             ObjectName::Blocks(name) => {
                 format!("{}{:016X}-{:016X}.zst", self.blocks_prefix(name.timeline), name.from.get(), name.to.get())
             }
+            ObjectName::Names(names) => format!("{}{}/{:016X}.zst", self.names_prefix(), names.timeline.hex(), names.lsn.get()),
         }
     }
 
@@ -317,6 +329,11 @@ impl ClusterLayout {
         format!("{}leases/", self.root)
     }
 
+    /// The catalog snapshots.
+    pub fn names_prefix(&self) -> String {
+        format!("{}names/", self.root)
+    }
+
     /// What the object at `key` is; `None` if Walkeep did not put it there.
     pub fn parse(&self, key: &str) -> Option<ObjectName> {
         let name = parse_below_root(key.strip_prefix(&self.root)?)?;
@@ -349,6 +366,11 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             Some(ObjectName::Lease(LeaseName { timeline: TimelineId::parse_hex(timeline)?, epoch: parse_hex8(epoch)? }))
         }
         "index" => parse_index(rest),
+        "names" => {
+            let (timeline, lsn) = rest.strip_suffix(".zst")?.split_once('/')?;
+            let lsn = u64::from_str_radix(lsn, 16).ok().map(Lsn::new)?;
+            Some(ObjectName::Names(SnapshotName { timeline: TimelineId::parse_hex(timeline)?, lsn }))
+        }
         _ => None,
     }
 }
@@ -434,6 +456,8 @@ mod tests {
             (
                 ObjectName::Blocks(BlocksName { timeline: TimelineId::FIRST, from: gap.from, to: gap.to }),
                 "index/00000001/blocks/0000000003000000-0000000104000000.zst",
+                ObjectName::Names(SnapshotName { timeline: TimelineId::FIRST, lsn: Lsn::new(0x300_00D8) }),
+                "names/00000001/00000000030000D8.zst",
             ),
         ]
     }

@@ -4,6 +4,7 @@
 
 mod agent;
 mod backup;
+mod before;
 mod catalog;
 mod check;
 mod demo;
@@ -16,6 +17,7 @@ mod output;
 mod picture;
 mod plan;
 mod progress;
+mod removal;
 mod restore;
 mod setup;
 mod slot;

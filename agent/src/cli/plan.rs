@@ -9,6 +9,7 @@ use walkeep_core::plan::estimate::{MeasuredBy, Part};
 use walkeep_core::plan::{self, Estimate, ProvenBy, Refusal, RestorePlan};
 use walkeep_core::target::{Backwards, ClockReport, Transaction};
 
+use super::before::{self, NotOne};
 use super::failure::{Exit, Failure};
 use super::target::TargetArgs;
 use super::{Global, output, setup};
@@ -31,6 +32,7 @@ Examples:
   walkeep plan --xid 4711 --exclusive                 to just before a transaction
   walkeep plan --lsn 16/B374D848 --timeline 2
   walkeep plan --restore-point before_migration --json
+  walkeep plan --before-drop shop.public.orders       to the last commit before the table was dropped
 
 Exit code 3 if the target cannot be reached; the reason and the nearest reachable moment are printed.")]
 pub struct PlanArgs {
@@ -68,7 +70,14 @@ pub async fn make(repository: &Arc<ClusterRepository>, cluster: &ClusterConfig, 
         let mut view = View::load(repository.clone()).await?;
         setup::tell_loaded(view.loaded());
         let backups: Vec<_> = view.catalog().backups().iter().map(|backup| backup.id.clone()).collect();
-        let target = target.target(&backups).map_err(Failure::usage)?;
+        let target = match target.sought().map_err(Failure::usage)? {
+            Some(sought) => {
+                let accident = before::find(repository, view.index(), view.catalog(), target.timeline(), &sought).await?;
+                target.just_before(accident, &backups)
+            }
+            None => target.target(&backups),
+        };
+        let target = target.map_err(Failure::usage)?;
         let mut on_progress = wal_progress("to find the target");
         let planned = view.plan(&target, &around, &mut on_progress).await?;
         match planned {
@@ -95,8 +104,10 @@ pub fn wal_progress(what_for: &'static str) -> impl FnMut(u64, u64) + Send {
 
 /// A refusal for programs: its words, and what they are made of. Other failures have none.
 pub fn json_refusal(failure: &Failure) -> anyhow::Result<()> {
-    match failure.error.downcast_ref::<Refusal>() {
-        Some(refusal) => output::json(&serde_json::json!({ "refused": refusal.to_string(), "reason": refusal })),
+    let refusal = failure.error.downcast_ref::<Refusal>().map(serde_json::to_value);
+    let not_one = failure.error.downcast_ref::<NotOne>().map(serde_json::to_value);
+    match refusal.or(not_one).transpose()? {
+        Some(reason) => output::json(&serde_json::json!({ "refused": failure.error.to_string(), "reason": reason })),
         None => Ok(()),
     }
 }
@@ -109,6 +120,9 @@ fn refused(refusal: Refusal) -> Failure {
 pub fn print(plan: &RestorePlan) {
     let RestorePlan { backup, .. } = plan;
     output::say!("target        {}", plan.target.kind);
+    if let Some(accident) = &plan.target.before {
+        output::say!("before        {accident}");
+    }
     let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
     output::say!("backup        {} {:?}, ended {} ({} ago)", backup.id, backup.label, output::time(backup.ended_at), output::duration(age));
     for leg in &plan.path {

@@ -14,6 +14,7 @@ pub mod index;
 pub mod later;
 pub mod leases;
 pub mod manifest;
+pub mod names;
 pub mod wal;
 
 use bytes::Bytes;

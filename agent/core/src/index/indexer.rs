@@ -84,6 +84,7 @@ impl Indexer {
         summary.records.to = self.decoder.position();
         let told = self.journal.take();
         summary.entries = told.entries;
+        summary.moves = told.moves;
         summary.entries_left_out = told.left_out;
         summary.rates = told.minutes;
         summary.checkpoints = told.checkpoints;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::WalRange;
 use crate::event::{WalEvent, WalEventKind};
-use crate::journal::{Entry, MappedCatalog, Minute};
+use crate::journal::{Entry, MappedCatalog, Minute, Move};
 use crate::lsn::Lsn;
 use crate::segment::SegmentNumber;
 use crate::target::{ReplayedTablespace, Transaction};
@@ -137,7 +137,10 @@ pub struct Summary {
     /// What happened, as `walkeep log` tells it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<Entry>,
-    /// Entries that are not among them.
+    /// Relations that got other files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<Move>,
+    /// Entries and moves that are not among them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub entries_left_out: u64,
     /// Tablespaces outside the data directory that replay creates.
@@ -180,6 +183,7 @@ impl Summary {
             transactions: None,
             clock: None,
             entries: Vec::new(),
+            moves: Vec::new(),
             entries_left_out: 0,
             tablespaces: Vec::new(),
             wal_levels: Vec::new(),
@@ -300,6 +304,9 @@ impl Summary {
         let room = ENTRIES.saturating_sub(self.entries.len());
         self.entries.extend(later.entries.iter().take(room).cloned());
         self.entries_left_out += later.entries_left_out + later.entries.len().saturating_sub(room) as u64;
+        let room = ENTRIES.saturating_sub(self.moves.len());
+        self.moves.extend(later.moves.iter().take(room));
+        self.entries_left_out += later.moves.len().saturating_sub(room) as u64;
         self.tablespaces.extend(later.tablespaces.iter().cloned());
         later.wal_levels.iter().for_each(|at| self.add_wal_level(*at));
         self.checkpoints += later.checkpoints;
