@@ -10,6 +10,7 @@ mod clocks;
 mod conflicts;
 mod decoder;
 mod disk_faults;
+mod extract;
 mod failover;
 mod gaps;
 mod harness;

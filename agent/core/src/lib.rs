@@ -20,6 +20,7 @@ pub mod lease;
 pub mod lsn;
 pub mod manifest;
 pub mod page;
+pub mod partial;
 pub mod parts;
 pub mod plan;
 pub mod record;

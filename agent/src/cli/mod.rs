@@ -7,6 +7,7 @@ mod backup;
 mod catalog;
 mod check;
 mod demo;
+mod extract;
 pub mod failure;
 mod init;
 mod lease;
@@ -95,6 +96,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Lay down a data directory, ready to start and recover to the target
     Restore(restore::RestoreArgs),
+    /// One table, or the rows of a query, out of the past, beside the running server
+    Extract(extract::ExtractArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -103,6 +106,9 @@ enum Command {
     /// Serve restore_command where no agent runs; started by walkeep-restore-cmd, leaves after idling
     #[command(hide = true)]
     FetchService(agent::FetchServiceArgs),
+    /// Remove a scratch folder when its owner has died; started by extract
+    #[command(hide = true)]
+    ScratchWatch(extract::WatchArgs),
 }
 
 /// Reads the arguments, runs the command, answers the exit code.
@@ -160,6 +166,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Log(args) => log::run(&global, args).await,
             Command::Plan(args) => plan::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
+            Command::Extract(args) => extract::run(&global, args).await,
+            Command::ScratchWatch(args) => extract::watch(&args),
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

@@ -135,7 +135,7 @@ fn mapping(text: &str) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// The command that the restored server fetches WAL with: the shim beside this program, else the one on the server's PATH.
-fn restore_command(config: &Config) -> Result<String> {
+pub(super) fn restore_command(config: &Config) -> Result<String> {
     let beside = std::env::current_exe().context("find this program")?.with_file_name("walkeep-restore-cmd");
     let shim = if beside.is_file() { word(&beside)? } else { "walkeep-restore-cmd".into() };
     let place = match &config.path {
