@@ -131,8 +131,8 @@ fn a_dropped_table_comes_back(version: u32) {
     assert_eq!(picture(&past, "postgres", "shop.orders"), before);
     assert_eq!(picture(&past, "postgres", "shop.log"), log);
     assert_eq!(server.sql("SELECT count(*) FROM shop.log_2"), "119");
-    // The sequence goes on where it was.
-    assert_eq!(server.sql("INSERT INTO shop.orders (customer, item) VALUES (1, 'new') RETURNING id"), "5002");
+    // The sequence goes on behind: the WAL has it some numbers ahead, as after any crash.
+    assert!(server.value::<u32>("INSERT INTO shop.orders (customer, item) VALUES (1, 'new') RETURNING id") > 5001);
     let notes = report["notes"].to_string();
     assert!(notes.contains("ALTER TABLE shop.lines ADD CONSTRAINT lines_o_fkey") && notes.contains("shop.large"), "{notes}");
 
@@ -290,15 +290,18 @@ fn other_databases_are_left_empty(version: u32, checksums: bool) {
     past.sql_in("shop", SHOP);
     past.sql_in(
         "busy",
-        "CREATE TABLE a (i int PRIMARY KEY, t text, u int); CREATE INDEX a_u ON a (u); CREATE TABLE b AS SELECT i, repeat('b', 500) t FROM generate_series(1, 40000) i; \
-         INSERT INTO a SELECT i, repeat('a', 500), i % 100 FROM generate_series(1, 40000) i; CREATE TABLE c AS TABLE b; CREATE TABLE d AS TABLE b; \
+        "CREATE TABLE a (i int PRIMARY KEY, t text, u int); CREATE INDEX a_u ON a (u); CREATE TABLE b AS SELECT i, repeat('b', 500) t FROM generate_series(1, 12000) i; \
+         INSERT INTO a SELECT i, repeat('a', 500), i % 100 FROM generate_series(1, 12000) i; CREATE TABLE c AS TABLE b; CREATE TABLE d AS TABLE b; \
          CREATE INDEX b_hash ON b USING hash (i); CREATE INDEX b_gin ON b USING gin (string_to_array(t, ',')); CREATE INDEX b_brin ON b USING brin (i)",
     );
     past.sql_in("busy", "VACUUM");
+    // Never vacuumed before the backup: without checksums the records that make its pages visible bring no images.
+    past.sql_in("busy", "CREATE TABLE e AS TABLE b");
     past.story.backup();
-    past.sql_in("busy", "UPDATE a SET u = u + 1 WHERE i % 3 = 0; DELETE FROM a WHERE i % 7 = 0; INSERT INTO a SELECT i, 'new', 1 FROM generate_series(50000, 52000) i");
+    past.sql_in("busy", "UPDATE a SET u = u + 1 WHERE i % 3 = 0; DELETE FROM a WHERE i % 7 = 0; INSERT INTO a SELECT i, 'new', 1 FROM generate_series(50000, 50500) i");
     past.sql_in("busy", "VACUUM (FREEZE) a");
-    past.sql_in("busy", "DELETE FROM b WHERE i > 20000");
+    past.sql_in("busy", "VACUUM e");
+    past.sql_in("busy", "DELETE FROM b WHERE i > 6000");
     past.sql_in("busy", "VACUUM (FREEZE) b");
     past.sql_in("busy", "UPDATE b SET i = i + 1; CREATE INDEX b_i ON b (i); INSERT INTO b SELECT i, 'x,y' FROM generate_series(1, 3000) i");
     server.sql("CHECKPOINT");
@@ -329,8 +332,10 @@ fn other_databases_are_left_empty(version: u32, checksums: bool) {
     let whole = past.extract(&[&args[..], &["--everything", "--replace", "--yes"]].concat()).expect_code(0).json();
     assert_eq!((whole["fetched_bytes"].as_u64().unwrap(), &whole["partial"]), (stored, &Value::from(false)));
     assert_eq!(picture(&past, "shop", "shop.orders"), before);
-    assert!(fetched < stored, "{fetched} of {stored}");
-    eprintln!("PostgreSQL {version}: {fetched} of {stored} bytes fetched; {}", report["notes"]);
+    assert!(fetched * 3 < stored * 2, "{fetched} of {stored}");
+    let passed_over = report["passed_over_pages"].as_u64().unwrap();
+    eprintln!("PostgreSQL {version}: {fetched} of {stored} bytes fetched, {passed_over} pages passed over; {}", report["steps"]);
+    assert!(passed_over > if checksums { 0 } else { 500 }, "the way around pages that are not there is what this story is about: {report}");
 
     // Without a database, and not in the usual one: everything is looked through, and the one that has it is found.
     let found = past.extract(&[

@@ -78,7 +78,7 @@ impl Dump<'_> {
     }
 
     /// Into the server of `load`, in one transaction.
-    pub async fn into_server(&self, load: &Load<'_>) -> Result<()> {
+    pub async fn load(&self, load: &Load<'_>) -> Result<()> {
         let mut dump = self.command(Format::Plain).stdout(Stdio::piped()).spawn().context("start pg_dump")?;
         let mut command = Command::new(&self.clients.psql);
         // `-f -`: errors are told with their line. What psql reads at its start is another's.

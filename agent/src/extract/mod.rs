@@ -171,6 +171,8 @@ pub struct Report {
     pub backup_stored_bytes: u64,
     /// Whether files of other databases were left empty.
     pub partial: bool,
+    /// Pages of other databases that replay would have changed and passed over, as they were left empty.
+    pub passed_over_pages: u64,
     /// The steps.
     pub steps: Vec<Step>,
     /// What was not copied, and what else to know.
@@ -182,14 +184,11 @@ pub async fn extract(
     repository: Arc<ClusterRepository>,
     plan: &RestorePlan,
     options: &Options,
+    target: Option<&Target>,
     place: &Place,
     watch: &Watch<'_>,
     cancel: &CancellationToken,
 ) -> Result<Report> {
-    let target = match &options.output {
-        Output::Into(text) => Some(Target::connect(text.reveal(), options).await?),
-        _ => None,
-    };
     let shared = restore::shared(&repository, plan, cancel).await.context("read the backup's catalogs")?;
     let mut work = Work { repository, plan, options, place, watch, cancel, shared, report: Report::default() };
     let mut needed = work.needed();
@@ -213,25 +212,37 @@ pub async fn extract(
 }
 
 /// The server that gets the tables.
-struct Target {
+pub struct Target {
     client: Client,
     conninfo: String,
     password: Option<String>,
 }
 
 impl Target {
-    async fn connect(text: &str, options: &Options) -> Result<Self> {
+    /// Connects, and refuses what is known to be in the way by now, before any WAL is read: a standby, and, unless `replace`, tables that are there.
+    pub async fn connect(text: &str, wanted: &Wanted, schema: Option<&str>, replace: bool) -> Result<Self> {
         let params = ConnectionParams::parse(text, &|name| std::env::var(name).ok()).context("--into")?;
         let client = connect_sql(&params).await.with_context(|| format!("connect to the server of --into ({params})"))?;
-        into::check_writable(&client).await?;
-        if let (Wanted::Tables { tables, .. }, false) = (&options.wanted, options.replace) {
-            // Known already, and refused before anything is restored.
-            let schema = |table: &TableName| options.schema.clone().or_else(|| table.schema.clone());
-            let known: Vec<_> = tables.iter().filter_map(|table| Some((schema(table)?, table.name.clone()))).collect();
-            into::check_names(&client, &known).await?;
-        }
         let (conninfo, password) = without_password(text, &[("user", params.user()), ("dbname", params.dbname())])?;
-        Ok(Self { client, conninfo, password })
+        let target = Self { client, conninfo, password };
+        let checked = target.check(wanted, schema, replace).await;
+        target.settle().await;
+        checked.map(|()| target)
+    }
+
+    async fn check(&self, wanted: &Wanted, schema: Option<&str>, replace: bool) -> Result<()> {
+        into::check_writable(&self.client).await?;
+        if let (Wanted::Tables { tables, .. }, false) = (wanted, replace) {
+            let schema = |table: &TableName| schema.map(str::to_owned).or_else(|| table.schema.clone());
+            let known: Vec<_> = tables.iter().filter_map(|table| Some((schema(table)?, table.name.clone()))).collect();
+            into::check_names(&self.client, &known).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the server has nothing more to say: at the end of this process it would find nobody to say it to, and complain in its log.
+    pub async fn settle(&self) {
+        let _ = self.client.batch_execute("").await;
     }
 }
 
@@ -309,6 +320,7 @@ impl Work<'_> {
         if let Some(reason) = unsound(&recovery, needed) {
             return Ok(Attempt::Whole(reason));
         }
+        self.report.passed_over_pages = recovery.invalid.len() as u64;
         // A whole database, so that it can be asked about the others.
         let (user, client) = self.superuser(&server).await?;
         let databases = look::databases(&client).await.context("list the databases")?;
@@ -416,7 +428,7 @@ impl Work<'_> {
         }
     }
 
-    async fn copy(&mut self, found: Box<Found>, target: Option<Target>) -> Result<()> {
+    async fn copy(&mut self, found: Box<Found>, target: Option<&Target>) -> Result<()> {
         let Found { server, user, database, client, mut tables, named } = *found;
         self.report.database.clone_from(&database);
         look::roll_back_prepared(&client).await?;
@@ -442,7 +454,7 @@ impl Work<'_> {
         let dump = copy::Dump { clients, environment: &environment, tables: &tables, owners, beside };
         let began = Instant::now();
         let mut there = vec![None; tables.len()];
-        match (&self.options.output, &target) {
+        match (&self.options.output, target) {
             (Output::Into(_), Some(target)) => {
                 let coming = into::Coming {
                     tables: &tables,
@@ -460,7 +472,7 @@ impl Work<'_> {
                     settings: &ready.settings,
                     rows: &rows,
                 };
-                dump.into_server(&load).await?;
+                dump.load(&load).await?;
                 self.step("load", began);
                 let began = Instant::now();
                 for (table, there) in tables.iter().zip(&mut there) {
@@ -544,5 +556,40 @@ fn not_there(missing: Option<(TableName, String, Vec<Table>)>) -> Refused {
     match similar.as_slice() {
         [] => refused.hint("`walkeep log --dropped` tells what was dropped when; --database names another database"),
         similar => refused.hint(format!("there were: {}", similar.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_core::partial::reference;
+
+    use super::*;
+
+    #[test]
+    fn a_page_that_was_missed_decides_whether_the_result_can_be_believed() {
+        let needed = Needed::Databases(BTreeSet::from([1, 16384]));
+        let missed = |path: &str| {
+            let line = format!("WARNING:  page 7 of relation {path} is uninitialized");
+            unsound(&Recovery { files: 1, invalid: reference(&line).into_iter().collect() }, &needed)
+        };
+        assert_eq!(missed("base/16385/2619"), None);
+        for path in ["base/16384/2619", "base/1/1259", "global/1262", "pg_tblspc/16400/PG_15_202209061/16384/7", "something/new"] {
+            assert!(missed(path).is_some_and(|reason| reason.contains(path)), "{path}");
+        }
+        assert_eq!(unsound(&Recovery::default(), &needed), None);
+    }
+
+    #[test]
+    fn a_table_that_was_not_there_is_told_with_those_that_are_like_it() {
+        let table =
+            |schema: &str, name: &str| Table { oid: 1, schema: schema.into(), name: name.into(), partitioned: false, owner: "o".into() };
+        let all = vec![table("shop", "orders"), table("shop", "Order Lines"), table("hr", "staff")];
+        let missing = |text: &str| not_there(Some((TableName::parse(text).unwrap(), "shop".into(), all.clone())));
+        assert_eq!(missing("oders").to_string(), "there was no table oders in database shop at the target");
+        assert_eq!(missing("oders").hint.unwrap(), "there were: shop.orders");
+        let schema = missing("shopp.\"*\"");
+        assert_eq!(schema.to_string(), "there was no schema with tables shopp in database shop at the target");
+        assert!(schema.hint.unwrap().contains("shop.orders"));
+        assert!(missing("zzzzzzzz").hint.unwrap().contains("walkeep log"));
     }
 }

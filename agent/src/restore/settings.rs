@@ -98,7 +98,7 @@ pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
 pub fn write_only(target: &Target, lines: &Lines) -> Result<Vec<String>> {
     let preloaded = "shared_preload_libraries";
     let own = read_if_there(&target.data.join(AUTO_CONF))?.unwrap_or_default();
-    let of_auto = own.split(|byte| *byte == b'\n').filter_map(line).filter(|(name, _)| name == preloaded).last().map(|(_, value)| value);
+    let of_auto = own.split(|byte| *byte == b'\n').filter_map(line).rfind(|(name, _)| name == preloaded).map(|(_, value)| value);
     let of_conf = || Conf::read(&target.data).and_then(|conf| conf.get(preloaded).map(|setting| setting.value.clone()));
     let libraries = of_auto.or_else(of_conf).filter(|libraries| !libraries.is_empty());
     let text = lines.0.join("\n") + "\n";

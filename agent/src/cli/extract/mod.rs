@@ -18,7 +18,7 @@ use super::restore::restore_command;
 use super::target::TargetArgs;
 use super::{Global, output, plan, setup};
 use crate::config::Config;
-use crate::extract::{self, Format, Options, Output, Refused, Report, TableName, Wanted};
+use crate::extract::{self, Format, Options, Output, Refused, Report, TableName, Target, Wanted};
 use crate::postgres::without_password;
 use crate::restore;
 use crate::scratch_server::{self, NotFound, Place, Programs};
@@ -128,6 +128,12 @@ pub async fn run(global: &Global, args: ExtractArgs) -> Result<(), Failure> {
     }
     confirm(&args)?;
     let stop = setup::stop_on_signals()?;
+    let target = match &output {
+        Output::Into(text) => {
+            Some(Target::connect(text.reveal(), &wanted, args.as_schema.as_deref(), args.replace).await.map_err(failure)?)
+        }
+        _ => None,
+    };
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
     let planned = plan::make(&repository, &args.target).await;
     if args.json {
@@ -146,10 +152,13 @@ pub async fn run(global: &Global, args: ExtractArgs) -> Result<(), Failure> {
     }
     let watch = |told: extract::Told<'_>| shown.told(&told);
     let extracted = tokio::select! {
-        done = extract::extract(repository, &plan, &options, &place, &watch, &stop) => done,
+        done = extract::extract(repository, &plan, &options, target.as_ref(), &place, &watch, &stop) => done,
         () = stop.cancelled() => Err(anyhow!("cancelled")),
     };
     shown.finish();
+    if let Some(target) = &target {
+        target.settle().await;
+    }
     let closed = tokio::task::spawn_blocking(|| place.close()).await.context("remove the scratch folder")?;
     let mut report = extracted.map_err(failure)?;
     closed?;
