@@ -44,6 +44,7 @@ Examples:
   walkeep backup                        take a base backup
   walkeep plan --at '2026-11-20 14:30:00+01'
   walkeep restore --at '2026-11-20 14:30:00+01' --to /var/lib/postgresql/15/restored
+  walkeep extract --table shop.orders --at '2026-11-20 14:30:00+01' --into 'dbname=shop'
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused because it cannot or must not be done;
 4 verification found damage."

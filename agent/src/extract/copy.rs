@@ -19,6 +19,9 @@ use super::look::Table;
 use super::name::always_quoted;
 use crate::scratch_server::Clients;
 
+/// How many seconds a lock is waited for, here and there: behind one that waits, others wait too.
+const LOCK_TIMEOUT: u32 = 60;
+
 /// How a dump is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -48,7 +51,7 @@ impl Dump<'_> {
         let mut command = Command::new(&self.clients.pg_dump);
         clean(&mut command);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.args(["--no-password", "--lock-wait-timeout=60s"]);
+        command.args(["--no-password", "--strict-names", &format!("--lock-wait-timeout={LOCK_TIMEOUT}s")]);
         command.arg(if format == Format::Custom { "--format=custom" } else { "--format=plain" });
         if !self.owners {
             command.args(["--no-owner", "--no-privileges"]);
@@ -134,7 +137,7 @@ pub struct Load<'l> {
 
 impl Load<'_> {
     fn beginning(&self) -> String {
-        let mut text = String::from("BEGIN;\n");
+        let mut text = format!("BEGIN;\nSET lock_timeout = '{}s';\n", LOCK_TIMEOUT);
         for schema in self.schemas {
             text.push_str(&format!("CREATE SCHEMA {};\n", always_quoted(schema)));
         }
@@ -158,10 +161,10 @@ impl Load<'_> {
         text
     }
 
-    /// Whether a line of the dump's head is for the server: settings that only later versions know are not.
-    fn knows(&self, line: &str) -> bool {
+    /// Whether a line of the dump's head is for the server: settings that only later versions know are not, and how long locks are waited for is ours.
+    fn takes(&self, line: &str) -> bool {
         let name = line.strip_prefix("SET ").and_then(|rest| rest.split(' ').next());
-        name.is_none_or(|name| self.settings.contains(name))
+        name.is_none_or(|name| name != "lock_timeout" && self.settings.contains(name))
     }
 }
 
@@ -175,7 +178,7 @@ async fn send(from: ChildStdout, to: &mut ChildStdin, load: &Load<'_>) -> Result
             return Ok(());
         }
         let text = String::from_utf8_lossy(&line);
-        if load.knows(&text) {
+        if load.takes(&text) {
             to.write_all(&line).await?;
         }
         let head =
@@ -271,15 +274,16 @@ mod tests {
     #[test]
     fn one_transaction_around_everything() {
         let table = Table { oid: 1, schema: "s".into(), name: "it's 5%".into(), partitioned: false, owner: "o".into() };
-        let settings = HashSet::from(["lock_timeout".to_owned()]);
+        let settings = HashSet::from(["lock_timeout", "row_security"].map(str::to_owned));
         let load = Load { conninfo: "", password: None, schemas: &["s".into()], drop: &["s.t".into()], settings: &settings, rows: &[7] };
-        assert_eq!(load.beginning(), "BEGIN;\nCREATE SCHEMA \"s\";\nDROP TABLE s.t;\n");
+        assert_eq!(load.beginning(), "BEGIN;\nSET lock_timeout = '60s';\nCREATE SCHEMA \"s\";\nDROP TABLE s.t;\n");
         let ending = load.ending(&[table]);
         assert!(
             ending.contains("FROM ONLY \"s\".\"it's 5%\";") && ending.contains("IF n <> 7") && ending.contains("it''s 5%%"),
             "{ending}"
         );
         assert!(ending.ends_with("\nCOMMIT;\n"));
-        assert!(load.knows("SET lock_timeout = 0;\n") && !load.knows("SET transaction_timeout = 0;\n") && load.knows("-- SET x"));
+        assert!(load.takes("SET row_security = off;\n") && load.takes("-- SET x"));
+        assert!(!load.takes("SET transaction_timeout = 0;\n") && !load.takes("SET lock_timeout = 0;\n"));
     }
 }

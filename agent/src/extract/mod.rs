@@ -194,6 +194,7 @@ pub async fn extract(
     let mut needed = work.needed();
     let found = loop {
         let partial = needed != Needed::Everything;
+        work.restore(&needed).await?;
         match work.attempt(&needed).await {
             Ok(Attempt::Found(found)) => break found,
             // A file of a database that was left empty may be what was missed, whatever it looks like from here.
@@ -304,9 +305,8 @@ impl Work<'_> {
         self.report.steps.push(Step { step, seconds: since.elapsed().as_secs_f64() });
     }
 
-    /// Restores, recovers and looks for what is wanted.
+    /// Recovers what was restored and looks for what is wanted.
     async fn attempt(&mut self, needed: &Needed) -> Result<Attempt> {
-        self.restore(needed).await?;
         let began = Instant::now();
         let settings = Settings {
             major: self.plan.backup.major_version,
@@ -354,14 +354,16 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// A session as the superuser, in a database that is always there and always whole.
+    /// A session as the superuser, in a database that is whole: the template, if it is as it usually is.
     async fn superuser(&self, server: &Server) -> Result<(String, Client)> {
         let names = self.shared.superusers.iter().rev().map(String::as_str).chain(["postgres"]);
         let mut first = None;
         for name in names {
-            match server.connect(name, "template1").await {
-                Ok(client) => return Ok((name.to_owned(), client)),
-                Err(error) => drop(first.get_or_insert(error)),
+            for database in ["template1", self.first(), "postgres"] {
+                match server.connect(name, database).await {
+                    Ok(client) => return Ok((name.to_owned(), client)),
+                    Err(error) => drop(first.get_or_insert(error)),
+                }
             }
         }
         Err(first.context("the backup has no superuser")?).context("connect to the scratch server")
