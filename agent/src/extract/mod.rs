@@ -189,8 +189,10 @@ pub async fn extract(
     watch: &Watch<'_>,
     cancel: &CancellationToken,
 ) -> Result<Report> {
+    let began = Instant::now();
     let shared = restore::shared(&repository, plan, cancel).await.context("read the backup's catalogs")?;
     let mut work = Work { repository, plan, options, place, watch, cancel, shared, report: Report::default() };
+    work.step("read the backup's catalogs", began);
     let mut needed = work.needed();
     let found = loop {
         let partial = needed != Needed::Everything;

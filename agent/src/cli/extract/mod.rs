@@ -159,9 +159,11 @@ pub async fn run(global: &Global, args: ExtractArgs) -> Result<(), Failure> {
     if let Some(target) = &target {
         target.settle().await;
     }
+    let closing = Instant::now();
     let closed = tokio::task::spawn_blocking(|| place.close()).await.context("remove the scratch folder")?;
     let mut report = extracted.map_err(failure)?;
     closed?;
+    report.steps.push(extract::Step { step: "remove", seconds: closing.elapsed().as_secs_f64() });
     report.steps.insert(0, extract::Step { step: "plan", seconds: planned_in });
     finish(&args, &shown, &plan, &report, began)
 }
