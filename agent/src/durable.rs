@@ -88,6 +88,52 @@ impl Drop for Staged {
     }
 }
 
+/// A file beside `path` that another program fills, with [`Filled::publish`] for when it has. Dropped without, it is removed.
+#[derive(Debug)]
+pub struct Filled {
+    temporary: PathBuf,
+    path: PathBuf,
+    /// As in [`Staged`].
+    file: File,
+}
+
+impl Filled {
+    /// Makes the file, empty and private.
+    pub fn begin(path: &Path) -> Result<Self> {
+        let temporary = temporary_name(path)?;
+        let file = create_private(&temporary, PRIVATE_FILE).with_context(|| format!("create a file beside {}", path.display()))?;
+        let filled = Self { temporary, path: path.to_owned(), file };
+        if let Err(TryLockError::WouldBlock) = filled.file.try_lock() {
+            bail!("{} was taken for a leftover", filled.temporary.display());
+        }
+        Ok(filled)
+    }
+
+    /// Where to write meanwhile.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// To write into.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Makes the content durable and gives it the name, in the place of a file that has it only if `replace`.
+    pub fn publish(self, replace: bool) -> Result<()> {
+        self.file.sync_all().with_context(|| format!("fsync {}", self.temporary.display()))?;
+        let named = if replace { std::fs::rename(&self.temporary, &self.path) } else { std::fs::hard_link(&self.temporary, &self.path) };
+        named.with_context(|| format!("give {} its name", self.path.display()))?;
+        sync_parent(&self.path)
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        remove_leftover(&self.temporary);
+    }
+}
+
 /// Removes the temporary files in `folder` whose writers died. Those being written are locked and stay.
 pub fn remove_abandoned(folder: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {

@@ -12,6 +12,7 @@ mod conflicts;
 mod decoder;
 mod disk_faults;
 mod estimates;
+mod extract;
 mod failover;
 mod gaps;
 mod harness;

@@ -65,6 +65,13 @@ impl Story {
         Self::with(cluster, walkeep)
     }
 
+    /// With this server, which runs, and a local repository.
+    #[track_caller]
+    pub fn on(cluster: Cluster) -> Self {
+        let walkeep = Walkeep::local(&cluster);
+        Self::with(cluster, walkeep)
+    }
+
     #[track_caller]
     fn with(cluster: Cluster, walkeep: Walkeep) -> Self {
         walkeep.ok(&["init"]);

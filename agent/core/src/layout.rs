@@ -456,6 +456,8 @@ mod tests {
             (
                 ObjectName::Blocks(BlocksName { timeline: TimelineId::FIRST, from: gap.from, to: gap.to }),
                 "index/00000001/blocks/0000000003000000-0000000104000000.zst",
+            ),
+            (
                 ObjectName::Names(SnapshotName { timeline: TimelineId::FIRST, lsn: Lsn::new(0x300_00D8) }),
                 "names/00000001/00000000030000D8.zst",
             ),

@@ -22,6 +22,7 @@ pub mod lsn;
 pub mod manifest;
 pub mod names;
 pub mod page;
+pub mod partial;
 pub mod parts;
 pub mod picture;
 pub mod plan;

@@ -8,6 +8,7 @@ mod before;
 mod catalog;
 mod check;
 mod demo;
+mod extract;
 pub mod failure;
 mod index;
 mod init;
@@ -47,6 +48,7 @@ Examples:
   walkeep backup                        take a base backup
   walkeep plan --at '2026-11-20 14:30:00+01'
   walkeep restore --at '2026-11-20 14:30:00+01' --to /var/lib/postgresql/15/restored
+  walkeep extract --table shop.orders --at '2026-11-20 14:30:00+01' --into 'dbname=shop'
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused because it cannot or must not be done;
 4 verification found damage."
@@ -101,6 +103,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Lay down a data directory, ready to start and recover to the target
     Restore(restore::RestoreArgs),
+    /// One table, or the rows of a query, out of the past, beside the running server
+    Extract(extract::ExtractArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -109,6 +113,9 @@ enum Command {
     /// Serve restore_command where no agent runs; started by walkeep-restore-cmd, leaves after idling
     #[command(hide = true)]
     FetchService(agent::FetchServiceArgs),
+    /// Remove a scratch folder when its owner has died; started by extract
+    #[command(hide = true)]
+    ScratchWatch(extract::WatchArgs),
 }
 
 /// Reads the arguments, runs the command, answers the exit code.
@@ -167,6 +174,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Index(args) => index::run(&global, args).await,
             Command::Plan(args) => plan::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
+            Command::Extract(args) => extract::run(&global, args).await,
+            Command::ScratchWatch(args) => extract::watch(&args),
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

@@ -99,7 +99,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     let restored = restore::restore(repository, &plan, options, &|state| bar.show(state), &stop).await;
     bar.finish();
     let summary = restored.map_err(refusal_or_failure)?;
-    RatesFile::of(&config.cluster).note(summary.fetched);
+    RatesFile::of(&config.cluster).note(summary.measured);
     if args.json {
         output::json(&summary)?;
     } else {
@@ -138,7 +138,7 @@ fn mapping(text: &str) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// The command that the restored server fetches WAL with: the shim beside this program, else the one on the server's PATH.
-fn restore_command(config: &Config) -> Result<String> {
+pub(super) fn restore_command(config: &Config) -> Result<String> {
     let beside = std::env::current_exe().context("find this program")?.with_file_name("walkeep-restore-cmd");
     let shim = if beside.is_file() { word(&beside)? } else { "walkeep-restore-cmd".into() };
     let place = match &config.path {

@@ -51,11 +51,12 @@ const REPOSITORY: [(&str, Kind); 13] = [
 ];
 
 /// What else Walkeep's programs read.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
     "WALKEEP_CONFIG",
     "WALKEEP_CLUSTER",
     "WALKEEP_SOCKET",
     "WALKEEP_BIN",
+    "WALKEEP_PG_BIN",
     "WALKEEP_ARCHIVE_TIMEOUT",
     "WALKEEP_RESTORE_TIMEOUT",
     "WALKEEP_LISTEN_HTTP",

@@ -15,6 +15,18 @@ pub(super) fn split(text: &str) -> Result<Pairs, ParamsError> {
     }
 }
 
+/// The parameters as a keyword/value string for a program's argument, which everybody on the host can read; the password apart. What is in `given`
+/// stands for what the text leaves open.
+pub fn without_password(text: &str, given: &[(&str, &str)]) -> Result<(String, Option<String>), ParamsError> {
+    let pairs = split(text)?;
+    let password = pairs.iter().rev().find(|(key, _)| key == "password").map(|(_, value)| value.clone());
+    let open = given.iter().filter(|(key, _)| !pairs.iter().any(|(there, value)| there == key && !value.is_empty()));
+    let open = open.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let shown = pairs.iter().filter(|(key, value)| key != "password" && !value.is_empty()).cloned().chain(open);
+    let quoted = shown.map(|(key, value)| format!("{key}='{}'", value.replace('\\', r"\\").replace('\'', r"\'")));
+    Ok((quoted.collect::<Vec<_>>().join(" "), password.filter(|password| !password.is_empty())))
+}
+
 fn syntax(what: impl Into<String>) -> ParamsError {
     ParamsError::Syntax(what.into())
 }
@@ -160,6 +172,15 @@ mod tests {
             let error = split(bad).expect_err(bad).to_string();
             assert!(!error.contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_password_stands_apart() {
+        let (shown, password) =
+            without_password("postgres://u:p%27w@h/d'b?sslmode=require", &[("dbname", "x"), ("user", "me")]).expect("parses");
+        assert_eq!((shown.as_str(), password.as_deref()), (r"user='u' host='h' dbname='d\'b' sslmode='require'", Some("p'w")));
+        assert_eq!(split(&shown).expect("parses").len(), 4);
+        assert_eq!(without_password("host=h user=''", &[("user", "me")]), Ok(("host='h' user='me'".to_owned(), None)));
     }
 
     #[test]

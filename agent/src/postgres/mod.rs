@@ -19,6 +19,7 @@ mod tls;
 mod wire;
 
 pub use base_backup::{BackupError, BackupOptions, BaseBackupStream, Event as BackupEvent, Tablespace};
+pub use conninfo::without_password;
 pub use error::{Error, ServerError};
 pub use params::{ChannelBinding, ConnectionParams, Host, ParamsError, RootCertificates, SslMode, TargetSession};
 pub use replication::{Created, Event, Identity, Options, ReplicationConnection, ReplicationError, Slot, Started};

@@ -161,7 +161,7 @@ pub fn setting(line: &[u8]) -> Option<String> {
 }
 
 /// A line's name and value: `name = 'it''s'`, `name value # comment`.
-fn line(line: &[u8]) -> Option<(String, String)> {
+pub(super) fn line(line: &[u8]) -> Option<(String, String)> {
     let name = setting(line)?;
     let rest = line.trim_ascii_start()[name.len()..].trim_ascii_start();
     let rest = rest.strip_prefix(b"=").unwrap_or(rest).trim_ascii_start();

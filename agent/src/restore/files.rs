@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::{ObjectName, PackId};
 use walkeep_core::manifest::{EntryKind, Extent};
+use walkeep_core::partial::Needed;
 
 use super::layout::Layout;
 use super::target_dir::Target;
@@ -42,6 +43,8 @@ pub struct Files {
     pub repository: Arc<ClusterRepository>,
     /// Where they go.
     pub target: Arc<Target>,
+    /// Whose content is written. The others get their length only.
+    pub needed: Arc<Needed>,
     /// Requests at a time.
     pub parallelism: usize,
     /// Ends the waiting between tries.
@@ -74,12 +77,12 @@ struct Batch {
 impl Files {
     /// Writes all of the manifest's folders and files.
     pub async fn write(&self, manifest: &ManifestEntries, layout: &Layout, meter: &mut Meter<'_>) -> Result<()> {
-        let (entries, target) = (manifest.clone(), self.target.clone());
-        let empty = spawn_blocking(move || create_all(&entries, &target)).await??;
+        let (entries, target, needed) = (manifest.clone(), self.target.clone(), self.needed.clone());
+        let empty = spawn_blocking(move || create_all(&entries, &target, &needed)).await??;
         (0..empty).for_each(|_| meter.file());
         let (sender, receiver) = mpsc::channel(self.parallelism);
-        let (entries, target) = (manifest.clone(), self.target.clone());
-        let batches = spawn_blocking(move || send_batches(&entries, &target, &sender));
+        let (entries, target, needed) = (manifest.clone(), self.target.clone(), self.needed.clone());
+        let batches = spawn_blocking(move || send_batches(&entries, &target, &needed, &sender));
         let batches_in = futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
         let mut writing = std::pin::pin!(batches_in.map(|batch| self.carry_out(batch)).buffer_unordered(self.parallelism));
         let mut written = 0;
@@ -91,7 +94,7 @@ impl Files {
         }
         batches.await??;
         // The map and the signals are not written here.
-        anyhow::ensure!(written <= layout.bytes, "{written} bytes were written, the manifest has {}", layout.bytes);
+        anyhow::ensure!(written <= layout.written, "{written} bytes were written, the manifest has {}", layout.written);
         Ok(())
     }
 
@@ -137,8 +140,8 @@ pub(super) fn damaged(repository: &ClusterRepository, extent: &Extent, file: &st
     repository::Error::corrupt(key, format!("the extent of {file} at byte {} does not have its SHA-256", extent.offset))
 }
 
-/// Creates folders and empty files, none of which may be there. Answers how many files stay empty.
-fn create_all(manifest: &ManifestEntries, target: &Target) -> Result<u64> {
+/// Creates folders and empty files, none of which may be there. Answers how many files stay empty, or get no more than their length.
+fn create_all(manifest: &ManifestEntries, target: &Target, needed: &Needed) -> Result<u64> {
     target.create_roots()?;
     let mut folders: HashSet<PathBuf> = HashSet::new();
     let mut make_folder = |path: &Path| -> Result<()> {
@@ -160,8 +163,12 @@ fn create_all(manifest: &ManifestEntries, target: &Target) -> Result<u64> {
             }
             EntryKind::File { size, .. } => {
                 path.parent().map_or(Ok(()), &mut make_folder)?;
-                durable::create_private(&path, entry.mode | 0o600).with_context(|| format!("create {}", path.display()))?;
-                empty += u64::from(size == 0);
+                let file = durable::create_private(&path, entry.mode | 0o600).with_context(|| format!("create {}", path.display()))?;
+                let written = needed.content(&entry.path);
+                if !written {
+                    file.set_len(size).with_context(|| format!("give {} its length", path.display()))?;
+                }
+                empty += u64::from(size == 0 || !written);
             }
         }
     }
@@ -169,12 +176,12 @@ fn create_all(manifest: &ManifestEntries, target: &Target) -> Result<u64> {
 }
 
 /// Goes through the manifest and sends what to read, until nobody wants more.
-fn send_batches(manifest: &ManifestEntries, target: &Target, sender: &mpsc::Sender<Batch>) -> Result<()> {
+fn send_batches(manifest: &ManifestEntries, target: &Target, needed: &Needed, sender: &mpsc::Sender<Batch>) -> Result<()> {
     let mut open: Option<Batch> = None;
     for entry in manifest.iter()? {
         let entry = entry?;
         let EntryKind::File { extents, .. } = entry.kind else { continue };
-        let Some(path) = target.place(&entry.path) else { continue };
+        let (Some(path), true) = (target.place(&entry.path), needed.content(&entry.path)) else { continue };
         let file = Arc::new(FileAt { name: entry.path.to_string(), path });
         let (mut offset, count) = (0, extents.len());
         for (index, extent) in extents.into_iter().enumerate() {

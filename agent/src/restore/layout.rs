@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::control::ControlFile;
 use walkeep_core::manifest::{Entry, EntryKind, Extent};
+use walkeep_core::partial::Needed;
 
 use super::{Refusal, empty_hash};
 use crate::codec;
@@ -34,7 +35,13 @@ pub struct Layout {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Bytes of each tablespace's files that lie outside the data directory.
+    /// The bytes of them that are written; those of the others are left empty.
+    pub written: u64,
+    /// What all files take in packs.
+    pub stored: u64,
+    /// What is read of it.
+    pub fetched: u64,
+    /// Bytes written of each tablespace's files that lie outside the data directory.
     pub outside: HashMap<u32, u64>,
     /// Whether the group may read: then folders have mode 0750.
     pub group_access: bool,
@@ -53,8 +60,8 @@ pub struct Small {
 }
 
 impl Layout {
-    /// Reads and checks the manifest. CPU work.
-    pub fn read(manifest: &ManifestEntries, record: &BackupRecord) -> Result<Self> {
+    /// Reads and checks the manifest of which these files are `needed`. CPU work.
+    pub fn read(manifest: &ManifestEntries, record: &BackupRecord, needed: &Needed) -> Result<Self> {
         let refuse = |reason: String| Refusal::Backup { backup: record.id.to_string(), reason };
         let mut layout = Self::default();
         let mut files: HashSet<String> = HashSet::new();
@@ -79,7 +86,7 @@ impl Layout {
                     if !files.insert(path.to_owned()) {
                         bail!(refuse(format!("its manifest has {path} twice")));
                     }
-                    layout.note_file(&entry, record).map_err(refuse)?;
+                    layout.note_file(&entry, record, needed).map_err(refuse)?;
                 }
             }
         }
@@ -96,7 +103,7 @@ impl Layout {
         Ok(layout)
     }
 
-    fn note_file(&mut self, entry: &Entry, record: &BackupRecord) -> std::result::Result<(), String> {
+    fn note_file(&mut self, entry: &Entry, record: &BackupRecord, needed: &Needed) -> std::result::Result<(), String> {
         let EntryKind::File { size, sha256, extents } = &entry.kind else { return Ok(()) };
         let path = entry.path.as_str();
         // Where a file is one extent its own sum need not be computed again.
@@ -110,11 +117,16 @@ impl Layout {
         }
         self.files += 1;
         self.bytes = self.bytes.saturating_add(*size);
+        let stored = extents.iter().fold(0_u64, |sum, extent| sum.saturating_add(extent.stored));
+        self.stored = self.stored.saturating_add(stored);
+        let written = if needed.content(&entry.path) { *size } else { 0 };
+        self.written = self.written.saturating_add(written);
+        self.fetched = self.fetched.saturating_add(if needed.content(&entry.path) { stored } else { 0 });
         if let Some((oid, _)) = entry.path.tablespace()
             && record.tablespaces.iter().any(|space| space.oid == oid)
         {
             let sum = self.outside.entry(oid).or_default();
-            *sum = sum.saturating_add(*size);
+            *sum = sum.saturating_add(written);
         }
         if path == "PG_VERSION" {
             self.group_access = entry.mode & 0o040 != 0;
@@ -174,7 +186,7 @@ impl Small {
     }
 }
 
-async fn read_extent(repository: &ClusterRepository, extent: &Extent, file: &str, cancel: &CancellationToken) -> Result<Bytes> {
+pub(super) async fn read_extent(repository: &ClusterRepository, extent: &Extent, file: &str, cancel: &CancellationToken) -> Result<Bytes> {
     let frame = super::files::get(repository, extent.pack, extent.offset..extent.offset + extent.stored, cancel).await;
     let frame = frame.with_context(|| format!("read {file}"))?;
     let plain = codec::decompress(&frame, extent.plain as usize).ok().filter(|plain| codec::sha256(plain) == *extent.sha256.bytes());

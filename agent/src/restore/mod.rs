@@ -6,6 +6,7 @@
 //! restore is decided by the plan; WAL is fetched by PostgreSQL itself when it starts, through `restore_command`.
 
 mod conf;
+mod databases;
 mod files;
 mod layout;
 mod settings;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
+use walkeep_core::partial::Needed;
 use walkeep_core::plan::RestorePlan;
 use walkeep_core::plan::estimate::{Measured, MeasuredBy};
 use walkeep_core::target::TargetAction;
@@ -26,6 +28,7 @@ use crate::codec;
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
 use crate::transfer::{Meter, Stage, Watch};
+pub use databases::{Shared, shared};
 use layout::{Layout, Small};
 use target_dir::Target;
 pub use target_dir::check_directory;
@@ -52,6 +55,10 @@ pub struct Options {
     pub keep_synchronous_standbys: bool,
     /// Ranged reads at a time.
     pub parallelism: usize,
+    /// For a server that is thrown away: nothing is made durable, and of the original's settings none is kept.
+    pub throw_away: bool,
+    /// Whose content is needed; other files get their length only.
+    pub needed: Needed,
 }
 
 impl Options {
@@ -65,6 +72,8 @@ impl Options {
             keep_archiving: false,
             keep_synchronous_standbys: false,
             parallelism: 8,
+            throw_away: false,
+            needed: Needed::Everything,
         }
     }
 }
@@ -120,12 +129,16 @@ pub struct Summary {
     pub tablespaces: Vec<(u32, PathBuf)>,
     /// Files written.
     pub files: u64,
-    /// Their bytes.
+    /// Their bytes, but of those that were left empty.
     pub bytes: u64,
+    /// What was read of the backup's packs.
+    pub fetched: u64,
+    /// What the whole backup takes in packs.
+    pub stored: u64,
     /// How long it took.
     pub seconds: f64,
     /// How fast files were fetched, in bytes as they are stored, and written.
-    pub fetched: Measured,
+    pub measured: Measured,
     /// What the operator should look at before starting the server.
     pub warnings: Vec<String>,
 }
@@ -149,9 +162,10 @@ pub async fn restore(
     // From here on it is only local and short, and either it is done or the directory cannot be started.
     meter.stage(Stage::Finishing, None);
     let lines = settings::lines(plan, &options);
-    let fetched = Measured { bytes: written.fetched, millis: millis(meter.moving()), at: chrono::Utc::now(), by: MeasuredBy::Restore };
-    let (target, files, bytes) = (written.target.clone(), written.layout.files, written.layout.bytes);
-    let warnings = spawn_blocking(move || finish(&written, &lines)).await??;
+    let Layout { files, written: bytes, fetched, stored, .. } = written.layout;
+    let measured = Measured { bytes: fetched, millis: millis(meter.moving()), at: chrono::Utc::now(), by: MeasuredBy::Restore };
+    let (target, throw_away) = (written.target.clone(), options.throw_away);
+    let warnings = spawn_blocking(move || finish(&written, &lines, throw_away)).await??;
     for warning in &warnings {
         tracing::warn!(warning, "restore");
     }
@@ -161,8 +175,10 @@ pub async fn restore(
         tablespaces: target.tablespaces.iter().map(|space| (space.oid, space.new.clone())).collect(),
         files,
         bytes,
-        seconds: meter.elapsed().as_secs_f64(),
         fetched,
+        stored,
+        seconds: meter.elapsed().as_secs_f64(),
+        measured,
         warnings,
     })
 }
@@ -174,8 +190,6 @@ struct Written {
     layout: Layout,
     small: Small,
     block_size: u32,
-    /// Bytes as they are stored.
-    fetched: u64,
 }
 
 async fn write_files(
@@ -189,19 +203,25 @@ async fn write_files(
     let manifest = repository.get_manifest(&record).await?;
     // Everything is looked at before anything is written: what the manifest says, what the directories are, what the disks hold.
     let layout = {
-        let (manifest, record) = (manifest.clone(), record.clone());
-        spawn_blocking(move || Layout::read(&manifest, &record)).await??
+        let (manifest, record, needed) = (manifest.clone(), record.clone(), options.needed.clone());
+        spawn_blocking(move || Layout::read(&manifest, &record, &needed)).await??
     };
     let small = Small::read(&repository, &layout, cancel).await?;
     let control = small.check(&record)?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
     target.check(&layout, wal_headroom(plan, &record))?;
 
-    meter.stage(Stage::Copying, Some(layout.bytes));
-    tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.bytes, "restore: begins");
-    let files = files::Files { repository, target: target.clone(), parallelism: options.parallelism.max(1), cancel: cancel.clone() };
+    meter.stage(Stage::Copying, Some(layout.written));
+    tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.written, "restore: begins");
+    let files = files::Files {
+        repository,
+        target: target.clone(),
+        needed: Arc::new(options.needed.clone()),
+        parallelism: options.parallelism.max(1),
+        cancel: cancel.clone(),
+    };
     files.write(&manifest, &layout, meter).await?;
-    Ok(Written { target, manifest, layout, small, block_size: control.block_size, fetched: record.bytes_referenced })
+    Ok(Written { target, manifest, layout, small, block_size: control.block_size })
 }
 
 /// The record of the plan's backup, unchanged since the plan was made.
@@ -224,9 +244,9 @@ fn wal_headroom(plan: &RestorePlan, record: &BackupRecord) -> u64 {
 }
 
 /// Settings, links, and the flush of everything; pg_control last. Answers warnings.
-fn finish(written: &Written, lines: &settings::Lines) -> Result<Vec<String>> {
+fn finish(written: &Written, lines: &settings::Lines, throw_away: bool) -> Result<Vec<String>> {
     let Written { target, manifest, small, .. } = written;
-    let mut warnings = settings::write(target, lines)?;
+    let mut warnings = if throw_away { settings::write_only(target, lines)? } else { settings::write(target, lines)? };
     if written.block_size != USUAL_BLOCK {
         let block = written.block_size;
         warnings.push(format!(
@@ -234,7 +254,9 @@ fn finish(written: &Written, lines: &settings::Lines) -> Result<Vec<String>> {
         ));
     }
     target.link_tablespaces(small.tablespace_map.as_deref())?;
-    files::sync(target, manifest)?;
+    if !throw_away {
+        files::sync(target, manifest)?;
+    }
     target.publish_control().context("give pg_control its name")?;
     if rustix::process::geteuid().is_root() {
         warnings.push(format!(

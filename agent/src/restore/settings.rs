@@ -11,7 +11,7 @@ use walkeep_core::plan::RestorePlan;
 use walkeep_core::target::{RecoverySettings, quote_conf};
 
 use super::Options;
-use super::conf::{Conf, DATA_DIRECTORY, overrule_data_directory, setting};
+use super::conf::{Conf, DATA_DIRECTORY, line, overrule_data_directory, setting};
 use super::target_dir::Target;
 use crate::durable;
 
@@ -91,6 +91,22 @@ pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
     durable::write_file(&path, &text, mode)?;
     durable::write_file(&target.data.join("recovery.signal"), b"", mode)?;
     Ok(warnings)
+}
+
+/// Writes the lines and the signal, and nothing of what the original had in `postgresql.auto.conf`: for a server that reads no other file of the
+/// original's configuration either. Answers which libraries the original loads at its start, as far as files of the backup tell.
+pub fn write_only(target: &Target, lines: &Lines) -> Result<Vec<String>> {
+    let preloaded = "shared_preload_libraries";
+    let own = read_if_there(&target.data.join(AUTO_CONF))?.unwrap_or_default();
+    let of_auto = own.split(|byte| *byte == b'\n').filter_map(line).rfind(|(name, _)| name == preloaded).map(|(_, value)| value);
+    let of_conf = || Conf::read(&target.data).and_then(|conf| conf.get(preloaded).map(|setting| setting.value.clone()));
+    let libraries = of_auto.or_else(of_conf).filter(|libraries| !libraries.is_empty());
+    let text = lines.0.join("\n") + "\n";
+    durable::write_file(&target.data.join(AUTO_CONF), text.as_bytes(), durable::PRIVATE_FILE)?;
+    durable::write_file(&target.data.join("recovery.signal"), b"", durable::PRIVATE_FILE)?;
+    let warning =
+        |libraries| format!("the original loads {libraries} at its start (shared_preload_libraries); the scratch server does not");
+    Ok(libraries.map(warning).into_iter().collect())
 }
 
 /// Lines for `hba_file` and `ident_file` where they name the original's file of which the copy has its own. Files elsewhere are the operator's: who may

@@ -85,7 +85,7 @@ impl Target {
     pub fn check(&self, layout: &Layout, headroom: u64) -> Result<()> {
         check_empty(&self.data, None)?;
         let outside: u64 = layout.outside.values().sum();
-        let mut needs = vec![(&self.data, layout.bytes.saturating_sub(outside).saturating_add(headroom))];
+        let mut needs = vec![(&self.data, layout.written.saturating_sub(outside).saturating_add(headroom))];
         for space in &self.tablespaces {
             check_empty(&space.new, Some("choose another place for it with --tablespace OLD=NEW"))?;
             needs.push((&space.new, layout.outside.get(&space.oid).copied().unwrap_or_default()));

@@ -13,6 +13,7 @@ use super::within;
 use crate::cli::output;
 use crate::config::{Config, Selection};
 use crate::durable;
+use crate::scratch_server::newest_installed;
 
 /// The temporary folder and what is in it.
 pub struct Stage {
@@ -31,7 +32,7 @@ impl Stage {
         }
         let pg_bin = match pg_bin {
             Some(folder) => folder,
-            None => newest_postgresql()
+            None => newest_installed()
                 .context("no PostgreSQL in /usr/lib/postgresql: install one, or name its programs' folder with --pg-bin")?,
         };
         // Short, since a socket's path has at most 107 bytes.
@@ -156,11 +157,4 @@ impl Agent {
         ensure!(status.success(), "the agent ended with {status}");
         Ok(())
     }
-}
-
-fn newest_postgresql() -> Option<PathBuf> {
-    let entries = std::fs::read_dir("/usr/lib/postgresql").ok()?;
-    let version = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
-    let versions = entries.flatten().filter_map(version).filter(|version| walkeep_core::MajorVersion::new(*version).is_supported());
-    versions.max().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")))
 }

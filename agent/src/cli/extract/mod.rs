@@ -1,0 +1,294 @@
+//! `walkeep extract`: tables, or the rows of a query, out of a moment of the past, beside the running server.
+
+mod account;
+mod show;
+
+use std::ffi::OsStr;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, ValueEnum};
+use walkeep_core::plan::RestorePlan;
+
+use super::failure::Failure;
+use super::restore::restore_command;
+use super::target::TargetArgs;
+use super::{Global, output, plan, setup};
+use crate::config::Config;
+use crate::extract::{self, Format, Options, Output, Refused, Report, TableName, Target, Wanted};
+use crate::postgres::without_password;
+use crate::restore;
+use crate::scratch_server::{self, NotFound, Place, Programs};
+
+/// Arguments of `walkeep extract`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep extract --table public.orders --at '2026-11-20 14:30:00+01' --into 'host=/run/postgresql dbname=shop'
+  walkeep extract --table orders --lsn 16/B374D848 --exclusive --database shop --out orders.dump
+  walkeep extract --schema shop --at '2026-11-20 14:30:00+01' --as shop_before --into 'host=/run/postgresql dbname=shop'
+  walkeep extract --query 'SELECT * FROM orders WHERE id < 100' --xid 4711 --exclusive --out orders.csv
+
+The running server is not touched: a throw-away server is started on a restored copy, in a private folder that is removed
+at the end. It listens on a socket in there only, and archives nothing. Everything that goes into the server of --into goes
+in one transaction. A password belongs into PGPASSWORD or a password file rather than into --into.")]
+pub struct ExtractArgs {
+    /// A table, as in orders, shop.orders or '\"Shop\".\"Orders\"'; may be given several times
+    #[arg(long, value_name = "[S.]T", required_unless_present_any = ["schema", "query"])]
+    table: Vec<String>,
+    /// All tables of a schema; may be given several times
+    #[arg(long, value_name = "S")]
+    schema: Vec<String>,
+    /// The rows of a query, as CSV with a header
+    #[arg(long, value_name = "SQL", conflicts_with_all = ["table", "schema", "into", "as_schema", "without_foreign_keys", "no_owner", "format"])]
+    query: Option<String>,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// The server that gets the tables: a libpq connection string or URL
+    #[arg(long, value_name = "DSN", required_unless_present = "out", conflicts_with = "out")]
+    into: Option<String>,
+    /// The file to write: NAME.dump for pg_restore, NAME.sql, or - for standard output; CSV for a query
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How FILE is written, if its name does not say
+    #[arg(long, value_enum, conflicts_with = "into")]
+    format: Option<FormatArg>,
+    /// The database that has them [default: the one of the configuration's connection, else the only one that has them]
+    #[arg(long, value_name = "NAME")]
+    database: Option<String>,
+    /// Put the tables into this schema instead of their own
+    #[arg(long = "as", value_name = "SCHEMA")]
+    as_schema: Option<String>,
+    /// Drop tables of these names in the server of --into, or overwrite FILE
+    #[arg(long)]
+    replace: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Leave foreign keys out
+    #[arg(long)]
+    without_foreign_keys: bool,
+    /// Leave owners and rights out
+    #[arg(long)]
+    no_owner: bool,
+    /// A folder with PostgreSQL's programs (postgres, pg_dump, psql); may be given several times
+    #[arg(long, value_name = "DIR", env = "WALKEEP_PG_BIN", value_delimiter = ':')]
+    bin_dir: Vec<PathBuf>,
+    /// The folder in which the throw-away server gets a folder of its own [default: the one with the spool, or the system's for temporary files]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Restore the files of every database, not only of the one that is asked for
+    #[arg(long)]
+    everything: bool,
+    /// Files read at the same time
+    #[arg(long, default_value_t = 8)]
+    parallel: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatArg {
+    /// SQL
+    Plain,
+    /// For pg_restore
+    Custom,
+}
+
+/// Arguments of the process that removes a scratch folder after its starter's death.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// The folder
+    folder: PathBuf,
+}
+
+/// Waits for the end of standard input and removes the folder, if that is still there.
+pub fn watch(args: &WatchArgs) -> Result<(), Failure> {
+    Ok(scratch_server::watch(&args.folder, &mut std::io::stdin().lock())?)
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: ExtractArgs) -> Result<(), Failure> {
+    args.target.check().map_err(Failure::usage)?;
+    let began = Instant::now();
+    let (wanted, output) = (args.wanted().map_err(Failure::usage)?, args.output().map_err(Failure::usage)?);
+    if let Output::File { path, .. } = &output
+        && path.exists()
+        && !args.replace
+    {
+        return Err(Failure::refused(format!("{} exists; nothing was done", path.display())).hint("--replace overwrites it"));
+    }
+    let config = setup::config(global)?;
+    if rustix::process::geteuid().is_root() {
+        return account::go_on_as_server_account(&config);
+    }
+    confirm(&args)?;
+    let stop = setup::stop_on_signals()?;
+    let target = match &output {
+        Output::Into(text) => {
+            Some(Target::connect(text.reveal(), &wanted, args.as_schema.as_deref(), args.replace).await.map_err(failure)?)
+        }
+        _ => None,
+    };
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let planned = plan::make(&repository, &config.cluster, &args.target).await;
+    if args.json {
+        planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;
+    }
+    let plan = planned?;
+    let planned_in = began.elapsed().as_secs_f64();
+    let options = args.options(&config, &plan, wanted, output)?;
+    // Standard output is for the rows, or for JSON.
+    let shown = show::Shown::new(!args.json && !matches!(options.output, Output::Stdout));
+    shown.plan(&plan);
+    let parent = parent(args.scratch.as_deref(), &config, &plan);
+    let (place, removed) = Place::make(&parent, &format!("walkeep extract of cluster {}", config.cluster.name))?;
+    for path in removed {
+        output::tell!("removed {}, which an extract that was killed had left", path.display());
+    }
+    let watch = |told: extract::Told<'_>| shown.told(&told);
+    let extracted = tokio::select! {
+        done = extract::extract(repository, &plan, &options, target.as_ref(), &place, &watch, &stop) => done,
+        () = stop.cancelled() => Err(anyhow!("cancelled")),
+    };
+    shown.finish();
+    if let Some(target) = &target {
+        target.settle().await;
+    }
+    let closing = Instant::now();
+    let closed = tokio::task::spawn_blocking(|| place.close()).await.context("remove the scratch folder")?;
+    let mut report = extracted.map_err(failure)?;
+    closed?;
+    report.steps.push(extract::Step { step: "remove", seconds: closing.elapsed().as_secs_f64() });
+    report.steps.insert(0, extract::Step { step: "plan", seconds: planned_in });
+    finish(&args, &shown, &plan, &report, began)
+}
+
+fn finish(args: &ExtractArgs, shown: &show::Shown, plan: &RestorePlan, report: &Report, began: Instant) -> Result<(), Failure> {
+    let seconds = began.elapsed().as_secs_f64();
+    if args.into.as_ref().is_some_and(|text| without_password(text, &[]).is_ok_and(|(_, password)| password.is_some())) {
+        output::tell!(
+            "warning: while this ran, other users of this host could read the password in --into: use PGPASSWORD or a password file"
+        );
+    }
+    if args.json {
+        output::json(&show::Json::new(plan, report, seconds))?;
+    } else {
+        shown.report(report, seconds);
+    }
+    Ok(())
+}
+
+impl ExtractArgs {
+    fn wanted(&self) -> Result<Wanted> {
+        if let Some(query) = &self.query {
+            return Ok(Wanted::Query(query.clone()));
+        }
+        let tables = self.table.iter().map(|name| TableName::parse(name)).collect::<Result<_>>()?;
+        Ok(Wanted::Tables { tables, schemas: self.schema.clone() })
+    }
+
+    fn output(&self) -> Result<Output> {
+        if let Some(text) = &self.into {
+            return Ok(Output::Into(text.clone().into()));
+        }
+        let path = self.out.as_deref().context("--into or --out is needed")?;
+        if path == Path::new("-") {
+            anyhow::ensure!(!self.json, "--json and --out - both need standard output");
+            anyhow::ensure!(!matches!(self.format, Some(FormatArg::Custom)), "--out - writes SQL; name a file for another format");
+            return Ok(Output::Stdout);
+        }
+        let by_name = match path.extension().and_then(OsStr::to_str) {
+            Some("dump") => Some(Format::Custom),
+            Some("sql") => Some(Format::Plain),
+            _ => None,
+        };
+        let asked = self.format.map(|format| match format {
+            FormatArg::Plain => Format::Plain,
+            FormatArg::Custom => Format::Custom,
+        });
+        let csv = self.query.is_some().then_some(Format::Plain);
+        let unclear = || format!("{}: name the file NAME.dump or NAME.sql, or say --format", path.display());
+        let format = asked.or(by_name).or(csv).with_context(unclear)?;
+        Ok(Output::File { path: std::path::absolute(path)?, format })
+    }
+
+    fn options(&self, config: &Config, plan: &RestorePlan, wanted: Wanted, output: Output) -> Result<Options, Failure> {
+        let programs = Programs::new(plan.backup.major_version, &self.bin_dir, config.cluster.data_directory.as_deref());
+        let missing = |error: NotFound| {
+            let hint = error.hint();
+            Failure::refused(error.to_string()).hint(hint)
+        };
+        let clients = match &wanted {
+            Wanted::Query(_) => None,
+            Wanted::Tables { .. } => Some(programs.clients().map_err(missing)?),
+        };
+        Ok(Options {
+            wanted,
+            database: self.database.clone(),
+            usual_database: setup::connection(&config.cluster)?.dbname().to_owned(),
+            output,
+            replace: self.replace,
+            schema: self.as_schema.clone(),
+            without_foreign_keys: self.without_foreign_keys,
+            owners: !self.no_owner,
+            everything: self.everything,
+            parallelism: self.parallel.clamp(1, 64),
+            restore_command: restore_command(config)?,
+            postgres: programs.postgres().map_err(missing)?,
+            clients,
+        })
+    }
+}
+
+/// What drops tables asks first.
+fn confirm(args: &ExtractArgs) -> Result<(), Failure> {
+    if !args.replace || args.into.is_none() || args.yes {
+        return Ok(());
+    }
+    let question = "tables of these names in the database of --into are dropped and made anew, in one transaction";
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::refused(question).hint("--yes says that this is wanted"));
+    }
+    output::error_line(format_args!("{question}. Go on? [y/N] "));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    let yes = ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
+    if yes { Ok(()) } else { Err(Failure::refused("not wanted; nothing was done")) }
+}
+
+/// Where the scratch folder is made: where it was said, else beside the spool, where the agent may write too, or among the system's temporary files;
+/// the first with room for the whole backup, or the one with the most room.
+fn parent(named: Option<&Path>, config: &Config, plan: &RestorePlan) -> PathBuf {
+    if let Some(named) = named {
+        return std::path::absolute(named).unwrap_or_else(|_| named.to_owned());
+    }
+    let beside = config.cluster.spool.parent().map(Path::to_owned);
+    let places: Vec<_> = beside.into_iter().chain([std::env::temp_dir()]).collect();
+    let usable = places.iter().filter(|place| place.is_dir() && restore::check_directory(&place.join("walkeep-scratch")).is_ok());
+    let with_room: Vec<_> = usable.map(|place| (place, room(place))).collect();
+    let first = with_room.iter().find(|(_, room)| *room > plan.restore_bytes + (2 << 30));
+    let most = with_room.iter().max_by_key(|(_, room)| *room);
+    first.or(most).map_or_else(std::env::temp_dir, |(place, _)| (*place).clone())
+}
+
+fn room(path: &Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+fn failure(error: anyhow::Error) -> Failure {
+    let error = match error.downcast::<Refused>() {
+        Ok(Refused { reason, hint }) => {
+            return Failure { hint, ..Failure::refused(reason) };
+        }
+        Err(error) => error,
+    };
+    match error.downcast::<restore::Refusal>() {
+        Ok(refusal) => Failure::refused(refusal.to_string()),
+        Err(error) => error.into(),
+    }
+}

@@ -1,0 +1,76 @@
+//! Which databases a backup has, and who is its superuser: read out of its shared catalogs, a few small files, before anything else is.
+//!
+//! These are the files as the backup copied them: a database made or renamed since is not there, one dropped since still is, and a page may be
+//! torn. Good enough to choose what to fetch, if the choice is compared later with what the recovered server says; nothing else may rest on it.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::manifest::{EntryKind, Extent};
+use walkeep_core::partial::{BOOTSTRAP_ROLE, PG_AUTHID, PG_DATABASE, SHARED_MAP, names, relation_map};
+use walkeep_core::plan::RestorePlan;
+
+use super::layout::read_extent;
+use super::read_record;
+use crate::repository::ClusterRepository;
+
+/// A shared catalog that is larger is not looked into: half a million databases.
+const LIMIT: u64 = 64 << 20;
+
+/// What the shared catalogs of a backup say.
+#[derive(Debug, Clone, Default)]
+pub struct Shared {
+    /// OIDs and names of databases, of all row versions there are.
+    pub databases: Vec<(u32, String)>,
+    /// Names of the role that initdb made.
+    pub superusers: Vec<String>,
+    /// Where tablespaces were.
+    pub tablespaces: Vec<(u32, String)>,
+}
+
+impl Shared {
+    /// The OIDs under which a database of this name is known.
+    pub fn oids(&self, database: &str) -> Vec<u32> {
+        self.databases.iter().filter(|(_, name)| name == database).map(|(oid, _)| *oid).collect()
+    }
+}
+
+/// Reads them for the backup of `plan`. What cannot be understood is left out.
+pub async fn shared(repository: &ClusterRepository, plan: &RestorePlan, cancel: &CancellationToken) -> Result<Shared> {
+    let record = read_record(repository, plan).await?;
+    let manifest = repository.get_manifest(&record).await?;
+    let files = spawn_blocking(move || -> Result<HashMap<String, Vec<Extent>>> {
+        let mut files = HashMap::new();
+        for entry in manifest.iter()? {
+            let entry = entry?;
+            if let EntryKind::File { size, extents, .. } = entry.kind
+                && entry.path.as_str().starts_with("global/")
+                && size <= LIMIT
+            {
+                files.insert(entry.path.as_str().to_owned(), extents);
+            }
+        }
+        Ok(files)
+    });
+    let files = files.await.context("read the manifest")??;
+    let read = async |name: String| -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        for extent in files.get(&name).map(Vec::as_slice).unwrap_or_default() {
+            content.extend_from_slice(&read_extent(repository, extent, &name, cancel).await?);
+        }
+        Ok(content)
+    };
+    let map = relation_map(&read(SHARED_MAP.to_owned()).await?).unwrap_or_default();
+    let catalog = async |oid: u32| -> Result<Vec<(u32, String)>> {
+        let Some((_, number)) = map.iter().find(|(of, _)| *of == oid) else { return Ok(Vec::new()) };
+        Ok(names(&read(format!("global/{number}")).await?))
+    };
+    let superusers = catalog(PG_AUTHID).await?.into_iter().filter(|(oid, _)| *oid == BOOTSTRAP_ROLE).map(|(_, name)| name);
+    Ok(Shared {
+        superusers: superusers.collect(),
+        databases: catalog(PG_DATABASE).await?,
+        tablespaces: record.tablespaces.iter().map(|space| (space.oid, space.path.clone())).collect(),
+    })
+}
