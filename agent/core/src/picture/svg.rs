@@ -13,7 +13,7 @@ const TOP: f64 = 96.0;
 const PITCH: f64 = 58.0;
 const BAND: f64 = 14.0;
 /// Marks nearer than this are one.
-const NEAR: f64 = 13.0;
+const NEAR: f64 = 20.0;
 /// About the width of a letter of a label.
 const LETTER: f64 = 6.1;
 /// Lines in one title.
@@ -226,6 +226,7 @@ fn draw(out: &mut String, lane: &Lane, middle: f64) {
     for kind in [SpanKind::Stored, SpanKind::Recoverable, SpanKind::Missing] {
         lane.spans.iter().filter(|span| span.kind == kind).for_each(|span| band(out, lane, span, middle));
     }
+    lane.spans.iter().filter(|span| span.kind == SpanKind::Missing).for_each(|span| pointer(out, lane, span, middle));
     for (seen, left) in [(lane.more_before, x(0.0) - 12.0), (lane.more_after, x(1.0) + 6.0)] {
         if seen {
             let arrow = if left < x(0.0) { "‹" } else { "›" };
@@ -270,6 +271,16 @@ fn band(out: &mut String, lane: &Lane, span: &Span, middle: f64) {
         lane.timeline,
         span.from.lsn,
         span.to.lsn
+    );
+}
+
+/// Points at a hole from below, since marks may lie over it.
+fn pointer(out: &mut String, lane: &Lane, span: &Span, middle: f64) {
+    let (centre, top) = ((x(span.from.at) + x(span.to.at)) / 2.0, middle + BAND / 2.0 + 4.0);
+    let _ = writeln!(
+        out,
+        "<path class=\"wk-accident\" d=\"M{centre:.1} {top:.1}l5 8h-10z\"><title>timeline {}, MISSING: {} to {}</title></path>",
+        lane.timeline, span.from.lsn, span.to.lsn
     );
 }
 

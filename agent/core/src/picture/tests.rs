@@ -140,6 +140,30 @@ fn a_name_is_text_in_the_svg() {
 }
 
 #[test]
+fn a_hole_is_seen_under_a_backup_and_beside_an_accident() {
+    let missing = Point { lsn: lsn(5.0), time: None, at: 0.5 };
+    let span = |kind, from, to| Span { kind, from, to, label: String::new() };
+    let (from, to) = (Point { at: 0.0, ..missing }, Point { at: 1.0, ..missing });
+    let at = |at: f64, kind| Mark { kind, point: Point { at, ..missing }, label: String::new() };
+    let mark = |kind| at(0.5, kind);
+    let picture_of = |hole: f64, marks: Vec<Mark>| {
+        let spans = vec![span(SpanKind::Stored, from, to), span(SpanKind::Missing, missing, Point { at: hole, ..missing })];
+        let lane = Lane { timeline: tli(1), parent: None, from, to, more_before: false, more_after: false, spans, marks };
+        let axis = Picture::of(&scene(), None).expect("a picture").axis;
+        Picture { axis, lanes: vec![lane] }.text(plain(20, true)).lines().find(|line| line.starts_with("1 ")).map(str::to_owned)
+    };
+    let picture = |marks| picture_of(0.5, marks);
+    assert_eq!(picture(Vec::new()).as_deref(), Some("1 ---------.--------"));
+    assert_eq!(picture(vec![mark(MarkKind::Backup), mark(MarkKind::RestorePoint)]).as_deref(), Some("1 ---------.--------"));
+    assert_eq!(picture(vec![mark(MarkKind::Dropped)]).as_deref(), Some("1 ---------2--------"));
+    // Two columns, a mark in each.
+    let both = |one, other| picture_of(0.56, vec![mark(one), at(0.56, other)]);
+    assert_eq!(both(MarkKind::Backup, MarkKind::Backup).as_deref(), Some("1 ---------.B-------"));
+    assert_eq!(both(MarkKind::Dropped, MarkKind::Backup).as_deref(), Some("1 ---------X.-------"));
+    assert_eq!(both(MarkKind::Dropped, MarkKind::Truncated).as_deref(), Some("1 ---------2T-------"));
+}
+
+#[test]
 fn nothing_stored_is_no_picture() {
     let size = SegmentSize::new(SEGMENT).expect("a size");
     let empty = Catalog::builder("main".parse().expect("a name"), SystemIdentifier::new(7), size).build();
@@ -175,6 +199,10 @@ fn check(world: &World, entries: &[Entry], range: (u64, u64), width: usize) -> R
             }
             let colour = TextStyle { colour: true, ..plain(width, ascii) };
             prop_assert_eq!(without_colour(&picture.text(colour)), text);
+        }
+        let missing = |span: &Span| span.kind == SpanKind::Missing;
+        if picture.lanes.iter().any(|lane| lane.spans.iter().any(missing)) {
+            prop_assert!(picture.text(plain(width, true)).contains("MISSING"), "a hole is never hidden");
         }
         for lane in &picture.lanes {
             let points = lane.spans.iter().flat_map(|span| [span.from, span.to]).chain(lane.marks.iter().map(|mark| mark.point));

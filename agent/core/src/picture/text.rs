@@ -166,27 +166,22 @@ fn row(lane: &Lane, columns: usize, glyphs: Glyphs) -> Vec<Cell> {
     }
     let mut marks: Vec<Vec<&Mark>> = vec![Vec::new(); columns];
     lane.marks.iter().for_each(|mark| marks[column(mark.point.at, columns)].push(mark));
-    for (index, marks) in marks.iter().enumerate().filter(|(_, marks)| !marks.is_empty()) {
-        // A hole of one column must not vanish under a mark.
-        let is_hole = |span: &&super::Span| {
-            span.kind == SpanKind::Missing && column(span.from.at, columns) == index && column(span.to.at, columns) == index
-        };
-        let holes = lane.spans.iter().filter(is_hole).count();
-        cells[index] = match (marks.as_slice(), holes) {
-            ([mark], 0) => Cell { glyph: letter(mark.kind), paint: paint(mark.kind) },
-            _ => {
-                let accident = holes > 0 || marks.iter().any(|mark| mark.kind.is_accident());
-                let kinds_alike = holes == 0 && marks.iter().all(|mark| mark.kind == marks[0].kind);
-                let paint = if accident {
-                    Paint::Bad
-                } else if kinds_alike {
-                    paint(marks[0].kind)
-                } else {
-                    Paint::Plain
-                };
-                Cell { glyph: number(marks.len() + holes), paint }
-            }
-        };
+    for (cell, marks) in cells.iter_mut().zip(&marks).filter(|(_, marks)| !marks.is_empty()) {
+        let accident = marks.iter().any(|mark| mark.kind.is_accident());
+        let alike = marks.iter().all(|mark| mark.kind == marks[0].kind);
+        let several = if accident { Paint::Bad } else { Paint::Plain };
+        let paint = if alike { paint(marks[0].kind) } else { several };
+        *cell = Cell { glyph: if marks.len() == 1 { letter(marks[0].kind) } else { number(marks.len()) }, paint };
+    }
+    // A hole must not vanish under marks: it counts more than a backup, and as much as an accident.
+    for span in lane.spans.iter().filter(|span| span.kind == SpanKind::Missing) {
+        let hole = column(span.from.at, columns)..=column(span.to.at, columns);
+        if cells[hole.clone()].iter().any(|cell| cell.glyph == glyphs.missing) {
+            continue;
+        }
+        let free = hole.clone().find(|index| !marks[*index].iter().any(|mark| mark.kind.is_accident()));
+        let glyph = if free.is_some() { glyphs.missing } else { number(marks[*hole.start()].len() + 1) };
+        cells[free.unwrap_or(*hole.start())] = Cell { glyph, paint: Paint::Bad };
     }
     if lane.more_before && cells[0].glyph != ' ' && marks[0].is_empty() {
         cells[0].glyph = glyphs.before;
@@ -262,7 +257,9 @@ fn legend(lanes: &[Lane], rows: &[Vec<Cell>], glyphs: Glyphs) -> Vec<String> {
     ];
     // Also of those that only stand in a number.
     let there = |kind: MarkKind| lanes.iter().flat_map(|lane| &lane.marks).any(|mark| mark.kind == kind);
-    items.retain(|(glyph, _)| shown(*glyph));
+    let is_missing =
+        |glyph: char| glyph == glyphs.missing && lanes.iter().flat_map(|lane| &lane.spans).any(|span| span.kind == SpanKind::Missing);
+    items.retain(|(glyph, _)| shown(*glyph) || is_missing(*glyph));
     items.extend(marks.into_iter().filter(|(kind, _)| there(*kind)).map(|(kind, word)| (letter(kind), word)));
     let mut words: Vec<String> = items.into_iter().map(|(glyph, word)| format!("{glyph} {word}")).collect();
     let several = |cell: &Cell| cell.glyph.is_ascii_digit() || cell.glyph == '*';
