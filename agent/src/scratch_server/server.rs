@@ -91,6 +91,8 @@ impl Settings {
         lines.push(format!("max_wal_size = '{}MB'", (4 * mib).max(1024)));
         if self.major.get() >= 15 {
             lines.push("log_startup_progress_interval = '10s'".to_owned());
+            // Recovery of a backup that has one wants it.
+            lines.push("allow_in_place_tablespaces = on".to_owned());
         }
         if self.major.get() >= 17 {
             lines.push("event_triggers = off".to_owned());
