@@ -18,7 +18,7 @@ use crate::lsn::Lsn;
 use crate::record::{Content, Record, TransactionEnd};
 use crate::time::PgTimestamp;
 
-pub use entry::{DroppedFile, Edge, Entry, Happening, RelationFile, Window};
+pub use entry::{DroppedFile, Edge, Entry, Happening, Move, RelationFile, Window};
 pub use rate::Minute;
 
 use notes::Notes;
@@ -48,6 +48,7 @@ pub struct Journal {
     limits: Limits,
     notes: Notes,
     entries: Vec<Entry>,
+    moves: Vec<Move>,
     /// Entries and files named in them.
     named: usize,
     left_out: u64,
@@ -63,6 +64,9 @@ pub struct Journal {
 pub struct Summary {
     /// What happened, in LSN order.
     pub entries: Vec<Entry>,
+    /// Relations that got other files, in LSN order, in all that was read: they carry a relation's name from one number to the next. Bounded
+    /// as notes are.
+    pub moves: Vec<Move>,
     /// Entries for which there was no room.
     pub left_out: u64,
     /// Transactions that were not followed since too many were open: what they removed is unclear.
@@ -81,6 +85,7 @@ impl Journal {
             limits,
             notes: Notes::new(limits.notes),
             entries: Vec::new(),
+            moves: Vec::new(),
             named: 0,
             left_out: 0,
             minutes: BTreeMap::new(),
@@ -149,7 +154,7 @@ impl Journal {
         self.entries.sort_by_key(|entry| entry.lsn);
         let minutes = self.minutes.into_values().collect();
         let (left_out, checkpoints) = (self.left_out, self.checkpoints);
-        Summary { entries: self.entries, left_out, not_followed: self.notes.not_followed(), minutes, checkpoints }
+        Summary { entries: self.entries, moves: self.moves, left_out, not_followed: self.notes.not_followed(), minutes, checkpoints }
     }
 
     fn end(&mut self, record: &Record<'_>, end: &TransactionEnd<'_>, committed: bool) {
@@ -167,6 +172,9 @@ impl Journal {
         }
         if committed && !end.dropped_files.is_empty() {
             let removed: Vec<_> = end.dropped_files.iter().collect();
+            let room = self.limits.notes.saturating_sub(self.moves.len());
+            let moved = removal::moves(&note, &removed).into_iter().take(room);
+            self.moves.extend(moved.map(|(old, new)| Move { lsn: record.start, old: old.into(), new: new.into() }));
             if let Some(what) = removal::judge(&note, &removed) {
                 self.add(record, time, xid, what);
             }

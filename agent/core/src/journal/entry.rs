@@ -103,7 +103,8 @@ pub enum Happening {
         /// Whether the transaction committed.
         committed: bool,
     },
-    /// `DROP DATABASE`. The record itself removes the files at replay, so it is its position that stands in the entry, not the commit's.
+    /// `DROP DATABASE`. The record itself removes the files at replay, so it is its position that stands in the entry, not the commit's; and
+    /// where the server marked the database as one that is being dropped before, after which nobody can connect to it, that record's.
     DatabaseDropped {
         /// The database.
         database: Oid,
@@ -170,4 +171,15 @@ pub struct DroppedFile {
     /// Whether the relation had a row type and an array type, as tables and materialized views do, and indexes, sequences and TOAST tables
     /// do not. `None` where the WAL does not tell.
     pub table: Option<bool>,
+}
+
+/// A relation got other files: it was rewritten or truncated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Move {
+    /// Where the transaction's commit record begins.
+    pub lsn: Lsn,
+    /// The files it had.
+    pub old: RelationFile,
+    /// The files it has from then on.
+    pub new: RelationFile,
 }

@@ -5,15 +5,21 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::identity::MajorVersion;
 use crate::lsn::Lsn;
 use crate::record::{Content, Fork, HeapOperation, Oid, Record, RelFileLocator, ResourceManager, TupleId};
 
 use super::entry::Happening;
 
-/// OIDs of the catalogs followed, both mapped: their files are named by the relation map, and by their OID until they are rewritten.
+/// OIDs of the catalogs followed, all mapped: their files are named by the relation map, and by their OID until they are rewritten.
 const PG_CLASS: Oid = 1259;
 const PG_TYPE: Oid = 1247;
+const PG_DATABASE: Oid = 1262;
 const HEAP2: u8 = 9;
+/// More rows of `pg_database` are not kept.
+const MARKED: usize = 10_000;
+/// `DATCONNLIMIT_INVALID_DB` of `pg_database.h`.
+const INVALID_DATABASE: i32 = -2;
 
 /// A catalog whose rows are followed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -22,6 +28,8 @@ pub(super) enum Followed {
     Class,
     /// A row for each type, the row types of tables among them.
     Type,
+    /// A row for each database; shared by all.
+    Database,
 }
 
 /// What a transaction did.
@@ -38,6 +46,8 @@ pub(super) enum Step {
     },
     /// It gave mapped relations other files: it rewrote a catalog.
     Remapped,
+    /// It deleted a database's row, which was marked as of a database that is being dropped before, there.
+    DatabaseMarked(Lsn),
     DatabaseCreated {
         database: Oid,
         tablespace: Oid,
@@ -81,9 +91,10 @@ impl Note {
     pub(super) fn databases(&self, committed: bool) -> Vec<(Lsn, Lsn, Happening)> {
         let made = |step: &(Lsn, Step)| if let Step::DatabaseCreated { database, .. } = step.1 { Some(database) } else { None };
         let made: HashSet<Oid> = self.steps.iter().filter_map(made).collect();
-        let mut all = Vec::new();
+        let (mut all, mut marked) = (Vec::new(), None);
         for (lsn, step) in &self.steps {
             match step {
+                Step::DatabaseMarked(lsn) => marked = Some(*lsn),
                 Step::DatabaseCreated { database, tablespace, end } => {
                     all.push((*lsn, *end, Happening::DatabaseCreated { database: *database, tablespace: *tablespace, committed }));
                 }
@@ -93,7 +104,7 @@ impl Note {
                         true => Happening::DatabaseMoved { database, tablespaces, committed },
                         false => Happening::DatabaseDropped { database, tablespaces, committed },
                     };
-                    all.push((*lsn, *end, what));
+                    all.push((marked.take().unwrap_or(*lsn), *end, what));
                 }
                 _ => {}
             }
@@ -113,6 +124,8 @@ pub(super) struct Notes {
     /// New files of open transactions, and whose they are.
     watched: HashMap<RelFileLocator, u32>,
     mapped: HashMap<(Oid, Followed), u32>,
+    /// Rows of `pg_database` that were changed where they lie, and whether that is known to mark them.
+    marked: HashMap<TupleId, (Lsn, Option<bool>)>,
     /// All transactions from this one on began where it was seen.
     seen_from: Option<u32>,
     not_followed: u64,
@@ -127,6 +140,7 @@ impl Notes {
             prepared: HashSet::new(),
             watched: HashMap::new(),
             mapped: HashMap::new(),
+            marked: HashMap::new(),
             seen_from: None,
             not_followed: 0,
         }
@@ -143,6 +157,7 @@ impl Notes {
                 let catalog = match mapping.relation {
                     PG_CLASS => Followed::Class,
                     PG_TYPE => Followed::Type,
+                    PG_DATABASE => Followed::Database,
                     _ => continue,
                 };
                 self.mapped.insert((map.database, catalog), mapping.number);
@@ -161,6 +176,8 @@ impl Notes {
         if !self.watched.is_empty() {
             self.watch(record);
         }
+        // The transaction may have no number yet.
+        self.mark(record);
         let xid = record.xid;
         if xid == 0 {
             return;
@@ -252,6 +269,31 @@ impl Notes {
         }
     }
 
+    /// Since its minor releases of 2023 PostgreSQL marks the row of a database that is being dropped, so that nobody connects any more, before it
+    /// deletes the row and removes the files: behind the mark the database is of no use. VACUUM changes the row in place too.
+    fn mark(&mut self, record: &Record<'_>) {
+        if record.resource_manager != ResourceManager::HEAP {
+            return;
+        }
+        let Some(change) = record.heap_change().filter(|change| change.operation == HeapOperation::Inplace) else { return };
+        let Some(row) = change.old.filter(|_| self.is_of_databases(change.relation)) else { return };
+        if self.marked.len() >= MARKED {
+            self.marked.clear();
+        }
+        self.marked.insert(row, (record.start, connection_limit(change.row, record.version).map(|limit| limit == INVALID_DATABASE)));
+    }
+
+    fn is_of_databases(&self, file: RelFileLocator) -> bool {
+        file.database == 0 && file.number == self.mapped.get(&(0, Followed::Database)).copied().unwrap_or(PG_DATABASE)
+    }
+
+    /// Where the row of a database that is deleted at `lsn` was marked. Where only an image of the page tells, it is the change just before.
+    fn marked_at(&self, row: TupleId, lsn: Lsn) -> Option<Lsn> {
+        const JUST_BEFORE: u64 = 16 << 20;
+        let (at, is_mark) = self.marked.get(&row).copied()?;
+        is_mark.unwrap_or(lsn.bytes_since(at) <= JUST_BEFORE).then_some(at)
+    }
+
     fn step(&self, record: &Record<'_>) -> Option<Step> {
         match record.content() {
             Content::FileCreated(created) => Some(Step::Created(created.relation)),
@@ -265,6 +307,9 @@ impl Notes {
             }
             _ => {
                 let change = record.heap_change().filter(|change| change.operation != HeapOperation::Inplace)?;
+                if change.operation == HeapOperation::Delete && self.is_of_databases(change.relation) {
+                    return change.old.and_then(|row| self.marked_at(row, record.start)).map(Step::DatabaseMarked);
+                }
                 let (database, number) = (change.relation.database, change.relation.number);
                 let file = |catalog, oid| self.mapped.get(&(database, catalog)).copied().unwrap_or(oid);
                 let catalog = match number {
@@ -277,4 +322,11 @@ impl Notes {
             }
         }
     }
+}
+
+/// `datconnlimit` of a row of `pg_database` as a change in place holds it, from its first column on; `None` where only the page's image has it.
+fn connection_limit(row: &[u8], version: MajorVersion) -> Option<i32> {
+    // Behind oid, datname, datdba and encoding: until 14 collation and type as names, then flags.
+    let at = if version.get() >= 15 { 80 } else { 208 };
+    row.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_le_bytes)
 }

@@ -28,8 +28,8 @@ enum Cause {
     Dropped { table: bool },
     /// Their relation has these from here on.
     Replaced { new: RelFileLocator },
-    /// They were the transaction's own, or those of a relation that has the transaction's own now.
-    Own,
+    /// They were the transaction's own, or those of a relation that has the transaction's own now: these, if that is seen.
+    Own { new: Option<RelFileLocator> },
 }
 
 /// A row of `pg_class`, as far as the transaction touched it.
@@ -37,8 +37,8 @@ enum Cause {
 struct Row {
     /// Whether it was there before.
     before: bool,
-    /// Whether it was added with files that the WAL tells of.
-    with_files: bool,
+    /// The files it was added with, if the WAL tells of them.
+    files: Option<RelFileLocator>,
     /// The cause that took the files it had before.
     replaced: Option<usize>,
 }
@@ -49,13 +49,13 @@ pub(super) fn judge(note: &Note, files: &[RelFileLocator]) -> Option<Happening> 
     let created = note.created();
     let remapped = note.steps.iter().any(|(_, step)| matches!(step, Step::Remapped));
     // A rewritten catalog's own rows have moved, so that they cannot be followed; nobody drops tables in the same transaction.
-    let matched = if remapped { Some(vec![Cause::Own; files.len()]) } else { matching(note, &causes(note), files) };
+    let matched = if remapped { Some(vec![Cause::Own { new: None }; files.len()]) } else { matching(note, &causes(note), files) };
     for (position, file) in files.iter().rev().enumerate() {
         match matched.as_ref().map(|causes| causes[position]) {
             _ if created.contains(file) => {}
             Some(Cause::Dropped { table }) => dropped.push(DroppedFile { file: (*file).into(), table: Some(table) }),
             Some(Cause::Replaced { new }) if is_truncation(note, *file, new) => truncated.push((*file).into()),
-            Some(Cause::Replaced { .. } | Cause::Own) => rewritten += 1,
+            Some(Cause::Replaced { .. } | Cause::Own { .. }) => rewritten += 1,
             None => unclear.push((*file).into()),
         }
     }
@@ -65,6 +65,16 @@ pub(super) fn judge(note: &Note, files: &[RelFileLocator]) -> Option<Happening> 
     }
     let nothing = dropped.is_empty() && truncated.is_empty() && unclear.is_empty();
     (!nothing).then_some(Happening::Removed { dropped, truncated, unclear, rewritten })
+}
+
+/// Which files took the place of which: the relations that were rewritten, or truncated, and are still there.
+pub(super) fn moves(note: &Note, files: &[RelFileLocator]) -> Vec<(RelFileLocator, RelFileLocator)> {
+    let matched = matching(note, &causes(note), files).unwrap_or_default();
+    let pair = |(file, cause): (&RelFileLocator, Cause)| match cause {
+        Cause::Replaced { new } | Cause::Own { new: Some(new) } if new != *file => Some((*file, new)),
+        _ => None,
+    };
+    files.iter().rev().zip(matched).filter_map(pair).collect()
 }
 
 /// A table's new files are empty, or its own code was the first to write there: an index and a sequence get a page at once, and what is
@@ -97,7 +107,7 @@ fn matching(note: &Note, causes: &[Cause], files: &[RelFileLocator]) -> Option<V
         return Some(others);
     }
     let rewrites_only = others.len() == causes.len() && !others.iter().any(|cause| matches!(cause, Cause::Replaced { .. }));
-    rewrites_only.then(|| vec![Cause::Own; files.len()])
+    rewrites_only.then(|| vec![Cause::Own { new: None }; files.len()])
 }
 
 /// Why files may go, in the order in which the transaction said so.
@@ -119,11 +129,11 @@ fn causes(note: &Note) -> Vec<Cause> {
                 }
             }
             Step::Row { catalog: Followed::Class, database, old, new } => {
-                let existing = Row { before: true, with_files: true, replaced: None };
+                let existing = Row { before: true, files: None, replaced: None };
                 let taken = old.map(|old| rows.remove(&(database, old)).unwrap_or(existing));
                 match (taken, new) {
                     (None, Some(new)) => {
-                        let row = Row { before: false, with_files: made.take().is_some(), replaced: None };
+                        let row = Row { before: false, files: made.take(), replaced: None };
                         rows.insert((database, new), row);
                     }
                     (Some(mut row), Some(new)) => {
@@ -133,7 +143,7 @@ fn causes(note: &Note) -> Vec<Cause> {
                                     row.replaced = Some(causes.len());
                                     causes.push(Cause::Replaced { new: new_files });
                                 }
-                                _ => causes.push(Cause::Own),
+                                _ => causes.push(Cause::Own { new: Some(new_files) }),
                             }
                         }
                         rows.insert((database, new), row);
@@ -144,17 +154,21 @@ fn causes(note: &Note) -> Vec<Cause> {
                             // Truncated, then dropped: it is the old files that were lost with it.
                             Row { before: true, replaced: Some(cause), .. } => {
                                 causes[cause] = dropped;
-                                causes.push(Cause::Own);
+                                causes.push(Cause::Own { new: None });
                             }
                             Row { before: true, .. } => causes.push(dropped),
-                            Row { with_files: true, .. } => causes.push(Cause::Own),
-                            Row { .. } => {}
+                            Row { files: Some(new), .. } => causes.push(Cause::Own { new: Some(new) }),
+                            Row { files: None, .. } => {}
                         }
                     }
                     (None, None) => {}
                 }
             }
-            Step::Remapped | Step::DatabaseCreated { .. } | Step::DatabaseDropped { .. } => {}
+            Step::Row { catalog: Followed::Database, .. }
+            | Step::Remapped
+            | Step::DatabaseMarked(_)
+            | Step::DatabaseCreated { .. }
+            | Step::DatabaseDropped { .. } => {}
         }
     }
     causes

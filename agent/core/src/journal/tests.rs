@@ -6,7 +6,7 @@ use crate::record::{RelFileLocator, TupleId};
 
 use super::entry::{Happening, Window};
 use super::notes::{Followed, Note, Step};
-use super::removal::judge;
+use super::removal::{judge, moves};
 use super::{Edge, PgTimestamp};
 
 const BEFORE: u16 = 1;
@@ -92,6 +92,45 @@ fn a_transient_relation_is_a_rewrite() {
     // With a drop in the same transaction both are told apart by their order.
     let both = [vec![class(Some(2), None)], steps].concat();
     assert_eq!(verdict(&note(both), &[10, 20]), Some((vec![20], vec![], vec![], 1)));
+}
+
+/// From old files to new ones, by number.
+fn moved(steps: Vec<Step>, files: &[u32]) -> Vec<(u32, u32)> {
+    let files: Vec<_> = files.iter().copied().map(file).collect();
+    moves(&note(steps), &files).iter().map(|(old, new)| (old.number, new.number)).collect()
+}
+
+#[test]
+fn a_relation_is_followed_to_its_new_files() {
+    // VACUUM FULL of one table, TRUNCATE of another, and one dropped.
+    let steps = vec![
+        Step::Created(file(11)),
+        class(None, Some(5)),
+        class(Some(5), Some(6)),
+        class(Some(BEFORE), Some(7)),
+        class(Some(6), None),
+        Step::Created(file(21)),
+        class(Some(2), Some(8)),
+        class(Some(3), None),
+    ];
+    assert_eq!(moved(steps, &[30, 20, 10]), [(10, 11), (20, 21)]);
+    // Truncated twice: from file to file.
+    let twice = vec![Step::Created(file(11)), class(Some(BEFORE), Some(5)), Step::Created(file(12)), class(Some(5), Some(6))];
+    assert_eq!(moved(twice, &[11, 10]), [(10, 11), (11, 12)]);
+    // What came and went has moved nowhere, and what cannot be told apart either.
+    assert_eq!(moved(vec![Step::Created(file(11)), class(None, Some(5)), class(Some(5), None)], &[11]), []);
+    assert_eq!(moved(vec![class(Some(1), None), class(Some(2), None), Step::Created(file(11)), class(Some(3), Some(5))], &[20, 10]), []);
+}
+
+#[test]
+fn a_dropped_database_is_before_its_mark() {
+    let dropped = |steps: Vec<(u64, Step)>| {
+        let steps = steps.into_iter().map(|(lsn, step)| (Lsn::new(lsn), step)).collect();
+        Note { steps, ..Note::default() }.databases(true)[0].0.get()
+    };
+    let drop = || (80, Step::DatabaseDropped { database: 9, tablespaces: vec![1663], end: Lsn::new(88) });
+    assert_eq!(dropped(vec![drop()]), 80);
+    assert_eq!(dropped(vec![(48, Step::DatabaseMarked(Lsn::new(40))), drop()]), 40);
 }
 
 #[test]
