@@ -176,6 +176,15 @@ pub struct GapName {
     pub to: Lsn,
 }
 
+/// A catalog snapshot's name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SnapshotName {
+    /// The timeline the server was on.
+    pub timeline: TimelineId,
+    /// Where its WAL stood when the snapshot began.
+    pub lsn: Lsn,
+}
+
 /// What lies below `<cluster>/<system identifier>/`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ObjectName {
@@ -202,6 +211,8 @@ pub enum ObjectName {
     Lease(LeaseName),
     /// The note that a gap was filled.
     GapClosing(GapName),
+    /// What relations were called.
+    Names(SnapshotName),
 }
 
 /// The keys of one cluster identity.
@@ -243,6 +254,7 @@ impl ClusterLayout {
             ObjectName::GapClosing(gap) => {
                 format!("{root}gaps/{}-{:016X}-{:016X}.closed.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
             }
+            ObjectName::Names(names) => format!("{}{}/{:016X}.zst", self.names_prefix(), names.timeline.hex(), names.lsn.get()),
         }
     }
 
@@ -291,6 +303,11 @@ impl ClusterLayout {
         format!("{}leases/", self.root)
     }
 
+    /// The catalog snapshots.
+    pub fn names_prefix(&self) -> String {
+        format!("{}names/", self.root)
+    }
+
     /// What the object at `key` is; `None` if Walkeep did not put it there.
     pub fn parse(&self, key: &str) -> Option<ObjectName> {
         let name = parse_below_root(key.strip_prefix(&self.root)?)?;
@@ -321,6 +338,11 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
         "leases" => {
             let (timeline, epoch) = rest.strip_suffix(".json")?.split_once('/')?;
             Some(ObjectName::Lease(LeaseName { timeline: TimelineId::parse_hex(timeline)?, epoch: parse_hex8(epoch)? }))
+        }
+        "names" => {
+            let (timeline, lsn) = rest.strip_suffix(".zst")?.split_once('/')?;
+            let lsn = u64::from_str_radix(lsn, 16).ok().map(Lsn::new)?;
+            Some(ObjectName::Names(SnapshotName { timeline: TimelineId::parse_hex(timeline)?, lsn }))
         }
         _ => None,
     }
@@ -388,6 +410,10 @@ mod tests {
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),
             (ObjectName::GapClosing(gap), "gaps/00000001-0000000003000000-0000000104000000.closed.json"),
+            (
+                ObjectName::Names(SnapshotName { timeline: TimelineId::FIRST, lsn: Lsn::new(0x300_00D8) }),
+                "names/00000001/00000000030000D8.zst",
+            ),
         ]
     }
 

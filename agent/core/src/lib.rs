@@ -19,6 +19,7 @@ mod le;
 pub mod lease;
 pub mod lsn;
 pub mod manifest;
+pub mod names;
 pub mod page;
 pub mod parts;
 pub mod plan;
