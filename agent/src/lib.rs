@@ -18,6 +18,7 @@ pub mod http;
 pub mod journal;
 pub mod logging;
 pub mod metrics;
+pub mod names;
 pub mod planning;
 pub mod postgres;
 pub mod progress;

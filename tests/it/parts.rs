@@ -59,7 +59,10 @@ fn parts_are_few_and_go() {
     let puts = proxy.count(&When::put().path(".parts/"));
     eprintln!("{puts} parts of {stored} bytes for 60 commits");
     assert!(puts >= 50, "{puts}: each commit was waited for");
-    assert_eq!(proxy.count(&When::list()), 0, "nothing is listed on the way in");
+    // The first catalog snapshot of an agent asks what there is, and who writes.
+    let of_wal =
+        |request: &Request| When::list().describes(request) && !["names", "leases"].iter().any(|place| request.query.contains(place));
+    assert!(!proxy.requests().iter().any(of_wal), "nothing of the WAL is listed on the way in");
     wait_until("what was rolled up is removed", SOON, || parts(&bucket).len() <= 24);
     // Nothing moves, nothing is asked. The server writes a record now and then by itself.
     wait_until("nothing is asked while nothing moves", Duration::from_secs(120), || {
@@ -70,8 +73,9 @@ fn parts_are_few_and_go() {
         let requests = proxy.requests().len();
         std::thread::sleep(Duration::from_secs(4));
         let still = position() == at;
-        // What was rolled up before is removed after a while.
-        let asked: Vec<_> = proxy.requests().into_iter().skip(requests).filter(|request| request.method != "DELETE").collect();
+        // What was rolled up before is removed after a while, and the names of what was made before are stored.
+        let late = |request: &Request| request.method == "DELETE" || !of_wal(request);
+        let asked: Vec<_> = proxy.requests().into_iter().skip(requests).filter(|request| !late(request)).collect();
         assert!(!still || asked.is_empty(), "{asked:?}");
         still
     });

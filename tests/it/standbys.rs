@@ -48,6 +48,7 @@ fn a_backup_of_a_standby_is_one() {
         backup.ended().is_some()
     });
     assert!(backup.ended().is_some_and(|status| status.success()), "{}", backup.log());
+    assert!(!backup.log().contains("no catalog snapshot"), "{}", backup.log());
     let listed = story.walkeep.ok(&["backups", "--json"]).json();
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["from_standby"]), (1, &serde_json::json!(true)));
     story.insert(10);

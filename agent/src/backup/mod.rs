@@ -19,6 +19,7 @@ use walkeep_core::backup::{BackupMethod, BackupRecord, Keep};
 use walkeep_core::sha256::Sha256Sum;
 use walkeep_core::{MajorVersion, PgTimestamp};
 
+use crate::names;
 use crate::postgres::{self, BackupOptions, BaseBackupStream, ConnectionParams, Options as ConnectionOptions, ReplicationConnection};
 use crate::repository::{self, ClusterRepository};
 use crate::retry::{Backoff, retry};
@@ -140,7 +141,12 @@ async fn store(
     };
     tracing::info!(label = options.label, "backup: waiting for the server's checkpoint");
     let stream = BaseBackupStream::start(connection, command).await.context("start the base backup")?;
-    let received = receive(repository.clone(), stream, server.now, meter, cancel).await?;
+    // Whatever is dropped behind the backup's start has a name.
+    let mut names = names::Keeper::new(repository.clone());
+    let receiving = receive(repository.clone(), stream, server.now, meter, cancel);
+    let (received, ()) = tokio::join!(receiving, names::beside_backup(&mut names, params));
+    let received = received?;
+    names::beside_backup(&mut names, params).await;
     // After the stop position was taken: no commit before it has a later time.
     // Hours of work are not thrown away for one connection that fails.
     let ask = || server_state(params);

@@ -4,6 +4,7 @@
 //! or the server cannot be reached; the rest starts as soon as the repository was opened.
 
 mod handler;
+mod names;
 mod renew;
 mod watch;
 
@@ -22,6 +23,7 @@ use crate::config::{Acknowledge, Config, Protect};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::metrics::Metrics;
+use crate::names::NamesWanted;
 use crate::postgres::ConnectionParams;
 use crate::progress::{Phase, Progress};
 use crate::recent::Recent;
@@ -200,6 +202,16 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 repository.clone(),
                 metrics.clone(),
                 progress.clone(),
+                stop.clone(),
+            ));
+            // Whoever sees new relations may ask for a snapshot by a clone of this.
+            let names_wanted = NamesWanted::default();
+            tasks.spawn(names::run(
+                config.cluster.clone(),
+                params.clone(),
+                repository.clone(),
+                progress.clone(),
+                names_wanted,
                 stop.clone(),
             ));
             if !config.cluster.stream {

@@ -6,6 +6,7 @@
 
 mod auth;
 mod base_backup;
+pub mod catalogs;
 mod conninfo;
 mod dial;
 mod error;

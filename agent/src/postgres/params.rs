@@ -389,6 +389,11 @@ impl ConnectionParams {
         self.dbname.as_deref().unwrap_or("postgres")
     }
 
+    /// The same for another database of the cluster.
+    pub fn for_database(&self, database: &str) -> Self {
+        Self { dbname: Some(database.to_owned()), ..self.clone() }
+    }
+
     /// How much TLS is demanded.
     pub fn sslmode(&self) -> SslMode {
         self.sslmode

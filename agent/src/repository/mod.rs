@@ -13,6 +13,7 @@ pub mod identity;
 pub mod later;
 pub mod leases;
 pub mod manifest;
+pub mod names;
 pub mod wal;
 
 use bytes::Bytes;

@@ -101,7 +101,14 @@ impl ClusterRepository {
         self.put_packed(&ObjectName::Wal(file), self.limit_of(file), description, object.clone()).await
     }
 
-    async fn put_object(&self, name: ObjectName, title: String, start: Option<Lsn>, limit: u64, content: Bytes) -> Result<Stored> {
+    pub(super) async fn put_object(
+        &self,
+        name: ObjectName,
+        title: String,
+        start: Option<Lsn>,
+        limit: u64,
+        content: Bytes,
+    ) -> Result<Stored> {
         let (system, level) = (self.identity().system_identifier, self.level);
         let (description, object) = on_blocking_thread(move || {
             let description = Description::of(title, system, start, &content);
@@ -231,7 +238,7 @@ impl ClusterRepository {
     }
 
     /// Reads an object and proves that it holds the file called `title` of this cluster.
-    async fn read(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<WalFile>> {
+    pub(super) async fn read(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<WalFile>> {
         let key = self.key(name)?;
         let object = match self.store().get(&key, None).await {
             Ok(object) => object,
