@@ -19,6 +19,7 @@ mod leases;
 mod least_privilege;
 mod lineage;
 mod log;
+mod names;
 mod parts;
 mod places;
 mod process_faults;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::identity::TimelineId;
 use crate::layout::BackupId;
 use crate::lsn::Lsn;
+use crate::names::Accident;
 use crate::time::PgTimestamp;
 
 pub use search::{ClockPassed, Progress, ReplayedTablespace, SearchOutcome, Stop, StopAt, TargetSearch, Transaction};
@@ -90,12 +91,15 @@ pub struct RecoveryTarget {
     pub inclusive: bool,
     /// From which backup; `None` for the newest that leads there.
     pub backup: Option<BackupId>,
+    /// The accident that it is just before, where one was asked for by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Accident>,
 }
 
 impl RecoveryTarget {
     /// The target without further wishes: inclusive, on the newest timeline, from the best backup.
     pub fn new(kind: TargetKind) -> Self {
-        Self { kind, timeline: None, inclusive: true, backup: None }
+        Self { kind, timeline: None, inclusive: true, backup: None, before: None }
     }
 }
 

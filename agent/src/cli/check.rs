@@ -12,7 +12,7 @@ use super::slot::{self, Said};
 use super::{Global, output, setup};
 use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
-use crate::postgres::{self, ConnectionParams, sql};
+use crate::postgres::{self, ConnectionParams, catalogs, sql};
 use crate::repository::{self, ClusterRepository};
 use crate::writer;
 
@@ -123,6 +123,7 @@ async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, fin
     };
     findings.add("server", Ok(format!("PostgreSQL {}, timeline {}", server.settings.server_version_num / 10_000, server.timeline)));
     settings(&server, cluster, findings).await;
+    names(&server, params, findings).await;
     if let Ok(repository) = repository {
         findings.add("identity", identity(&server, &repository));
         if cluster.stream {
@@ -211,6 +212,39 @@ async fn settings(server: &Server, cluster: &ClusterConfig, findings: &mut Findi
             Ok((text, false)) => findings.warn("loss", text),
             Err(error) => drop(findings.add("loss", Err(error.into()))),
         }
+    }
+}
+
+/// Whether what is dropped can be named: the catalogs of every database have to be read.
+async fn names(server: &Server, params: &ConnectionParams, findings: &mut Findings) {
+    /// More are not tried: each is a connection.
+    const TRIED: usize = 100;
+    let mut databases = match catalogs::databases(&server.client).await {
+        Ok(databases) => databases,
+        Err(error) => {
+            findings.add("names", Err(error.into()));
+            return;
+        }
+    };
+    databases.retain(|database| database.connectable && !database.template);
+    let mut refused = Vec::new();
+    for database in databases.iter().take(TRIED) {
+        if let Err(error) = catalogs::connect(params, &database.name).await {
+            refused.push(format!("{} ({error})", database.name));
+        }
+    }
+    match refused.is_empty() {
+        true => {
+            let count = databases.len() as u64;
+            findings.add("names", Ok(format!("what is dropped can be named, in {}", output::count(count, "database"))));
+        }
+        false => findings.warn(
+            "names",
+            format!(
+                "what is dropped is told by number in databases that do not let the agent in (pg_hba.conf, CONNECT): {}",
+                refused.join(", ")
+            ),
+        ),
     }
 }
 

@@ -6,13 +6,15 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::catalog::{Catalog, WalRange};
-use walkeep_core::journal::{DroppedFile, Edge, Entry, Happening, Minute, RelationFile, Window, rate};
+use walkeep_core::journal::{Edge, Entry, Happening, Minute, Window, rate};
+use walkeep_core::names::{NamedEntry, quote};
 use walkeep_core::target::parse_time;
 use walkeep_core::{Lsn, PgTimestamp, TimelineHistory, TimelineId};
 
 use super::failure::Failure;
-use super::{Global, output, plan, setup};
+use super::{Global, output, plan, removal, setup};
 use crate::journal::{self, Account};
+use crate::names;
 
 /// Arguments of `walkeep log`.
 #[derive(Debug, Args)]
@@ -23,9 +25,11 @@ Examples:
   walkeep log --restore-points
   walkeep log --from 16/B0000000 --to 16/B374D848 --json
   walkeep plan --lsn 16/B374D848 --exclusive             just before an entry of that LSN
+  walkeep plan --before-drop shop.public.orders          the same by the table's name
 
 This reads WAL out of the repository: all of it from the newest backup that began before --from to --to, or to the end.
-Relations are told by the numbers of their files, tablespace/database/file, as in pg_class.relfilenode: WAL has no names.
+WAL has no names of relations: these are from the catalog snapshots that the agent and each backup store. A relation that came
+and went between two snapshots is told by the number of its files, tablespace/database/file, as in pg_class.relfilenode.
 Exit code 3 if no WAL of the timeline is stored.")]
 pub struct LogArgs {
     /// From this moment, with its zone, or this LSN [default: the start of the newest backup before --to]
@@ -56,7 +60,10 @@ struct Log<'a> {
     /// The WAL that was read.
     read: WalRange,
     holes: &'a [WalRange],
-    entries: Vec<&'a Entry>,
+    entries: &'a [NamedEntry<'a>],
+    /// How many catalog snapshots there were to have names from.
+    snapshots: usize,
+    damaged_snapshots: &'a [String],
     minutes: &'a [Minute],
     checkpoints: u64,
     entries_left_out: u64,
@@ -81,13 +88,16 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
     let account = account.ok_or_else(|| Failure::refused(format!("no WAL of timeline {timeline} is stored")))?;
     let wanted = |entry: &&Entry| is_wanted(&args, &entry.what);
     let entries: Vec<&Entry> = account.summary.entries.iter().filter(wanted).collect();
+    let (entries, asked) = names::name_entries(&repository, &path, &entries, &account.summary.moves).await?;
     if args.json {
         let log = Log {
             cluster: catalog.cluster().to_string(),
             timeline,
             read: WalRange { from: account.from, to: account.to },
             holes: &account.holes,
-            entries,
+            entries: &entries,
+            snapshots: asked.snapshots,
+            damaged_snapshots: &asked.damaged,
             minutes: &account.summary.minutes,
             checkpoints: account.summary.checkpoints,
             entries_left_out: account.summary.left_out,
@@ -96,6 +106,7 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
         return Ok(output::json(&log)?);
     }
     print(&args, &account, timeline, &entries);
+    asked.damaged.iter().for_each(|damaged| output::say!("a catalog snapshot cannot be read: {damaged}"));
     Ok(())
 }
 
@@ -114,7 +125,8 @@ fn window(args: &LogArgs) -> Result<Window> {
     Ok(window)
 }
 
-fn path(catalog: &Catalog, timeline: Option<TimelineId>) -> Result<TimelineHistory, Failure> {
+/// The history of `timeline`, or of the newest.
+pub fn path(catalog: &Catalog, timeline: Option<TimelineId>) -> Result<TimelineHistory, Failure> {
     let newest = || catalog.newest_timeline().ok_or_else(|| Failure::refused("no WAL is stored yet"));
     let timeline = timeline.map_or_else(newest, Ok)?;
     let known = || catalog.timelines().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -133,7 +145,7 @@ fn is_wanted(args: &LogArgs, what: &Happening) -> bool {
     }
 }
 
-fn print(args: &LogArgs, account: &Account, timeline: TimelineId, entries: &[&Entry]) {
+fn print(args: &LogArgs, account: &Account, timeline: TimelineId, entries: &[NamedEntry<'_>]) {
     output::say!("timeline {timeline}, WAL read from {} to {}", account.from, account.to);
     if entries.is_empty() {
         output::say!("nothing of the kind in it");
@@ -141,10 +153,10 @@ fn print(args: &LogArgs, account: &Account, timeline: TimelineId, entries: &[&En
         let mut table = output::table(&["time", "LSN", "xid", "what"]);
         for entry in entries {
             table.add_row([
-                entry.time.map_or_else(String::new, time),
-                entry.lsn.to_string(),
-                entry.xid.map_or_else(String::new, |xid| xid.to_string()),
-                words(&entry.what),
+                entry.time().map_or_else(String::new, time),
+                entry.lsn().to_string(),
+                entry.xid().map_or_else(String::new, |xid| xid.to_string()),
+                words(entry),
             ]);
         }
         output::say!("{table}");
@@ -172,7 +184,15 @@ fn time(time: PgTimestamp) -> String {
     time.to_utc().map_or_else(|| time.to_string(), |time| time.format("%Y-%m-%d %H:%M:%S%.6f UTC").to_string())
 }
 
-fn words(what: &Happening) -> String {
+fn words(entry: &NamedEntry<'_>) -> String {
+    match entry {
+        NamedEntry::Removed(removal) => removal::words(removal),
+        NamedEntry::Database { entry, database_name } => happening(&entry.what, database_name.as_deref()),
+        NamedEntry::Other(entry) => happening(&entry.what, None),
+    }
+}
+
+fn happening(what: &Happening, name: Option<&str>) -> String {
     let ending = |committed: bool| if committed { "" } else { ", ROLLED BACK" };
     let tablespaces = |all: &[u32]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match what {
@@ -181,10 +201,15 @@ fn words(what: &Happening) -> String {
         Happening::TimelineSwitch { from, to } => format!("promoted: timeline {from} ends, {to} begins"),
         Happening::WalLevel { from: Some(from), to } => format!("wal_level was {from} and is {to}"),
         Happening::WalLevel { from: None, to } => format!("wal_level is {to}"),
-        Happening::Removed { dropped, truncated, unclear, rewritten } => removed(dropped, truncated, unclear, *rewritten),
+        // It has names, or has none to be found.
+        Happening::Removed { .. } => String::new(),
         Happening::DatabaseCreated { database, committed, .. } => format!("database {database} created{}", ending(*committed)),
-        Happening::DatabaseDropped { database, committed, .. } => format!("DATABASE {database} DROPPED{}", ending(*committed)),
+        Happening::DatabaseDropped { database, committed, .. } => match name {
+            Some(name) => format!("DATABASE {} DROPPED{}", quote(name), ending(*committed)),
+            None => format!("DATABASE {database} DROPPED{} {}", ending(*committed), removal::UNSEEN),
+        },
         Happening::DatabaseMoved { database, tablespaces: left, committed } => {
+            let database = name.map_or_else(|| database.to_string(), quote);
             format!("database {database} left tablespace {}{}", tablespaces(left), ending(*committed))
         }
         Happening::BigTransaction { wal_bytes, subtransactions, committed } => {
@@ -194,30 +219,4 @@ fn words(what: &Happening) -> String {
         }
         Happening::Hole => "WAL IS MISSING from here".to_owned(),
     }
-}
-
-/// Names in one line for people; all are in the JSON.
-const NAMED: usize = 8;
-
-fn removed(dropped: &[DroppedFile], truncated: &[RelationFile], unclear: &[RelationFile], rewritten: u64) -> String {
-    let is = |wanted| move |file: &&DroppedFile| file.table == wanted;
-    let of = |wanted| dropped.iter().filter(is(wanted)).map(|file| file.file).collect::<Vec<_>>();
-    let kinds = [
-        ("DROPPED table", of(Some(true))),
-        ("dropped index or other", of(Some(false))),
-        ("DROPPED", of(None)),
-        ("TRUNCATED", truncated.to_vec()),
-        ("UNCLEAR, dropped or rewritten:", unclear.to_vec()),
-    ];
-    let line = |(what, files): &(&str, Vec<RelationFile>)| {
-        let named: Vec<String> =
-            files.iter().take(NAMED).map(|file| format!("{}/{}/{}", file.tablespace, file.database, file.number)).collect();
-        let more = if files.len() > NAMED { format!(" and {} more", files.len() - NAMED) } else { String::new() };
-        format!("{what} {}{more}", named.join(", "))
-    };
-    let mut lines: Vec<String> = kinds.iter().filter(|(_, files)| !files.is_empty()).map(line).collect();
-    if rewritten > 0 {
-        lines.push(format!("rewritten: {}", output::count(rewritten, "relation")));
-    }
-    lines.join("\n")
 }

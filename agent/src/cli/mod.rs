@@ -4,6 +4,7 @@
 
 mod agent;
 mod backup;
+mod before;
 mod catalog;
 mod check;
 mod demo;
@@ -14,6 +15,7 @@ mod log;
 mod output;
 mod plan;
 mod progress;
+mod removal;
 mod restore;
 mod setup;
 mod slot;

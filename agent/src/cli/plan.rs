@@ -7,6 +7,7 @@ use clap::Args;
 use walkeep_core::plan::{Refusal, RestorePlan};
 use walkeep_core::target::Transaction;
 
+use super::before::{self, NotOne};
 use super::failure::{Exit, Failure};
 use super::target::TargetArgs;
 use super::{Global, output, setup};
@@ -22,6 +23,7 @@ Examples:
   walkeep plan --xid 4711 --exclusive                 to just before a transaction
   walkeep plan --lsn 16/B374D848 --timeline 2
   walkeep plan --restore-point before_migration --json
+  walkeep plan --before-drop shop.public.orders       to the last commit before the table was dropped
 
 Exit code 3 if the target cannot be reached; the reason and the nearest reachable moment are printed.")]
 pub struct PlanArgs {
@@ -53,7 +55,14 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
 pub async fn make(repository: &Arc<ClusterRepository>, target: &TargetArgs) -> Result<RestorePlan, Failure> {
     let catalog = setup::catalog(repository).await?;
     let backups: Vec<_> = catalog.backups().iter().map(|backup| backup.id.clone()).collect();
-    let target = target.target(&backups).map_err(Failure::usage)?;
+    let target = match target.sought().map_err(Failure::usage)? {
+        Some(sought) => {
+            let accident = before::find(repository, &catalog, target.timeline(), &sought).await?;
+            target.just_before(accident, &backups)
+        }
+        None => target.target(&backups),
+    };
+    let target = target.map_err(Failure::usage)?;
     let mut on_progress = wal_progress("to find the target");
     let planned = planning::plan(repository, &catalog, &target, &mut on_progress).await?;
     planned.map_err(refused)
@@ -72,8 +81,10 @@ pub fn wal_progress(what_for: &'static str) -> impl FnMut(u64, u64) + Send {
 
 /// A refusal for programs: its words, and what they are made of. Other failures have none.
 pub fn json_refusal(failure: &Failure) -> anyhow::Result<()> {
-    match failure.error.downcast_ref::<Refusal>() {
-        Some(refusal) => output::json(&serde_json::json!({ "refused": refusal.to_string(), "reason": refusal })),
+    let refusal = failure.error.downcast_ref::<Refusal>().map(serde_json::to_value);
+    let not_one = failure.error.downcast_ref::<NotOne>().map(serde_json::to_value);
+    match refusal.or(not_one).transpose()? {
+        Some(reason) => output::json(&serde_json::json!({ "refused": failure.error.to_string(), "reason": reason })),
         None => Ok(()),
     }
 }
@@ -86,6 +97,9 @@ fn refused(refusal: Refusal) -> Failure {
 pub fn print(plan: &RestorePlan) {
     let RestorePlan { backup, .. } = plan;
     output::say!("target        {}", plan.target.kind);
+    if let Some(accident) = &plan.target.before {
+        output::say!("before        {accident}");
+    }
     let age = (chrono::Utc::now() - backup.ended_at).to_std().unwrap_or_default();
     output::say!("backup        {} {:?}, ended {} ({} ago)", backup.id, backup.label, output::time(backup.ended_at), output::duration(age));
     for leg in &plan.path {

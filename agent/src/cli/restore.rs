@@ -19,6 +19,7 @@ use crate::restore::{self, Options, Refusal, Summary};
 Examples:
   walkeep restore --to /var/lib/postgresql/15/restored
   walkeep restore --at '2026-11-20 14:30:00+01' --to /srv/restored --action pause
+  walkeep restore --before-drop shop.public.orders --to /srv/restored
   walkeep restore --to /srv/restored --tablespace /mnt/fast=/srv/restored-fast
 
 The directory must be absent or empty; nothing is ever overwritten. Archiving is switched off in the restored server

@@ -3,6 +3,7 @@
 use anyhow::{Result, anyhow, ensure};
 use clap::Args;
 use walkeep_core::layout::BackupId;
+use walkeep_core::names::{Accident, Sought};
 use walkeep_core::target::{RecoveryTarget, RestorePointName, TargetKind, parse_time};
 use walkeep_core::{Lsn, TimelineId};
 
@@ -43,11 +44,24 @@ struct KindArgs {
     /// As soon as the backup is consistent
     #[arg(long)]
     immediate: bool,
+    /// Just before this table was dropped: NAME, SCHEMA.NAME, DATABASE.SCHEMA.NAME, or SCHEMA.* for a schema's tables
+    #[arg(long, value_name = "TABLE")]
+    before_drop: Option<String>,
+    /// Just before this table was truncated
+    #[arg(long, value_name = "TABLE")]
+    before_truncate: Option<String>,
+    /// Just before this database was dropped
+    #[arg(long, value_name = "NAME")]
+    before_drop_database: Option<String>,
 }
 
 impl TargetArgs {
     /// Refuses what cannot be meant, before anything is read.
     pub fn check(&self) -> Result<()> {
+        if self.sought()?.is_some() {
+            ensure!(!self.exclusive, "--exclusive is not needed: it is just before the drop anyway");
+            return Ok(());
+        }
         let kind = self.kind()?;
         let has_two_sides = matches!(kind, TargetKind::Time(_) | TargetKind::Lsn(_) | TargetKind::Xid(_));
         ensure!(
@@ -59,11 +73,33 @@ impl TargetArgs {
 
     /// Whether recovery runs to the end of what is stored.
     pub fn is_latest(&self) -> bool {
-        matches!(self.kind(), Ok(TargetKind::Latest))
+        matches!((self.sought(), self.kind()), (Ok(None), Ok(TargetKind::Latest)))
+    }
+
+    /// The accident to be just before, if it is asked for by name. Where that was, has to be looked for: see [`super::before`].
+    pub fn sought(&self) -> Result<Option<Sought>> {
+        let KindArgs { before_drop, before_truncate, before_drop_database, .. } = &self.kind;
+        Ok(match (before_drop, before_truncate, before_drop_database) {
+            (Some(table), ..) => Some(Sought::Drop(table.parse()?)),
+            (_, Some(table), _) => Some(Sought::Truncate(table.parse()?)),
+            (.., Some(name)) => Some(Sought::DropDatabase(name.clone())),
+            _ => None,
+        })
+    }
+
+    /// The timeline asked for.
+    pub fn timeline(&self) -> Option<TimelineId> {
+        self.timeline
+    }
+
+    /// The target just before `accident`.
+    pub fn just_before(&self, accident: Accident, backups: &[BackupId]) -> Result<RecoveryTarget> {
+        let target = RecoveryTarget { kind: TargetKind::Lsn(accident.lsn), inclusive: false, ..self.target(backups)? };
+        Ok(RecoveryTarget { before: Some(accident), ..target })
     }
 
     fn kind(&self) -> Result<TargetKind> {
-        let KindArgs { latest: _, at, lsn, xid, restore_point, immediate } = &self.kind;
+        let KindArgs { at, lsn, xid, restore_point, immediate, .. } = &self.kind;
         Ok(match (at, lsn, xid, restore_point, immediate) {
             (Some(time), ..) => TargetKind::Time(parse_time(time)?),
             (_, Some(lsn), ..) => TargetKind::Lsn(*lsn),
@@ -78,7 +114,7 @@ impl TargetArgs {
     pub fn target(&self, backups: &[BackupId]) -> Result<RecoveryTarget> {
         let kind = self.kind()?;
         let backup = self.backup.as_deref().map(|begin| choose(begin, backups)).transpose()?;
-        Ok(RecoveryTarget { kind, timeline: self.timeline, inclusive: !self.exclusive, backup })
+        Ok(RecoveryTarget { kind, timeline: self.timeline, inclusive: !self.exclusive, backup, before: None })
     }
 }
 
