@@ -189,7 +189,10 @@ fn files_and_queries() {
     let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     for (name, program) in [("orders.sql", "psql"), ("orders.dump", "pg_restore")] {
         let out = file(name);
-        past.extract(&["--table", "shop.orders", "--table", "customers", "--lsn", &at, "--out", &out]).expect_code(0);
+        let told = past.extract(&["--table", "shop.orders", "--table", "customers", "--lsn", &at, "--out", &out]).expect_code(0);
+        for line in ["database      postgres", "shop.orders: 5000 rows", "shop.customers: 100 rows", "fetched ", "took "] {
+            assert!(told.stdout.contains(line), "{line}: {}", told.stdout);
+        }
         let again = past.extract(&["--table", "shop.orders", "--lsn", &at, "--out", &out]).expect_code(3);
         assert!(again.stderr.contains("exists") && again.stderr.contains("--replace"), "{}", again.stderr);
         server.sql(&format!("CREATE DATABASE {program}"));

@@ -4,7 +4,7 @@
 //! (`ignore_invalid_pages`): a page's first change after the backup's checkpoint is a full image or makes the page anew, and where it is not
 //! (`full_page_writes = off`, visibility without checksums) the change is left out, of a database that nobody will read. What replay of the
 //! whole files would read, so that a page left empty there would be a wrong result, is found out: PostgreSQL names every such page in its
-//! log, and [`reference`] reads that. The databases of a backup are known by its own `pg_database` file ([`names`]), which may be older than
+//! log, and [`reference()`] reads that. The databases of a backup are known by its own `pg_database` file ([`names`]), which may be older than
 //! the target, or torn: whoever goes by it compares with what the recovered server says.
 
 use std::collections::BTreeSet;

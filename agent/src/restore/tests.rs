@@ -254,6 +254,29 @@ async fn a_disk_that_is_too_small_is_refused() {
     assert!(matches!(error.downcast_ref(), Some(Refusal::Space { .. })), "{error}");
 }
 
+#[tokio::test]
+async fn files_that_are_not_needed_get_their_length_and_nothing_is_read_of_them() {
+    let mut files = cluster();
+    files.push(("base/5/7", vec![9; 20_000]));
+    let world = world(files, |_| {}).await;
+    let mut options = world.options();
+    options.needed = Needed::Databases([5].into());
+    options.throw_away = true;
+    let summary = world.restore(options).await.unwrap();
+    let data = world.data();
+    assert_eq!(fs::read(data.join("base/5/7")).unwrap(), vec![9; 20_000]);
+    for path in [data.join("base/1/1"), world.dir.path().join("space/PG_15/1/1")] {
+        let content = fs::read(&path).unwrap();
+        let length = if path.starts_with(&data) { 3 * EXTENT + 5 } else { 9000 };
+        assert_eq!((content.len(), content.iter().any(|byte| *byte != 0)), (length, false), "{}", path.display());
+    }
+    assert_eq!(fs::read(data.join("PG_VERSION")).unwrap(), b"15\n");
+    assert!(summary.fetched < summary.stored && summary.bytes < 40_000, "{summary:?}");
+    // Nothing of the original's settings is left.
+    let conf = fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+    assert!(!conf.contains("work_mem") && conf.contains("restore_command") && data.join("recovery.signal").exists(), "{conf}");
+}
+
 /// The manifest of the world's backup with one text in it exchanged, and the record that fits.
 async fn with_manifest(world: &World, from: &str, to: &str) {
     let keys = |name: ObjectName| world.repository.layout().key(&name).parse::<walkeep_store::Key>().unwrap();

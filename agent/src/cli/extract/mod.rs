@@ -36,7 +36,7 @@ The running server is not touched: a throw-away server is started on a restored 
 at the end. It listens on a socket in there only, and archives nothing. Everything that goes into the server of --into goes
 in one transaction. A password belongs into PGPASSWORD or a password file rather than into --into.")]
 pub struct ExtractArgs {
-    /// A table, as in orders, shop.orders or '\"Shop\".\"Orders\"'; may be given several times
+    /// A table, as in orders, shop.orders or '"Shop"."Orders"'; may be given several times
     #[arg(long, value_name = "[S.]T", required_unless_present_any = ["schema", "query"])]
     table: Vec<String>,
     /// All tables of a schema; may be given several times
