@@ -53,7 +53,8 @@ async fn run(segments: u64) {
     println!("{segments} segments made in {:.0} s", began.elapsed().as_secs_f64());
 
     let time = |number: u64| PgTimestamp::from_micros(BEGIN + number as i64 * STEP + 1_500_000);
-    let kinds: [(&str, Box<dyn Fn(u64) -> TargetKind>); 5] = [
+    type Kind = Box<dyn Fn(u64) -> TargetKind>;
+    let kinds: [(&str, Kind); 5] = [
         ("--at", Box::new(move |number| TargetKind::Time(time(number)))),
         ("--xid", Box::new(|number| TargetKind::Xid(xid(number) + 1))),
         ("--lsn", Box::new(|number| TargetKind::Lsn(SegmentNumber::new(number).start(SIZE).saturating_add(80)))),
