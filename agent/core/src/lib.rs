@@ -11,6 +11,7 @@ pub mod control;
 pub mod decoder;
 pub mod event;
 pub mod history;
+pub mod identifier;
 pub mod identity;
 pub mod index;
 pub mod journal;

@@ -15,4 +15,4 @@ pub use named::{Accident, AccidentKind, NamedEntry, NamedFile, NamedRemoval, Sou
 pub use naming::{Found, Group, GroupKind, Naming, Question, Subject};
 pub use relation::{RelationKind, RelationName};
 pub use snapshot::{Database, Header, Relation, Snapshot, SnapshotError, SnapshotWriter, body};
-pub use wanted::{Wanted, WantedError, quote};
+pub use wanted::{Wanted, WantedError};

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use walkeep_core::identifier::quote;
 use walkeep_core::journal::RelationFile;
-use walkeep_core::names::{GroupKind, NamedEntry, NamedFile, NamedRemoval, RelationKind, RelationName, Whole, quote};
+use walkeep_core::names::{GroupKind, NamedEntry, NamedFile, NamedRemoval, RelationKind, RelationName, Whole};
 
 use super::output;
 

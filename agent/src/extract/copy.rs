@@ -16,8 +16,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio_postgres::Client;
 
 use super::look::Table;
-use super::name::always_quoted;
 use crate::scratch_server::Clients;
+use walkeep_core::identifier::always_quoted;
 
 /// How many seconds a lock is waited for, here and there: behind one that waits, others wait too.
 const LOCK_TIMEOUT: u32 = 60;

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use tokio_postgres::Client;
 
 use super::look::{ForeignKey, Table};
-use super::name::{always_quoted, quote};
 use super::{Refused, refuse};
+use walkeep_core::identifier::{always_quoted, quote};
 
 /// What was found there.
 #[derive(Debug, Clone, Default)]

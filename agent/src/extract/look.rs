@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
-use super::name::{TableName, always_quoted, quote};
+use super::name::TableName;
+use walkeep_core::identifier::{always_quoted, quote};
 
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -32,7 +32,7 @@ use crate::transfer::Transfer;
 pub use copy::Format;
 pub use look::Table;
 pub use name::TableName;
-use name::quote;
+use walkeep_core::identifier::quote;
 
 /// It cannot or must not be done; nothing was changed.
 #[derive(Debug, thiserror::Error)]

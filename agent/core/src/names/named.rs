@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::naming::{Found, Group, GroupKind, Question, Subject};
 use super::relation::RelationName;
-use super::wanted::{Wanted, quote};
+use super::wanted::Wanted;
+use crate::identifier::quote;
 use crate::journal::{Entry, Happening, RelationFile};
 use crate::lsn::Lsn;
 use crate::record::Oid;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::wanted::quote;
+use crate::identifier::quote;
 use crate::lsn::Lsn;
 
 /// What a relation is: `pg_class.relkind`, as far as it has files or parts that have.

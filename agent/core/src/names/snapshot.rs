@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::naming::{Group, GroupKind};
 use super::relation::{RelationKind, RelationName};
-use super::wanted::quote;
+use crate::identifier::quote;
 use crate::identity::TimelineId;
 use crate::journal::RelationFile;
 use crate::lsn::Lsn;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::relation::RelationName;
+use crate::identifier::{edits, identifier, quote};
 
 /// What is looked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,21 +54,6 @@ impl Wanted {
     }
 }
 
-/// Insertions, removals and changes of a letter that make one of the other (Levenshtein).
-fn edits(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (at, letter) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
-        for (column, found) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != *found);
-            diagonal = row[column + 1];
-            row[column + 1] = changed.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[other.len()]
-}
-
 impl FromStr for Wanted {
     type Err = WantedError;
 
@@ -99,43 +85,6 @@ impl FromStr for Wanted {
         }
         Ok(Self { database: parts.pop().flatten(), schema, name })
     }
-}
-
-/// The first identifier, by PostgreSQL's rules, and what is behind it.
-fn identifier(text: &str) -> Result<(String, &str), &'static str> {
-    if let Some(mut rest) = text.strip_prefix('"') {
-        let mut name = String::new();
-        loop {
-            let (part, behind) = rest.split_once('"').ok_or("a double quote is not closed")?;
-            name.push_str(part);
-            match behind.strip_prefix('"') {
-                Some(more) => {
-                    name.push('"');
-                    rest = more;
-                }
-                None if name.is_empty() => return Err("a name is empty"),
-                None => return Ok((name, behind)),
-            }
-        }
-    }
-    let end = text.find(|letter| !is_plain(letter)).unwrap_or(text.len());
-    let (name, behind) = text.split_at(end);
-    match name.chars().next() {
-        None => Err("a name is empty, or needs double quotes"),
-        Some(first) if first.is_ascii_digit() || first == '$' => Err("a name that begins so needs double quotes"),
-        Some(_) => Ok((name.to_ascii_lowercase(), behind)),
-    }
-}
-
-fn is_plain(letter: char) -> bool {
-    letter.is_ascii_alphanumeric() || matches!(letter, '_' | '$') || !letter.is_ascii()
-}
-
-/// A name as it may be written: in double quotes where it needs them.
-pub fn quote(name: &str) -> String {
-    let plain = name.chars().all(|letter| is_plain(letter) && !letter.is_ascii_uppercase());
-    let begins_well = name.chars().next().is_some_and(|first| !first.is_ascii_digit() && first != '$');
-    if plain && begins_well { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
 impl fmt::Display for Wanted {
