@@ -18,8 +18,8 @@ use serde::Serialize;
 use crate::catalog::{Catalog, WalRange};
 use crate::history::TimelineHistory;
 use crate::identity::TimelineId;
-use crate::journal::Entry;
 use crate::lsn::Lsn;
+use crate::names::NamedEntry;
 use crate::time::PgTimestamp;
 
 pub use axis::{Axis, By};
@@ -150,8 +150,8 @@ pub struct Told<'a> {
     pub read: WalRange,
     /// The history along which it was read.
     pub path: &'a TimelineHistory,
-    /// What happened.
-    pub entries: &'a [Entry],
+    /// What happened, with the names that are known.
+    pub entries: &'a [NamedEntry<'a>],
     /// Positions and what the server's clock said there.
     pub clock: &'a [(Lsn, PgTimestamp)],
 }

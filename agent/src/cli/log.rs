@@ -105,12 +105,12 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
     setup::tell_damaged(&index);
     let account = account.ok_or_else(|| Failure::refused(format!("no WAL of timeline {timeline} is stored")))?;
     let read = WalRange { from: account.from, to: account.to };
-    let told = Told { read, path: &path, entries: &account.summary.entries, clock: &account.summary.clock };
+    let all: Vec<&Entry> = account.summary.entries.iter().collect();
+    let (entries, asked) = names::name_entries(&repository, &path, &all, &account.summary.moves).await?;
+    let told = Told { read, path: &path, entries: &entries, clock: &account.summary.clock };
     let picture = Picture::of(&catalog, Some(told));
     let write_picture = || args.picture.write(&picture, &format!("What happened to {}, and what can be restored", catalog.cluster()));
-    let wanted = |entry: &&Entry| is_wanted(&args, &entry.what);
-    let entries: Vec<&Entry> = account.summary.entries.iter().filter(wanted).collect();
-    let (entries, asked) = names::name_entries(&repository, &path, &entries, &account.summary.moves).await?;
+    let entries: Vec<NamedEntry<'_>> = entries.into_iter().filter(|entry| is_wanted(&args, entry)).collect();
     if args.json {
         let log = Log {
             cluster: catalog.cluster().to_string(),
@@ -159,14 +159,17 @@ pub fn path(catalog: &Catalog, timeline: Option<TimelineId>) -> Result<TimelineH
     catalog.history(timeline).ok_or_else(|| Failure::refused(why()))
 }
 
-fn is_wanted(args: &LogArgs, what: &Happening) -> bool {
+fn is_wanted(args: &LogArgs, entry: &NamedEntry<'_>) -> bool {
     let all = !args.restore_points && !args.dropped;
-    match what {
-        Happening::RestorePoint { .. } => all || args.restore_points,
-        Happening::Removed { .. } | Happening::DatabaseDropped { .. } => all || args.dropped,
-        // What was not read is missing from every list.
-        Happening::Hole => true,
-        _ => all,
+    match entry {
+        NamedEntry::Removed(_) => all || args.dropped,
+        NamedEntry::Database { entry, .. } | NamedEntry::Other(entry) => match entry.what {
+            Happening::RestorePoint { .. } => all || args.restore_points,
+            Happening::DatabaseDropped { .. } => all || args.dropped,
+            // What was not read is missing from every list.
+            Happening::Hole => true,
+            _ => all,
+        },
     }
 }
 

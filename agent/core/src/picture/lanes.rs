@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::catalog::{Catalog, TimelineReport, WalRange};
 use crate::identity::TimelineId;
-use crate::journal::Happening;
+use crate::journal::{Entry, Happening};
 use crate::lsn::Lsn;
+use crate::names::NamedEntry;
 use crate::time::PgTimestamp;
 
 use super::axis::Axis;
@@ -120,10 +121,10 @@ fn missing(catalog: &Catalog, report: &TimelineReport, stored: &[WalRange], begi
 
 fn entries(drafts: &mut [Draft], told: Told<'_>) {
     for entry in told.entries {
-        let timeline = told.path.timeline_at(entry.lsn);
+        let timeline = told.path.timeline_at(entry.lsn());
         let Some(draft) = drafts.iter_mut().find(|draft| draft.timeline == timeline) else { continue };
         if let Some((kind, label)) = label(entry) {
-            draft.marks.push((kind, entry.lsn, entry.time, label));
+            draft.marks.push((kind, entry.lsn(), entry.time(), label));
         }
     }
     drafts.iter_mut().for_each(|draft| draft.marks.sort_by_key(|(kind, lsn, ..)| (*lsn, *kind)));
@@ -159,8 +160,8 @@ fn clocks(catalog: &Catalog, told: Option<Told<'_>>) -> BTreeMap<TimelineId, Clo
     }
     if let Some(told) = told {
         // A hole has no clock: its time is that of what came before.
-        let entries = told.entries.iter().filter(|entry| !matches!(entry.what, Happening::Hole));
-        let entries = entries.filter_map(|entry| Some((told.path.timeline_at(entry.lsn), entry.lsn, entry.time?)));
+        let entries = told.entries.iter().filter(|entry| !matches!(entry, NamedEntry::Other(Entry { what: Happening::Hole, .. })));
+        let entries = entries.filter_map(|entry| Some((told.path.timeline_at(entry.lsn()), entry.lsn(), entry.time()?)));
         known.extend(entries.chain(told.clock.iter().map(|(lsn, time)| (told.path.timeline_at(*lsn), *lsn, *time))));
     }
     let along = |timeline: TimelineId, known: &[(TimelineId, Lsn, PgTimestamp)]| {

@@ -6,8 +6,9 @@ use super::*;
 use crate::catalog::oracle::{World, cell, tli, world};
 use crate::catalog::{GapCause, GapRecord};
 use crate::identity::SystemIdentifier;
-use crate::journal::{DroppedFile, Happening, RelationFile};
+use crate::journal::{DroppedFile, Entry, Happening, RelationFile};
 use crate::layout::{GapName, ObjectName};
+use crate::names::{NamedEntry, named, questions};
 use crate::segment::{SegmentNumber, SegmentSize};
 use crate::wal_file::WalFileName;
 
@@ -57,10 +58,17 @@ fn plain(width: usize, ascii: bool) -> TextStyle {
 }
 
 /// What happened on timeline 2's history between segments 24 and 50.
+/// The entries as they are where no snapshot knows a name.
+fn without_names(entries: &[Entry]) -> Vec<NamedEntry<'_>> {
+    let entries: Vec<&Entry> = entries.iter().collect();
+    named(&entries, vec![None; questions(&entries).len()])
+}
+
 fn told(entries: &[Entry], read: impl Fn(Told<'_>) -> Option<Picture>) -> Picture {
     let path = TimelineHistory::parse(tli(2), format!("1\t{}\tno reason\n", lsn(30.5)).as_bytes()).expect("a history");
     let clock: Vec<_> = (24..50).map(|at| (lsn(f64::from(at)), second(at * 1000))).collect();
-    read(Told { read: WalRange { from: lsn(24.0), to: lsn(50.0) }, path: &path, entries, clock: &clock }).expect("a picture")
+    read(Told { read: WalRange { from: lsn(24.0), to: lsn(50.0) }, path: &path, entries: &without_names(entries), clock: &clock })
+        .expect("a picture")
 }
 
 fn second(second: i32) -> PgTimestamp {
@@ -189,7 +197,7 @@ fn check(world: &World, entries: &[Entry], range: (u64, u64), width: usize) -> R
     let path = world.history(world.timelines());
     let clock: Vec<_> = entries.iter().filter_map(|entry| Some((entry.lsn, entry.time?))).collect();
     let read = WalRange { from: cell(range.0.min(range.1)), to: cell(range.0.max(range.1)) };
-    for told in [None, Some(Told { read, path: &path, entries, clock: &clock })] {
+    for told in [None, Some(Told { read, path: &path, entries: &without_names(entries), clock: &clock })] {
         let Some(picture) = Picture::of(&catalog, told) else { continue };
         for ascii in [false, true] {
             let text = picture.text(plain(width, ascii));
