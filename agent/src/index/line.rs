@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use walkeep_core::index::{BlockChanges, BlocksName, Digest, DigestName, Indexer, Level, Summary, cover};
 use walkeep_core::{Lsn, SegmentNumber, SegmentSize, TimelineId, WalFileName};
 
-use crate::repository::{ClusterRepository, Result};
+use crate::repository::{ClusterRepository, Error, Result};
 
 /// Segments after which what was learnt is stored.
 const BATCH: usize = 16;
@@ -61,10 +61,14 @@ impl Line {
         let oldest = Level::SEGMENTS.window(SegmentNumber::new(wanted.get().saturating_sub(reach))).first;
         let names = repository.list_digests(timeline, Level::SEGMENTS, Some(oldest.start(size))).await?;
         let Some(newest) = cover::best_of_each_window(&names, size).pop() else { return Ok(Self::new(repository, timeline, wanted)) };
-        let Ok(Some(digest)) = repository.get_digest(newest).await.inspect_err(|error| {
-            tracing::warn!(digest = %newest, %error, "the newest digest cannot be read; the index goes on behind it");
-        }) else {
-            return Ok(Self::new(repository, timeline, wanted));
+        let digest = match repository.get_digest(newest).await {
+            Ok(Some(digest)) => digest,
+            Ok(None) => return Ok(Self::new(repository, timeline, wanted)),
+            Err(Error::Corrupt { key, reason }) => {
+                tracing::warn!(key, reason, "the newest digest of the index is damaged; the index goes on behind it");
+                return Ok(Self::new(repository, timeline, wanted));
+            }
+            Err(error) => return Err(error),
         };
         let mut line = Self::new(repository, timeline, newest.span(size).end);
         if line.next < Level::SEGMENTS.window(newest.span(size).first).end {
@@ -223,8 +227,18 @@ pub async fn fold(repository: &ClusterRepository, timeline: TimelineId, level: L
     if !within(repository.list_digests(timeline, level, Some(window.first.start(size))).await?).is_empty() {
         return Ok(None);
     }
+    let mut children = within(repository.list_digests(timeline, below, Some(window.first.start(size))).await?);
+    if below > Level::SEGMENTS {
+        // What could not be folded in its time is folded now: else it would be left out for good.
+        let is_there = |first: SegmentNumber| children.iter().any(|name| below.window(name.span(size).first).first == first);
+        let windows = (window.first.get()..window.end.get()).step_by(below.segments() as usize).map(SegmentNumber::new);
+        for first in windows.filter(|first| !is_there(*first)).collect::<Vec<_>>() {
+            children.extend(Box::pin(fold(repository, timeline, below, first)).await?);
+        }
+        children.sort_by_key(|name| name.from);
+    }
     let mut summaries = Vec::new();
-    for name in within(repository.list_digests(timeline, below, Some(window.first.start(size))).await?) {
+    for name in children {
         if let Some(summary) = repository.get_digest(name).await?.and_then(|digest| digest.folded()) {
             summaries.push(summary);
         }
@@ -236,4 +250,45 @@ pub async fn fold(repository: &ClusterRepository, timeline: TimelineId, level: L
 
 async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|died| crate::repository::Error::Internal(died.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::tests::memory;
+
+    /// Stores a digest of each window of 64 segments from `first` on.
+    async fn digests(repository: &ClusterRepository, first: u64, windows: u64) {
+        let size = repository.identity().segment_size;
+        for window in 0..windows {
+            let summary = |number: u64| {
+                let number = SegmentNumber::new(number);
+                let mut summary = Summary::empty(number, number.start(size));
+                summary.records.to = number.end(size);
+                summary
+            };
+            let begin = first + window * 64;
+            let summaries = (begin..begin + 64).map(summary).collect();
+            let digest = Digest::of(TimelineId::FIRST, Level::SEGMENTS, summaries, size).unwrap();
+            repository.put_digest(&digest).await.unwrap();
+        }
+    }
+
+    /// Else its segments would be left out of the index for good, as nobody asks the lower levels where a higher one tells.
+    #[tokio::test]
+    async fn what_was_not_folded_in_its_time_is_folded_with_the_level_above() {
+        let (repository, _) = memory().await;
+        let (one, two) = (Level::new(1).unwrap(), Level::TOP);
+        let last = two.segments() - one.segments();
+        digests(&repository, 0, 32).await;
+        digests(&repository, last, 32).await;
+        assert!(fold(&repository, TimelineId::FIRST, one, SegmentNumber::new(last)).await.unwrap().is_some());
+        let name = fold(&repository, TimelineId::FIRST, two, SegmentNumber::new(0)).await.unwrap().unwrap();
+        let digest = repository.get_digest(name).await.unwrap().unwrap();
+        let runs: Vec<_> =
+            digest.summaries.iter().flat_map(|summary| &summary.segments).map(|run| (run.first.get(), run.end.get())).collect();
+        assert_eq!(runs, [(0, one.segments()), (last, two.segments())]);
+        assert_eq!(repository.list_digests(TimelineId::FIRST, one, None).await.unwrap().len(), 2);
+        assert!(fold(&repository, TimelineId::FIRST, two, SegmentNumber::new(0)).await.unwrap().is_none(), "it is there");
+    }
 }
