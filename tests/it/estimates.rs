@@ -44,7 +44,7 @@ fn rates_are_measured_and_never_invented() {
             .ok(&["restore", "--json", "--to", &story.walkeep.scratch().join(format!("to{by_agent}")).to_string_lossy()])
             .json();
         assert_eq!(
-            summary["fetched"]["bytes"].as_u64().unwrap() + planned["wal_bytes"].as_u64().unwrap(),
+            summary["measured"]["bytes"].as_u64().unwrap() + planned["wal_bytes"].as_u64().unwrap(),
             planned["fetch_bytes"].as_u64().unwrap()
         );
         story.restore(&["--latest"]).start();
