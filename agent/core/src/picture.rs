@@ -136,6 +136,17 @@ pub enum MarkKind {
     DatabaseDropped,
 }
 
+/// What marks are called in a legend.
+const MARKS: [(MarkKind, &str); 7] = [
+    (MarkKind::Backup, "backup"),
+    (MarkKind::UselessBackup, "backup of no use"),
+    (MarkKind::RestorePoint, "restore point"),
+    (MarkKind::Dropped, "dropped"),
+    (MarkKind::Truncated, "truncated"),
+    (MarkKind::Unclear, "dropped or rewritten"),
+    (MarkKind::DatabaseDropped, "database dropped"),
+];
+
 impl MarkKind {
     /// Whether somebody may want to go back before it.
     pub fn is_accident(self) -> bool {

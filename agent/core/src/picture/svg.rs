@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::{Lane, Mark, MarkKind, Picture, Point, Span, SpanKind};
+use super::{Lane, MARKS, Mark, MarkKind, Picture, Point, Span, SpanKind};
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 124.0;
@@ -159,15 +159,7 @@ impl Picture {
                 legend.word(word, left + 28.0, top);
             }
         }
-        for (kind, word) in [
-            (MarkKind::Backup, "base backup"),
-            (MarkKind::UselessBackup, "backup of no use"),
-            (MarkKind::RestorePoint, "restore point"),
-            (MarkKind::Dropped, "dropped"),
-            (MarkKind::Truncated, "truncated"),
-            (MarkKind::Unclear, "dropped or rewritten"),
-            (MarkKind::DatabaseDropped, "database dropped"),
-        ] {
+        for (kind, word) in MARKS {
             if marks(kind) {
                 let (left, top) = legend.room(word);
                 legend.items.push_str(&shape(kind, left + 12.0, top - 4.0));

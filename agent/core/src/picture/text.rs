@@ -1,6 +1,6 @@
 //! A picture for the terminal: characters in columns, never wider than asked, readable without colour and in ASCII.
 
-use super::{Lane, Mark, MarkKind, Picture, SpanKind};
+use super::{Lane, MARKS, Mark, MarkKind, Picture, SpanKind};
 
 /// Lanes in one picture; of more, the newest are drawn.
 const MOST_LANES: usize = 24;
@@ -246,21 +246,12 @@ fn legend(lanes: &[Lane], rows: &[Vec<Cell>], glyphs: Glyphs) -> Vec<String> {
         (glyphs.before, "more before"),
         (glyphs.after, "more behind"),
     ];
-    let marks = [
-        (MarkKind::Backup, "backup"),
-        (MarkKind::UselessBackup, "backup of no use"),
-        (MarkKind::RestorePoint, "restore point"),
-        (MarkKind::Dropped, "dropped"),
-        (MarkKind::Truncated, "truncated"),
-        (MarkKind::Unclear, "dropped or rewritten"),
-        (MarkKind::DatabaseDropped, "database dropped"),
-    ];
     // Also of those that only stand in a number.
     let there = |kind: MarkKind| lanes.iter().flat_map(|lane| &lane.marks).any(|mark| mark.kind == kind);
     let is_missing =
         |glyph: char| glyph == glyphs.missing && lanes.iter().flat_map(|lane| &lane.spans).any(|span| span.kind == SpanKind::Missing);
     items.retain(|(glyph, _)| shown(*glyph) || is_missing(*glyph));
-    items.extend(marks.into_iter().filter(|(kind, _)| there(*kind)).map(|(kind, word)| (letter(kind), word)));
+    items.extend(MARKS.into_iter().filter(|(kind, _)| there(*kind)).map(|(kind, word)| (letter(kind), word)));
     let mut words: Vec<String> = items.into_iter().map(|(glyph, word)| format!("{glyph} {word}")).collect();
     let several = |cell: &Cell| cell.glyph.is_ascii_digit() || cell.glyph == '*';
     if rows.iter().flatten().any(several) {
