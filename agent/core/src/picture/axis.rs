@@ -58,7 +58,8 @@ impl Axis {
         let known = |micros: f64| micros.is_finite().then(|| PgTimestamp::from_micros(micros as i64));
         let (from_time, to_time) = (known(first), known(last));
         let can_be_told = |time: Option<PgTimestamp>| time.is_some_and(|time| time.to_utc().is_some());
-        let by_time = first < last && places.len() == points.len() && can_be_told(from_time) && can_be_told(to_time);
+        // Whole microseconds are what is shown; less than one is no stretch of time.
+        let by_time = from_time < to_time && places.len() == points.len() && can_be_told(from_time) && can_be_told(to_time);
         let of_known = |pick: fn(u64, u64) -> u64| {
             let known = points.iter().filter(|(_, place)| place.is_some_and(|place| place.head == 0 && place.tail == 0));
             known.map(|(lsn, _)| lsn.get()).reduce(pick).unwrap_or(0)
@@ -204,4 +205,16 @@ fn tick(time: PgTimestamp, step: i128) -> Option<String> {
         _ => "%H:%M:%S%.3f",
     };
     time.to_utc().map(|time| time.format(form).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_than_a_microsecond_is_no_stretch_of_time() {
+        let at = |lsn: u64, micros: f64| (Lsn::new(lsn), Some(Place { micros, head: 0, tail: 0 }));
+        let axis = Axis::of(&[at(10, 49.1), at(30, 49.9)]);
+        assert_eq!((axis.by, axis.at(Lsn::new(20), at(20, 49.5).1)), (By::Position, 0.5));
+    }
 }
