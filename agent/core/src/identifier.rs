@@ -52,6 +52,20 @@ pub fn quote(name: &str) -> String {
     if plain && begins_well { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
+/// The same for people, who must not be led astray by line breaks, terminal commands and changes of direction within a name.
+pub fn shown(name: &str) -> String {
+    let is_unseen =
+        |letter: char| letter.is_control() || matches!(letter, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let mut text = String::new();
+    for letter in quote(name).chars() {
+        match is_unseen(letter) {
+            true => text.extend(letter.escape_unicode()),
+            false => text.push(letter),
+        }
+    }
+    text
+}
+
 /// The same, always in double quotes: for SQL that is run, where a name may be a key word.
 pub fn always_quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -83,6 +97,11 @@ mod tests {
         for bad in ["", ".", "a.", ".a", "a..b", "\"a", "\"\"", "\"a\"b", "a\"b\"", "a b", "1a"] {
             assert!(parts(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_is_in_one_line_and_one_direction() {
+        assert_eq!((shown("orders"), shown("a\nb\u{1b}[31m\u{202e}")), ("orders".into(), "\"a\\u{a}b\\u{1b}[31m\\u{202e}\"".into()));
     }
 
     #[test]

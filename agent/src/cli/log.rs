@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::catalog::{Catalog, WalRange};
-use walkeep_core::identifier::quote;
+use walkeep_core::identifier::shown;
 use walkeep_core::journal::{Edge, Entry, Happening, Minute, Window, rate};
 use walkeep_core::names::NamedEntry;
 use walkeep_core::picture::{Picture, Told};
@@ -175,7 +175,19 @@ fn is_wanted(args: &LogArgs, entry: &NamedEntry<'_>) -> bool {
 
 fn print(args: &LogArgs, account: &Account, timeline: TimelineId, entries: &[NamedEntry<'_>]) {
     output::say!("timeline {timeline}, WAL read from {} to {}", account.from, account.to);
-    if entries.is_empty() {
+    let asked = [("from", &args.from), ("to", &args.to)].into_iter().filter_map(|(word, edge)| Some(format!("{word} {}", edge.as_ref()?)));
+    let asked: Vec<String> = asked.collect();
+    if !asked.is_empty() {
+        output::say!("asked for: {}", asked.join(" "));
+    }
+    if entries.is_empty() && account.summary.minutes.is_empty() && !asked.is_empty() {
+        let clock = &account.summary.clock;
+        let known = clock
+            .first()
+            .zip(clock.last())
+            .map_or_else(String::new, |(first, last)| format!("; transactions in it ended from {} to {}", time(first.1), time(last.1)));
+        output::say!("nothing is stored of what was asked for, or nothing happened then{known}");
+    } else if entries.is_empty() {
         output::say!("nothing of the kind in it");
     } else {
         let mut table = output::table(&["time", "LSN", "xid", "what"]);
@@ -233,11 +245,11 @@ fn happening(what: &Happening, name: Option<&str>) -> String {
         Happening::Removed { .. } => String::new(),
         Happening::DatabaseCreated { database, committed, .. } => format!("database {database} created{}", ending(*committed)),
         Happening::DatabaseDropped { database, committed, .. } => match name {
-            Some(name) => format!("DATABASE {} DROPPED{}", quote(name), ending(*committed)),
+            Some(name) => format!("DATABASE {} DROPPED{}", shown(name), ending(*committed)),
             None => format!("DATABASE {database} DROPPED{} {}", ending(*committed), removal::UNSEEN),
         },
         Happening::DatabaseMoved { database, tablespaces: left, committed } => {
-            let database = name.map_or_else(|| database.to_string(), quote);
+            let database = name.map_or_else(|| database.to_string(), shown);
             format!("database {database} left tablespace {}{}", tablespaces(left), ending(*committed))
         }
         Happening::BigTransaction { wal_bytes, subtransactions, committed } => {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use walkeep_core::identifier::quote;
+use walkeep_core::identifier::shown;
 use walkeep_core::journal::RelationFile;
 use walkeep_core::names::{GroupKind, NamedEntry, NamedFile, NamedRemoval, RelationKind, RelationName, Whole};
 
@@ -94,7 +94,7 @@ fn section([of_table, of_other]: [&str; 2], files: &[NamedFile], whole: &[Whole]
 
 /// As what belongs to it calls it.
 fn itself(name: &RelationName) -> (String, String) {
-    (name.database_name.clone(), format!("{}.{}", quote(&name.schema), quote(&name.name)))
+    (name.database_name.clone(), format!("{}.{}", shown(&name.schema), shown(&name.name)))
 }
 
 fn number(file: RelationFile) -> String {

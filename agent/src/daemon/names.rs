@@ -1,7 +1,7 @@
 //! Catalog snapshots while the agent runs: so that a table created after the last base backup has a name when it is dropped.
 //!
 //! A snapshot is taken soon after somebody asks for one ([`NamesWanted`]), else once an hour, and only if WAL was written since; it is stored
-//! only if it says something new. Who asks at present is a look at each database's highest numbers, every few seconds while WAL is
+//! only if it says something new. Who asks at present is a look at each database's highest numbers and the names in it, every few seconds while WAL is
 //! written. On an idle server neither SQL nor a request to the store is made.
 
 use std::collections::{BTreeSet, HashMap};
@@ -15,7 +15,7 @@ use walkeep_core::{Lsn, TimelineId};
 
 use crate::config::ClusterConfig;
 use crate::names::{Keeper, NamesWanted, take};
-use crate::postgres::catalogs::{self, Highest};
+use crate::postgres::catalogs::{self, Seen};
 use crate::postgres::{ConnectionParams, connect_sql};
 use crate::progress::{Phase, Progress};
 use crate::repository::ClusterRepository;
@@ -31,7 +31,7 @@ const LOOKED_AT: usize = 8;
 const GATHER: Duration = Duration::from_secs(3);
 /// Between two snapshots, asked for or not.
 const APART: Duration = Duration::from_secs(30);
-/// Without being asked: for what no number tells, a renamed table.
+/// Without being asked: for what a look may have missed.
 const HOURLY: Duration = Duration::from_secs(3600);
 /// So many failures in a row are said.
 const SAID: u32 = 3;
@@ -103,8 +103,8 @@ struct Keeping {
     repository: Arc<ClusterRepository>,
     /// Where the server's WAL stood at the last look.
     looked_at: Option<Lsn>,
-    /// The databases' highest numbers.
-    seen: HashMap<u32, Highest>,
+    /// What was seen of each database.
+    seen: HashMap<u32, Seen>,
     /// Where the next look begins, where there are many databases.
     next: usize,
     /// Databases that were told to let nobody in.
@@ -150,8 +150,8 @@ impl Keeping {
                 }
             };
             let before = self.seen.get(&database.oid).copied();
-            let (made, highest) = catalogs::made_since(&client, before.unwrap_or_default()).await?;
-            self.seen.insert(database.oid, highest);
+            let (made, now) = catalogs::made_since(&client, before.unwrap_or_default()).await?;
+            self.seen.insert(database.oid, now);
             new |= if before.is_some() { made } else { !first_look };
         }
         Ok(new)

@@ -141,24 +141,40 @@ pub async fn relations(client: &Client, writer: &mut SnapshotWriter) -> Result<(
     Ok(())
 }
 
-/// The highest numbers that relations of a database and their files have. New ones are higher, until the counter of the cluster begins anew.
+/// What tells that relations of a database were made, rewritten or renamed, without reading its catalogs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Highest {
-    /// Of `pg_class.oid`.
+pub struct Seen {
+    /// The highest `pg_class.oid`. New ones are higher, until the counter of the cluster begins anew.
     pub oid: u32,
-    /// Of `pg_class.relfilenode`.
+    /// The highest `pg_class.relfilenode`.
     pub file: u32,
+    /// How many rows of `pg_class` and `pg_namespace` were updated, as the server's statistics count them.
+    pub updates: i64,
+    /// A sum over the names of relations and schemas.
+    pub names: i64,
 }
 
-/// Whether relations that are not temporary were made or rewritten since `before`, and the highest numbers now. Reads a few pages of indexes.
-pub async fn made_since(client: &Client, before: Highest) -> Result<(bool, Highest), Error> {
+/// Whether relations that are not temporary were made, rewritten or renamed since `before`, and what there is to be seen now. Reads a few pages of indexes,
+/// and `pg_class` where rows of it were updated: a new name is no new number.
+pub async fn made_since(client: &Client, before: Seen) -> Result<(bool, Seen), Error> {
     let query = "WITH space AS (SELECT 0::oid AS oid UNION ALL SELECT oid FROM pg_catalog.pg_tablespace) \
                  SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid > $1 AND relpersistence <> 't' AND relkind IN ('r', 'i', 'S', 't', 'm', 'p')) \
                  OR EXISTS (SELECT FROM space, LATERAL (SELECT FROM pg_catalog.pg_class \
                  WHERE reltablespace = space.oid AND relfilenode > $2 AND relpersistence <> 't' LIMIT 1) AS newer), \
                  coalesce((SELECT max(oid) FROM pg_catalog.pg_class), 0::oid), \
                  coalesce((SELECT max(highest) FROM space, LATERAL \
-                 (SELECT max(relfilenode) AS highest FROM pg_catalog.pg_class WHERE reltablespace = space.oid) AS of), 0::oid)";
+                 (SELECT max(relfilenode) AS highest FROM pg_catalog.pg_class WHERE reltablespace = space.oid) AS of), 0::oid), \
+                 coalesce(pg_catalog.pg_stat_get_tuples_updated('pg_catalog.pg_class'::regclass), 0) \
+                 + coalesce(pg_catalog.pg_stat_get_tuples_updated('pg_catalog.pg_namespace'::regclass), 0)";
     let row = client.query_one(query, &[&before.oid, &before.file]).await?;
-    Ok((row.try_get(0)?, Highest { oid: row.try_get(1)?, file: row.try_get(2)? }))
+    let (made, oid, file, updates): (bool, u32, u32, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+    let names = if updates == before.updates { before.names } else { names(client).await? };
+    Ok((made || names != before.names, Seen { oid, file, updates, names }))
+}
+
+async fn names(client: &Client) -> Result<i64, Error> {
+    let query = "SELECT (coalesce((SELECT sum(pg_catalog.hashtext(oid::text || ' ' || relnamespace::text || ' ' || relname::text)) FROM pg_catalog.pg_class \
+                 WHERE relpersistence <> 't' AND oid >= 16384), 0) \
+                 + coalesce((SELECT sum(pg_catalog.hashtext(oid::text || ' ' || nspname::text)) FROM pg_catalog.pg_namespace), 0))::int8";
+    Ok(client.query_one(query, &[]).await?.try_get(0)?)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::naming::{Found, Group, GroupKind, Question, Subject};
 use super::relation::RelationName;
 use super::wanted::Wanted;
-use crate::identifier::quote;
+use crate::identifier::shown;
 use crate::journal::{Entry, Happening, RelationFile};
 use crate::lsn::Lsn;
 use crate::record::Oid;
@@ -46,8 +46,8 @@ pub struct Whole {
 
 impl fmt::Display for Whole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", quote(&self.database_name), quote(&self.schema))?;
-        self.name.iter().try_for_each(|name| write!(f, ".{}", quote(name)))
+        write!(f, "{}.{}", shown(&self.database_name), shown(&self.schema))?;
+        self.name.iter().try_for_each(|name| write!(f, ".{}", shown(name)))
     }
 }
 
@@ -233,7 +233,7 @@ impl fmt::Display for Sought {
         match self {
             Self::Drop(wanted) => write!(f, "a drop of {wanted}"),
             Self::Truncate(wanted) => write!(f, "a truncation of {wanted}"),
-            Self::DropDatabase(name) => write!(f, "a drop of the database {}", quote(name)),
+            Self::DropDatabase(name) => write!(f, "a drop of the database {}", shown(name)),
         }
     }
 }
@@ -277,6 +277,11 @@ pub struct Accident {
     pub time: Option<PgTimestamp>,
     /// Whose doing it was.
     pub xid: Option<u32>,
+    /// The oldest of the catalog snapshots that knew the names: what was renamed since then is told by its former name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub named_at: Option<Lsn>,
+    /// Tables that went, by all that was looked at, and of which no snapshot knew the name: it may have been one of these.
+    pub unnamed: usize,
 }
 
 impl fmt::Display for Accident {
@@ -289,7 +294,13 @@ impl fmt::Display for Accident {
         }
         self.xid.iter().try_for_each(|xid| write!(f, ", xid {xid}"))?;
         self.time.iter().try_for_each(|time| write!(f, ", at {time}"))?;
-        write!(f, ", LSN {}", self.lsn)
+        write!(f, ", LSN {}", self.lsn)?;
+        self.named_at.iter().try_for_each(|at| write!(f, "; so called when the catalogs were read at {at}"))?;
+        match self.unnamed {
+            0 => Ok(()),
+            1 => f.write_str("; but a table went of which no snapshot knew the name, see `walkeep log --dropped`"),
+            more => write!(f, "; but {more} tables went of which no snapshot knew the name, see `walkeep log --dropped`"),
+        }
     }
 }
 
@@ -300,17 +311,27 @@ pub fn accidents(entries: &[NamedEntry<'_>], sought: &Sought) -> Vec<Accident> {
     if found.iter().any(|(_, whole)| *whole) {
         found.retain(|(_, whole)| *whole);
     }
-    let mut accidents: Vec<_> = found.into_iter().map(|(accident, _)| accident).collect();
+    let nameless = |file: &&NamedFile| file.name.is_none() && file.table.flatten() != Some(false);
+    let of_removal = |entry: &NamedEntry<'_>| match (entry, sought) {
+        (NamedEntry::Removed(removal), Sought::Drop(_)) => removal.dropped.iter().chain(&removal.unclear).filter(nameless).count(),
+        (NamedEntry::Removed(removal), Sought::Truncate(_)) => removal.truncated.iter().chain(&removal.unclear).filter(nameless).count(),
+        _ => 0,
+    };
+    let unnamed = entries.iter().map(of_removal).sum();
+    let mut accidents: Vec<_> = found.into_iter().map(|(accident, _)| Accident { unnamed, ..accident }).collect();
     accidents.sort_by_key(|accident| accident.lsn);
     accidents
 }
 
 fn of_entry(entry: &NamedEntry<'_>, sought: &Sought) -> Vec<(Accident, bool)> {
-    let accident = |what, names| Accident { what, names, lsn: entry.lsn(), time: entry.time(), xid: entry.xid() };
+    let accident = |what, names| {
+        let (lsn, time, xid) = (entry.lsn(), entry.time(), entry.xid());
+        Accident { what, names, lsn, time, xid, named_at: None, unnamed: 0 }
+    };
     let (wanted, what) = match (sought, entry) {
         (Sought::DropDatabase(wanted), NamedEntry::Database { entry: Entry { what, .. }, database_name: Some(name) }) => {
             let dropped = matches!(what, Happening::DatabaseDropped { .. }) && name == wanted;
-            let found = dropped.then(|| (accident(AccidentKind::DropDatabase, vec![quote(name)]), false));
+            let found = dropped.then(|| (accident(AccidentKind::DropDatabase, vec![shown(name)]), false));
             return found.into_iter().collect();
         }
         (Sought::DropDatabase(_), _) => return Vec::new(),
@@ -330,20 +351,21 @@ fn of_entry(entry: &NamedEntry<'_>, sought: &Sought) -> Vec<(Accident, bool)> {
         .collect();
     let partitioned = whole.iter().filter(|whole| whole.name.is_some()).map(ToString::to_string);
     let mut found = Vec::new();
-    let names: Vec<String> = matching(files, wanted).chain(partitioned).collect();
+    let named_at = |files| matching(files, wanted).map(|name| name.named_at).min();
+    let names: Vec<String> = matching(files, wanted).map(ToString::to_string).chain(partitioned).collect();
     if !names.is_empty() {
-        found.push((accident(what, names), wanted.is_schema() && !whole.is_empty()));
+        found.push((Accident { named_at: named_at(files), ..accident(what, names) }, wanted.is_schema() && !whole.is_empty()));
     }
-    let unclear: Vec<String> = matching(&removal.unclear, wanted).collect();
+    let unclear: Vec<String> = matching(&removal.unclear, wanted).map(ToString::to_string).collect();
     if !unclear.is_empty() {
-        found.push((accident(AccidentKind::Unclear, unclear), false));
+        found.push((Accident { named_at: named_at(&removal.unclear), ..accident(AccidentKind::Unclear, unclear) }, false));
     }
     found
 }
 
-fn matching<'a>(files: &'a [NamedFile], wanted: &'a Wanted) -> impl Iterator<Item = String> + 'a {
+fn matching<'a>(files: &'a [NamedFile], wanted: &'a Wanted) -> impl Iterator<Item = &'a RelationName> + 'a {
     let names = files.iter().filter_map(|file| file.name.as_ref());
-    names.filter(|name| wanted.is(name) && (!wanted.is_schema() || name.kind.is_table())).map(ToString::to_string)
+    names.filter(|name| wanted.is(name) && (!wanted.is_schema() || name.kind.is_table()))
 }
 
 /// Full names, near to what is sought, of what went, nearest first.
@@ -357,7 +379,7 @@ pub fn similar(entries: &[NamedEntry<'_>], sought: &Sought) -> Vec<String> {
                 let names = files.filter_map(|file| file.name.as_ref()).filter(|name| name.kind.is_table());
                 near.extend(names.filter_map(|name| wanted.distance(name).map(|distance| (distance, name.to_string()))));
             }
-            (NamedEntry::Database { database_name: Some(name), .. }, Sought::DropDatabase(_)) => near.push((0, quote(name))),
+            (NamedEntry::Database { database_name: Some(name), .. }, Sought::DropDatabase(_)) => near.push((0, shown(name))),
             _ => {}
         }
     }

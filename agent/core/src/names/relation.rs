@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identifier::quote;
+use crate::identifier::shown;
 use crate::lsn::Lsn;
 
 /// What a relation is: `pg_class.relkind`, as far as it has files or parts that have.
@@ -90,6 +90,6 @@ pub struct RelationName {
 impl fmt::Display for RelationName {
     /// As one may write it in SQL: `shop.public."Order"`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", quote(&self.database_name), quote(&self.schema), quote(&self.name))
+        write!(f, "{}.{}.{}", shown(&self.database_name), shown(&self.schema), shown(&self.name))
     }
 }

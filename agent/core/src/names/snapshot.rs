@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::naming::{Group, GroupKind};
 use super::relation::{RelationKind, RelationName};
-use crate::identifier::quote;
+use crate::identifier::shown;
 use crate::identity::TimelineId;
 use crate::journal::RelationFile;
 use crate::lsn::Lsn;
@@ -269,7 +269,7 @@ impl Database {
             schema: self.schema(relation.schema),
             name: relation.name.clone(),
             kind: relation.kind,
-            belongs_to: owner.map(|owner| format!("{}.{}", quote(&self.schema(owner.schema)), quote(&owner.name))),
+            belongs_to: owner.map(|owner| format!("{}.{}", shown(&self.schema(owner.schema)), shown(&owner.name))),
             named_at,
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::relation::RelationName;
-use crate::identifier::{edits, identifier, quote};
+use crate::identifier::{edits, identifier, shown};
 
 /// What is looked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -90,9 +90,9 @@ impl FromStr for Wanted {
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for part in [&self.database, &self.schema].into_iter().flatten() {
-            write!(f, "{}.", quote(part))?;
+            write!(f, "{}.", shown(part))?;
         }
-        f.write_str(&self.name.as_deref().map_or("*".to_owned(), quote))
+        f.write_str(&self.name.as_deref().map_or("*".to_owned(), shown))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a picture says of an entry of the log: the one place that puts an accident into a few words.
 
-use crate::identifier::quote;
+use crate::identifier::shown;
 use crate::journal::{Entry, Happening};
 use crate::names::{NamedEntry, NamedFile};
 
@@ -15,7 +15,7 @@ pub fn label(entry: &NamedEntry<'_>) -> Option<(MarkKind, String)> {
         NamedEntry::Other(Entry { what: Happening::RestorePoint { name }, .. }) => Some((MarkKind::RestorePoint, name.clone())),
         NamedEntry::Database { entry: Entry { what: Happening::DatabaseDropped { database, committed, .. }, .. }, database_name } => {
             let ending = if *committed { "" } else { ", rolled back, but its files are gone" };
-            let name = database_name.as_deref().map_or_else(|| database.to_string(), quote);
+            let name = database_name.as_deref().map_or_else(|| database.to_string(), shown);
             Some((MarkKind::DatabaseDropped, format!("database {name} dropped{ending}")))
         }
         NamedEntry::Removed(removal) => {
