@@ -55,15 +55,19 @@ async fn plan(
         Ok(candidates) => candidates,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let mut refused: Option<Refusal> = None;
+    let mut refused: Vec<(usize, Refusal)> = Vec::new();
     let traffic = Traffic::default();
-    for candidate in candidates {
+    // First those that may lead there; the others only for their reasons.
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by_key(|at| is_ruled_out(index, &candidates[*at]));
+    for at in order {
+        let candidate = &candidates[at];
         let stored = Stored { repository, catalog, path: &candidate.path, traffic: &traffic };
-        let outcome = search(index, stored, &candidate, on_progress).await?;
-        let mut finished = plan::finish(&candidate, &outcome, catalog, &Witness::NotAsked);
+        let outcome = search(index, stored, candidate, on_progress).await?;
+        let mut finished = plan::finish(candidate, &outcome, catalog, &Witness::NotAsked);
         if finished.as_ref().is_err_and(Refusal::asks_server) {
             let witness = ask(&around.server, repository.identity().system_identifier).await;
-            finished = plan::finish(&candidate, &outcome, catalog, &witness);
+            finished = plan::finish(candidate, &outcome, catalog, &witness);
         }
         match finished {
             Ok(plan) => {
@@ -73,17 +77,21 @@ async fn plan(
                 plan.warnings.extend(index.damaged().iter().map(damaged_digest));
                 return Ok(Ok(plan));
             }
-            Err(refusal) if refusal.tries_older() => {
-                refused = Some(match refused {
-                    Some(newer) => newer.and_older(refusal),
-                    None => refusal,
-                });
-            }
+            Err(refusal) if refusal.tries_older() => refused.push((at, refusal)),
             Err(refusal) => return Ok(Err(refusal)),
         }
     }
+    refused.sort_by_key(|(at, _)| *at);
+    let refused = refused.into_iter().map(|(_, refusal)| refusal).reduce(Refusal::and_older);
     let none_left = || anyhow::anyhow!("no backup leads to the target, and none said why: a defect of Walkeep");
     Ok(Err(refused.ok_or_else(none_left)?))
+}
+
+/// Whether the index alone shows that a transaction or a restore point is not in the candidate's stretch: where there are many backups, most are so.
+fn is_ruled_out(index: &Index, candidate: &Candidate) -> bool {
+    let is_somewhere = matches!(candidate.target.kind, TargetKind::Xid(_) | TargetKind::RestorePoint(_));
+    let search = TargetSearch::new(&candidate.target, candidate.backup.stop_lsn);
+    is_somewhere && index.rules_out(&candidate.path, candidate.search, |summary| search.suffices(summary))
 }
 
 /// Asks the running server what it can prove. Whatever goes wrong is a reason not to know.

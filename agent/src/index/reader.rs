@@ -105,6 +105,26 @@ impl Index {
         self.told.get(&timeline).into_iter().flatten().flat_map(|node| node.summary.segments.iter().copied())
     }
 
+    /// Whether it tells of all of `range`, and each of the summaries is one that `is_nothing`.
+    pub fn rules_out(&self, path: &TimelineHistory, range: WalRange, is_nothing: impl Fn(&Summary) -> bool) -> bool {
+        let size = self.repository.identity().segment_size;
+        let mut told_to = size.align_down(range.from);
+        for node in self.along(path, size).iter().rev() {
+            let (span, summary) = (node.summary.span(), &node.summary);
+            if span.end.start(size) <= told_to {
+                continue;
+            }
+            if span.first.start(size) > told_to || span.end > node.limit || !summary.is_whole() || !is_nothing(summary) {
+                return false;
+            }
+            told_to = span.end.start(size);
+            if told_to >= range.to {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Shows `range` of the stored WAL to the visitor, until that is done: by summaries where these suffice. Answers how far was looked.
     pub async fn walk<V: Guided>(
         &self,
