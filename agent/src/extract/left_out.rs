@@ -35,7 +35,7 @@ pub async fn contents(client: &Client, tables: &[Table]) -> Result<Vec<String>> 
          UNION SELECT t.oid FROM pg_catalog.pg_type t JOIN kind ON t.typbasetype = kind.oid) \
          SELECT c.oid, c.relpersistence = 'u', EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata) AND EXISTS \
          (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid IN (SELECT oid FROM kind)) \
-         FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1) AND c.relkind <> 'p'";
+         FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1) AND c.relkind <> 'p' ORDER BY c.relname, c.oid";
     let rows = client.query(query, &[&oids(tables)]).await.context("look at the kinds of the tables")?;
     let of = |column: usize| -> Result<Vec<String>> {
         let mut found = Vec::new();
