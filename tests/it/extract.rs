@@ -1,5 +1,6 @@
 //! One table back out of the past, into the running server or a file, by a throw-away server that leaves nothing behind.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -500,4 +501,205 @@ fn without_an_agent_to_the_end_of_what_is_stored() {
     let out = past.story.walkeep.scratch().join("fast.sql");
     past.extract(&["--table", "fast", "--out", out.to_str().unwrap()]).expect_code(0);
     assert!(std::fs::read_to_string(&out).unwrap().contains("\n11\n"));
+}
+
+/// What belongs to a parent that does not come along stands alone, and the parent that is there is not changed.
+fn a_partition_comes_alone(version: u32) {
+    if !versions().contains(&version) {
+        return;
+    }
+    let past = Past::new(version);
+    let server = &past.story.cluster;
+    server.sql(
+        "CREATE SCHEMA shop;
+         CREATE TABLE shop.log (d date, n int, t text, PRIMARY KEY (d, n)) PARTITION BY RANGE (d);
+         CREATE TABLE shop.log_1 PARTITION OF shop.log FOR VALUES FROM ('2026-01-02') TO ('2026-07-01');
+         CREATE TABLE shop.log_2 PARTITION OF shop.log FOR VALUES FROM ('2026-07-01') TO ('2027-01-01') PARTITION BY LIST (n);
+         CREATE TABLE shop.\"Log 2a\" PARTITION OF shop.log_2 FOR VALUES IN (1, 2);
+         CREATE TABLE shop.log_2b PARTITION OF shop.log_2 DEFAULT;
+         CREATE INDEX ON shop.log (t);
+         INSERT INTO shop.log SELECT '2026-06-20'::date + i, i % 4, 'day ' || i FROM generate_series(0, 99) i;
+         CREATE TABLE shop.marks (d date, n int, FOREIGN KEY (d, n) REFERENCES shop.log);
+         INSERT INTO shop.marks SELECT d, n FROM shop.log;
+         CREATE TABLE shop.parent (i int); INSERT INTO shop.parent VALUES (1);
+         CREATE TABLE shop.child (j int) INHERITS (shop.parent); INSERT INTO shop.child VALUES (1, 2), (3, 4)",
+    );
+    // Bounds are written for every style.
+    server.sql("ALTER DATABASE postgres SET datestyle = 'SQL, DMY'");
+    past.story.backup();
+    let at = past.now();
+    past.story.settle();
+    let into = past.dsn("postgres");
+    let target = ["--lsn", &at, "--into", &into, "--json"];
+    let rows = || server.sql("SELECT (SELECT count(*) FROM shop.log) || ',' || (SELECT count(*) FROM shop.parent)");
+    assert_eq!(rows(), "100,3");
+
+    // Beside the original, each on its own.
+    let one = |table: &str, note: &str| {
+        let report = past.extract(&[&["--table", table, "--as", "cmp"], &target[..]].concat()).expect_code(0).json();
+        let notes = report["notes"].as_array().unwrap();
+        assert!(notes.iter().any(|told| told.as_str().unwrap().ends_with(note)), "{note}: {report}");
+        assert_eq!(rows(), "100,3", "the tables that are there are not changed");
+        report["tables"][0]["rows_there"].as_u64().unwrap()
+    };
+    let range = "FOR VALUES FROM ('2026-07-01') TO ('2027-01-01');";
+    assert_eq!(
+        one("shop.log_1", ": ALTER TABLE shop.log ATTACH PARTITION cmp.log_1 FOR VALUES FROM ('2026-01-02') TO ('2026-07-01');"),
+        11
+    );
+    assert_eq!(one("shop.log_2", &format!(": ALTER TABLE shop.log ATTACH PARTITION cmp.log_2 {range}")), 89);
+    assert_eq!(one("shop.child", ": ALTER TABLE cmp.child INHERIT shop.parent;"), 2);
+    server.sql("DROP TABLE cmp.log_2");
+    assert_eq!(one("shop.log_2b", ": ALTER TABLE shop.log_2 ATTACH PARTITION cmp.log_2b DEFAULT;"), 45);
+    let two = r#": ALTER TABLE shop.log_2 ATTACH PARTITION cmp."Log 2a" FOR VALUES IN (1, 2);"#;
+    assert_eq!(one(r#"shop."Log 2a""#, two), 44);
+    let indexes = |table: &str| server.sql(&format!("SELECT count(*) FROM pg_indexes WHERE schemaname = 'cmp' AND tablename = '{table}'"));
+    assert_eq!((indexes("log_1").as_str(), indexes("Log 2a").as_str()), ("2", "2"));
+    assert_eq!(
+        server.sql("SELECT count(*) FROM pg_inherits WHERE inhrelid = ANY (ARRAY['cmp.log_1', 'cmp.log_2b', 'cmp.child']::regclass[])"),
+        "0"
+    );
+
+    // In its own place, after it was dropped; and what is told makes it what it was.
+    server.sql("DROP TABLE shop.marks");
+    let before = picture(&past, "postgres", "shop.log_1");
+    server.sql("DROP TABLE shop.log_1");
+    let report = past.extract(&[&["--table", "shop.log_1"], &target[..]].concat()).expect_code(0).json();
+    assert_eq!(rows(), "89,3");
+    let note =
+        report["notes"].as_array().unwrap().iter().find_map(|told| Some(told.as_str()?.split_once("of that: ")?.1.to_owned())).unwrap();
+    server.sql(&note);
+    assert_eq!(rows(), "100,3");
+    assert_eq!(picture(&past, "postgres", "shop.log_1"), before);
+
+    // A file has it alone too; a whole tree stays one.
+    let out = past.story.walkeep.scratch().join("log.sql");
+    let out = out.to_str().unwrap();
+    let told = past.extract(&["--table", "shop.log_1", "--lsn", &at, "--out", out]).expect_code(0);
+    assert!(told.stderr.contains("note: shop.log_1 is a table of its own now"), "{}", told.stderr);
+    let text = std::fs::read_to_string(out).unwrap();
+    assert!(text.contains("log_1_pkey") && !text.contains("ATTACH PARTITION"), "{text}");
+    let told = past.extract(&["--table", "shop.log", "--table", "shop.log_1", "--lsn", &at, "--out", out, "--replace"]).expect_code(0);
+    assert!(!told.stderr.contains("of its own"), "{}", told.stderr);
+    assert_eq!(std::fs::read_to_string(out).unwrap().matches("ALTER TABLE ONLY shop.log ATTACH PARTITION").count(), 2);
+    past.story.end(&[]);
+}
+
+#[test]
+fn a_partition_comes_alone_13() {
+    a_partition_comes_alone(13);
+}
+
+#[test]
+fn a_partition_comes_alone_15() {
+    a_partition_comes_alone(15);
+}
+
+#[test]
+fn a_partition_comes_alone_18() {
+    a_partition_comes_alone(18);
+}
+
+#[test]
+fn what_was_made_later_is_not_dropped() {
+    let past = Past::new(15);
+    let server = &past.story.cluster;
+    server.sql(SHOP);
+    server.sql("CREATE TABLE shop.parent (i int); INSERT INTO shop.parent VALUES (1)");
+    past.story.backup();
+    let at = past.now();
+    server.sql(
+        "CREATE TABLE shop.log_3 PARTITION OF shop.log FOR VALUES FROM ('2027-01-01') TO ('2028-01-01') PARTITION BY RANGE (d);
+         CREATE TABLE shop.\"log\n3a\" PARTITION OF shop.log_3 DEFAULT; INSERT INTO shop.log VALUES ('2027-03-01', 'new');
+         CREATE TABLE shop.heir () INHERITS (shop.parent)",
+    );
+    past.story.settle();
+    let into = past.dsn("postgres");
+    let replace = |table: &str| past.extract(&["--lsn", &at, "--table", table, "--into", &into, "--replace", "--yes"]);
+    let refused = replace("shop.log").expect_code(3).stderr;
+    for told in ["shop.log_3 (a partition of shop.log)", r#"shop."log\n3a" (a partition of shop.log_3)"#, "nothing was changed", "--as"] {
+        assert!(refused.contains(told), "{told}: {refused}");
+    }
+    let refused = replace("shop.parent").expect_code(3).stderr;
+    assert!(refused.contains("shop.heir (inherits from shop.parent)"), "{refused}");
+    assert_eq!(server.sql("SELECT count(*) FROM shop.log"), "301");
+    server.sql("ALTER TABLE shop.log DETACH PARTITION shop.log_3");
+    replace("shop.log").expect_code(0);
+    assert_eq!(server.sql("SELECT (SELECT count(*) FROM shop.log) || ',' || (SELECT count(*) FROM shop.log_3)"), "300,1");
+
+    // Asked in a terminal, the tables are named.
+    for (answer, code, rows) in [("n", 3, "0"), ("y", 0, "300")] {
+        server.sql("TRUNCATE shop.log");
+        let args = past.args(&["--lsn", &at, "--table", "shop.log", "--into", &into, "--replace"]);
+        let walkeep = past.story.walkeep.command(&args);
+        let words = std::iter::once(walkeep.get_program()).chain(walkeep.get_args()).map(|word| word.to_str().unwrap());
+        // What the harness runs by itself is in front of it, as it is in every command.
+        let line = words.map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect::<Vec<_>>().join(" ");
+        let mut command = std::process::Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).env("WALKEEP_CONFIG", past.story.walkeep.config_path());
+        command.envs(past.story.walkeep.environment.iter().cloned()).current_dir("/");
+        let mut asked = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = asked.stdin.take().unwrap();
+        // The terminal keeps it until it is read; its end would be the end of the terminal.
+        writeln!(stdin, "{answer}").unwrap();
+        let output = asked.wait_with_output().unwrap();
+        drop(stdin);
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{shown}");
+        assert!(shown.contains("anew, in one transaction: shop.log, shop.log_1, shop.log_2. Go on? [y/N]"), "{shown}");
+        assert_eq!(server.sql("SELECT count(*) FROM shop.log"), rows);
+        assert_eq!(past.left(), Vec::<PathBuf>::new());
+    }
+    past.story.end(&[]);
+}
+
+#[test]
+fn what_does_not_come_along_is_told() {
+    let past = Past::new(15);
+    let server = &past.story.cluster;
+    server.sql(SHOP);
+    server.sql(
+        "CREATE TABLE shop.parent (i int); INSERT INTO shop.parent VALUES (1);
+         CREATE TABLE shop.heir () INHERITS (shop.parent); INSERT INTO shop.heir VALUES (2), (3);
+         CREATE TABLE shop.heirs_heir () INHERITS (shop.heir); INSERT INTO shop.heirs_heir VALUES (4);
+         CREATE UNLOGGED TABLE shop.quick (i int); INSERT INTO shop.quick VALUES (1);
+         CREATE DOMAIN shop.lo AS oid; CREATE TABLE shop.pictures (i int, picture shop.lo); CREATE TABLE shop.numbers (o oid);
+         CREATE MATERIALIZED VIEW shop.stored AS SELECT 1 AS i;
+         CREATE TABLE shop.\"two\nlines\u{1b}[31m\" (i int)",
+    );
+    past.story.backup();
+    let before = past.now();
+    server.sql("INSERT INTO shop.pictures VALUES (1, lo_from_bytea(0, 'x'))");
+    past.story.settle();
+    let out = past.story.walkeep.scratch().join("out.sql");
+    let out = out.to_str().unwrap();
+    let all = ["shop.parent", "shop.quick", "shop.pictures", "shop.numbers", "shop.customers", "shop.\"two\nlines\u{1b}[31m\""];
+    let args: Vec<&str> = all.iter().flat_map(|table| ["--table", *table]).chain(["--out", out, "--replace"]).collect();
+    let told = past.extract(&args).expect_code(0);
+    for note in [
+        "note: not copied, a table that inherits from it: shop.heir, rows: 2; --table shop.heir brings it too\n",
+        "note: not copied, a table that inherits from it: shop.heirs_heir, rows: 1;",
+        "note: shop.quick is unlogged: ",
+        "note: not copied: large objects, which columns of type oid may refer to, in shop.numbers, shop.pictures;",
+    ] {
+        assert!(told.stderr.contains(note), "{note}: {}", told.stderr);
+    }
+    // And the foreign key of orders.
+    assert_eq!(told.stderr.matches("note: ").count(), 5, "{}", told.stderr);
+    assert!(told.stdout.contains("shop.\"two\\nlines\\u{1b}[31m\": 0 rows"), "{}", told.stdout);
+    let without = past.extract(&[&["--lsn", &before], &args[..]].concat()).expect_code(0);
+    assert!(!without.stderr.contains("large objects"), "{}", without.stderr);
+    let whole = past.extract(&["--schema", "shop", "--out", out, "--replace"]).expect_code(0);
+    assert!(!whole.stderr.contains("inherits"), "{}", whole.stderr);
+
+    for (name, told) in [
+        ("shop.stored", "shop.stored is a materialized view in database postgres at the target"),
+        ("large", "shop.large is a view"),
+        ("shop.\"two\nline\"", "no table shop.\"two\\nline\" in"),
+    ] {
+        let refused = past.extract(&["--table", name, "--out", out, "--replace"]).expect_code(3).stderr;
+        assert!(refused.contains(told), "{told}: {refused}");
+        assert!(!refused.contains("two\nlin") && !refused.contains('\u{1b}'), "{refused}");
+    }
+    past.story.end(&[]);
 }

@@ -71,6 +71,15 @@ pub fn always_quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// A text with names in it, as it may be shown: a name may hold line ends and what terminals obey.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() { shown.extend(letter.escape_debug()) } else { shown.push(letter) }
+    }
+    shown
+}
+
 /// Insertions, removals and changes of a letter that make one of the other (Levenshtein).
 pub fn edits(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
@@ -107,6 +116,11 @@ mod tests {
     #[test]
     fn edits_are_counted() {
         assert_eq!((edits("kitten", "sitting"), edits("", "ab"), edits("ab", "")), (3, 2, 2));
+    }
+
+    #[test]
+    fn what_terminals_obey_is_escaped() {
+        assert_eq!(printable("a\nb\u{1b}[2J \"Größe\" '\u{9b}"), "a\\nb\\u{1b}[2J \"Größe\" '\\u{9b}");
     }
 
     proptest! {

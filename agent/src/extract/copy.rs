@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use super::look::Table;
 use crate::scratch_server::Clients;
-use walkeep_core::identifier::always_quoted;
+use walkeep_core::identifier::{always_quoted, printable};
 
 /// How many seconds a lock is waited for, here and there: behind one that waits, others wait too.
 const LOCK_TIMEOUT: u32 = 60;
@@ -75,7 +75,7 @@ impl Dump<'_> {
         };
         let dumped = command.spawn().context("start pg_dump")?.wait_with_output().await?;
         if !dumped.status.success() {
-            bail!("pg_dump: {}", String::from_utf8_lossy(&dumped.stderr).trim());
+            bail!("pg_dump: {}", lines(&dumped.stderr).trim());
         }
         Ok(())
     }
@@ -205,8 +205,13 @@ fn errors(child: &mut Child) -> tokio::task::JoinHandle<String> {
             let _ = (&mut stderr).take(64 << 10).read_to_end(&mut said).await;
             let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
         }
-        String::from_utf8_lossy(&said).into_owned()
+        lines(&said)
     })
+}
+
+/// What a program said, which has names in it.
+fn lines(said: &[u8]) -> String {
+    String::from_utf8_lossy(said).lines().map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// The scratch server is found by our words only.

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::look::{ForeignKey, Table};
 use super::{Refused, refuse};
-use walkeep_core::identifier::{always_quoted, quote};
+use walkeep_core::identifier::{always_quoted, printable, quote};
 
 /// What was found there.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +16,8 @@ pub struct Ready {
     pub schemas: Vec<String>,
     /// Tables that are there, to be replaced, for SQL.
     pub replaced: Vec<String>,
+    /// The same, for people.
+    pub replaced_shown: Vec<String>,
     /// The names of the settings it knows.
     pub settings: HashSet<String>,
 }
@@ -75,6 +77,8 @@ pub async fn look(client: &Client, coming: &Coming<'_>) -> Result<Ready> {
             format!("{}, which comes with the tables, is {what} already in the database of --into; nothing was changed", relation.shown);
         bail!(refuse(reason).hint("--as SCHEMA puts everything into another schema"));
     }
+    let replaced: Vec<u32> = tables.iter().map(|relation| relation.oid).collect();
+    not_coming_back(client, &replaced).await?;
     missing_references(client, coming).await?;
     if coming.owners {
         missing_owners(client, coming.tables).await?;
@@ -86,6 +90,7 @@ pub async fn look(client: &Client, coming: &Coming<'_>) -> Result<Ready> {
     Ok(Ready {
         schemas: missing.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
         replaced: tables.iter().map(|relation| format!("{}.{}", always_quoted(&relation.schema), always_quoted(&relation.name))).collect(),
+        replaced_shown: replaced_shown(client, &replaced).await?,
         settings: settings.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
     })
 }
@@ -111,10 +116,42 @@ async fn existing(client: &Client, relations: &[(String, String)]) -> Result<Vec
     rows.iter()
         .map(|row| {
             let (schema, name): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-            let shown = format!("{}.{}", quote(&schema), quote(&name));
+            let shown = printable(&format!("{}.{}", quote(&schema), quote(&name)));
             Ok(Existing { oid: row.try_get(0)?, schema, name, kind: row.try_get(3)?, of: row.try_get(4)?, shown })
         })
         .collect()
+}
+
+/// Refuses to drop what belongs to these tables and is not one of them: partitions that were made after the target would be lost with their rows.
+async fn not_coming_back(client: &Client, replaced: &[u32]) -> Result<()> {
+    let query = "WITH RECURSIVE tree AS (SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits WHERE inhparent = ANY ($1) \
+         UNION SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.inhrelid) \
+         SELECT DISTINCT format('%s.%s', quote_ident(n.nspname), quote_ident(c.relname)), c.relispartition, tree.inhparent::pg_catalog.regclass::text \
+         FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.inhrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE NOT tree.inhrelid = ANY ($1) ORDER BY 1, 3";
+    let rows = client.query(query, &[&replaced]).await.context("list what belongs to the tables to be replaced")?;
+    let mut lost = Vec::new();
+    for row in rows {
+        let (child, partition, parent): (&str, bool, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        lost.push(format!("{child} ({} {parent})", if partition { "a partition of" } else { "inherits from" }));
+    }
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let reason = format!(
+        "--replace would drop what is in the database of --into and does not come back out of the past: {}; nothing was changed",
+        lost.join(", ")
+    );
+    bail!(refuse(reason).hint("--as SCHEMA puts the old state beside it; or detach it first (ALTER TABLE ... DETACH PARTITION)"))
+}
+
+/// The tables to be dropped as a question names them.
+async fn replaced_shown(client: &Client, replaced: &[u32]) -> Result<Vec<String>> {
+    let query = "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) || coalesce((SELECT ' (a partition of ' || string_agg(inhparent::pg_catalog.regclass::text, ', ') || ')' \
+         FROM pg_catalog.pg_inherits WHERE inhrelid = c.oid AND c.relispartition AND NOT inhparent = ANY ($1)), '') \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1) ORDER BY 1";
+    let rows = client.query(query, &[&replaced]).await.context("name the tables to be replaced")?;
+    rows.iter().map(|row| Ok(printable(row.try_get(0)?))).collect()
 }
 
 async fn missing_references(client: &Client, coming: &Coming<'_>) -> Result<()> {

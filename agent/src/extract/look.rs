@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
 use super::name::TableName;
-use walkeep_core::identifier::{always_quoted, quote};
+use walkeep_core::identifier::{always_quoted, printable, quote};
 
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Table {
 
     /// For people.
     pub fn shown(&self) -> String {
-        format!("{}.{}", quote(&self.schema), quote(&self.name))
+        printable(&format!("{}.{}", quote(&self.schema), quote(&self.name)))
     }
 
     fn is(&self, wanted: &TableName) -> bool {
@@ -180,10 +180,16 @@ pub async fn roll_back_prepared(client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// Makes the session one in which nothing of the operator's runs, and in which definitions are written for any other session.
+pub async fn settle(client: &Client) -> Result<()> {
+    // No trigger runs here, event triggers neither. A bound of a partition is a date in whatever style the database has.
+    let settings = "SET session_replication_role = replica; SET search_path = pg_catalog; \
+         SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3";
+    client.batch_execute(settings).await.context("set up the session")
+}
+
 /// Makes the scratch server's tables what is to be copied: foreign keys go if they are not wanted, and the schema is the one asked for.
 pub async fn prepare(client: &Client, tables: &mut [Table], without_foreign_keys: bool, schema: Option<&str>) -> Result<()> {
-    // No trigger of the operator's runs here, event triggers neither.
-    client.batch_execute("SET session_replication_role = replica").await?;
     if without_foreign_keys {
         let query = "SELECT k.conrelid, k.conname::text FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conrelid = ANY ($1)";
         for row in client.query(query, &[&oids(tables)]).await? {
@@ -205,7 +211,8 @@ pub async fn prepare(client: &Client, tables: &mut [Table], without_foreign_keys
     Ok(())
 }
 
-fn oids(tables: &[Table]) -> Vec<u32> {
+/// Their OIDs.
+pub fn oids(tables: &[Table]) -> Vec<u32> {
     tables.iter().map(|table| table.oid).collect()
 }
 

@@ -4,8 +4,10 @@
 //! databases only the lengths of files are restored at first ([`walkeep_core::partial`]); if that turns out not to do, by anything at all, everything is
 //! restored and the work begins anew, so that it decides about time only and never about the result.
 
+mod apart;
 mod copy;
 mod into;
+mod left_out;
 mod look;
 mod name;
 
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use futures::future::BoxFuture;
 use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -219,7 +222,11 @@ pub struct Target {
     client: Client,
     conninfo: String,
     password: Option<String>,
+    asking: Option<Asking>,
 }
+
+/// Asks whether these tables may be dropped.
+pub type Asking = Box<dyn Fn(Vec<String>) -> BoxFuture<'static, Result<bool>> + Send + Sync>;
 
 impl Target {
     /// Connects, and refuses what is known to be in the way by now, before any WAL is read: a standby, and, unless `replace`, tables that are there.
@@ -227,7 +234,7 @@ impl Target {
         let params = ConnectionParams::parse(text, &|name| std::env::var(name).ok()).context("--into")?;
         let client = connect_sql(&params).await.with_context(|| format!("connect to the server of --into ({params})"))?;
         let (conninfo, password) = without_password(text, &[("user", params.user()), ("dbname", params.dbname())])?;
-        let target = Self { client, conninfo, password };
+        let target = Self { client, conninfo, password, asking: None };
         let checked = target.check(wanted, schema, replace).await;
         target.settle().await;
         checked.map(|()| target)
@@ -239,6 +246,20 @@ impl Target {
             let schema = |table: &TableName| schema.map(str::to_owned).or_else(|| table.schema.clone());
             let known: Vec<_> = tables.iter().filter_map(|table| Some((schema(table)?, table.name.clone()))).collect();
             into::check_names(&self.client, &known).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets `asking` decide before tables are dropped.
+    pub fn asking(&mut self, asking: Asking) {
+        self.asking = Some(asking);
+    }
+
+    async fn ask(&self, dropped: &[String]) -> Result<()> {
+        if let (Some(asking), false) = (&self.asking, dropped.is_empty())
+            && !asking(dropped.to_vec()).await?
+        {
+            bail!(refuse("not wanted; nothing was changed"));
         }
         Ok(())
     }
@@ -392,7 +413,7 @@ impl Work<'_> {
             let client = server.connect(&user, &first).await?;
             return Ok(Attempt::Found(Box::new(Found { server, user, database: first, client, tables: Vec::new(), named: Vec::new() })));
         };
-        let mut missing = None;
+        let (mut missing, mut other_kind) = (None, None);
         let mut having = Vec::new();
         let usual = databases.iter().filter(|(_, name)| *name == first);
         let others = databases.iter().filter(|(_, name)| *name != first && self.options.database.is_none());
@@ -411,7 +432,14 @@ impl Work<'_> {
                         break;
                     }
                 }
-                look::Found::Missing(table) => drop(missing.get_or_insert((table, name.clone(), all))),
+                look::Found::Missing(table) => {
+                    if let Some(kind) = left_out::no_table(&client, &table).await? {
+                        let reason = format!("{kind} in database {} at the target, and only tables are extracted", quote(name));
+                        other_kind
+                            .get_or_insert(refuse(reason).hint("--query brings its rows: --query 'SELECT * FROM ...' --out FILE.csv"));
+                    }
+                    missing.get_or_insert((table, name.clone(), all));
+                }
                 look::Found::Several(table, several) => {
                     let listed = several.iter().map(Table::shown).collect::<Vec<_>>().join(", ");
                     bail!(
@@ -428,7 +456,7 @@ impl Work<'_> {
             Some((database, client, named, tables)) => {
                 Ok(Attempt::Found(Box::new(Found { server, user, database, client, tables, named })))
             }
-            None => bail!(not_there(missing)),
+            None => bail!(other_kind.unwrap_or_else(|| not_there(missing))),
         }
     }
 
@@ -438,6 +466,16 @@ impl Work<'_> {
         look::roll_back_prepared(&client).await?;
         if let Wanted::Query(query) = &self.options.wanted {
             return self.copy_query(&client, query).await;
+        }
+        look::settle(&client).await?;
+        for note in left_out::contents(&client, &tables).await? {
+            self.note(note);
+        }
+        for note in apart::take_apart(&client, &tables, self.options.schema.as_deref()).await? {
+            self.note(note);
+        }
+        for note in left_out::children(&client, &tables).await? {
+            self.note(note);
         }
         look::prepare(&client, &mut tables, self.options.without_foreign_keys, self.options.schema.as_deref()).await?;
         self.note_dependents(&client, &tables).await?;
@@ -468,6 +506,7 @@ impl Work<'_> {
                     owners,
                 };
                 let ready = into::look(&target.client, &coming).await?;
+                target.ask(&ready.replaced_shown).await?;
                 let load = copy::Load {
                     conninfo: &target.conninfo,
                     password: target.password.as_deref(),

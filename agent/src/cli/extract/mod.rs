@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
+use walkeep_core::identifier::printable;
 use walkeep_core::plan::RestorePlan;
 
 use super::failure::Failure;
@@ -126,11 +127,15 @@ pub async fn run(global: &Global, args: ExtractArgs) -> Result<(), Failure> {
     if rustix::process::geteuid().is_root() {
         return account::go_on_as_server_account(&config);
     }
-    confirm(&args)?;
+    asked(&args)?;
     let stop = setup::stop_on_signals()?;
     let target = match &output {
         Output::Into(text) => {
-            Some(Target::connect(text.reveal(), &wanted, args.as_schema.as_deref(), args.replace).await.map_err(failure)?)
+            let mut target = Target::connect(text.reveal(), &wanted, args.as_schema.as_deref(), args.replace).await.map_err(failure)?;
+            if args.replace && !args.yes {
+                target.asking(Box::new(|tables| Box::pin(confirm(tables))));
+            }
+            Some(target)
         }
         _ => None,
     };
@@ -245,20 +250,30 @@ impl ExtractArgs {
     }
 }
 
-/// What drops tables asks first.
-fn confirm(args: &ExtractArgs) -> Result<(), Failure> {
-    if !args.replace || args.into.is_none() || args.yes {
+/// What drops tables asks first, and where nobody can answer, that is told before the work.
+fn asked(args: &ExtractArgs) -> Result<(), Failure> {
+    if !args.replace || args.into.is_none() || args.yes || std::io::stdin().is_terminal() {
         return Ok(());
     }
-    let question = "tables of these names in the database of --into are dropped and made anew, in one transaction";
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::refused(question).hint("--yes says that this is wanted"));
-    }
-    output::error_line(format_args!("{question}. Go on? [y/N] "));
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("read the answer")?;
-    let yes = ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
-    if yes { Ok(()) } else { Err(Failure::refused("not wanted; nothing was done")) }
+    let reason =
+        "tables of these names in the database of --into are dropped and made anew, in one transaction, and nobody is there to be asked";
+    Err(Failure::refused(reason).hint("--yes says that this is wanted"))
+}
+
+/// Asks whether these tables may be dropped.
+async fn confirm(tables: Vec<String>) -> Result<bool> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // Not a thread of the runtime, which would wait for an answer when the command is cancelled.
+    std::thread::spawn(move || {
+        output::error_line(format_args!(
+            "\r\x1b[Kin the database of --into these tables are dropped and made anew, in one transaction: {}. Go on? [y/N] ",
+            tables.join(", ")
+        ));
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        let _ = tell.send(read.map(|_| ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())));
+    });
+    told.await.context("ask")?.context("read the answer")
 }
 
 /// Where the scratch folder is made: where it was said, else beside the spool, where the agent may write too, or among the system's temporary files;
@@ -283,7 +298,7 @@ fn room(path: &Path) -> u64 {
 fn failure(error: anyhow::Error) -> Failure {
     let error = match error.downcast::<Refused>() {
         Ok(Refused { reason, hint }) => {
-            return Failure { hint, ..Failure::refused(reason) };
+            return Failure { hint: hint.map(|hint| printable(&hint)), ..Failure::refused(printable(&reason)) };
         }
         Err(error) => error,
     };

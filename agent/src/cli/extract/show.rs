@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use serde::Serialize;
+use walkeep_core::identifier::{printable, quote};
 use walkeep_core::plan::RestorePlan;
 use walkeep_core::target::Transaction;
 
@@ -44,11 +45,11 @@ impl Shown {
             bar.finish();
         }
         match told {
-            Told::Note(note) => output::tell!("note: {note}"),
+            Told::Note(note) => output::tell!("note: {}", printable(note)),
             Told::Recovering(done, total) if self.terminal => {
                 output::error_line(format_args!("\rreplaying WAL: {done} of {total} files \x1b[K"));
             }
-            Told::Copying(what) if self.terminal => output::error_line(format_args!("\rcopying {what}\x1b[K")),
+            Told::Copying(what) if self.terminal => output::error_line(format_args!("\rcopying {}\x1b[K", printable(what))),
             _ => {}
         }
     }
@@ -66,12 +67,13 @@ impl Shown {
     /// What came of it.
     pub fn report(&self, report: &Report, seconds: f64) {
         let line = |text: std::fmt::Arguments<'_>| if self.talks { output::say!("{text}") } else { output::tell!("{text}") };
-        line(format_args!("database      {}", report.database));
+        line(format_args!("database      {}", printable(&report.database)));
         for table in &report.tables {
             let rows = output::count(table.rows, "row");
+            let name = printable(&format!("{}.{}", quote(&table.schema), quote(&table.name)));
             match table.rows_there {
-                Some(there) => line(format_args!("table         {}.{}: {rows} read, {there} there now", table.schema, table.name)),
-                None => line(format_args!("table         {}.{}: {rows}", table.schema, table.name)),
+                Some(there) => line(format_args!("table         {name}: {rows} read, {there} there now")),
+                None => line(format_args!("table         {name}: {rows}")),
             }
         }
         if let Some(rows) = report.rows {
