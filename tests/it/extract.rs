@@ -560,6 +560,12 @@ fn a_partition_comes_alone(version: u32) {
         "0"
     );
 
+    // With a table that refers to the parent.
+    let report =
+        past.extract(&[&["--table", "shop.log_1", "--table", "shop.marks", "--as", "two"], &target[..]].concat()).expect_code(0).json();
+    let key = "ALTER TABLE shop.marks ADD CONSTRAINT marks_d_n_fkey FOREIGN KEY (d, n) REFERENCES shop.log(d, n);";
+    assert!(report["notes"].to_string().contains(key), "{report}");
+
     // In its own place, after it was dropped; and what is told makes it what it was.
     server.sql("DROP TABLE shop.marks");
     let before = picture(&past, "postgres", "shop.log_1");
@@ -571,6 +577,11 @@ fn a_partition_comes_alone(version: u32) {
     server.sql(&note);
     assert_eq!(rows(), "100,3");
     assert_eq!(picture(&past, "postgres", "shop.log_1"), before);
+
+    // Replaced, it is alone too.
+    past.extract(&[&["--table", "shop.log_1", "--replace", "--yes"], &target[..]].concat()).expect_code(0);
+    assert_eq!((rows().as_str(), server.sql("SELECT count(*) FROM shop.log_1").as_str()), ("89,3", "11"));
+    server.sql(&note);
 
     // A file has it alone too; a whole tree stays one.
     let out = past.story.walkeep.scratch().join("log.sql");
@@ -633,7 +644,6 @@ fn what_was_made_later_is_not_dropped() {
         let args = past.args(&["--lsn", &at, "--table", "shop.log", "--into", &into, "--replace"]);
         let walkeep = past.story.walkeep.command(&args);
         let words = std::iter::once(walkeep.get_program()).chain(walkeep.get_args()).map(|word| word.to_str().unwrap());
-        // What the harness runs by itself is in front of it, as it is in every command.
         let line = words.map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect::<Vec<_>>().join(" ");
         let mut command = std::process::Command::new("script");
         command.args(["-qec", &line, "/dev/null"]).env("WALKEEP_CONFIG", past.story.walkeep.config_path());
