@@ -52,18 +52,9 @@ pub fn quote(name: &str) -> String {
     if plain && begins_well { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
-/// The same for people, who must not be led astray by line breaks, terminal commands and changes of direction within a name.
+/// The same for people: see [`printable`].
 pub fn shown(name: &str) -> String {
-    let is_unseen =
-        |letter: char| letter.is_control() || matches!(letter, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-    let mut text = String::new();
-    for letter in quote(name).chars() {
-        match is_unseen(letter) {
-            true => text.extend(letter.escape_unicode()),
-            false => text.push(letter),
-        }
-    }
-    text
+    printable(&quote(name))
 }
 
 /// The same, always in double quotes: for SQL that is run, where a name may be a key word.
@@ -71,11 +62,14 @@ pub fn always_quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text with names in it, as it may be shown: a name may hold line ends and what terminals obey.
+/// A text with names in it, as it may be shown to people, who must not be led astray by line ends, what terminals obey and changes of direction
+/// within a name.
 pub fn printable(text: &str) -> String {
+    let is_unseen =
+        |letter: char| letter.is_control() || matches!(letter, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
-        if letter.is_control() { shown.extend(letter.escape_debug()) } else { shown.push(letter) }
+        if is_unseen(letter) { shown.extend(letter.escape_debug()) } else { shown.push(letter) }
     }
     shown
 }
@@ -110,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_in_one_line_and_one_direction() {
-        assert_eq!((shown("orders"), shown("a\nb\u{1b}[31m\u{202e}")), ("orders".into(), "\"a\\u{a}b\\u{1b}[31m\\u{202e}\"".into()));
+        assert_eq!((shown("orders"), shown("a\nb\u{1b}[31m\u{202e}")), ("orders".into(), "\"a\\nb\\u{1b}[31m\\u{202e}\"".into()));
     }
 
     #[test]
