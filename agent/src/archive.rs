@@ -13,7 +13,7 @@ use walkeep_core::page::{self, SegmentError};
 use walkeep_core::{TimelineHistory, WalFileName};
 
 use crate::codec;
-use crate::index::{Content, Queue};
+use crate::index::Queue;
 use crate::metrics::{Metrics, Source};
 use crate::recent::Recent;
 use crate::repository::wal::Stored;
@@ -163,7 +163,7 @@ impl Archiver {
         self.metrics.stored(Source::Archive, stored);
         if let Some(segment) = segment {
             self.recent.note(segment, hash);
-            self.index.offer(segment, || Ok(Content::Bytes(content)));
+            self.index.offer_bytes(segment, content);
         }
         Ok(stored)
     }

@@ -19,10 +19,12 @@ use walkeep_core::SegmentName;
 
 /// Segments that wait to be indexed. One that finds no room is read back later.
 const WAITING: usize = 8;
+/// So many of them in memory.
+const IN_MEMORY: usize = 2;
 
 /// The content of a segment, at hand.
 #[derive(Debug)]
-pub enum Content {
+pub(crate) enum Content {
     /// An open file, which may be removed meanwhile.
     File(File),
     /// In memory.
@@ -53,12 +55,22 @@ impl Queue {
     }
 
     /// Brings a segment that is stored, whole. Never waits.
-    pub fn offer(&self, segment: SegmentName, content: impl FnOnce() -> std::io::Result<Content>) {
+    pub fn offer(&self, segment: SegmentName, file: impl FnOnce() -> std::io::Result<File>) {
         let Some(queue) = &self.0 else { return };
         let Ok(place) = queue.try_reserve() else { return };
-        match content() {
-            Ok(content) => place.send(Offered { segment, content }),
+        match file() {
+            Ok(file) => place.send(Offered { segment, content: Content::File(file) }),
             Err(error) => tracing::debug!(%segment, %error, "not at hand for the index; it is read back later"),
+        }
+    }
+
+    /// The same out of memory, where little of that waits already.
+    pub fn offer_bytes(&self, segment: SegmentName, content: Bytes) {
+        let Some(queue) = &self.0 else { return };
+        if queue.capacity() > WAITING - IN_MEMORY
+            && let Ok(place) = queue.try_reserve()
+        {
+            place.send(Offered { segment, content: Content::Bytes(content) });
         }
     }
 }

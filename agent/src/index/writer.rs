@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
 
 use super::line::Line;
-use super::{Content, Offered};
+use super::{Content, IN_MEMORY, Offered};
 use crate::metrics::Metrics;
 use crate::repository::{ClusterRepository, Result};
 
@@ -79,7 +79,8 @@ impl Writer {
         }
         self.ahead.insert(segment, (Instant::now(), content));
         self.advance(timeline).await?;
-        let crowded = self.ahead.len() > AHEAD;
+        let in_memory = self.ahead.values().filter(|(_, content)| matches!(content, Content::Bytes(_))).count();
+        let crowded = self.ahead.len() > AHEAD || in_memory > IN_MEMORY;
         if crowded { self.read_back(timeline).await } else { Ok(()) }
     }
 

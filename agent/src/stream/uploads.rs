@@ -28,7 +28,7 @@ use walkeep_core::resume::Position;
 
 use super::lease::Lease;
 use super::reaper::Reaper;
-use crate::index::{Content, Queue};
+use crate::index::Queue;
 use crate::metrics::{Metrics, Source};
 use crate::recent::Recent;
 use crate::repository::wal::Stored;
@@ -252,7 +252,7 @@ async fn store_segment(to: &Destination, segment: SegmentName, lease: Option<&Le
     to.metrics.stored(Source::Stream, stored);
     to.recent.note(segment, hash);
     // Opened before it is removed: the index reads it in its own time.
-    to.index.offer(segment, || std::fs::File::open(to.spool.path(segment)).map(Content::File));
+    to.index.offer(segment, || std::fs::File::open(to.spool.path(segment)));
     match stored {
         Stored::New { bytes } => tracing::info!(%segment, bytes, ms = began.elapsed().as_millis() as u64, "stored"),
         Stored::Already => tracing::info!(%segment, "was stored already, with the same content"),
