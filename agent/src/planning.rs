@@ -59,7 +59,7 @@ async fn plan(
     let traffic = Traffic::default();
     // First those that may lead there; the others only for their reasons.
     let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by_key(|at| is_ruled_out(index, &candidates[*at]));
+    order.sort_by_cached_key(|at| is_ruled_out(index, &candidates[*at]));
     for at in order {
         let candidate = &candidates[at];
         let stored = Stored { repository, catalog, path: &candidate.path, traffic: &traffic };

@@ -44,7 +44,7 @@ struct Node {
     timeline: TimelineId,
     /// The level of the digest that it sums up; `None` for a single segment.
     level: Option<Level>,
-    summary: Summary,
+    summary: Arc<Summary>,
     /// The first segment that does not belong to this timeline's stretch of the path.
     limit: SegmentNumber,
 }
@@ -183,7 +183,7 @@ impl Index {
             }
             let is_ours = summary.span().end <= limit && end <= to;
             if is_ours && summary.is_whole() && summary.follows(at) && visitor.suffices(&summary, level) {
-                return Ok(Next::Pass(Box::new(summary)));
+                return Ok(Next::Pass(summary));
             }
             if first.start(size) > at && !summary.follows(at) {
                 // Nothing is told up to there.
@@ -202,7 +202,7 @@ impl Index {
 }
 
 enum Next {
-    Pass(Box<Summary>),
+    Pass(Arc<Summary>),
     Read(Lsn),
 }
 
@@ -225,5 +225,5 @@ async fn names(repository: &ClusterRepository, timeline: TimelineId) -> Result<V
 
 fn nodes(digest: Digest, limit: SegmentNumber) -> Vec<Node> {
     let (timeline, level) = (digest.name.timeline, digest.name.level.below());
-    digest.summaries.into_iter().map(|summary| Node { timeline, level, summary, limit }).collect()
+    digest.summaries.into_iter().map(|summary| Node { timeline, level, summary: Arc::new(summary), limit }).collect()
 }
