@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use walkeep_core::index::{BlockChanges, BlocksName, Digest, DigestName, Indexer, Level, Summary, cover};
+use walkeep_core::index::{BlockChanges, BlocksName, Digest, DigestName, Indexer, Level, Run, Summary, cover};
 use walkeep_core::{Lsn, SegmentNumber, SegmentSize, TimelineId, WalFileName};
 
+use crate::repository::wal::WalFile;
 use crate::repository::{ClusterRepository, Error, Result};
 
 /// Segments after which what was learnt is stored.
@@ -74,7 +75,10 @@ impl Line {
         if line.next < Level::SEGMENTS.window(newest.span(size).first).end {
             line.summaries.clone_from(&digest.summaries);
         } else if let Some(above) = Level::SEGMENTS.above() {
-            line.fold_window_before(above).await;
+            // The former agent may have died before it did.
+            if let Some(last) = line.next.previous().filter(|last| above.window(*last) != above.window(line.next)) {
+                line.fold(above, last).await;
+            }
         }
         if let Some(last) = digest.summaries.last() {
             line.read_back(last).await?;
@@ -93,7 +97,7 @@ impl Line {
         };
         while indexer.next() < next {
             let name = WalFileName::Segment(indexer.next().name(self.timeline, size));
-            let Some(wal) = self.repository.get_wal(name).await? else {
+            let Some(wal) = stored(&self.repository, name).await? else {
                 indexer.pass_over(next);
                 break;
             };
@@ -159,14 +163,12 @@ impl Line {
     /// What comes next begins at `next`: WAL between is missing, or too much to be read back now.
     pub(super) async fn pass_over(&mut self, next: SegmentNumber) -> Result<()> {
         self.store().await?;
-        if Level::SEGMENTS.window(self.next).first < Level::SEGMENTS.window(next).first {
-            self.summaries.clear();
-        }
         self.next = next;
         match &mut self.indexer {
             Some(indexer) => indexer.pass_over(next),
             None => self.indexer = Some(Indexer::new(next, self.size())),
         }
+        self.leave_windows().await;
         Ok(())
     }
 
@@ -179,40 +181,53 @@ impl Line {
         Level::SEGMENTS.window(self.next).first == self.next
     }
 
-    /// Stores what was learnt and is not stored, and what a finished window adds up to. Nothing is forgotten if that fails.
+    /// Stores what was learnt and is not stored, and what finished windows add up to. Nothing is forgotten if that fails.
     pub(super) async fn store(&mut self) -> Result<()> {
         let size = self.size();
         if self.pending > 0 {
-            let digest = Digest::of(self.timeline, Level::SEGMENTS, self.summaries.clone(), size);
-            if let Some(digest) = &digest {
-                let name = BlocksName { timeline: self.timeline, from: self.blocks_from.start(size), to: digest.name.to };
-                self.repository.put_blocks(name, &self.blocks).await?;
-                self.repository.put_digest(digest).await?;
+            // More than one where a window's end could not be stored in its time.
+            let same_window = |one: &Summary, next: &Summary| window_of(one) == window_of(next);
+            for summaries in self.summaries.chunk_by(same_window) {
+                let Some(digest) = Digest::of(self.timeline, Level::SEGMENTS, summaries.to_vec(), size) else { continue };
+                self.repository.put_digest(&digest).await?;
+            }
+            if let Some(last) = self.summaries.last() {
+                let (from, to) = (self.blocks_from.start(size), last.span().end.start(size));
+                self.repository.put_blocks(BlocksName { timeline: self.timeline, from, to }, &self.blocks).await?;
             }
             self.pending = 0;
             self.blocks = BlockChanges::default();
         }
-        if self.is_window_over() && !self.summaries.is_empty() {
-            self.summaries.clear();
-            let mut level = Level::SEGMENTS.above();
-            while let Some(above) = level.filter(|level| level.window(self.next).first == self.next) {
-                self.fold_window_before(above).await;
-                level = above.above();
-            }
-        }
+        self.leave_windows().await;
         Ok(())
     }
 
-    /// Folds the window of `level` that ends at or before where this is now. Not worth an error: what is not folded is read unfolded.
-    async fn fold_window_before(&self, level: Level) {
-        let end = level.window(self.next).first;
-        let Some(last) = end.previous() else { return };
-        match fold(&self.repository, self.timeline, level, last).await {
+    /// Folds the windows that are behind, and forgets what was in them.
+    async fn leave_windows(&mut self) {
+        let now = Level::SEGMENTS.window(self.next).first;
+        let behind = self.summaries.partition_point(|summary| summary.span().first < now);
+        let left: Vec<SegmentNumber> = self.summaries.drain(..behind).map(|summary| summary.span().first).collect();
+        for last in left.chunk_by(|one, next| Level::SEGMENTS.window(*one) == Level::SEGMENTS.window(*next)).filter_map(|of| of.last()) {
+            let mut level = Level::SEGMENTS.above();
+            while let Some(above) = level.filter(|level| level.window(*last) != level.window(self.next)) {
+                self.fold(above, *last).await;
+                level = above.above();
+            }
+        }
+    }
+
+    /// Not worth an error: what is not folded is read unfolded.
+    async fn fold(&self, level: Level, number: SegmentNumber) {
+        match fold(&self.repository, self.timeline, level, number).await {
             Ok(Some(name)) => tracing::debug!(digest = %name, "index: folded"),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, level = level.get(), "the index could not be folded"),
         }
     }
+}
+
+fn window_of(summary: &Summary) -> Run {
+    Level::SEGMENTS.window(summary.span().first)
 }
 
 /// Makes the digest of `level` of the window that `number` lies in out of those below; `None` if there are none, or it is there.
@@ -248,14 +263,27 @@ pub async fn fold(repository: &ClusterRepository, timeline: TimelineId, level: L
     Ok(Some(digest.name))
 }
 
+/// A stored segment; `None` if it is not there, or damaged, which is told.
+pub(super) async fn stored(repository: &ClusterRepository, name: WalFileName) -> Result<Option<WalFile>> {
+    match repository.get_wal(name).await {
+        Err(Error::Corrupt { key, reason }) => {
+            tracing::warn!(key, reason, "a segment is damaged: the index leaves it out");
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
 async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|died| crate::repository::Error::Internal(died.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
+    use walkeep_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Operation, Rule};
+
     use super::*;
-    use crate::repository::tests::memory;
+    use crate::repository::tests::{memory, over};
 
     /// Stores a digest of each window of 64 segments from `first` on.
     async fn digests(repository: &ClusterRepository, first: u64, windows: u64) {
@@ -290,5 +318,46 @@ mod tests {
         assert_eq!(runs, [(0, one.segments()), (last, two.segments())]);
         assert_eq!(repository.list_digests(TimelineId::FIRST, one, None).await.unwrap().len(), 2);
         assert!(fold(&repository, TimelineId::FIRST, two, SegmentNumber::new(0)).await.unwrap().is_none(), "it is there");
+    }
+
+    /// An outage of the store at a window's end must not leave a hole in the index.
+    #[tokio::test]
+    async fn a_windows_end_that_could_not_be_stored_is_stored_later() {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let repository = Arc::new(over(store.clone()).await);
+        let size = repository.identity().segment_size;
+        let mut line = Line::new(repository.clone(), TimelineId::FIRST, SegmentNumber::new(60));
+        let learn = |line: &mut Line, number: u64| {
+            let mut summary = Summary::empty(SegmentNumber::new(number), SegmentNumber::new(number).start(size));
+            summary.records.to = SegmentNumber::new(number).end(size);
+            line.summaries.push(summary);
+            line.pending += 1;
+            line.next = SegmentNumber::new(number + 1);
+        };
+        store.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::Denied)));
+        (60..64).for_each(|number| learn(&mut line, number));
+        assert!(line.store().await.is_err());
+        (64..67).for_each(|number| learn(&mut line, number));
+        assert!(line.store().await.is_err());
+        store.heal();
+        line.store().await.unwrap();
+        let names = repository.list_digests(TimelineId::FIRST, Level::SEGMENTS, None).await.unwrap();
+        let spans: Vec<_> =
+            names.iter().map(|name| (name.is_sound(size), name.span(size).first.get(), name.span(size).end.get())).collect();
+        assert_eq!(spans, [(true, 60, 64), (true, 64, 67)]);
+        assert_eq!((line.pending, line.summaries.len()), (0, 3), "what is behind is forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_segment_does_not_keep_a_new_agent_from_going_on() {
+        let (repository, store) = memory().await;
+        let (repository, size) = (Arc::new(repository), SegmentSize::new(1 << 20).unwrap());
+        let mut summary = Summary::empty(SegmentNumber::new(2), SegmentNumber::new(2).start(size));
+        summary.open_since = Some(SegmentNumber::new(1).start(size));
+        repository.put_digest(&Digest::of(TimelineId::FIRST, Level::SEGMENTS, vec![summary], size).unwrap()).await.unwrap();
+        let name = WalFileName::Segment(SegmentNumber::new(1).name(TimelineId::FIRST, size));
+        store.overwrite(&repository.layout().wal_key(name).parse().unwrap(), bytes::Bytes::from_static(b"garbage"));
+        let line = Line::resume(repository, TimelineId::FIRST, SegmentNumber::new(5), 100).await.unwrap();
+        assert_eq!(line.next().get(), 3);
     }
 }

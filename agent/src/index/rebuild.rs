@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_core::{SegmentNumber, TimelineId, WalFileName};
 
-use super::line::Line;
+use super::line::{Line, stored};
 use crate::repository::{ClusterRepository, Error, Result};
 
 /// Segments read ahead.
@@ -41,21 +41,13 @@ pub async fn rebuild(
     let Some(first) = segments.first() else { return Ok(rebuilt) };
     let total = segments.len() as u64;
     let mut line = Line::new(repository.clone(), timeline, *first);
-    let get = |number: SegmentNumber| async move { (number, repository.get_wal(WalFileName::Segment(number.name(timeline, size))).await) };
+    let get = |number: SegmentNumber| async move { (number, stored(repository, WalFileName::Segment(number.name(timeline, size))).await) };
     let mut contents = stream::iter(segments.into_iter().map(get)).buffered(READS);
     while let Some((number, found)) = contents.next().await {
         if stop.is_cancelled() {
             return Err(Error::cancelled("index", timeline));
         }
-        let wal = match found {
-            Ok(wal) => wal,
-            Err(Error::Corrupt { key, reason }) => {
-                tracing::warn!(key, reason, "a segment is damaged: the index leaves it out");
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        match wal {
+        match found? {
             Some(wal) => {
                 if number != line.next() {
                     line.pass_over(number).await?;

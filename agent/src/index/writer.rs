@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
 
-use super::line::Line;
+use super::line::{Line, stored};
 use super::{Content, IN_MEMORY, Offered};
 use crate::metrics::Metrics;
 use crate::repository::{ClusterRepository, Result};
@@ -23,6 +23,8 @@ const AHEAD: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often what is due is looked for.
 const TICK: Duration = Duration::from_secs(5);
+/// A stop waits so long for what was learnt last.
+const LAST: Duration = Duration::from_secs(2);
 /// Segments read back at the same time.
 const READS: usize = 2;
 
@@ -30,28 +32,44 @@ const READS: usize = 2;
 #[derive(Debug)]
 pub struct Offers(pub(super) mpsc::Receiver<Offered>);
 
-/// Makes the index of what is offered, until `stop` fires; then stores what it has learnt.
+/// Makes the index of what is offered, until `stop` fires; then stores what it has learnt, if that is quickly done.
 pub async fn run(repository: Arc<ClusterRepository>, mut offers: Offers, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let mut writer = Writer { repository, metrics, lines: BTreeMap::new(), ahead: BTreeMap::new(), stop: stop.clone() };
+    let mut writer = Writer { repository, metrics, lines: BTreeMap::new(), ahead: BTreeMap::new() };
     let mut tick = tokio::time::interval(TICK);
+    let mut waits = false;
     loop {
-        let worked = tokio::select! {
-            () = stop.cancelled() => break,
-            offered = offers.0.recv() => match offered {
-                Some(offered) => writer.offered(offered).await,
-                None => break,
-            },
-            _ = tick.tick() => writer.tick().await,
+        let step = async {
+            tokio::select! {
+                offered = offers.0.recv() => match offered {
+                    Some(offered) => Some(writer.offered(offered).await),
+                    None => None,
+                },
+                _ = tick.tick() => Some(writer.tick().await),
+            }
         };
-        if let Err(error) = worked {
-            writer.metrics.error(error.kind());
-            tracing::warn!(%error, "the index of the WAL waits; archiving does not need it");
+        // What is cut off is read back by the next agent.
+        let Some(Some(worked)) = stop.run_until_cancelled(step).await else { break };
+        match worked {
+            Ok(()) => waits = false,
+            Err(error) => {
+                writer.metrics.error(error.kind());
+                match std::mem::replace(&mut waits, true) {
+                    false => tracing::warn!(%error, "the index of the WAL waits; archiving does not need it"),
+                    true => tracing::debug!(%error, "the index of the WAL waits"),
+                }
+            }
         }
     }
-    for line in writer.lines.values_mut() {
-        if let Err(error) = line.store().await {
-            tracing::debug!(%error, "what the index has learnt last is not stored; it will be read back");
+    let last = async {
+        for line in writer.lines.values_mut() {
+            line.store().await?;
         }
+        Result::Ok(())
+    };
+    match tokio::time::timeout(LAST, last).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "what the index has learnt last is not stored; it will be read back"),
+        Err(_) => tracing::debug!("what the index has learnt last could not be stored in time; it will be read back"),
     }
 }
 
@@ -61,7 +79,6 @@ struct Writer {
     lines: BTreeMap<TimelineId, Line>,
     /// What waits for its predecessors, and since when.
     ahead: BTreeMap<SegmentName, (Instant, Content)>,
-    stop: CancellationToken,
 }
 
 impl Writer {
@@ -131,16 +148,13 @@ impl Writer {
         let repository = &self.repository;
         let missing = (line.next().get()..first.get()).map(SegmentNumber::new);
         let get =
-            |number: SegmentNumber| async move { (number, repository.get_wal(WalFileName::Segment(number.name(timeline, size))).await) };
+            |number: SegmentNumber| async move { (number, stored(repository, WalFileName::Segment(number.name(timeline, size))).await) };
         let mut contents = stream::iter(missing.map(get)).buffered(READS);
         while let Some((number, found)) = contents.next().await {
-            if self.stop.is_cancelled() {
-                return Ok(());
-            }
             match found? {
                 Some(wal) if line.next() == number => line.take(wal.content).await?,
                 Some(_) => {}
-                // A gap; or it is stored later, and the plan reads it then.
+                // A gap, or damage; or it is stored later, and the plan reads it then.
                 None => line.pass_over(number.next()).await?,
             }
         }
