@@ -6,6 +6,7 @@
 //! The catalog is generated: a local directory with a file for each segment, a backup each week, a digest for every 64 segments as the
 //! agent would have stored them, folded by the same code. The segments that a plan reads hold WAL, the others a few bytes: a plan that read one of these
 //! would fail. Each call takes 5 ms longer than the directory does. Median of several targets of each kind; every plan begins with nothing known.
+// A benchmark is run by a person: its figures go to the terminal, and what fails shall end it.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::Path;

@@ -109,15 +109,17 @@ impl Index {
     pub fn rules_out(&self, path: &TimelineHistory, range: WalRange, is_nothing: impl Fn(&Summary) -> bool) -> bool {
         let size = self.repository.identity().segment_size;
         let mut told_to = size.align_down(range.from);
+        let mut read_to = None;
         for node in self.along(path, size).iter().rev() {
             let (span, summary) = (node.summary.span(), &node.summary);
             if span.end.start(size) <= told_to {
                 continue;
             }
-            if span.first.start(size) > told_to || span.end > node.limit || !summary.is_whole() || !is_nothing(summary) {
+            let connected = read_to.is_none_or(|read_to| summary.follows(read_to));
+            if span.first.start(size) > told_to || span.end > node.limit || !summary.is_whole() || !connected || !is_nothing(summary) {
                 return false;
             }
-            told_to = span.end.start(size);
+            (told_to, read_to) = (span.end.start(size), Some(summary.records.to));
             if told_to >= range.to {
                 return true;
             }
