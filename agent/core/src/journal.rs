@@ -2,8 +2,7 @@
 //!
 //! It looks no further than the records: names of tables are not in them (relations are told by the numbers of their files), and nothing
 //! is stored. Records come in LSN order along a timeline path. Of transactions that are open it keeps notes, bounded; what the bounds left
-//! out is told. An index of the WAL may feed the same entries later.
-//!
+//! out is told. The [index](crate::index) keeps what it told of each segment, and what a journal that goes on behind has to know.
 
 mod clock;
 mod entry;

@@ -81,16 +81,17 @@ impl View {
     ) -> Result<Result<RestorePlan, Refusal>> {
         for _ in 0..TRIES {
             let planned = super::plan(&self.repository, &self.index, self.catalog(), target, around, on_progress).await?;
-            let Ok(plan) = &planned else { break };
-            if !self.lists(plan) {
-                return Ok(planned);
+            let believes = !self.believed.is_empty();
+            match &planned {
+                Ok(plan) if believes && self.lists(plan) => {}
+                // Of what is only believed no refusal is made.
+                Err(_) if believes => break,
+                _ => return Ok(planned),
             }
             self.loaded.catalog = self.repository.list_again(self.catalog(), &self.believed).await.context("list what the plan needs")?;
         }
-        if !self.believed.is_empty() {
-            self.believed.clear();
-            self.loaded = self.repository.load_catalog().await.context("read the catalog")?;
-        }
+        self.believed.clear();
+        self.loaded = self.repository.load_catalog().await.context("read the catalog")?;
         super::plan(&self.repository, &self.index, self.catalog(), target, around, on_progress).await
     }
 
@@ -122,7 +123,49 @@ fn without(run: Run, other: Run) -> impl Iterator<Item = Run> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use walkeep_core::WalFileName;
+    use walkeep_core::index::{Digest, Level, Summary};
+    use walkeep_core::plan::estimate::Rates;
+    use walkeep_core::target::TargetKind;
+
     use super::*;
+    use crate::repository::tests::{memory, record, segment};
+
+    /// The index tells of segments 1 to 9, and a plan needs all of them.
+    async fn view(listed: u64, lost: Option<u64>) -> (View, Result<RestorePlan, Refusal>) {
+        let (repository, _) = memory().await;
+        let size = repository.identity().segment_size;
+        let summary = |number: u64| {
+            let mut summary = Summary::empty(SegmentNumber::new(number), SegmentNumber::new(number).start(size));
+            (summary.records.to, summary.count) = (SegmentNumber::new(number).end(size), 1);
+            summary
+        };
+        let digest = Digest::of(TimelineId::FIRST, Level::SEGMENTS, (1..10).map(summary).collect(), size).unwrap();
+        repository.put_digest(&digest).await.unwrap();
+        for number in (1..10).filter(|number| Some(*number) != lost) {
+            repository.put_wal(WalFileName::Segment(segment(number)), Bytes::from(vec![1; 1 << 20])).await.unwrap();
+        }
+        repository.commit_backup(&record(1)).await.unwrap();
+        let mut view = View::load_listing(Arc::new(repository), listed).await.unwrap();
+        let around = Around { server: Err("not asked".into()), rates: Rates::default() };
+        let planned = view.plan(&RecoveryTarget::new(TargetKind::Latest), &around, &mut |_, _| {}).await.unwrap();
+        (view, planned)
+    }
+
+    #[tokio::test]
+    async fn what_is_only_believed_is_listed_before_a_plan_is_given_out() {
+        for listed in [0, 100] {
+            let (view, planned) = view(listed, None).await;
+            let plan = planned.unwrap();
+            assert_eq!((plan.wal.len(), plan.wal.iter().all(|file| file.stored > 0)), (9, true), "sizes are those of a listing");
+            assert!(view.believed.values().flatten().next().is_none());
+            // Deleted since it was indexed.
+            let (_, planned) = self::view(listed, Some(5)).await;
+            let refusal = planned.unwrap_err().to_string();
+            assert!(refusal.contains(&segment(5).to_string()), "{refusal}");
+        }
+    }
 
     #[test]
     fn what_a_plan_needs_is_taken_out() {
