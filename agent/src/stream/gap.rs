@@ -32,9 +32,11 @@ impl Streamer {
         // A slot holds what is there now, while it is looked for what that is.
         let mut slot = self.slot_position(&mut connection, true).await?;
         if slot.is_none_or(|restart| size.align_down(restart) <= begin.lsn) {
-            // The slot claims to keep what the server has removed: it protects nothing.
+            // The slot claims to keep what the server has removed: it protects nothing. A first status of an attempt to stream from there, sent before
+            // the server refused, is enough: PostgreSQL moves a physical slot back too.
+            tracing::info!(slot = self.cluster.slot, removed = %begin.lsn, "the replication slot stands at WAL that the server has removed: making it anew");
             connection.drop_slot(&self.cluster.slot).await.context("drop a slot that keeps nothing")?;
-            slot = self.slot_position(&mut connection, true).await?;
+            slot = self.create_slot(&mut connection).await?;
         }
         // A new slot keeps less than the server may have.
         let kept = size.segment_of(slot.map_or(identity.flush, |slot| slot.min(identity.flush)));

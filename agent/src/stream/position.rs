@@ -200,6 +200,12 @@ impl Streamer {
         } else if known_cluster {
             tracing::error!(slot, "the replication slot is gone: making it anew; if WAL was lost meanwhile, a gap will be recorded");
         }
+        self.create_slot(connection).await
+    }
+
+    /// Makes the slot, unless somebody was faster; its position.
+    pub(super) async fn create_slot(&self, connection: &mut ReplicationConnection) -> Result<Option<Lsn>> {
+        let slot = &self.cluster.slot;
         let created = connection.create_physical_slot(slot).await.with_context(|| format!("create the replication slot {slot}"))?;
         if created == Created::New {
             tracing::info!(slot, "created the replication slot");
