@@ -6,6 +6,7 @@ use crate::catalog::WalRange;
 use crate::event::{WalEvent, WalEventKind};
 use crate::journal::{Entry, MappedCatalog, Minute, Move};
 use crate::lsn::Lsn;
+use crate::page::PAGE_SIZE;
 use crate::segment::SegmentNumber;
 use crate::target::{ReplayedTablespace, Transaction};
 use crate::time::PgTimestamp;
@@ -215,7 +216,8 @@ impl Summary {
     /// Whether its first record is the one that comes next for whoever has read up to `at`. The header of a page may lie between, no more: who read
     /// up to a record that he has only the beginning of must find it here.
     pub fn follows(&self, at: Lsn) -> bool {
-        at <= self.records.from && self.records.from.bytes_since(at) <= LONG_HEADER
+        let header = if at.get().is_multiple_of(PAGE_SIZE) { LONG_HEADER } else { 0 };
+        at <= self.records.from && self.records.from.bytes_since(at) <= header
     }
 
     /// The highest time in it.
@@ -328,5 +330,24 @@ fn add_rate(rates: &mut Vec<Minute>, rate: &Minute, bucket: i64) {
             same.aborts += rate.aborts;
         }
         _ => rates.insert(at, Minute { minute: start, ..*rate }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_page_s_header_may_lie_between() {
+        const SEGMENT: u64 = 1 << 20;
+        let mut summary = Summary::empty(SegmentNumber::new(1), Lsn::new(SEGMENT));
+        summary.records.from = Lsn::new(SEGMENT + 40);
+        assert!(summary.follows(Lsn::new(SEGMENT)) && summary.follows(Lsn::new(SEGMENT + 40)));
+        assert!(!summary.follows(Lsn::new(SEGMENT + 48)), "behind its first record");
+        // A record that begins in the last bytes of the segment before is no header.
+        summary.records.from = Lsn::new(SEGMENT);
+        for bytes in [8, 24, 40] {
+            assert!(!summary.follows(Lsn::new(SEGMENT - bytes)), "{bytes}");
+        }
     }
 }
