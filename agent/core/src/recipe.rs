@@ -87,7 +87,7 @@ impl Recipe {
         let mut kept: Vec<Option<u32>> = vec![None; before.extents().len()];
         let runs: Vec<(Range<u64>, Run)> = before.located().collect();
         let (mut first, mut at, mut filled) = (0, 0, EXTENT);
-        for range in read.iter().cloned().chain([size..size]) {
+        for range in read.iter().cloned().chain(std::iter::once(size..size)) {
             let stretch = at..range.start;
             first += runs[first..].partition_point(|(place, _)| place.end <= stretch.start);
             let within = runs[first..].iter().take_while(|(place, _)| place.start < stretch.end && !stretch.is_empty());

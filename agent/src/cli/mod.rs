@@ -3,6 +3,7 @@
 //! Commands print for people, or JSON with `--json`; they contain no logic of their own beyond that.
 
 mod agent;
+mod ask;
 mod backup;
 mod before;
 mod catalog;

@@ -41,9 +41,9 @@ pub fn write(target: &Target, manifest: &ManifestEntries, record: &BackupRecord,
             continue;
         }
         let (path, size, sum) = match name {
-            // It was written anew, for where the tablespaces are now.
-            TABLESPACE_MAP => {
-                let path = target.data.join(TABLESPACE_MAP);
+            // Written anew, for where the tablespaces are now and for this recovery.
+            _ if name == TABLESPACE_MAP || name.ends_with(".conf") => {
+                let path = target.data.join(name);
                 let Ok(bytes) = fs::read(&path) else { continue };
                 (path, bytes.len() as u64, crc32c::crc32c(&bytes))
             }

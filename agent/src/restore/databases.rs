@@ -3,17 +3,17 @@
 //! These are the files as the backup copied them: a database made or renamed since is not there, one dropped since still is, and a page may be
 //! torn. Good enough to choose what to fetch, if the choice is compared later with what the recovered server says; nothing else may rest on it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::manifest::{Content, EntryKind};
-use walkeep_core::partial::{BOOTSTRAP_ROLE, PG_AUTHID, PG_DATABASE, SHARED_MAP, names, relation_map};
+use walkeep_core::partial::{BOOTSTRAP_ROLE, Needed, PG_AUTHID, PG_DATABASE, SHARED_MAP, names, relation_map};
 use walkeep_core::plan::RestorePlan;
 
 use super::layout::read_file;
-use super::read_record;
+use super::{Refusal, read_record};
 use crate::repository::ClusterRepository;
 
 /// A shared catalog that is larger is not looked into: half a million databases.
@@ -35,6 +35,25 @@ impl Shared {
     pub fn oids(&self, database: &str) -> Vec<u32> {
         self.databases.iter().filter(|(_, name)| name == database).map(|(oid, _)| *oid).collect()
     }
+}
+
+/// What is needed of the backup of `plan` for these databases: their files, those of the templates, and everything that belongs to no database.
+pub async fn only(repository: &ClusterRepository, plan: &RestorePlan, names: &[String], cancel: &CancellationToken) -> Result<Needed> {
+    let shared = shared(repository, plan, cancel).await?;
+    let mut oids = BTreeSet::new();
+    for name in names {
+        let found = shared.oids(name);
+        if found.is_empty() {
+            let mut known: Vec<_> = shared.databases.iter().map(|(_, name)| name.as_str()).collect();
+            known.sort_unstable();
+            known.dedup();
+            let reason = format!("it has no database {name:?}; it has: {}", known.join(", "));
+            bail!(Refusal::Backup { backup: plan.backup.id.to_string(), reason });
+        }
+        oids.extend(found);
+    }
+    oids.extend(["template0", "template1"].iter().flat_map(|name| shared.oids(name)));
+    Ok(Needed::Databases(oids))
 }
 
 /// Reads them for the backup of `plan`. What cannot be understood is left out.

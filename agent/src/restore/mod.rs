@@ -1,4 +1,4 @@
-//! Restores: carries out a [`RestorePlan`] into an empty directory, ready for PostgreSQL to start.
+//! Restores: carries out a [`RestorePlan`] into a directory, ready for PostgreSQL to start.
 //!
 //! Everything that can be refused is refused before the first byte is written (`layout`, `target_dir`). Then files come in parallel
 //! (`files`), every extent proven by its hash; the settings of the recovery are written (`settings`); and only when all of that
@@ -9,6 +9,7 @@ mod backup_manifest;
 mod batches;
 mod conf;
 mod databases;
+mod delta;
 mod files;
 mod layout;
 mod settings;
@@ -30,7 +31,8 @@ use walkeep_core::target::TargetAction;
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
 use crate::transfer::{Meter, Stage, Watch};
-pub use databases::{Shared, shared};
+pub use databases::{Shared, only, shared};
+pub use delta::Survey;
 use layout::{Layout, Small};
 use target_dir::Target;
 pub use target_dir::check_directory;
@@ -61,6 +63,8 @@ pub struct Options {
     pub throw_away: bool,
     /// Whose content is needed; other files get their length only.
     pub needed: Needed,
+    /// Into a directory that has something in it: what is right there is left, what differs is fetched, what does not belong there is removed.
+    pub delta: bool,
 }
 
 impl Options {
@@ -76,6 +80,7 @@ impl Options {
             parallelism: 8,
             throw_away: false,
             needed: Needed::Everything,
+            delta: false,
         }
     }
 }
@@ -214,10 +219,12 @@ async fn write_files(
     let small = Small::read(&repository, &layout, cancel).await?;
     let control = small.check(&record)?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
-    target.check(&layout, wal_headroom(plan, &record))?;
+    let survey = survey_of(&target, &manifest, &record).await?;
+    target.check(&layout, wal_headroom(plan, &record), survey.bytes)?;
 
     meter.stage(Stage::Copying, Some(layout.written));
     tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.written, "restore: begins");
+    spawn_blocking(move || survey.clear()).await??;
     let files = files::Files {
         repository,
         target: target.clone(),
@@ -227,6 +234,31 @@ async fn write_files(
     };
     let files = files.write(&manifest, &layout, meter).await?;
     Ok(Written { target, manifest, record, layout, small, files, block_size: control.block_size })
+}
+
+/// What [`restore`] would find in the directories, and change. Refuses what it would refuse.
+pub async fn look_over(
+    repository: &ClusterRepository,
+    plan: &RestorePlan,
+    options: &Options,
+    cancel: &CancellationToken,
+) -> Result<Survey> {
+    let record = read_record(repository, plan).await?;
+    let manifest = repository.get_manifest(&record).await?;
+    let (entries, known, needed) = (manifest.clone(), record.clone(), options.needed.clone());
+    let layout = spawn_blocking(move || Layout::read(&entries, &known, &needed)).await??;
+    let small = Small::read(repository, &layout, cancel).await?;
+    let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
+    survey_of(&target, &manifest, &record).await
+}
+
+/// What is in the directories already; nothing is looked at where nothing may be there.
+async fn survey_of(target: &Arc<Target>, manifest: &ManifestEntries, record: &BackupRecord) -> Result<Survey> {
+    if !target.delta {
+        return Ok(Survey::default());
+    }
+    let (target, manifest, record) = (target.clone(), manifest.clone(), record.clone());
+    spawn_blocking(move || delta::survey(&target, &manifest, &record)).await?
 }
 
 /// The record of the plan's backup, unchanged since the plan was made.
@@ -258,13 +290,21 @@ fn finish(written: &Written, lines: &settings::Lines, throw_away: bool) -> Resul
             "the server needs PostgreSQL that was built for blocks of {block} bytes (--with-blocksize); others refuse to start"
         ));
     }
+    if !throw_away && written.layout.written < written.layout.bytes {
+        warnings.push(
+            "other databases are there without content: drop them once the server has opened. Pages of theirs that replay does not find are passed over \
+             (ignore_invalid_pages): look into the server's log for such a page of a database that is wanted, and take the setting out of \
+             postgresql.auto.conf afterwards"
+                .to_owned(),
+        );
+    }
     if written.layout.bad_blocks > 0 {
         warnings.push(format!(
             "the backup has {} blocks whose checksum was wrong on the server already; `walkeep backups` names them",
             written.layout.bad_blocks
         ));
     }
-    target.link_tablespaces(small.tablespace_map.as_deref())?;
+    target.map_tablespaces(small.tablespace_map.as_deref())?;
     if !throw_away {
         if !written.layout.has_backup_manifest {
             backup_manifest::write(target, manifest, &written.record, &written.files.sums)?;

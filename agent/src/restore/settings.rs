@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use walkeep_core::partial::Needed;
 use walkeep_core::plan::RestorePlan;
 use walkeep_core::target::{RecoverySettings, quote_conf};
 
@@ -46,6 +47,10 @@ pub fn lines(plan: &RestorePlan, options: &Options) -> Lines {
     }
     if !options.keep_synchronous_standbys {
         lines.push("synchronous_standby_names = ''".into());
+    }
+    // The scratch server has its own word on it.
+    if options.needed != Needed::Everything && !options.throw_away {
+        lines.push("ignore_invalid_pages = on".into());
     }
     Lines(lines)
 }

@@ -21,10 +21,10 @@ use crate::transfer::unwatched;
 
 const SPACE: u32 = 16400;
 
-type Content = (&'static str, Vec<u8>);
+pub(super) type Content = (&'static str, Vec<u8>);
 
 /// The control file of a real server, with the system identifier of these tests and a change of its content.
-fn control(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+pub(super) fn control(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     const CRC: usize = 288;
     let mut bytes = include_bytes!("../../core/tests/fixtures/pg_control-15.bin").to_vec();
     bytes[..8].copy_from_slice(&7u64.to_le_bytes());
@@ -44,7 +44,7 @@ fn cluster_with(control: Vec<u8>) -> Vec<Content> {
 }
 
 /// The files of a small cluster.
-fn cluster() -> Vec<Content> {
+pub(super) fn cluster() -> Vec<Content> {
     let noise = |len: usize| (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>();
     vec![
         ("pg_tblspc/16400/PG_15/1/1", noise(9000)),
@@ -61,16 +61,16 @@ fn cluster() -> Vec<Content> {
     ]
 }
 
-struct World {
-    repository: Arc<ClusterRepository>,
-    faulty: Arc<FaultyStore>,
+pub(super) struct World {
+    pub repository: Arc<ClusterRepository>,
+    pub faulty: Arc<FaultyStore>,
     memory: Arc<MemoryStore>,
-    plan: RestorePlan,
-    dir: tempfile::TempDir,
+    pub plan: RestorePlan,
+    pub dir: tempfile::TempDir,
 }
 
 /// A repository with one backup of these files and the WAL it needs.
-async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> World {
+pub(super) async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> World {
     let memory = Arc::new(MemoryStore::new());
     let shared: SharedStore = memory.clone();
     let faulty = Arc::new(FaultyStore::new(shared));
@@ -101,21 +101,21 @@ async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> W
 }
 
 impl World {
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    fn options(&self) -> Options {
+    pub fn options(&self) -> Options {
         let mut options = Options::new(self.data(), "cp '/a b/%f' %p");
         options.tablespaces = vec![("/srv/fast".into(), self.dir.path().join("space"))];
         options
     }
 
-    async fn restore(&self, options: Options) -> Result<Summary> {
+    pub async fn restore(&self, options: Options) -> Result<Summary> {
         restore(self.repository.clone(), &self.plan, options, &unwatched, &CancellationToken::new()).await
     }
 
-    async fn refusal(&self, options: Options) -> String {
+    pub async fn refusal(&self, options: Options) -> String {
         let error = self.restore(options).await.unwrap_err();
         assert!(error.is::<Refusal>(), "{error:#}");
         error.to_string()
@@ -250,7 +250,7 @@ async fn a_disk_that_is_too_small_is_refused() {
     let mut layout = Layout::default();
     layout.written = u64::MAX / 2;
     let target = Target { data: world.data(), tablespaces: Vec::new(), replayed: Vec::new(), dir_mode: 0o700, delta: false };
-    let error = target.check(&layout, 0).unwrap_err();
+    let error = target.check(&layout, 0, 0).unwrap_err();
     assert!(matches!(error.downcast_ref(), Some(Refusal::Space { .. })), "{error}");
 }
 

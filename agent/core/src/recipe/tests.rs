@@ -51,6 +51,11 @@ impl World {
 
 const BLOCK: usize = 8192;
 
+/// One block, as the only stretch that changed.
+fn changed(at: usize) -> Vec<Range<u64>> {
+    vec![Range { start: at as u64, end: (at + BLOCK) as u64 }]
+}
+
 fn assert_whole_enough(content: &Content) {
     let size = content.size();
     assert!(content.extents().len() <= most_extents(size), "{} extents of {size} bytes", content.extents().len());
@@ -66,7 +71,7 @@ fn a_changed_block_costs_a_block() {
     assert_eq!((full.extents().len(), full.is_in_order()), (5, true));
     file[3_000_000] = 2;
     let block = 3_000_000 / BLOCK * BLOCK;
-    let recipe = Recipe::of(&full, file.len() as u64, &[block as u64..(block + BLOCK) as u64]);
+    let recipe = Recipe::of(&full, file.len() as u64, &changed(block));
     assert_eq!((recipe.bytes_read(), recipe.kept.len()), (BLOCK as u64, 5));
     let content = world.carry_out(&recipe, &file);
     assert!(world.read(&content) == file);
@@ -81,7 +86,7 @@ fn an_empty_file_has_nothing() {
     assert_eq!(Recipe::anew(0), Recipe::default());
     let mut world = World::default();
     let full = world.carry_out(&Recipe::anew(10), &[1; 10]);
-    assert_eq!(Recipe::of(&full, 0, &[0..8192]), Recipe::default());
+    assert_eq!(Recipe::of(&full, 0, &changed(0)), Recipe::default());
 }
 
 proptest! {
@@ -126,7 +131,7 @@ fn one_block_a_day() {
     for day in 0..3650_usize {
         let block = day * 37 % 512;
         file[block * BLOCK] = day as u8;
-        let recipe = Recipe::of(&content, file.len() as u64, &[(block * BLOCK) as u64..((block + 1) * BLOCK) as u64]);
+        let recipe = Recipe::of(&content, file.len() as u64, &changed(block * BLOCK));
         read += recipe.bytes_read();
         content = world.carry_out(&recipe, &file);
         assert_whole_enough(&content);

@@ -88,10 +88,10 @@ async fn what_an_older_backup_has_is_referred_to() {
 
     // One block changed, told as such; the same file, read whole; and one that went elsewhere.
     file[3 * EXTENT + 9000] ^= 1;
-    let block = (3 * EXTENT as u64 + 8192)..(3 * EXTENT as u64 + 16384);
+    let changed = 3 * EXTENT as u64 + 8192;
     let older = Older::new(before.extents().iter().map(|extent| (extent.hash, *extent)).collect());
     let mut second = packer(&repository, older);
-    let recipe = Recipe::of(&before, file.len() as u64, &[block]);
+    let recipe = Recipe::of(&before, file.len() as u64, std::slice::from_ref(&(changed..changed + 8192)));
     for ranges in recipe.fresh.clone() {
         let bytes = ranges.into_iter().flat_map(|range| file[range.start as usize..range.end as usize].to_vec()).collect();
         second.extent(None, move || Ok(Plain { bytes, bad_blocks: vec![9] })).await.unwrap();
