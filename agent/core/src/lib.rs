@@ -7,6 +7,7 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod changes;
 pub mod control;
 pub mod decoder;
 pub mod event;
@@ -28,6 +29,7 @@ pub mod parts;
 pub mod picture;
 pub mod plan;
 pub mod record;
+pub mod relation_file;
 pub mod relative_path;
 pub mod resume;
 pub mod segment;
