@@ -107,10 +107,16 @@ async fn repository(cluster: &Cluster) -> Arc<ClusterRepository> {
 /// A repository with the WAL up to `to`: of the last segment only a part, as of one that is being written.
 async fn with_wal(cluster: &Cluster, to: Lsn) -> Arc<ClusterRepository> {
     let repository = repository(cluster).await;
+    put_wal(&repository, cluster, TimelineId::FIRST, to).await;
+    repository
+}
+
+/// Puts there what this server has of a timeline.
+async fn put_wal(repository: &Arc<ClusterRepository>, cluster: &Cluster, timeline: TimelineId, to: Lsn) {
     let last = size().segment_of(to);
     for entry in std::fs::read_dir(cluster.pg_wal()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let Ok(segment) = name.parse::<SegmentName>() else { continue };
+        let Some(segment) = name.parse::<SegmentName>().ok().filter(|segment| segment.timeline() == timeline) else { continue };
         let number = segment.number(size()).unwrap();
         let content = || Bytes::from(std::fs::read(cluster.pg_wal().join(&name)).unwrap());
         if number < last {
@@ -121,19 +127,23 @@ async fn with_wal(cluster: &Cluster, to: Lsn) -> Arc<ClusterRepository> {
             repository.put_part(part, content().slice(..end as usize)).await.unwrap();
         }
     }
-    repository
 }
 
 struct Question<'a> {
     cluster: &'a Cluster,
+    path: TimelineHistory,
     before: BackupRecord,
     start: Lsn,
 }
 
+fn root() -> TimelineHistory {
+    TimelineHistory::root(TimelineId::FIRST)
+}
+
 impl Question<'_> {
     async fn ask(&self, repository: &Arc<ClusterRepository>, pg_wal: Option<&Path>, wal: u64) -> Known {
-        let (path, control) = (TimelineHistory::root(TimelineId::FIRST), control(self.cluster));
-        let now = Now { path: &path, start: self.start, control: &control, pg_wal };
+        let control = control(self.cluster);
+        let now = Now { path: &self.path, start: self.start, control: &control, pg_wal };
         let limits = Limits { wal, ..Limits::default() };
         since(repository, &self.before, now, limits, &CancellationToken::new()).await.unwrap()
     }
@@ -335,14 +345,14 @@ async fn proves_itself(version: u32, without_checksums: bool) {
     upheaval(&cluster);
     work(&cluster, 3);
     let later = copy(&cluster, || ());
-    let question = Question { cluster: &cluster, before: record(&cluster, &earlier), start: later.start };
+    let question = Question { cluster: &cluster, path: root(), before: record(&cluster, &earlier), start: later.start };
 
     let what = format!("PostgreSQL {version}");
     let (nothing, stored) = (repository(&cluster).await, with_wal(&cluster, later.start).await);
     let local = question.known(&nothing, Some(&cluster.pg_wal())).await;
     let compared = compare(&earlier, &later, &local);
     eprintln!("{what}, without checksums {without_checksums}: {compared:?}");
-    assert!(compared.missed.is_empty() && compared.differing > 400 && compared.told < compared.blocks / 2, "{what}: {compared:?}");
+    assert!(compared.missed.is_empty() && compared.differing > 400 && compared.told < compared.blocks / 4 * 3, "{what}: {compared:?}");
     let blind = Changes::new(BlockChanges::default(), &control(&cluster)).unwrap();
     assert!(compare(&earlier, &later, &blind).missed.len() > 300, "{what}: what is not told is seen to be missed");
     assert_eq!(to_read(&cluster, &local, "untouched").0, Some(0), "{what}: an untouched table");
@@ -408,7 +418,7 @@ async fn a_stretch_of_minimal_wal_is_unknown() {
             cluster.sql("BEGIN; TRUNCATE t; INSERT INTO t SELECT generate_series(1, 5000); COMMIT; SELECT pg_switch_wal()");
         }
         let later = copy(&cluster, || ());
-        let question = Question { cluster: &cluster, before: record(&cluster, &earlier), start: later.start };
+        let question = Question { cluster: &cluster, path: root(), before: record(&cluster, &earlier), start: later.start };
         let (nothing, stored) = (repository(&cluster).await, with_wal(&cluster, later.start).await);
         for (repository, pg_wal) in [(&nothing, Some(cluster.pg_wal())), (&stored, None)] {
             let reason = question.unknown(repository, pg_wal.as_deref(), u64::MAX).await;
@@ -420,8 +430,61 @@ async fn a_stretch_of_minimal_wal_is_unknown() {
         assert!(reason.contains("wal_level is minimal"), "{reason}");
         // Behind it all is known again.
         let next = copy(&cluster, || drop(cluster.sql("INSERT INTO t VALUES (1)")));
-        let question = Question { cluster: &cluster, before: record(&cluster, &later), start: next.start };
+        let question = Question { cluster: &cluster, path: root(), before: record(&cluster, &later), start: next.start };
         question.known(&nothing, Some(&cluster.pg_wal())).await;
+        cluster.stop(Stop::Fast);
+    }
+}
+
+/// Over a promotion, while the old primary goes on by itself: what that writes is of another history.
+#[tokio::test]
+async fn the_servers_own_history_is_followed() {
+    for version in [13, 15, 18] {
+        let cluster = builder(version).start();
+        cluster.sql("CREATE TABLE other AS SELECT generate_series(1, 50000) i; VACUUM FREEZE other");
+        let standby = cluster.standby();
+        standby.start();
+        let earlier = copy(&cluster, || drop(cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) i")));
+        cluster.sql("UPDATE t SET i = -i WHERE i % 500 = 0");
+        cluster.wait_replayed(&standby);
+        standby.promote();
+        // Of the lost branch, in full segments: what is only changed there is no change here.
+        cluster.sql("UPDATE other SET i = -i WHERE i % 500 = 0");
+        let lost = copy(&cluster, || ());
+        (0..4).for_each(|_| drop(cluster.switch_wal()));
+        standby.sql("UPDATE t SET i = 7 WHERE i % 700 = 0; INSERT INTO t SELECT generate_series(1, 30000)");
+        let later = copy(&standby, || ());
+        let two = TimelineId::new(2).unwrap();
+        let history = TimelineHistory::parse(two, &std::fs::read(standby.pg_wal().join("00000002.history")).unwrap()).unwrap();
+        let question = |before: &Copied, path: &TimelineHistory| Question {
+            cluster: &standby,
+            path: path.clone(),
+            before: record(&cluster, before),
+            start: later.start,
+        };
+        let asked = question(&earlier, &history);
+        let nothing = repository(&standby).await;
+        let truth = asked.known(&nothing, Some(&standby.pg_wal())).await;
+        let compared = compare(&earlier, &later, &truth);
+        eprintln!("PostgreSQL {version}, promoted: {compared:?}");
+        assert!(compared.missed.is_empty() && compared.differing > 20, "{compared:?}");
+        assert_eq!(to_read(&standby, &truth, "other").0, Some(0), "changed on the lost branch only");
+
+        // The lost branch's segments are stored too.
+        let stored = repository(&standby).await;
+        put_wal(&stored, &cluster, TimelineId::FIRST, lost.stop).await;
+        put_wal(&stored, &standby, two, later.start).await;
+        assert!(asked.known(&stored, None).await == truth, "PostgreSQL {version}: what is stored tells the same");
+        let catalog = stored.load_catalog().await.unwrap().catalog;
+        for timeline in [TimelineId::FIRST, two] {
+            rebuild(&stored, &catalog, timeline, &CancellationToken::new(), &mut |_, _| {}).await.unwrap();
+        }
+        let by_maps = asked.known(&stored, None).await;
+        assert_eq!(compare(&earlier, &later, &by_maps).missed, [""; 0], "PostgreSQL {version}, by maps");
+
+        // A backup of the lost branch is not comparable.
+        let reason = question(&lost, &history).unknown(&stored, None, u64::MAX).await;
+        assert!(reason.contains("which the server's history has left"), "{reason}");
         cluster.stop(Stop::Fast);
     }
 }
