@@ -372,7 +372,7 @@ async fn proves_itself(version: u32, without_checksums: bool) {
     let catalog = stored.load_catalog().await.unwrap().catalog;
     rebuild(&stored, &catalog, TimelineId::FIRST, &CancellationToken::new(), &mut |_, _| {}).await.unwrap();
     for pg_wal in [None, Some(cluster.pg_wal())] {
-        let Known::Changes(by_maps) = question.ask(&stored, pg_wal.as_deref(), 1 << 20).await else { panic!("{what}: no maps") };
+        let Known::Changes(by_maps) = question.ask(&stored, pg_wal.as_deref(), bytes - 1).await else { panic!("{what}: no maps") };
         assert_eq!(compare(&earlier, &later, &by_maps).missed, [""; 0], "{what}, by maps");
         assert_eq!(to_read(&cluster, &by_maps, "untouched").0, Some(0), "{what}: an untouched table");
     }
@@ -441,9 +441,9 @@ async fn a_stretch_of_minimal_wal_is_unknown() {
 async fn the_servers_own_history_is_followed() {
     for version in [13, 15, 18] {
         let cluster = builder(version).start();
-        cluster.sql("CREATE TABLE other AS SELECT generate_series(1, 50000) i; VACUUM FREEZE other");
+        cluster.sql("CREATE TABLE other AS SELECT generate_series(1, 50000) i");
+        cluster.sql("VACUUM FREEZE other");
         let standby = cluster.standby();
-        standby.start();
         let earlier = copy(&cluster, || drop(cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) i")));
         cluster.sql("UPDATE t SET i = -i WHERE i % 500 = 0");
         cluster.wait_replayed(&standby);
@@ -467,7 +467,7 @@ async fn the_servers_own_history_is_followed() {
         let truth = asked.known(&nothing, Some(&standby.pg_wal())).await;
         let compared = compare(&earlier, &later, &truth);
         eprintln!("PostgreSQL {version}, promoted: {compared:?}");
-        assert!(compared.missed.is_empty() && compared.differing > 20, "{compared:?}");
+        assert!(compared.missed.is_empty() && compared.differing > 5, "{compared:?}");
         assert_eq!(to_read(&standby, &truth, "other").0, Some(0), "changed on the lost branch only");
 
         // The lost branch's segments are stored too.

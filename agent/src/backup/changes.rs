@@ -18,6 +18,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{WalRange, legs};
 use walkeep_core::changes::{Changes, holes};
 use walkeep_core::control::ControlFile;
+use walkeep_core::decoder::record_begin;
 use walkeep_core::index::{BlockChanges, BlockMap, BlocksName, Level};
 use walkeep_core::{Lsn, TimelineHistory};
 
@@ -84,29 +85,27 @@ pub async fn since(
     }
     let began = Instant::now();
     let wanted = WalRange { from: before.start_lsn, to: now.start };
-    let mut changes = BlockChanges::default();
-    let maps = match join_maps(repository, now.path, wanted, limits, &mut changes, cancel).await? {
-        Ok(told) => told,
+    let mut maps = match join_maps(repository, now.path, wanted, limits, cancel).await? {
+        Ok(maps) => maps,
         Err(reason) => return Ok(Known::Unknown(reason)),
     };
-    let holes = holes(wanted, &maps, repository.identity().segment_size);
-    let bytes: u64 = holes.iter().map(|hole| hole.to.bytes_since(hole.from)).sum();
-    if bytes > limits.wal {
-        return Ok(Known::Unknown(format!(
-            "of {bytes} bytes of WAL since backup {} no map of changed blocks tells, more than the {} that are decoded for it: `walkeep index \
-             --rebuild` makes the maps",
-            before.id, limits.wal
-        )));
+    let mut decoded = 0;
+    loop {
+        match decode_holes(repository, &now, wanted, &mut maps, limits, &mut decoded, cancel).await? {
+            Ok(()) => break,
+            Err(reason) if maps.earlier.is_empty() => return Ok(Known::Unknown(reason)),
+            // More is told then than changed, and nothing is left out.
+            Err(reason) => {
+                tracing::debug!(reason, "backup: maps are used that also tell of what changed before the former backup");
+                for (records, of_map) in std::mem::take(&mut maps.earlier) {
+                    maps.add(records, of_map);
+                }
+            }
+        }
     }
-    let mut reader = WalReader::new(repository, now.path, now.pg_wal, limits.memory, cancel);
-    for hole in &holes {
-        changes = match reader.read(*hole, changes).await? {
-            Found::Changes(changes) => changes,
-            Found::Nothing(reason) => return Ok(Known::Unknown(reason)),
-        };
-    }
+    let Maps { changes, told, .. } = maps;
     tracing::info!(
-        since = %before.id, from = %wanted.from, to = %wanted.to, maps = maps.len(), decoded = bytes, blocks = changes.count(),
+        since = %before.id, from = %wanted.from, to = %wanted.to, maps = told.len(), decoded, blocks = changes.count(),
         milliseconds = began.elapsed().as_millis() as u64, "backup: changed blocks are known"
     );
     let known = Changes::new(changes, now.control);
@@ -135,15 +134,69 @@ fn not_comparable(before: &BackupRecord, now: &Now<'_>) -> Option<String> {
     None
 }
 
-/// Joins what the stored maps tell of `wanted`; answers the records that they tell of, or why that is too much.
+/// What is known up to now.
+#[derive(Default)]
+struct Maps {
+    changes: BlockChanges,
+    /// Every record that begins in one of these is in `changes`.
+    told: Vec<WalRange>,
+    /// Maps that also tell of what was before: not used where the WAL can be decoded instead, since what was loaded just before the former
+    /// backup would count as changed.
+    earlier: Vec<(WalRange, BlockChanges)>,
+}
+
+impl Maps {
+    fn add(&mut self, records: WalRange, changes: BlockChanges) {
+        self.told.push(records);
+        self.changes.join(changes);
+    }
+
+    fn memory(&self) -> u64 {
+        self.changes.memory() + self.earlier.iter().map(|(_, changes)| changes.memory()).sum::<u64>()
+    }
+}
+
+/// Decodes what no map tells of; or why that cannot be.
+async fn decode_holes(
+    repository: &Arc<ClusterRepository>,
+    now: &Now<'_>,
+    wanted: WalRange,
+    maps: &mut Maps,
+    limits: Limits,
+    decoded: &mut u64,
+    cancel: &CancellationToken,
+) -> Result<std::result::Result<(), String>> {
+    let holes = holes(wanted, &maps.told, repository.identity().segment_size);
+    let bytes: u64 = holes.iter().map(|hole| hole.to.bytes_since(hole.from)).sum();
+    if *decoded + bytes > limits.wal {
+        return Ok(Err(format!(
+            "of {bytes} bytes of WAL from {} to {} no map of changed blocks tells, and at most {} are decoded for it: `walkeep index --rebuild` \
+             makes the maps",
+            wanted.from, wanted.to, limits.wal
+        )));
+    }
+    let mut reader = WalReader::new(repository, now.path, now.pg_wal, limits.memory, cancel);
+    for hole in holes {
+        match reader.read(hole).await? {
+            Found::Changes(changes) => maps.add(hole, changes),
+            Found::Nothing(reason) => return Ok(Err(reason)),
+        }
+        *decoded += hole.to.bytes_since(hole.from);
+        if maps.memory() > limits.memory {
+            return Ok(Err(too_much(limits.memory, hole.to)));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Reads what the stored maps tell of `wanted`; or why that is too much.
 async fn join_maps(
     repository: &Arc<ClusterRepository>,
     path: &TimelineHistory,
     wanted: WalRange,
     limits: Limits,
-    changes: &mut BlockChanges,
     cancel: &CancellationToken,
-) -> Result<std::result::Result<Vec<WalRange>, String>> {
+) -> Result<std::result::Result<Maps, String>> {
     let size = repository.identity().segment_size;
     let mut names: Vec<(BlocksName, Lsn)> = Vec::new();
     // A map that began in an earlier window is only decoded again.
@@ -158,7 +211,7 @@ async fn join_maps(
         let of_leg = |name: &BlocksName| name.from < wanted.to.min(leg.to) && name.to > wanted.from && name.from < name.to;
         names.extend(listed.into_iter().filter(of_leg).map(|name| (name, leg.to)));
     }
-    let mut told = Vec::new();
+    let mut all = Maps::default();
     let mut maps = stream::iter(names).map(|(name, end)| async move { (map(repository, name, cancel).await, end) }).buffered(READS);
     while let Some((map, end)) = maps.next().await {
         if cancel.is_cancelled() {
@@ -167,13 +220,15 @@ async fn join_maps(
         let Some(BlockMap { records: Some(records), minimal: false, changes: of_map }) = map? else { continue };
         // Behind the switch the map is of another branch: its blocks are read for nothing, the branch's own WAL tells the rest.
         let records = WalRange { from: records.from, to: records.to.min(end) };
-        changes.join(of_map);
-        told.push(records);
-        if changes.memory() > limits.memory {
+        match record_begin(records.from, size) < record_begin(wanted.from, size) {
+            true => all.earlier.push((records, of_map)),
+            false => all.add(records, of_map),
+        }
+        if all.memory() > limits.memory {
             return Ok(Err(too_much(limits.memory, records.to)));
         }
     }
-    Ok(Ok(told))
+    Ok(Ok(all))
 }
 
 fn too_much(limit: u64, at: Lsn) -> String {

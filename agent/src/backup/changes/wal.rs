@@ -31,7 +31,7 @@ const CHUNK: usize = 1 << 20;
 
 /// What a stretch of WAL says.
 pub(super) enum Found {
-    /// All that was known before, and what it changes.
+    /// All that it changes.
     Changes(BlockChanges),
     /// Nothing that can be relied on, for this reason.
     Nothing(String),
@@ -66,10 +66,10 @@ impl<'a> WalReader<'a> {
         Self { repository, path, pg_wal, memory, cancel, not_local: BTreeSet::new() }
     }
 
-    /// Adds what the records change that begin in `range`.
-    pub(super) async fn read(&mut self, range: WalRange, changes: BlockChanges) -> Result<Found> {
+    /// What the records change that begin in `range`.
+    pub(super) async fn read(&mut self, range: WalRange) -> Result<Found> {
         let size = self.repository.identity().segment_size;
-        let mut work = Work::new(range.from, size, changes);
+        let mut work = Work::new(range.from, size);
         while record_begin(work.decoder.position(), size) < record_begin(range.to, size) {
             if self.cancel.is_cancelled() {
                 bail!("cancelled while the WAL from {} to {} was decoded", range.from, range.to);
@@ -194,9 +194,9 @@ struct Work {
 }
 
 impl Work {
-    fn new(from: Lsn, size: SegmentSize, changes: BlockChanges) -> Self {
+    fn new(from: Lsn, size: SegmentSize) -> Self {
         let decoder = Decoder::new(from, size);
-        Self { next: decoder.reads_from(), decoder, size, changes, minimal: None }
+        Self { next: decoder.reads_from(), decoder, size, changes: BlockChanges::default(), minimal: None }
     }
 
     /// Goes on behind the last whole record.
