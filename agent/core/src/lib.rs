@@ -8,6 +8,7 @@
 pub mod backup;
 pub mod blake3;
 pub mod catalog;
+pub mod changes;
 pub mod control;
 pub mod decoder;
 pub mod event;
@@ -30,6 +31,7 @@ pub mod picture;
 pub mod plan;
 pub mod recipe;
 pub mod record;
+pub mod relation_file;
 pub mod relative_path;
 pub mod resume;
 pub mod segment;

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::relation_file::{RelationFile, SHARED};
 use crate::relative_path::RelativePath;
 
 /// `pg_database`'s OID.
@@ -42,7 +43,10 @@ impl Needed {
     pub fn content(&self, path: &RelativePath) -> bool {
         match self {
             Self::Everything => true,
-            Self::Databases(oids) => relation_file(path.as_str()).is_none_or(|database| oids.contains(&database)),
+            Self::Databases(oids) => {
+                let file = RelationFile::parse(path).filter(|file| file.relation.database != SHARED);
+                file.is_none_or(|file| oids.contains(&file.relation.database))
+            }
         }
     }
 
@@ -53,17 +57,6 @@ impl Needed {
             Self::Databases(oids) => database.is_some_and(|database| !oids.contains(&database)),
         }
     }
-}
-
-/// The database whose relation file this is; `None` for shared relations and for every other file.
-fn relation_file(path: &str) -> Option<u32> {
-    let (database, file) = database_path(path)?;
-    let digits = file.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, rest) = file.split_at(digits);
-    let (fork, segment) = rest.split_once('.').map_or((rest, None), |(fork, segment)| (fork, Some(segment)));
-    let fork = ["", "_fsm", "_vm", "_init"].contains(&fork);
-    let segment = segment.is_none_or(|segment| !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit()));
-    (!number.is_empty() && fork && segment).then_some(database)
 }
 
 /// `base/<database>/<file>` and `pg_tblspc/<oid>/<version>/<database>/<file>`.
@@ -204,7 +197,7 @@ mod tests {
         #[test]
         fn damage_is_read_without_panic(mut page in proptest::collection::vec(any::<u8>(), PAGE), lower in any::<u16>(), line in ".{0,80}") {
             page[12..14].copy_from_slice(&lower.to_le_bytes());
-            let _ = (names(&page), relation_map(&page), reference(&line), relation_file(&line));
+            let _ = (names(&page), relation_map(&page), reference(&line));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! ([`postgres_manifest`]), the WAL that makes them consistent is waited for ([`wal`]), and only then the record is put that makes the
 //! backup exist. Whatever ends a backup before, the repository shows none. Retention, schedules and the command line are not here.
 
+pub mod changes;
 pub mod pack;
 pub mod postgres_manifest;
 mod receive;

@@ -6,6 +6,7 @@ use crate::catalog::WalRange;
 use crate::event::{WalEvent, WalEventKind};
 use crate::journal::{Entry, MappedCatalog, Minute, Move};
 use crate::lsn::Lsn;
+use crate::page::PAGE_SIZE;
 use crate::segment::SegmentNumber;
 use crate::target::{ReplayedTablespace, Transaction};
 use crate::time::PgTimestamp;
@@ -215,7 +216,8 @@ impl Summary {
     /// Whether its first record is the one that comes next for whoever has read up to `at`. The header of a page may lie between, no more: who read
     /// up to a record that he has only the beginning of must find it here.
     pub fn follows(&self, at: Lsn) -> bool {
-        at <= self.records.from && self.records.from.bytes_since(at) <= LONG_HEADER
+        let header = if at.get().is_multiple_of(PAGE_SIZE) { LONG_HEADER } else { 0 };
+        at <= self.records.from && self.records.from.bytes_since(at) <= header
     }
 
     /// The highest time in it.
