@@ -141,7 +141,7 @@ fn walk(folder: &Path, files: &HashSet<PathBuf>, folders: &HashSet<PathBuf>, tar
         let (path, kind) = (entry.path(), entry.file_type().with_context(context)?);
         if kind.is_dir() && folders.contains(&path) {
             walk(&path, files, folders, target, survey)?;
-        } else if !(kind.is_file() && files.contains(&path)) && !leads_to_tablespace(target, &path) {
+        } else if !(leads_to_tablespace(target, &path) || kind.is_file() && files.contains(&path)) {
             if path.ends_with(CONTROL) {
                 survey.control = Some(path.clone());
             }
