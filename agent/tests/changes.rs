@@ -87,6 +87,8 @@ fn record(cluster: &Cluster, copied: &Copied) -> BackupRecord {
         bytes_referenced: 0,
         tablespaces: Vec::new(),
         manifest_sha256: Sha256Sum::new([0; 32]),
+        manifest_pieces: 1,
+        parent: None,
         keep: None,
         data_checksums: Some(control.checksum_version != 0),
     }
