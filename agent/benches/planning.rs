@@ -253,6 +253,7 @@ fn backup(number: u64) -> BackupRecord {
         tablespaces: Vec::new(),
         manifest_sha256: Sha256Sum::new([0; 32]),
         keep: None,
+        due: None,
         data_checksums: None,
     }
 }

@@ -30,6 +30,7 @@ pub mod plan;
 pub mod record;
 pub mod relative_path;
 pub mod resume;
+pub mod schedule;
 pub mod segment;
 pub mod sha256;
 pub mod slot;

@@ -4,6 +4,7 @@
 //! ([`postgres_manifest`]), the WAL that makes them consistent is waited for ([`wal`]), and only then the record is put that makes the
 //! backup exist. Whatever ends a backup before, the repository shows none. Retention, schedules and the command line are not here.
 
+pub mod lock;
 pub mod pack;
 pub mod postgres_manifest;
 mod receive;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::{BackupMethod, BackupRecord, Keep};
+use walkeep_core::backup::{BackupMethod, BackupRecord, Keep, check_label};
 use walkeep_core::sha256::Sha256Sum;
 use walkeep_core::{MajorVersion, PgTimestamp};
 
@@ -27,8 +28,6 @@ use crate::transfer::{Meter, Stage, Watch};
 use receive::{Received, receive};
 use wal::{NeededWal, wait_for_wal};
 
-/// PostgreSQL's own limit for labels.
-const LONGEST_LABEL: usize = 1000;
 /// How long the repository may fail before the backup does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -46,6 +45,8 @@ pub struct Options {
     pub max_rate_kb: Option<u32>,
     /// Keeps the backup beyond the retention policy.
     pub keep: Option<Keep>,
+    /// The moment for which a schedule asks for it.
+    pub due: Option<DateTime<Utc>>,
     /// How long the starting checkpoint may take.
     pub start_timeout: Duration,
     /// How long the server may be silent while it sends.
@@ -62,6 +63,7 @@ impl Options {
             fast_checkpoint: true,
             max_rate_kb: None,
             keep: None,
+            due: None,
             start_timeout: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
             wal_timeout: Duration::from_secs(600),
@@ -69,13 +71,7 @@ impl Options {
     }
 
     fn check(&self) -> Result<()> {
-        // A line break in a label forges lines of backup_label, which PostgreSQL writes without a check.
-        if self.label.chars().any(char::is_control) {
-            bail!("a backup's label must not have control characters or line breaks");
-        }
-        if self.label.len() > LONGEST_LABEL {
-            bail!("a backup's label has {} bytes; at most {LONGEST_LABEL} are possible", self.label.len());
-        }
+        check_label(&self.label)?;
         match self.max_rate_kb {
             Some(rate) if !(32..=1_048_576).contains(&rate) => bail!("a rate of {rate} kB/s is not possible: 32 kB/s to 1 GB/s"),
             _ => Ok(()),
@@ -195,6 +191,7 @@ async fn store(
         tablespaces: received.tablespaces,
         manifest_sha256: Sha256Sum::new(*trailer.sha256.bytes()),
         keep: options.keep,
+        due: options.due,
         data_checksums: Some(server.data_checksums),
     })
 }

@@ -63,6 +63,7 @@ pub(crate) fn record(number: u64) -> BackupRecord {
         tablespaces: Vec::new(),
         manifest_sha256: Sha256Sum::new([0; 32]),
         keep: None,
+        due: None,
         data_checksums: None,
     }
 }
