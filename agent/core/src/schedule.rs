@@ -135,19 +135,25 @@ impl Schedule {
 
     /// The moment that the expression means next, behind `after`.
     pub fn due_after(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        // The day before: where clocks are put back over midnight, its last times come again.
-        let first = after.with_timezone(&self.zone).date_naive().pred_opt()?;
-        let moments = self.cron.days_from(first).flat_map(|day| self.cron.times().map(move |time| day.and_time(time)));
-        moments.filter_map(|local| first_moment(&self.zone, local)).find(|due| *due > after)
+        // Whatever clocks show then, they have shown what lies before it.
+        self.moments_behind(after).find(|due| *due > after)
     }
 
     /// The newest moment that the expression means, at `until` or before.
     pub fn due_until(&self, until: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let last = until.with_timezone(&self.zone).date_naive().succ_opt()?;
-        let begun = |day: &chrono::NaiveDate| first_moment(&self.zone, day.and_time(chrono::NaiveTime::MIN)).is_some_and(|day| day <= until);
-        let days = self.cron.days_back_from(last).filter(begun);
-        let moments = days.flat_map(|day| self.cron.times().rev().map(move |time| day.and_time(time)));
-        moments.filter_map(|local| first_moment(&self.zone, local)).find(|due| *due <= until)
+        // Where clocks were put back they have shown later times before.
+        let shown_before = self.moments_behind(until).take_while(|due| *due <= until).last();
+        shown_before.or_else(|| self.cron.times_until(self.shown(until)).find_map(|local| first_moment(&self.zone, local)))
+    }
+
+    /// What clocks of the zone show at a moment.
+    fn shown(&self, moment: DateTime<Utc>) -> chrono::NaiveDateTime {
+        moment.with_timezone(&self.zone).naive_local()
+    }
+
+    /// The moments of all times of the expression behind what clocks show at `moment`.
+    fn moments_behind(&self, moment: DateTime<Utc>) -> impl Iterator<Item = DateTime<Utc>> {
+        self.cron.times_behind(self.shown(moment)).filter_map(|local| first_moment(&self.zone, local))
     }
 
     /// The run for a moment. Its jitter comes from the cluster, the label and the moment: the same after a restart and on another host.

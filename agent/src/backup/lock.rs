@@ -72,6 +72,11 @@ impl BackupLock {
         Ok(Self { _file: file })
     }
 
+    /// An error while somebody takes a backup.
+    pub fn see_free(spool: &Path) -> Result<(), LockError> {
+        Self::holder(spool).map_or(Ok(()), |holder| Err(LockError::Held { path: spool.join(FILE), holder }))
+    }
+
     /// Who takes a backup now, if anybody does and this user may know.
     pub fn holder(spool: &Path) -> Option<String> {
         let mut file = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(spool.join(FILE)).ok()?;

@@ -58,6 +58,12 @@ impl Taker {
         self.cluster.stream && self.cluster.protect != Protect::Archive
     }
 
+    /// Answers an error while another process takes a backup on this host.
+    async fn see_free(&self) -> Result<()> {
+        let spool = self.cluster.spool.clone();
+        Ok(tokio::task::spawn_blocking(move || BackupLock::see_free(&spool)).await.context("look at the lock")??)
+    }
+
     /// Takes one. It ends soon after the agent is told to stop.
     async fn take(&self, options: Options) -> Result<BackupRecord> {
         let (spool, who) = (self.cluster.spool.clone(), format!("the agent, {:?}", options.label));
@@ -89,10 +95,13 @@ pub async fn run(taker: Taker, progress: Arc<Progress>) {
         }
     };
     tokio::select! {
-        // Backups are over soon after a stop by themselves; whatever else waits here may be dropped.
+        // All of it may be dropped at any time: of a backup that is under way nothing is recorded.
         () = taker.stop.cancelled() => {}
         () = work => {}
         () = schedules.keep_shown(&taker.metrics) => {}
+    }
+    if taker.metrics.backups.is_running() {
+        tracing::info!("a base backup was under way; it is given up, and nothing of it is recorded");
     }
 }
 

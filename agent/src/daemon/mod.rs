@@ -224,8 +224,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 names_wanted,
                 stop.clone(),
             ));
-            let taker =
-                backups::Taker::new(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone());
+            let taker = backups::Taker::new(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone());
             if taker.has_reasons() {
                 tasks.spawn(supervise("backups", backups::run(taker, progress.clone()), crashed.clone(), stop.clone()));
             }

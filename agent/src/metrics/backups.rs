@@ -65,6 +65,11 @@ impl BackupMetrics {
         self.running.set(i64::from(running));
     }
 
+    /// Whether one is being taken.
+    pub fn is_running(&self) -> bool {
+        self.running.get() > 0
+    }
+
     /// One was begun and has ended.
     pub fn ended(&self, label: &str, done: bool, seconds: f64, now: DateTime<Utc>) {
         self.attempts.with_label_values(&[label, if done { "done" } else { "failed" }]).inc();

@@ -10,7 +10,7 @@ use chrono::{Datelike, Days, NaiveDate, NaiveDateTime, NaiveTime};
 
 /// All that can happen to a calendar happens within as many days: 29 February falls on each weekday once in 28 years, and in 40 where a
 /// century leaves it out.
-pub(super) const HORIZON_DAYS: usize = 41 * 366;
+const HORIZON_DAYS: usize = 41 * 366;
 
 /// A cron expression.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,12 +63,8 @@ struct Field {
 const MINUTE: Field = Field { name: "minute", low: 0, high: 59, names: &[] };
 const HOUR: Field = Field { name: "hour", low: 0, high: 23, names: &[] };
 const DAY: Field = Field { name: "day of the month", low: 1, high: 31, names: &[] };
-const MONTH: Field = Field {
-    name: "month",
-    low: 1,
-    high: 12,
-    names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
-};
+const MONTH: Field =
+    Field { name: "month", low: 1, high: 12, names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"] };
 const WEEKDAY: Field = Field { name: "day of the week", low: 0, high: 7, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"] };
 
 impl Field {
@@ -178,22 +174,27 @@ impl Cron {
         self.fires_on(local.date()) && has(self.hours, local.hour()) && has(self.minutes, local.minute()) && local.second() == 0
     }
 
-    /// Its times on any day it fires on, in their order.
-    pub(super) fn times(&self) -> impl DoubleEndedIterator<Item = NaiveTime> {
+    /// The times it means behind `local`, in their order.
+    pub(super) fn times_behind(&self, local: NaiveDateTime) -> impl Iterator<Item = NaiveDateTime> {
+        let days = local.date().iter_days().take(HORIZON_DAYS).filter(|date| self.fires_on(*date));
+        days.flat_map(|date| self.times().map(move |time| date.and_time(time))).skip_while(move |time| *time <= local)
+    }
+
+    /// The times it means up to `local`, the last one first.
+    pub(super) fn times_until(&self, local: NaiveDateTime) -> impl Iterator<Item = NaiveDateTime> {
+        let back = std::iter::successors(Some(local.date()), |date| date.checked_sub_days(Days::new(1)));
+        let days = back.take(HORIZON_DAYS).filter(|date| self.fires_on(*date));
+        days.flat_map(|date| self.times().rev().map(move |time| date.and_time(time))).skip_while(move |time| *time > local)
+    }
+
+    /// Its times on any day it fires on.
+    fn times(&self) -> impl DoubleEndedIterator<Item = NaiveTime> + use<> {
         let (hours, minutes) = (self.hours, self.minutes);
         let of_hour = move |hour| (0..60).filter(move |minute| has(minutes, *minute)).map(move |minute| (hour, minute));
-        (0..24).filter(move |hour| has(hours, *hour)).flat_map(of_hour).filter_map(|(hour, minute)| NaiveTime::from_hms_opt(hour, minute, 0))
-    }
-
-    /// The days it fires on, from `date` on.
-    pub(super) fn days_from(&self, date: NaiveDate) -> impl Iterator<Item = NaiveDate> {
-        date.iter_days().take(HORIZON_DAYS).filter(|date| self.fires_on(*date))
-    }
-
-    /// The days it fires on, from `date` back.
-    pub(super) fn days_back_from(&self, date: NaiveDate) -> impl Iterator<Item = NaiveDate> {
-        let back = std::iter::successors(Some(date), |date| date.checked_sub_days(Days::new(1)));
-        back.take(HORIZON_DAYS).filter(|date| self.fires_on(*date))
+        (0..24)
+            .filter(move |hour| has(hours, *hour))
+            .flat_map(of_hour)
+            .filter_map(|(hour, minute)| NaiveTime::from_hms_opt(hour, minute, 0))
     }
 }
 

@@ -101,7 +101,11 @@ fn the_last_run_is_what_the_records_say() {
         taken("nightly", Some("2027-11-20T03:00:00Z")),
     ];
     let done = |now: &str| nightly.done(&records, at(now)).and_then(|record| record.due);
-    assert_eq!(done("2026-11-21T12:00:00Z"), Some(at("2026-11-20T03:00:00Z")), "by hand, of others and of a clock that was ahead: none of them");
+    assert_eq!(
+        done("2026-11-21T12:00:00Z"),
+        Some(at("2026-11-20T03:00:00Z")),
+        "by hand, of others and of a clock that was ahead: none of them"
+    );
     assert_eq!(done("2026-11-18T12:00:00Z"), None);
 }
 

@@ -20,7 +20,7 @@ use crate::retry::Backoff;
 /// Between two tries of a backup. What fails at once is worth a second try soon; what takes hours to fail waits longer and longer.
 const AGAIN: Backoff = Backoff { first: Duration::from_secs(10), most: Duration::from_secs(3600), deadline: None };
 /// How soon it is seen that a backup that somebody else takes is over.
-const TURN: Duration = Duration::from_secs(30);
+const TURN: Duration = Duration::from_secs(5);
 /// Between two looks at what the metrics show.
 const SHOWN: Duration = Duration::from_secs(5);
 /// Clocks further apart than this are worth a word.
@@ -165,6 +165,8 @@ impl One {
 
     /// Takes the backup, unless the repository has it by now.
     async fn take(&self, taker: &Taker, fire: Fire) -> Result<()> {
+        // Asks nobody while it has to wait, perhaps for hours.
+        taker.see_free().await?;
         self.ask(taker).await?;
         let Some((fire, missed)) = self.due().filter(|(now, _)| now.due >= fire.due) else {
             tracing::info!(label = self.label(), due = %fire.due.to_rfc3339(), "the scheduled backup was taken by another agent");
