@@ -216,6 +216,19 @@ fn a_stop_does_not_wait_for_a_backup() {
 }
 
 #[test]
+fn a_schedule_that_can_never_fire_is_refused_at_the_start() {
+    let mut walkeep = Walkeep::offline(Repository::Local("/nonexistent".into()));
+    let line = 1 + std::fs::read_to_string(walkeep.config_path()).unwrap().lines().count();
+    walkeep.more = "[[cluster.main.backup]]\nschedule = \"0 3 31 feb *\"\n".to_owned();
+    walkeep.write_config();
+    for command in ["agent", "status", "backup"] {
+        let refused = walkeep.run(&[command]).expect_code(2);
+        let told = format!("walkeep.toml, line {}: schedule: \"0 3 31 feb *\": it can never fire", line + 1);
+        assert!(refused.stderr.contains(&told), "{told} in\n{}", refused.stderr);
+    }
+}
+
+#[test]
 fn a_backup_by_hand_has_its_label_and_is_kept() {
     let cluster = story::builder(VERSION).start();
     let walkeep = Walkeep::local(&cluster);

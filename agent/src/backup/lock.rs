@@ -136,6 +136,17 @@ mod tests {
     }
 
     #[test]
+    fn the_file_belongs_to_whom_the_folder_belongs_to() {
+        let spool = tempfile::tempdir().unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(spool.path(), Some(4321), Some(4321)).unwrap();
+        }
+        drop(BackupLock::take(spool.path(), "root, before the agent does").unwrap());
+        let owner = |path: &Path| std::fs::metadata(path).map(|found| (found.uid(), found.gid())).unwrap();
+        assert_eq!(owner(&spool.path().join(FILE)), owner(spool.path()));
+    }
+
+    #[test]
     fn what_hinders_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let spool = folder.path().join("spool");

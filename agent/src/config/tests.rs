@@ -186,15 +186,15 @@ fn schedules_have_defaults() {
 #[test]
 fn schedules_that_cannot_be_are_told_with_their_line() {
     for (lines, part) in [
-        ("schedule = \"0 0 31 2 *\"", "line 6: schedule: \"0 0 31 2 *\": it can never fire"),
-        ("label = \"a\"\nschedule = \"0 24 * * *\"", "line 7: schedule"),
-        ("schedule = \"@daily\"\ntimezone = \"Europe/Berln\"", "line 7: timezone: \"Europe/Berln\" is no time zone"),
-        ("schedule = \"@daily\"\njitter = \"2d\"", "line 7: jitter"),
-        ("schedule = \"@daily\"\nkeep = \"30\"", "line 7: keep"),
-        ("schedule = \"@daily\"\nmax_rate = \"1kB\"", "line 7: max_rate"),
-        ("schedule = \"@daily\"\nlabel = \"a\\nb\"", "line 7: label"),
+        ("schedule = \"0 0 31 2 *\"", "line 7: schedule: \"0 0 31 2 *\": it can never fire"),
+        ("label = \"a\"\nschedule = \"0 24 * * *\"", "line 8: schedule"),
+        ("schedule = \"@daily\"\ntimezone = \"Europe/Berln\"", "line 8: timezone: \"Europe/Berln\" is no time zone"),
+        ("schedule = \"@daily\"\njitter = \"2d\"", "line 8: jitter"),
+        ("schedule = \"@daily\"\nkeep = \"30\"", "line 8: keep"),
+        ("schedule = \"@daily\"\nmax_rate = \"1kB\"", "line 8: max_rate"),
+        ("schedule = \"@daily\"\nlabel = \"a\\nb\"", "line 8: label"),
         ("label = \"a\"", "[[cluster.main.backup]] number 1: schedule: is missing"),
-        ("schedule = \"@daily\"\nevery = 1", "line 7"),
+        ("schedule = \"@daily\"\nevery = 1", "line 8"),
         (
             "schedule = \"@daily\"\n[[cluster.main.backup]]\nschedule = \"@weekly\"",
             "number 2: label: \"scheduled\" is the label of another",
