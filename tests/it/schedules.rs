@@ -2,7 +2,7 @@
 //!
 //! The clock of Walkeep's host is moved to a few seconds before a whole minute, so that a schedule in whole minutes is due soon.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walkeep_tests::process::Process;
@@ -14,7 +14,7 @@ use crate::support::assert_calm;
 
 const VERSION: u32 = 15;
 /// Agent and server are ready before the minute is full.
-const LEAD_S: i64 = 8;
+const LEAD_S: i64 = 15;
 
 /// The clock is set so that a minute is full soon; that minute of the day, in UTC.
 fn soon(walkeep: &mut Walkeep) -> Option<i64> {
@@ -143,6 +143,47 @@ fn the_newest_missed_run_is_made_up_for() {
     agent.stop();
 }
 
+/// The clock is put forward over the time, and back again, while the agent runs.
+#[test]
+fn a_clock_that_is_set_is_followed_and_confuses_nothing() {
+    let cluster = story::builder(VERSION).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    let Some(minute) = soon(&mut walkeep) else { return };
+    let file = format!("FAKETIME_TIMESTAMP_FILE={}", set_clock(&walkeep, "+0").display());
+    walkeep.run_by.retain(|word| !word.starts_with("FAKETIME="));
+    walkeep.run_by.extend([file, "FAKETIME_NO_CACHE=1".to_owned()]);
+    with_schedules(&cluster, &mut walkeep, &daily(minute + 240, 0, ""));
+    let agent = walkeep.agent();
+    wait_until("the schedule is known", PATIENCE, || said(&agent, "backups by schedule"));
+    assert_eq!(backups(&walkeep).len(), 0);
+    set_clock(&walkeep, "+5h");
+    let taken = wait_backups(&walkeep, 1);
+    assert!(taken[0]["due"].is_string(), "{}", taken[0]);
+    wait_until("both clocks are compared", PATIENCE, || said(&agent, "the server's are minutes apart"));
+    set_clock(&walkeep, "+0");
+    let ended = agent.metric(&of("walkeep_backup_last_success_timestamp_seconds", "scheduled")).unwrap();
+    wait_until("it is seen that the clock is back", PATIENCE, || next_of(&agent) - ended < 5.0 * 3600.0);
+    assert_calm(&agent, &["minutes apart"]);
+    agent.stop();
+    // The moment that comes again is done, for whoever reads the repository.
+    let agent = walkeep.agent();
+    wait_until("the schedule is known", PATIENCE, || said(&agent, "backups by schedule"));
+    set_clock(&walkeep, "+5h");
+    wait_until("it is seen that the clock is ahead", PATIENCE, || next_of(&agent) - ended > 20.0 * 3600.0);
+    assert_eq!(backups(&walkeep), taken);
+    agent.stop();
+}
+
+/// Sets the clock of programs that follow this file.
+fn set_clock(walkeep: &Walkeep, by: &str) -> PathBuf {
+    walkeep.scratch().write("clock", by, 0o644)
+}
+
+/// When the agent's only schedule has its next run.
+fn next_of(agent: &Agent) -> f64 {
+    agent.metric(&of("walkeep_backup_next_timestamp_seconds", "scheduled")).unwrap_or_default()
+}
+
 #[test]
 fn one_backup_at_a_time() {
     let cluster = story::builder(VERSION).start();
@@ -164,6 +205,28 @@ fn one_backup_at_a_time() {
     let taken = wait_backups(&walkeep, 1);
     assert_eq!(taken[0]["label"], "nightly");
     assert_calm(&agent, &["waits for its turn"]);
+    agent.stop();
+}
+
+/// Two schedules for one moment, and WAL that archive_command alone brings.
+#[test]
+fn schedules_of_one_moment_follow_each_other_without_a_stream_too() {
+    let cluster = story::builder(VERSION).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    walkeep.cluster_lines.push_str("stream = false\n");
+    let Some(minute) = soon(&mut walkeep) else { return };
+    let daily_and_weekly = daily(minute, 0, "label = \"daily\"") + &daily(minute, 0, "label = \"weekly\"\nkeep = \"forever\"");
+    with_schedules(&cluster, &mut walkeep, &daily_and_weekly);
+    let agent = walkeep.agent();
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    let taken = wait_backups(&walkeep, 2);
+    assert_eq!([&taken[0]["label"], &taken[1]["label"]], ["daily", "weekly"]);
+    assert_eq!((&taken[0]["due"], taken[0]["keep"].is_null(), &taken[1]["keep"]), (&taken[1]["due"], true, &"forever".into()));
+    let time = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let apart =
+        cluster.sql(&format!("SELECT timestamptz '{}' >= timestamptz '{}'", time(&taken[1]["started_at"]), time(&taken[0]["ended_at"])));
+    assert_eq!(apart, "t", "{taken:?}");
+    assert_calm(&agent, &[]);
     agent.stop();
 }
 
