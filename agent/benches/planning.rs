@@ -255,6 +255,7 @@ fn backup(number: u64) -> BackupRecord {
         manifest_pieces: 1,
         parent: None,
         keep: None,
+        due: None,
         data_checksums: None,
     }
 }

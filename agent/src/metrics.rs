@@ -3,7 +3,11 @@
 //! Gauges that follow the stream are set from [`Progress`] when a scrape comes; counters are counted where things happen. Names say their
 //! unit. Nothing here decides anything.
 
+mod backups;
+
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+pub use backups::BackupMetrics;
 
 use crate::progress::{Phase, Progress, SlotHold};
 use crate::repository::wal::Stored;
@@ -73,6 +77,8 @@ pub struct Metrics {
     slot_given_up: IntGauge,
     backup_due: IntGauge,
     gaps: IntGauge,
+    /// Of the backups that the agent takes.
+    pub backups: BackupMetrics,
 }
 
 impl Metrics {
@@ -117,6 +123,7 @@ impl Metrics {
             backup_due: maker
                 .int_gauge("walkeep_backup_due", "1 while the agent has yet to take a base backup behind a gap (protect = \"primary\").")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
+            backups: BackupMetrics::new(&maker)?,
             registry: registry.clone(),
         };
         metrics.begin_at_zero();

@@ -90,6 +90,7 @@ fn record(cluster: &Cluster, copied: &Copied) -> BackupRecord {
         manifest_pieces: 1,
         parent: None,
         keep: None,
+        due: None,
         data_checksums: Some(control.checksum_version != 0),
     }
 }

@@ -33,6 +33,7 @@ mod protect;
 mod recovery;
 mod restore;
 mod same_moment;
+mod schedules;
 mod standbys;
 mod store_faults;
 mod story;

@@ -3,7 +3,9 @@
 //! The record is written last and is the commit point: a backup without one does not exist. It holds what planning needs, so that a
 //! plan never reads a manifest; which files there are is the manifest's, see [`crate::manifest`].
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{MajorVersion, SystemIdentifier, TimelineId};
@@ -30,6 +32,50 @@ pub enum Keep {
     Forever,
     /// Until this moment.
     Until(DateTime<Utc>),
+}
+
+/// For how long a backup yet to be taken is to be kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeepFor {
+    /// Until somebody says otherwise.
+    Forever,
+    /// So long from when it is taken on.
+    Time(Duration),
+}
+
+impl KeepFor {
+    /// The promise of a backup that is taken now; `None` beyond all years.
+    pub fn from(self, now: DateTime<Utc>) -> Option<Keep> {
+        match self {
+            Self::Forever => Some(Keep::Forever),
+            Self::Time(time) => now.checked_add_signed(TimeDelta::from_std(time).ok()?).map(Keep::Until),
+        }
+    }
+}
+
+/// PostgreSQL's own limit for labels.
+pub const LONGEST_LABEL: usize = 1000;
+
+/// A label that a backup cannot have.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LabelError {
+    /// It has control characters: a line break forges lines of backup_label, which PostgreSQL writes without a check.
+    #[error("a backup's label must not have control characters or line breaks")]
+    Control,
+    /// It is longer than PostgreSQL takes.
+    #[error("a backup's label has {found} bytes; at most {LONGEST_LABEL} are possible")]
+    Long {
+        /// Its bytes.
+        found: usize,
+    },
+}
+
+/// Whether a backup can have this label.
+pub fn check_label(label: &str) -> Result<(), LabelError> {
+    if label.chars().any(char::is_control) {
+        return Err(LabelError::Control);
+    }
+    if label.len() > LONGEST_LABEL { Err(LabelError::Long { found: label.len() }) } else { Ok(()) }
 }
 
 /// A tablespace at the time of a backup.
@@ -103,6 +149,9 @@ pub struct BackupRecord {
     /// Set to keep the backup beyond the retention policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
+    /// The moment for which a schedule, known by the label, asked for the backup; none asked for one that somebody took by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<DateTime<Utc>>,
     /// Whether pages carry checksums, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_checksums: Option<bool>,
@@ -220,6 +269,7 @@ pub(crate) mod tests {
             manifest_pieces: 1,
             parent: None,
             keep: Some(Keep::Forever),
+            due: None,
             data_checksums: Some(true),
         }
     }
@@ -231,6 +281,7 @@ pub(crate) mod tests {
         record.keep = Some(Keep::Until(record.ended_at));
         record.stop_timeline = TimelineId::new(2);
         record.data_checksums = None;
+        record.due = Some(record.started_at);
         assert_eq!(BackupRecord::parse(&record.id, &record.to_json().expect("json")).expect("parses"), record);
     }
 

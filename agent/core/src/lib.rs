@@ -34,6 +34,7 @@ pub mod record;
 pub mod relation_file;
 pub mod relative_path;
 pub mod resume;
+pub mod schedule;
 pub mod segment;
 pub mod sha256;
 pub mod slot;

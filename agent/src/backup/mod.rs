@@ -5,6 +5,7 @@
 //! backup exist. Whatever ends a backup before, the repository shows none. Retention, schedules and the command line are not here.
 
 pub mod changes;
+pub mod lock;
 pub mod pack;
 pub mod postgres_manifest;
 mod receive;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::{BackupMethod, BackupRecord, Keep};
+use walkeep_core::backup::{BackupMethod, BackupRecord, Keep, check_label};
 use walkeep_core::{MajorVersion, PgTimestamp};
 
 use crate::names;
@@ -30,8 +31,6 @@ use receive::{Received, receive};
 use wal::{NeededWal, wait_for_wal};
 use workers::Workers;
 
-/// PostgreSQL's own limit for labels.
-const LONGEST_LABEL: usize = 1000;
 /// How long the repository may fail before the backup does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -56,6 +55,8 @@ pub struct Options {
     pub jobs: usize,
     /// zstd's level.
     pub compression_level: i32,
+    /// The moment for which a schedule asks for it.
+    pub due: Option<DateTime<Utc>>,
     /// How long the starting checkpoint may take.
     pub start_timeout: Duration,
     /// How long the server may be silent while it sends.
@@ -74,6 +75,7 @@ impl Options {
             keep: None,
             jobs: std::thread::available_parallelism().map_or(2, usize::from),
             compression_level: COMPRESSION_LEVEL,
+            due: None,
             start_timeout: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
             wal_timeout: Duration::from_secs(600),
@@ -81,13 +83,7 @@ impl Options {
     }
 
     fn check(&self) -> Result<()> {
-        // A line break in a label forges lines of backup_label, which PostgreSQL writes without a check.
-        if self.label.chars().any(char::is_control) {
-            bail!("a backup's label must not have control characters or line breaks");
-        }
-        if self.label.len() > LONGEST_LABEL {
-            bail!("a backup's label has {} bytes; at most {LONGEST_LABEL} are possible", self.label.len());
-        }
+        check_label(&self.label)?;
         match self.max_rate_kb {
             Some(rate) if !(32..=1_048_576).contains(&rate) => bail!("a rate of {rate} kB/s is not possible: 32 kB/s to 1 GB/s"),
             _ => Ok(()),
@@ -210,6 +206,7 @@ async fn store(
         manifest_pieces: last.number,
         parent: None,
         keep: options.keep,
+        due: options.due,
         data_checksums: Some(server.data_checksums),
     })
 }

@@ -8,10 +8,11 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::{BackupRecord, Keep};
+use walkeep_core::backup::{BackupRecord, Keep, check_label};
 
 use super::failure::Failure;
 use super::{Global, output, progress, setup};
+use crate::backup::lock::{BackupLock, LockError};
 use crate::backup::{self, Options};
 use crate::config::ClusterConfig;
 use crate::index::Queue;
@@ -28,9 +29,12 @@ use crate::stream::Streamer;
 Examples:
   walkeep backup
   walkeep backup --label before-upgrade --keep forever
+  walkeep backup --label pre-migration --keep 30d
   walkeep backup --max-rate 50000 --spread-checkpoint     be gentle with the server
 
-The backup exists once all WAL it needs is in the repository. Where no agent answers, this command streams that WAL itself.")]
+The backup exists once all WAL it needs is in the repository. Where no agent answers, this command streams that WAL itself.
+One backup at a time: while the agent or another command takes one, this is refused with exit code 3.
+Backups by the clock are the agent's: [[cluster.NAME.backup]] in the configuration.")]
 pub struct BackupArgs {
     /// Store every file anew (this version always does)
     #[arg(long)]
@@ -58,6 +62,7 @@ pub struct BackupArgs {
 /// Runs the command.
 pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let keep = args.keep.as_deref().map(|text| parse_keep(text, Utc::now())).transpose().map_err(Failure::usage)?;
+    check_label(&args.label).map_err(|error| Failure::usage(anyhow!(error).context("--label")))?;
     let config = setup::config(global)?;
     crate::logging::start(&crate::config::LogConfig { level: quiet(&config.log.level), ..config.log.clone() })?;
     let stop = setup::stop_on_signals()?;
@@ -68,6 +73,7 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     options.max_rate_kb = args.max_rate;
     options.fast_checkpoint = !args.spread_checkpoint;
     options.wal_timeout = args.wal_timeout;
+    let _lock = lock(&config.cluster).await?;
     let own_stream = OwnStream::start_if_needed(&config.cluster, &params, &repository).await?;
     let bar = progress::Bar::new("backing up");
     let taken = backup::take(repository, &params, options, &|state| bar.show(state), &stop).await;
@@ -82,12 +88,27 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The right to be the one who takes a backup on this host.
+async fn lock(cluster: &ClusterConfig) -> Result<BackupLock, Failure> {
+    let spool = cluster.spool.clone();
+    match tokio::task::spawn_blocking(move || BackupLock::take(&spool, "`walkeep backup`")).await.context("wait for the lock")? {
+        Ok(lock) => Ok(lock),
+        Err(held @ LockError::Held { .. }) => {
+            Err(Failure::refused(held.to_string()).hint("Wait until it is over; `walkeep backups` shows it then."))
+        }
+        Err(error) => Err(anyhow!(error).into()),
+    }
+}
+
 fn print(record: &BackupRecord) {
     let took = (record.ended_at - record.started_at).to_std().unwrap_or_default();
     output::say!("backup {}", record.id);
     let files = output::count(record.files, "file");
     output::say!("  {files}, {}, stored as {}", output::bytes(record.bytes), output::bytes(record.bytes_stored));
     output::say!("  timeline {}, {} to {}, {}", record.timeline, record.start_lsn, record.stop_lsn, output::duration(took));
+    if let Some(keep) = &record.keep {
+        output::say!("  kept {}", output::kept(keep));
+    }
     output::say!("  all WAL it needs is in the repository: it can be restored from {} on", output::time(record.ended_at));
 }
 
@@ -97,12 +118,8 @@ fn quiet(level: &str) -> String {
 }
 
 fn parse_keep(text: &str, now: DateTime<Utc>) -> Result<Keep> {
-    if text == "forever" {
-        return Ok(Keep::Forever);
-    }
-    let time = humantime::parse_duration(text).with_context(|| format!("--keep {text:?} is neither forever nor a time such as 30d"))?;
-    let until = chrono::Duration::from_std(time).ok().and_then(|time| now.checked_add_signed(time));
-    Ok(Keep::Until(until.ok_or_else(|| anyhow!("--keep {text} is too long"))?))
+    let keep = crate::config::keep_for(text).context("--keep")?;
+    keep.from(now).ok_or_else(|| anyhow!("--keep {text} is too long"))
 }
 
 /// The stream that brings the backup's WAL where no agent does.

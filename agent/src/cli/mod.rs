@@ -21,6 +21,7 @@ mod plan;
 mod progress;
 mod removal;
 mod restore;
+mod schedules;
 mod setup;
 mod slot;
 mod target;

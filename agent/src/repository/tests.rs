@@ -65,6 +65,7 @@ pub(crate) fn record(number: u64) -> BackupRecord {
         manifest_pieces: 1,
         parent: None,
         keep: None,
+        due: None,
         data_checksums: None,
     }
 }

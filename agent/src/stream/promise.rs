@@ -222,6 +222,7 @@ impl World {
             stream: true,
             protect: Protect::Archive,
             repository: RepositoryConfig::Local { path: "/nonexistent".into() },
+            backups: Vec::new(),
         }
     }
 
