@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::relation_file::{RelationFile, database_path};
 use crate::relative_path::RelativePath;
 
 /// `pg_database`'s OID.
@@ -57,24 +58,7 @@ impl Needed {
 
 /// The database whose relation file this is; `None` for shared relations and for every other file.
 fn relation_file(path: &str) -> Option<u32> {
-    let (database, file) = database_path(path)?;
-    let digits = file.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, rest) = file.split_at(digits);
-    let (fork, segment) = rest.split_once('.').map_or((rest, None), |(fork, segment)| (fork, Some(segment)));
-    let fork = ["", "_fsm", "_vm", "_init"].contains(&fork);
-    let segment = segment.is_none_or(|segment| !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit()));
-    (!number.is_empty() && fork && segment).then_some(database)
-}
-
-/// `base/<database>/<file>` and `pg_tblspc/<oid>/<version>/<database>/<file>`.
-fn database_path(path: &str) -> Option<(u32, &str)> {
-    let parts: Vec<&str> = path.split('/').collect();
-    let (database, file) = match parts.as_slice() {
-        ["base", database, file] => (database, file),
-        ["pg_tblspc", _, version, database, file] if version.starts_with("PG_") => (database, file),
-        _ => return None,
-    };
-    Some((database.parse().ok()?, file))
+    RelationFile::parse(path).map(|file| file.locator.database).filter(|database| *database != 0)
 }
 
 /// A line of a server's log that names a page which replay did not find.
@@ -94,7 +78,7 @@ pub fn reference(line: &str) -> Option<Reference> {
         return None;
     }
     let path = after.split(' ').next().unwrap_or_default();
-    Some(Reference { database: database_path(path).map(|(database, _)| database), line: line.to_owned() })
+    Some(Reference { database: database_path(path).map(|(_, database, _)| database), line: line.to_owned() })
 }
 
 /// The file numbers in a relation map's file, by OID of the catalog.
