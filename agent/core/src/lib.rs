@@ -36,6 +36,7 @@ pub mod resume;
 pub mod segment;
 pub mod sha256;
 pub mod slot;
+pub mod tablespace_map;
 pub mod target;
 pub mod time;
 pub mod wal_file;

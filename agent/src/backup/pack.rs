@@ -49,6 +49,15 @@ pub struct FileFacts {
     pub mtime: Option<DateTime<Utc>>,
 }
 
+/// What was read for an extent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plain {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Blocks whose checksum was wrong already.
+    pub bad_blocks: Vec<u32>,
+}
+
 /// A file that is in packs.
 #[derive(Debug, Clone)]
 pub struct Packed {
@@ -163,6 +172,12 @@ impl Packer {
             bytes = &bytes[take..];
         }
         Ok(())
+    }
+
+    /// Adds an extent to the present file, read on a blocking thread.
+    pub async fn extent(&mut self, read: impl FnOnce() -> Result<Plain> + Send + 'static) -> Result<()> {
+        let plain = spawn_blocking(read).await.context("read an extent")??;
+        self.data(&plain.bytes).await
     }
 
     /// Ends the present file, which was this one.

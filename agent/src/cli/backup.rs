@@ -8,11 +8,11 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::{BackupRecord, Keep};
+use walkeep_core::backup::{BackupRecord, DamageReport, Keep};
 
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::{Global, output, progress, setup};
-use crate::backup::{self, Options};
+use crate::backup::{self, Method, Options};
 use crate::config::ClusterConfig;
 use crate::index::Queue;
 use crate::metrics::Metrics;
@@ -22,6 +22,11 @@ use crate::recent::Recent;
 use crate::repository::ClusterRepository;
 use crate::stream::Streamer;
 
+/// Of twenty steps back, ten.
+const NICE: i32 = 10;
+/// Damaged pages that are named on the terminal.
+const SHOWN: usize = 5;
+
 /// Arguments of `walkeep backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -29,19 +34,27 @@ Examples:
   walkeep backup
   walkeep backup --label before-upgrade --keep forever
   walkeep backup --max-rate 50000 --spread-checkpoint     be gentle with the server
+  walkeep backup --method protocol                        over the wire, whatever is on this host
 
 The backup exists once all WAL it needs is in the repository. Where no agent answers, this command streams that WAL itself.")]
 pub struct BackupArgs {
     /// Store every file anew (this version always does)
     #[arg(long)]
     full: bool,
+    /// Where the files come from: the data directory if it can be read here and is the server's (auto), only from there (local), or the server sends
+    /// them (protocol)
+    #[arg(long, value_enum, default_value_t = MethodArg::Auto)]
+    method: MethodArg,
+    /// Do not lower this process's priority
+    #[arg(long)]
+    normal_priority: bool,
     /// Words to know it by
     #[arg(long, default_value = "walkeep")]
     label: String,
     /// Keep it beyond the retention policy: for ever, or for a time such as 30d
     #[arg(long, value_name = "30d|forever")]
     keep: Option<String>,
-    /// The most the server may send, in kB a second (32 to 1048576)
+    /// The most that is read or sent, in kB a second (32 to 1048576)
     #[arg(long, value_name = "KB")]
     max_rate: Option<u32>,
     /// Let the starting checkpoint take its time instead of hurrying it
@@ -55,6 +68,24 @@ pub struct BackupArgs {
     json: bool,
 }
 
+/// [`Method`] in words of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum MethodArg {
+    Auto,
+    Local,
+    Protocol,
+}
+
+impl From<MethodArg> for Method {
+    fn from(arg: MethodArg) -> Self {
+        match arg {
+            MethodArg::Auto => Self::Auto,
+            MethodArg::Local => Self::Local,
+            MethodArg::Protocol => Self::Protocol,
+        }
+    }
+}
+
 /// Runs the command.
 pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let keep = args.keep.as_deref().map(|text| parse_keep(text, Utc::now())).transpose().map_err(Failure::usage)?;
@@ -63,7 +94,14 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);
     let params = setup::connection(&config.cluster)?;
+    if !args.normal_priority {
+        lower_priority();
+    }
     let mut options = Options::new(args.label);
+    options.method = args.method.into();
+    options.data_directory = config.cluster.data_directory.clone();
+    options.config_files = config.cluster.config_files;
+    options.tell = |text| output::tell!("{text}");
     options.keep = keep;
     options.max_rate_kb = args.max_rate;
     options.fast_checkpoint = !args.spread_checkpoint;
@@ -79,7 +117,36 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     } else {
         print(&record);
     }
-    Ok(())
+    match &record.damage {
+        None => Ok(()),
+        Some(damage) => Err(damaged(damage)),
+    }
+}
+
+/// The backup is there, and so is the damage.
+fn damaged(damage: &DamageReport) -> Failure {
+    let shown = damage.named.iter().take(SHOWN).map(|page| {
+        let relation = page.relation.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+        format!("block {} of {}{relation}", page.block, page.file)
+    });
+    let more = if damage.pages > SHOWN as u64 { ", and more: see `walkeep backups --json`" } else { "" };
+    let pages = output::count(damage.pages, "page");
+    let named: Vec<_> = shown.collect();
+    let error =
+        anyhow!("{pages} of the server had wrong checksums: {}{more}. The backup is kept, with these pages as they were", named.join(", "));
+    let hint = "the server's data is damaged: find out why (disk, memory, file system), and compare with an older backup: `walkeep extract` brings single tables back";
+    Failure { exit: Exit::Damaged, error, hint: None }.hint(hint)
+}
+
+/// Steps back behind the server and its clients, with every thread there is; later ones inherit it. What does not work is no failure.
+fn lower_priority() {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok()).filter_map(rustix::process::Pid::from_raw);
+    for id in ids {
+        if let Err(error) = rustix::process::setpriority_process(Some(id), NICE) {
+            tracing::debug!(%error, "the priority of a thread was not lowered");
+        }
+    }
 }
 
 fn print(record: &BackupRecord) {

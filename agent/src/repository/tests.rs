@@ -64,5 +64,6 @@ pub(crate) fn record(number: u64) -> BackupRecord {
         manifest_sha256: Sha256Sum::new([0; 32]),
         keep: None,
         data_checksums: None,
+        damage: None,
     }
 }

@@ -5,7 +5,6 @@
 //! is durable pg_control gets its name, without which no server starts: a restore that was killed cannot be mistaken for a whole one. What to
 //! restore is decided by the plan; WAL is fetched by PostgreSQL itself when it starts, through `restore_command`.
 
-mod conf;
 mod databases;
 mod files;
 mod layout;
