@@ -422,7 +422,8 @@ fn configuration_outside_the_data_directory_comes_along() {
         format!("data_directory = '{}'", cluster.data().display()),
         format!("hba_file = '{}'", conf.join("pg_hba.conf").display()),
         format!("ident_file = '{}'", conf.join("pg_ident.conf").display()),
-        "include_dir = 'conf.d'".to_owned(),
+        // The server takes relative names from where the link is.
+        format!("include_dir = '{}'", conf.join("conf.d").display()),
     ];
     let text = std::fs::read_to_string(conf.join("postgresql.conf")).unwrap() + "\n" + &lines.join("\n") + "\n";
     std::fs::write(conf.join("postgresql.conf"), text).unwrap();

@@ -81,10 +81,7 @@ impl Rules {
 
     /// Decides about all entries of `folder`, a path below the data directory (`""`: the data directory itself); the answers are in the same order.
     pub fn choose(&self, folder: &str, entries: &[(String, Kind)]) -> Vec<Take> {
-        let unlogged = match database_folder(folder) {
-            Some(_) => Some(entries.iter().filter_map(|(name, _)| unlogged(name)).collect::<HashSet<u32>>()),
-            None => None,
-        };
+        let unlogged = database_folder(folder).map(|_| entries.iter().filter_map(|(name, _)| unlogged(name)).collect::<HashSet<u32>>());
         let take = |(name, kind): &(String, Kind)| match &unlogged {
             Some(unlogged) if *kind == Kind::File => relation(name, unlogged),
             _ => self.other(folder, name, *kind),

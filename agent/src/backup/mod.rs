@@ -4,8 +4,8 @@
 //! compared with the server's own manifest ([`postgres_manifest`]). Either way they become packs ([`pack`]), the WAL that makes them consistent is waited for ([`wal`]), and only then the record is put that makes the
 //! backup exist. Whatever ends a backup before, the repository shows none. Retention, schedules and the command line are not here.
 
-pub mod damage;
-pub mod local;
+mod damage;
+mod local;
 pub mod pack;
 pub mod postgres_manifest;
 mod receive;
