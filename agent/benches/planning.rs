@@ -252,6 +252,8 @@ fn backup(number: u64) -> BackupRecord {
         bytes_referenced: 0,
         tablespaces: Vec::new(),
         manifest_sha256: Sha256Sum::new([0; 32]),
+        manifest_pieces: 1,
+        parent: None,
         keep: None,
         data_checksums: None,
         damage: None,

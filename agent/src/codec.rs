@@ -9,6 +9,7 @@ use std::io::Read;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::{Lsn, SystemIdentifier};
 
 /// The skippable frame's magic number: the last of the sixteen that RFC 8878 sets aside.
@@ -145,10 +146,33 @@ pub fn encode(description: &Description, plain: &[u8], level: i32) -> std::io::R
 
 /// One zstd frame with its content size and checksum.
 pub fn compress(plain: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
-    let mut compressor = zstd::bulk::Compressor::new(level)?;
-    compressor.include_checksum(true)?;
-    compressor.include_contentsize(true)?;
-    compressor.compress(plain)
+    Compressor::new(level)?.compress(plain)
+}
+
+/// Makes frames, one after the other, with one piece of working memory.
+pub struct Compressor(zstd::bulk::Compressor<'static>);
+
+impl Compressor {
+    /// For frames of this level.
+    pub fn new(level: i32) -> std::io::Result<Self> {
+        let mut compressor = zstd::bulk::Compressor::new(level)?;
+        compressor.include_checksum(true)?;
+        compressor.include_contentsize(true)?;
+        Ok(Self(compressor))
+    }
+
+    /// One frame with its content size and checksum.
+    pub fn compress(&mut self, plain: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut frame = self.0.compress(plain)?;
+        // It was made for the worst case, and may wait for its pack.
+        frame.shrink_to_fit();
+        Ok(frame)
+    }
+}
+
+/// BLAKE3 of `bytes`.
+pub fn blake3(bytes: &[u8]) -> Blake3Sum {
+    Blake3Sum::new(*blake3::hash(bytes).as_bytes())
 }
 
 /// Opens one frame made by [`compress`], which must hold exactly `length` bytes.

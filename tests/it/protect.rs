@@ -9,7 +9,8 @@ use crate::support::{assert_calm, fetch, lsn, segments_in, switch_and_store};
 const SOON: Duration = Duration::from_secs(30);
 const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
 /// What is told where all went as it must in an outage.
-const OUTAGE: [&str; 7] = [
+const OUTAGE: [&str; 8] = [
+    "the index of the WAL waits",
     "failed; trying again",
     "the spool is full",
     "SLOT GIVEN UP",

@@ -115,6 +115,12 @@ pub struct BackupRecord {
     pub tablespaces: Vec<Tablespace>,
     /// The SHA-256 of the manifest's lines.
     pub manifest_sha256: Sha256Sum,
+    /// How many objects the manifest has.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub manifest_pieces: u32,
+    /// The backup whose extents this one used where nothing had changed. It is no longer needed for this one: the extents are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupId>,
     /// Set to keep the backup beyond the retention policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
@@ -124,6 +130,14 @@ pub struct BackupRecord {
     /// Pages that were bad when they were read. Such a backup is kept: nothing better may be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<DamageReport>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(pieces: &u32) -> bool {
+    *pieces == 1
 }
 
 /// A record that cannot be believed.
@@ -227,6 +241,8 @@ pub(crate) mod tests {
             bytes_referenced: 9_000_000,
             tablespaces: vec![Tablespace { oid: 16_400, path: "/srv/fast".into(), bytes: 8192 }],
             manifest_sha256: Sha256Sum::new([0xab; 32]),
+            manifest_pieces: 1,
+            parent: None,
             keep: Some(Keep::Forever),
             data_checksums: Some(true),
             damage: None,

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod backup;
+pub mod blake3;
 pub mod catalog;
 pub mod control;
 pub mod data_directory;
@@ -29,6 +30,7 @@ pub mod partial;
 pub mod parts;
 pub mod picture;
 pub mod plan;
+pub mod recipe;
 pub mod record;
 pub mod relation_file;
 pub mod relative_path;

@@ -131,6 +131,14 @@ async fn name_relations(params: &ConnectionParams, pages: &mut [BadPage]) -> Res
 }
 
 #[cfg(test)]
+impl Damage {
+    /// The blocks named.
+    pub fn blocks(&self) -> Vec<u32> {
+        self.found().named.iter().map(|(_, block)| *block).collect()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

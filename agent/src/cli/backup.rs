@@ -22,8 +22,6 @@ use crate::recent::Recent;
 use crate::repository::ClusterRepository;
 use crate::stream::Streamer;
 
-/// Of twenty steps back, ten.
-const NICE: i32 = 10;
 /// Damaged pages that are named on the terminal.
 const SHOWN: usize = 5;
 
@@ -45,9 +43,6 @@ pub struct BackupArgs {
     /// them (protocol)
     #[arg(long, value_enum, default_value_t = MethodArg::Auto)]
     method: MethodArg,
-    /// Do not lower this process's priority
-    #[arg(long)]
-    normal_priority: bool,
     /// Words to know it by
     #[arg(long, default_value = "walkeep")]
     label: String,
@@ -94,9 +89,6 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);
     let params = setup::connection(&config.cluster)?;
-    if !args.normal_priority {
-        lower_priority();
-    }
     let mut options = Options::new(args.label);
     options.method = args.method.into();
     options.data_directory = config.cluster.data_directory.clone();
@@ -136,17 +128,6 @@ fn damaged(damage: &DamageReport) -> Failure {
         anyhow!("{pages} of the server had wrong checksums: {}{more}. The backup is kept, with these pages as they were", named.join(", "));
     let hint = "the server's data is damaged: find out why (disk, memory, file system), and compare with an older backup: `walkeep extract` brings single tables back";
     Failure { exit: Exit::Damaged, error, hint: None }.hint(hint)
-}
-
-/// Steps back behind the server and its clients, with every thread there is; later ones inherit it. What does not work is no failure.
-fn lower_priority() {
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok()).filter_map(rustix::process::Pid::from_raw);
-    for id in ids {
-        if let Err(error) = rustix::process::setpriority_process(Some(id), NICE) {
-            tracing::debug!(%error, "the priority of a thread was not lowered");
-        }
-    }
 }
 
 fn print(record: &BackupRecord) {

@@ -54,7 +54,7 @@ impl BackupOptions {
             let mut parts = vec![format!("LABEL '{label}'"), "PROGRESS".into(), "WAIT false".into(), "TABLESPACE_MAP".into()];
             parts.push(format!("CHECKPOINT '{}'", if self.fast_checkpoint { "fast" } else { "spread" }));
             parts.push(format!("VERIFY_CHECKSUMS {}", self.verify_checksums));
-            parts.push("MANIFEST 'yes', MANIFEST_CHECKSUMS 'SHA256'".into());
+            parts.push("MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'".into());
             parts.extend(rate.map(|rate| format!("MAX_RATE {rate}")));
             return format!("BASE_BACKUP ({})", parts.join(", "));
         }
@@ -62,7 +62,7 @@ impl BackupOptions {
         parts.extend(self.fast_checkpoint.then(|| "FAST".into()));
         parts.extend(rate.map(|rate| format!("MAX_RATE {rate}")));
         parts.extend((!self.verify_checksums).then(|| "NOVERIFY_CHECKSUMS".into()));
-        parts.push("MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'".into());
+        parts.push("MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'".into());
         parts.join(" ")
     }
 }
@@ -358,14 +358,14 @@ mod tests {
         assert_eq!(
             options.command(true),
             "BASE_BACKUP (LABEL 'it''s', PROGRESS, WAIT false, TABLESPACE_MAP, CHECKPOINT 'fast', VERIFY_CHECKSUMS true, \
-             MANIFEST 'yes', MANIFEST_CHECKSUMS 'SHA256')"
+             MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C')"
         );
         options.max_rate_kb = Some(1024);
         options.verify_checksums = false;
         assert_eq!(
             options.command(false),
             "BASE_BACKUP LABEL 'it''s' PROGRESS NOWAIT TABLESPACE_MAP FAST MAX_RATE 1024 NOVERIFY_CHECKSUMS \
-             MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'"
+             MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
         );
     }
 }

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::manifest::{EntryKind, Extent};
+use walkeep_core::manifest::{Content, EntryKind};
 use walkeep_core::partial::{BOOTSTRAP_ROLE, PG_AUTHID, PG_DATABASE, SHARED_MAP, names, relation_map};
 use walkeep_core::plan::RestorePlan;
 
-use super::layout::read_extent;
+use super::layout::read_file;
 use super::read_record;
 use crate::repository::ClusterRepository;
 
@@ -41,26 +41,23 @@ impl Shared {
 pub async fn shared(repository: &ClusterRepository, plan: &RestorePlan, cancel: &CancellationToken) -> Result<Shared> {
     let record = read_record(repository, plan).await?;
     let manifest = repository.get_manifest(&record).await?;
-    let files = spawn_blocking(move || -> Result<HashMap<String, Vec<Extent>>> {
+    let files = spawn_blocking(move || -> Result<HashMap<String, Content>> {
         let mut files = HashMap::new();
         for entry in manifest.iter()? {
             let entry = entry?;
-            if let EntryKind::File { size, extents, .. } = entry.kind
+            if let EntryKind::File { content, .. } = entry.kind
                 && entry.path.as_str().starts_with("global/")
-                && size <= LIMIT
+                && content.size() <= LIMIT
             {
-                files.insert(entry.path.as_str().to_owned(), extents);
+                files.insert(entry.path.as_str().to_owned(), content);
             }
         }
         Ok(files)
     });
     let files = files.await.context("read the manifest")??;
     let read = async |name: String| -> Result<Vec<u8>> {
-        let mut content = Vec::new();
-        for extent in files.get(&name).map(Vec::as_slice).unwrap_or_default() {
-            content.extend_from_slice(&read_extent(repository, extent, &name, cancel).await?);
-        }
-        Ok(content)
+        let Some(content) = files.get(&name) else { return Ok(Vec::new()) };
+        read_file(repository, content, &name, cancel).await
     };
     let map = relation_map(&read(SHARED_MAP.to_owned()).await?).unwrap_or_default();
     let catalog = async |oid: u32| -> Result<Vec<(u32, String)>> {

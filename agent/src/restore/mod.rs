@@ -5,10 +5,13 @@
 //! is durable pg_control gets its name, without which no server starts: a restore that was killed cannot be mistaken for a whole one. What to
 //! restore is decided by the plan; WAL is fetched by PostgreSQL itself when it starts, through `restore_command`.
 
+mod backup_manifest;
+mod batches;
 mod databases;
 mod files;
 mod layout;
 mod settings;
+mod sums;
 mod target_dir;
 
 use std::path::PathBuf;
@@ -23,7 +26,6 @@ use walkeep_core::plan::RestorePlan;
 use walkeep_core::plan::estimate::{Measured, MeasuredBy};
 use walkeep_core::target::TargetAction;
 
-use crate::codec;
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
 use crate::transfer::{Meter, Stage, Watch};
@@ -161,7 +163,8 @@ pub async fn restore(
     // From here on it is only local and short, and either it is done or the directory cannot be started.
     meter.stage(Stage::Finishing, None);
     let lines = settings::lines(plan, &options);
-    let Layout { files, written: bytes, fetched, stored, .. } = written.layout;
+    let Layout { files, written: bytes, stored, .. } = written.layout;
+    let fetched = written.files.fetched;
     let measured = Measured { bytes: fetched, millis: millis(meter.moving()), at: chrono::Utc::now(), by: MeasuredBy::Restore };
     let (target, throw_away) = (written.target.clone(), options.throw_away);
     let warnings = spawn_blocking(move || finish(&written, &lines, throw_away)).await??;
@@ -186,8 +189,10 @@ pub async fn restore(
 struct Written {
     target: Arc<Target>,
     manifest: ManifestEntries,
+    record: BackupRecord,
     layout: Layout,
     small: Small,
+    files: files::Written,
     block_size: u32,
 }
 
@@ -219,8 +224,8 @@ async fn write_files(
         parallelism: options.parallelism.max(1),
         cancel: cancel.clone(),
     };
-    files.write(&manifest, &layout, meter).await?;
-    Ok(Written { target, manifest, layout, small, block_size: control.block_size })
+    let files = files.write(&manifest, &layout, meter).await?;
+    Ok(Written { target, manifest, record, layout, small, files, block_size: control.block_size })
 }
 
 /// The record of the plan's backup, unchanged since the plan was made.
@@ -252,8 +257,17 @@ fn finish(written: &Written, lines: &settings::Lines, throw_away: bool) -> Resul
             "the server needs PostgreSQL that was built for blocks of {block} bytes (--with-blocksize); others refuse to start"
         ));
     }
+    if written.layout.bad_blocks > 0 {
+        warnings.push(format!(
+            "the backup has {} blocks whose checksum was wrong on the server already; `walkeep backups` names them",
+            written.layout.bad_blocks
+        ));
+    }
     target.link_tablespaces(small.tablespace_map.as_deref())?;
     if !throw_away {
+        if !written.layout.has_backup_manifest {
+            backup_manifest::write(target, manifest, &written.record, &written.files.sums)?;
+        }
         files::sync(target, manifest)?;
     }
     target.publish_control().context("give pg_control its name")?;
@@ -268,11 +282,6 @@ fn finish(written: &Written, lines: &settings::Lines, throw_away: bool) -> Resul
 
 fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// SHA-256 of nothing.
-fn empty_hash() -> codec::Hash {
-    codec::sha256(&[])
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub struct Target {
     pub replayed: Vec<(PathBuf, Lsn)>,
     /// Mode of folders: 0700, or 0750 where the group may read.
     pub dir_mode: u32,
+    /// What is there already is used.
+    pub delta: bool,
 }
 
 impl Target {
@@ -78,7 +80,7 @@ impl Target {
         }
         let replayed = plan.replayed_tablespaces.iter().map(|space| (PathBuf::from(&space.location), space.lsn)).collect();
         let dir_mode = if layout.group_access { 0o750 } else { durable::PRIVATE_DIR };
-        Ok(Self { data, tablespaces, replayed, dir_mode })
+        Ok(Self { data, tablespaces, replayed, dir_mode, delta: false })
     }
 
     /// Refuses directories that have something in them or cannot be written, and disks that are too full.

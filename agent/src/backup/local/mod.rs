@@ -30,11 +30,11 @@ use walkeep_core::tablespace_map;
 use walkeep_core::{Lsn, MajorVersion};
 
 use super::Options;
-use super::pack::{EXTENT, FileFacts, Packer, Plain};
+use super::pack::{EXTENT, FileFacts, Older, Packer, Plain};
 use super::receive::Received;
+use super::workers::Workers;
 use crate::postgres::ConnectionParams;
 use crate::repository::ClusterRepository;
-use crate::repository::manifest::ManifestEncoder;
 use crate::transfer::{Meter, Stage};
 use directory::DataDirectory;
 use pace::Pace;
@@ -132,9 +132,9 @@ async fn copy(
     tracing::info!(backup = %id, start_lsn = %start, "backup: reading the data directory");
     meter.stage(Stage::Copying, None);
     let pages = Pages::of(&control, start);
-    let encoder = ManifestEncoder::new(id.clone(), EXTENT as u64, repository.compression_level())?;
+    let workers = Workers::start(options.jobs, options.compression_level)?;
     let mut job = Job {
-        packer: Packer::new(repository, encoder, cancel.clone()),
+        packer: Packer::new(repository, id.clone(), workers, Older::default(), cancel.clone())?,
         reading: Arc::new(Reading::new(pages)),
         pace: Pace::new(options.max_rate_kb),
         meter,
@@ -193,7 +193,7 @@ impl Job<'_, '_> {
             let length = (size - offset).min(EXTENT as u64);
             self.pace.pass(length).await;
             let source = source.clone();
-            self.packer.extent(move || source.extent(offset, length as usize)).await?;
+            self.packer.extent(None, move || source.extent(offset, length as usize)).await?;
             self.meter.bytes(length);
         }
         self.meter.file();
@@ -204,7 +204,7 @@ impl Job<'_, '_> {
     async fn ready(&mut self, facts: FileFacts, bytes: Vec<u8>) -> Result<()> {
         for piece in bytes.chunks(EXTENT) {
             let plain = Plain { bytes: piece.to_vec(), bad_blocks: Vec::new() };
-            self.packer.extent(move || Ok(plain)).await?;
+            self.packer.extent(None, move || Ok(plain)).await?;
         }
         self.packer.file(facts).await
     }
@@ -261,7 +261,7 @@ impl Job<'_, '_> {
         if !tablespace_map.is_empty() {
             self.ready(facts(MAP_FILE)?, tablespace_map).await?;
         }
-        let (manifest, trailer, totals, _) = self.packer.finish().await?;
+        let packed = self.packer.finish().await?;
         let sizes = self.sizes;
         let space = |(oid, path): (u32, String)| Tablespace { oid, path, bytes: sizes.get(&oid).copied().unwrap_or_default() };
         let received = Received {
@@ -271,9 +271,7 @@ impl Job<'_, '_> {
             stop_timeline: standby_timeline.unwrap_or(label.timeline),
             tablespaces: mapped.into_iter().map(space).collect(),
             label,
-            manifest,
-            trailer,
-            totals,
+            packed,
             id,
         };
         let damage = self.reading.damage().report(params).await;

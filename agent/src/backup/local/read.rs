@@ -96,7 +96,8 @@ impl Source {
             _ => Vec::new(),
         };
         self.reading.damage.note(&self.path, &bad_blocks);
-        Ok(Plain { bytes, bad_blocks })
+        let first = self.first_block.unwrap_or_default();
+        Ok(Plain { bytes, bad_blocks: bad_blocks.iter().map(|block| block - first).collect() })
     }
 
     fn check(&self, bytes: &mut [u8], offset: u64, first: u32, pages: Pages) -> Result<Vec<u32>> {
@@ -158,10 +159,13 @@ mod tests {
         let mut content = PAGES[..2 * PAGE].to_vec();
         content[PAGE + 77] ^= 1;
         let (_file, read) = source(&content, "base/5/16384");
-        assert_eq!(read.extent(0, content.len()).unwrap(), Plain { bytes: content.clone(), bad_blocks: vec![1] });
+        let plain = read.extent(0, content.len()).unwrap();
+        assert_eq!((plain.bytes, plain.bad_blocks), (content.clone(), vec![1]));
         assert_eq!(read.extent(PAGE as u64, PAGE).unwrap().bad_blocks, [1]);
         let (_file, read) = source(&PAGES[2 * PAGE..].repeat(3), "base/5/16384.1");
-        assert_eq!(read.extent(0, 3 * PAGE).unwrap().bad_blocks, [131_072, 131_073]);
+        assert_eq!(read.extent(0, 3 * PAGE).unwrap().bad_blocks, [0, 1], "of the file");
+        let told: Vec<_> = read.reading.damage.blocks();
+        assert_eq!(told, [131_072, 131_073], "of the relation");
         let (_file, other) = source(&content, "base/5/PG_VERSION");
         assert_eq!(other.extent(0, content.len()).unwrap().bad_blocks, [0_u32; 0]);
     }
@@ -187,6 +191,6 @@ mod tests {
             writer.write_all_at(&PAGES[..PAGE], 0).unwrap();
             reader.join().unwrap()
         });
-        assert_eq!(read, Plain { bytes: PAGES[..PAGE].to_vec(), bad_blocks: vec![] });
+        assert_eq!((read.bytes, read.bad_blocks), (PAGES[..PAGE].to_vec(), vec![]));
     }
 }
