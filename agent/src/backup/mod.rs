@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::{BackupMethod, BackupRecord, DamageReport, Keep};
 use walkeep_core::{MajorVersion, PgTimestamp, SegmentSize, SystemIdentifier};
 
+use crate::config::ClusterConfig;
 use crate::names;
 use crate::postgres::{self, BackupOptions, BaseBackupStream, ConnectionParams, Options as ConnectionOptions, ReplicationConnection};
 use crate::repository::{self, ClusterRepository};
@@ -76,7 +77,7 @@ pub struct Options {
     pub max_rate_kb: Option<u32>,
     /// Keeps the backup beyond the retention policy.
     pub keep: Option<Keep>,
-    /// Threads that hash and compress.
+    /// Threads that read, check, hash and compress.
     pub jobs: usize,
     /// zstd's level.
     pub compression_level: i32,
@@ -106,6 +107,11 @@ impl Options {
             idle_timeout: Duration::from_secs(600),
             wal_timeout: Duration::from_secs(600),
         }
+    }
+
+    /// The usual for this cluster: out of its data directory, if that is here.
+    pub fn for_cluster(cluster: &ClusterConfig, label: impl Into<String>) -> Self {
+        Self { data_directory: cluster.data_directory.clone(), config_files: cluster.config_files, ..Self::new(label) }
     }
 
     fn check(&self) -> Result<()> {

@@ -43,6 +43,9 @@ pub struct BackupArgs {
     /// them (protocol)
     #[arg(long, value_enum, default_value_t = MethodArg::Auto)]
     method: MethodArg,
+    /// Threads that read, check, hash and compress, of low priority [default: one for each core]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: Option<u8>,
     /// Words to know it by
     #[arg(long, default_value = "walkeep")]
     label: String,
@@ -89,10 +92,9 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);
     let params = setup::connection(&config.cluster)?;
-    let mut options = Options::new(args.label);
+    let mut options = Options::for_cluster(&config.cluster, args.label);
     options.method = args.method.into();
-    options.data_directory = config.cluster.data_directory.clone();
-    options.config_files = config.cluster.config_files;
+    options.jobs = args.jobs.map_or(options.jobs, usize::from);
     options.tell = |text| output::tell!("{text}");
     options.keep = keep;
     options.max_rate_kb = args.max_rate;

@@ -78,7 +78,8 @@ async fn take_if_due(
                 timeline = gap.timeline.get(), from = %gap.from, to = %gap.to,
                 "no base backup begins behind the gap: taking one"
             );
-            backup::take(repository.clone(), params, Options::new(LABEL), &|_| {}, stop).await.context("take the base backup")?;
+            let taken = backup::take(repository.clone(), params, Options::new(LABEL), &|_| {}, stop).await;
+            metrics.backup_taken(&taken.context("take the base backup")?);
         }
     }
     metrics.backup_due(false);

@@ -161,7 +161,8 @@ impl Session {
             true => "pg_catalog.pg_backup_start($1, $2)",
             false => "pg_catalog.pg_start_backup($1, $2, false)",
         };
-        let query = format!("SELECT {function}::text");
+        // What the session is for, seen in pg_stat_activity.
+        let query = format!("SELECT {function}::text, pg_catalog.set_config('application_name', 'walkeep backup', false)");
         let asked = tokio::time::timeout(timeout, self.client.query_one(&query, &[&label, &fast])).await;
         let row = asked.with_context(|| format!("the server's checkpoint was not done within {}", humantime::format_duration(timeout)))?;
         let row =
