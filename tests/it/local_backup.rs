@@ -62,7 +62,7 @@ fn under_load(version: u32) {
         let ddl = scope.spawn(|| {
             let mut round = 0_u32;
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                let place = places.dir(&format!("space-{round}"));
+                let place = places.dir(format!("space-{round}"));
                 for statement in [
                     format!("CREATE TABLE made_{round} AS SELECT i, md5(i::text) AS m FROM generate_series(1, 2000) AS i"),
                     format!("CREATE INDEX ON made_{round} (m)"),
