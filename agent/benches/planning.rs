@@ -257,5 +257,6 @@ fn backup(number: u64) -> BackupRecord {
         keep: None,
         due: None,
         data_checksums: None,
+        damage: None,
     }
 }

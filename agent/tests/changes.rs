@@ -91,6 +91,7 @@ fn record(cluster: &Cluster, copied: &Copied) -> BackupRecord {
         parent: None,
         keep: None,
         due: None,
+        damage: None,
         data_checksums: Some(control.checksum_version != 0),
     }
 }
@@ -204,7 +205,7 @@ fn compare(earlier: &Copied, later: &Copied, changes: &Changes) -> Compared {
     let mut compared = Compared::default();
     for (path, file) in after {
         let relative = RelativePath::parse(&path).unwrap();
-        let is_main = RelationFile::parse(&relative).is_some_and(|file| matches!(file.fork, Fork::Main | Fork::Init));
+        let is_main = RelationFile::parse(relative.as_str()).is_some_and(|file| matches!(file.fork, Fork::Main | Fork::Init));
         let old = before.get(&path).map(|file| std::fs::read(file).unwrap());
         let verdict = changes.of(&relative, old.as_ref().map(|old| old.len() as u64));
         if !is_main {

@@ -22,6 +22,7 @@ mod killed_steps;
 mod leases;
 mod least_privilege;
 mod lineage;
+mod local_backup;
 mod log;
 mod minimal;
 mod names;

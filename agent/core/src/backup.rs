@@ -89,6 +89,27 @@ pub struct Tablespace {
     pub bytes: u64,
 }
 
+/// A page whose checksum was wrong on the server when the backup read it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BadPage {
+    /// The file, below the data directory.
+    pub file: String,
+    /// The block, counted within the relation.
+    pub block: u32,
+    /// `database.schema.relation`, where the server could say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relation: Option<String>,
+}
+
+/// Damage that was on the server already. The backup has it as it was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DamageReport {
+    /// How many pages are bad.
+    pub pages: u64,
+    /// The first of them.
+    pub named: Vec<BadPage>,
+}
+
 /// What is known of one base backup.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BackupRecord {
@@ -155,6 +176,9 @@ pub struct BackupRecord {
     /// Whether pages carry checksums, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_checksums: Option<bool>,
+    /// Pages that were bad when they were read. Such a backup is kept: nothing better may be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<DamageReport>,
 }
 
 fn one() -> u32 {
@@ -271,6 +295,7 @@ pub(crate) mod tests {
             keep: Some(Keep::Forever),
             due: None,
             data_checksums: Some(true),
+            damage: None,
         }
     }
 
@@ -282,6 +307,7 @@ pub(crate) mod tests {
         record.stop_timeline = TimelineId::new(2);
         record.data_checksums = None;
         record.due = Some(record.started_at);
+        record.damage = Some(DamageReport { pages: 1, named: vec![BadPage { file: "base/5/1".into(), block: 7, relation: None }] });
         assert_eq!(BackupRecord::parse(&record.id, &record.to_json().expect("json")).expect("parses"), record);
     }
 

@@ -73,7 +73,7 @@ impl Changes {
 
     /// `None` for all of it.
     fn blocks_of(&self, path: &RelativePath, before: Option<u64>) -> Option<FileBlocks> {
-        let RelationFile { relation, fork, part } = RelationFile::parse(path)?;
+        let RelationFile { relation, fork, segment: part } = RelationFile::parse(path.as_str())?;
         if !matches!(fork, Fork::Main | Fork::Init) || self.blocks.is_whole(relation) {
             return None;
         }

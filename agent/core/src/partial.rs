@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::relation_file::{RelationFile, SHARED};
+use crate::relation_file::{RelationFile, database_path};
 use crate::relative_path::RelativePath;
 
 /// `pg_database`'s OID.
@@ -43,10 +43,7 @@ impl Needed {
     pub fn content(&self, path: &RelativePath) -> bool {
         match self {
             Self::Everything => true,
-            Self::Databases(oids) => {
-                let file = RelationFile::parse(path).filter(|file| file.relation.database != SHARED);
-                file.is_none_or(|file| oids.contains(&file.relation.database))
-            }
+            Self::Databases(oids) => relation_file(path.as_str()).is_none_or(|database| oids.contains(&database)),
         }
     }
 
@@ -59,15 +56,9 @@ impl Needed {
     }
 }
 
-/// `base/<database>/<file>` and `pg_tblspc/<oid>/<version>/<database>/<file>`.
-fn database_path(path: &str) -> Option<(u32, &str)> {
-    let parts: Vec<&str> = path.split('/').collect();
-    let (database, file) = match parts.as_slice() {
-        ["base", database, file] => (database, file),
-        ["pg_tblspc", _, version, database, file] if version.starts_with("PG_") => (database, file),
-        _ => return None,
-    };
-    Some((database.parse().ok()?, file))
+/// The database whose relation file this is; `None` for shared relations and for every other file.
+fn relation_file(path: &str) -> Option<u32> {
+    RelationFile::parse(path).map(|file| file.relation.database).filter(|database| *database != 0)
 }
 
 /// A line of a server's log that names a page which replay did not find.
@@ -87,7 +78,7 @@ pub fn reference(line: &str) -> Option<Reference> {
         return None;
     }
     let path = after.split(' ').next().unwrap_or_default();
-    Some(Reference { database: database_path(path).map(|(database, _)| database), line: line.to_owned() })
+    Some(Reference { database: database_path(path).map(|(_, database, _)| database), line: line.to_owned() })
 }
 
 /// The file numbers in a relation map's file, by OID of the catalog.
@@ -197,7 +188,7 @@ mod tests {
         #[test]
         fn damage_is_read_without_panic(mut page in proptest::collection::vec(any::<u8>(), PAGE), lower in any::<u16>(), line in ".{0,80}") {
             page[12..14].copy_from_slice(&lower.to_le_bytes());
-            let _ = (names(&page), relation_map(&page), reference(&line));
+            let _ = (names(&page), relation_map(&page), reference(&line), relation_file(&line));
         }
     }
 }

@@ -138,23 +138,19 @@ fn a_map_of_blocks_has_every_record_of_its_range() {
     segments.iter().for_each(|segment| map.take(segment.clone()).expect("it follows"));
     let told = map.records.expect("some");
     assert_eq!((told.from, told.to), (segments[0].summary.records.from, segments.last().expect("some").summary.records.to));
-    // Who begins with the second segment has not seen the record that is under way there.
-    let mut later = Indexer::new(FIRST.next(), size());
-    let second = later.segment(&wal[1 << 20..2 << 20]).expect("decodes");
+    // A record goes through the fourth segment to the end of the sixth: who begins with the seventh has not seen it.
+    const BEHIND: usize = 6;
+    let number = (0..BEHIND).fold(FIRST, |number, _| number.next());
+    let seventh = Indexer::new(number, size()).segment(&wal[BEHIND << 20..]).expect("decodes");
     let mut other = BlockMap::default();
-    other.take(segments[0].clone()).expect("the first");
-    assert!(other.take(second.clone()).is_err(), "a record lies between");
-    assert_eq!(other.records, Some(segments[0].summary.records), "nothing of it is taken");
+    segments[..3].iter().for_each(|segment| other.take(segment.clone()).expect("it follows"));
+    let before = other.records.expect("some");
+    assert!(other.take(seventh.clone()).is_err(), "a record lies between");
+    assert_eq!(other.records, Some(before), "nothing of it is taken");
     let mut alone = BlockMap::default();
-    alone.take(second).expect("the first");
-    let hole = holes(told, &[other.records.expect("some"), alone.records.expect("some"), told_from(&segments[2..])], size());
-    assert_eq!(hole, [WalRange { from: segments[0].summary.records.to, to: alone.records.expect("some").from }]);
-}
-
-fn told_from(segments: &[IndexedSegment]) -> WalRange {
-    let mut map = BlockMap::default();
-    segments.iter().for_each(|segment| map.take(segment.clone()).expect("it follows"));
-    map.records.unwrap_or(WalRange { from: Lsn::MAX, to: Lsn::MAX })
+    alone.take(seventh).expect("the first");
+    let alone = alone.records.expect("some");
+    assert_eq!(holes(told, &[before, alone], size()), [WalRange { from: before.to, to: alone.from }]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use walkeep_core::manifest::{Entry, EntryKind};
 use walkeep_core::relative_path::RelativePath;
 use walkeep_core::{Lsn, TimelineId};
 
+use super::damage::{Damage, bad_page};
 use super::pack::{FileFacts, Older, Packed, Packer};
 use super::postgres_manifest::{Expected, Sum, compare};
 use super::workers::Workers;
@@ -60,6 +61,7 @@ pub async fn receive(
     mut source: impl Source,
     began: DateTime<Utc>,
     (workers, older): (Workers, Older),
+    damage: &Damage,
     meter: &mut Meter<'_>,
     cancel: &CancellationToken,
 ) -> Result<Received> {
@@ -85,8 +87,9 @@ pub async fn receive(
     }
     let (stop_lsn, stop_timeline) = loop {
         match source.next().await? {
-            Some(BackupEvent::Finished { stop_lsn, timeline, notices }) => {
-                notices.iter().for_each(|notice| tracing::warn!(message = notice.message, "backup: the server remarks"));
+            Some(BackupEvent::Finished { stop_lsn, timeline, notices, damaged }) => {
+                notices.iter().for_each(|notice| remark(&notice.message, &outside, damage));
+                damage.certain(damaged);
                 break (stop_lsn, timeline);
             }
             Some(event) => receiver.take(event, meter).await?,
@@ -114,6 +117,19 @@ pub async fn receive(
     };
     let tablespaces = outside.into_iter().map(tablespace).collect();
     Ok(Received { id, start_lsn, timeline, stop_lsn, stop_timeline, label, tablespaces, packed })
+}
+
+/// What the server remarks: that a page is bad, or something else.
+fn remark(message: &str, tablespaces: &[crate::postgres::Tablespace], damage: &Damage) {
+    match bad_page(message) {
+        Some((file, block)) => {
+            // The file of a tablespace comes by its place.
+            let space = tablespaces.iter().find_map(|space| Some((space.oid, file.strip_prefix(&space.location)?)));
+            let path = space.map_or_else(|| file.trim_start_matches("./").to_owned(), |(oid, rest)| format!("pg_tblspc/{oid}{rest}"));
+            damage.told(&path, block);
+        }
+        None => tracing::warn!(message, "backup: the server remarks"),
+    }
 }
 
 struct Receiver {

@@ -8,12 +8,12 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::{BackupRecord, Keep, check_label};
+use walkeep_core::backup::{BackupRecord, DamageReport, Keep, check_label};
 
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::{Global, output, progress, setup};
 use crate::backup::lock::{BackupLock, LockError};
-use crate::backup::{self, Options};
+use crate::backup::{self, Method, Options};
 use crate::config::ClusterConfig;
 use crate::index::Queue;
 use crate::metrics::Metrics;
@@ -23,6 +23,9 @@ use crate::recent::Recent;
 use crate::repository::ClusterRepository;
 use crate::stream::Streamer;
 
+/// Damaged pages that are named on the terminal.
+const SHOWN: usize = 5;
+
 /// Arguments of `walkeep backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -31,6 +34,7 @@ Examples:
   walkeep backup --label before-upgrade --keep forever
   walkeep backup --label pre-migration --keep 30d
   walkeep backup --max-rate 50000 --spread-checkpoint     be gentle with the server
+  walkeep backup --method protocol                        over the wire, whatever is on this host
 
 The backup exists once all WAL it needs is in the repository. Where no agent answers, this command streams that WAL itself.
 One backup at a time: while the agent or another command takes one, this is refused with exit code 3.
@@ -39,13 +43,20 @@ pub struct BackupArgs {
     /// Store every file anew (this version always does)
     #[arg(long)]
     full: bool,
+    /// Where the files come from: the data directory if it can be read here and is the server's (auto), only from there (local), or the server sends
+    /// them (protocol)
+    #[arg(long, value_enum, default_value_t = MethodArg::Auto)]
+    method: MethodArg,
+    /// Threads that read, check, hash and compress, of low priority [default: one for each core]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: Option<u8>,
     /// Words to know it by
     #[arg(long, default_value = "walkeep")]
     label: String,
     /// Keep it beyond the retention policy: for ever, or for a time such as 30d
     #[arg(long, value_name = "30d|forever")]
     keep: Option<String>,
-    /// The most the server may send, in kB a second (32 to 1048576)
+    /// The most that is read or sent, in kB a second (32 to 1048576)
     #[arg(long, value_name = "KB")]
     max_rate: Option<u32>,
     /// Let the starting checkpoint take its time instead of hurrying it
@@ -59,6 +70,24 @@ pub struct BackupArgs {
     json: bool,
 }
 
+/// [`Method`] in words of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum MethodArg {
+    Auto,
+    Local,
+    Protocol,
+}
+
+impl From<MethodArg> for Method {
+    fn from(arg: MethodArg) -> Self {
+        match arg {
+            MethodArg::Auto => Self::Auto,
+            MethodArg::Local => Self::Local,
+            MethodArg::Protocol => Self::Protocol,
+        }
+    }
+}
+
 /// Runs the command.
 pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let keep = args.keep.as_deref().map(|text| parse_keep(text, Utc::now())).transpose().map_err(Failure::usage)?;
@@ -68,7 +97,10 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);
     let params = setup::connection(&config.cluster)?;
-    let mut options = Options::new(args.label);
+    let mut options = Options::for_cluster(&config.cluster, args.label);
+    options.method = args.method.into();
+    options.jobs = args.jobs.map_or(options.jobs, usize::from);
+    options.tell = |text| output::tell!("{text}");
     options.keep = keep;
     options.max_rate_kb = args.max_rate;
     options.fast_checkpoint = !args.spread_checkpoint;
@@ -85,7 +117,25 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     } else {
         print(&record);
     }
-    Ok(())
+    match &record.damage {
+        None => Ok(()),
+        Some(damage) => Err(damaged(damage)),
+    }
+}
+
+/// The backup is there, and so is the damage.
+fn damaged(damage: &DamageReport) -> Failure {
+    let shown = damage.named.iter().take(SHOWN).map(|page| {
+        let relation = page.relation.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+        format!("block {} of {}{relation}", page.block, page.file)
+    });
+    let more = if damage.pages > SHOWN as u64 { ", and more: see `walkeep backups --json`" } else { "" };
+    let pages = output::count(damage.pages, "page");
+    let named: Vec<_> = shown.collect();
+    let error =
+        anyhow!("{pages} of the server had wrong checksums: {}{more}. The backup is kept, with these pages as they were", named.join(", "));
+    let hint = "the server's data is damaged: find out why (disk, memory, file system), and compare with an older backup: `walkeep extract` brings single tables back";
+    Failure { exit: Exit::Damaged, error, hint: None }.hint(hint)
 }
 
 /// The right to be the one who takes a backup on this host.

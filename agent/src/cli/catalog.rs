@@ -211,6 +211,10 @@ pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> 
         ]);
     }
     output::say!("{table}");
+    for (backup, damage) in catalog.backups().iter().filter_map(|backup| Some((backup, backup.damage.as_ref()?))) {
+        let pages = output::count(damage.pages, "page");
+        output::say!("{}: {pages} had wrong checksums on the server (--json names them)", backup.id);
+    }
     Ok(())
 }
 

@@ -17,9 +17,10 @@ enum Kind {
 
 use Kind::{Boolean, Integer, Text};
 
-const CLUSTER: [(&str, Kind); 14] = [
+const CLUSTER: [(&str, Kind); 15] = [
     ("connection", Text),
     ("data_directory", Text),
+    ("config_files", Boolean),
     ("spool", Text),
     ("spool_limit", Text),
     ("socket", Text),

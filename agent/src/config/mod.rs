@@ -46,6 +46,8 @@ pub struct ClusterConfig {
     pub connection: Secret,
     /// The server's data directory, if it is on this host.
     pub data_directory: Option<PathBuf>,
+    /// Whether a backup of the data directory takes configuration files along that lie outside it.
+    pub config_files: bool,
     /// The folder for WAL that is not yet in the repository.
     pub spool: PathBuf,
     /// The most the spool may hold; when it is full the agent stops reading and the server keeps the WAL.

@@ -21,6 +21,7 @@ pub struct Raw {
 pub struct RawCluster {
     pub connection: Option<String>,
     pub data_directory: Option<String>,
+    pub config_files: Option<bool>,
     pub spool: Option<String>,
     pub spool_limit: Option<String>,
     pub socket: Option<String>,

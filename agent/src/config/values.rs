@@ -122,6 +122,7 @@ fn check_cluster(raw: RawCluster, name: &ClusterName, backups: Vec<ScheduledBack
         name: name.clone(),
         connection: raw.connection.unwrap_or_default().into(),
         data_directory: raw.data_directory.map(|path| absolute("data_directory", &path)).transpose()?,
+        config_files: raw.config_files.unwrap_or(true),
         spool: raw.spool.map_or_else(|| Ok(Path::new("/var/lib/walkeep").join(name.as_str())), |path| absolute("spool", &path))?,
         spool_limit,
         socket: raw.socket.map_or_else(|| Ok(PathBuf::from(format!("/run/walkeep/{name}.sock"))), |path| absolute("socket", &path))?,

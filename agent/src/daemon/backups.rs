@@ -53,6 +53,11 @@ impl Taker {
         !self.cluster.backups.is_empty() || self.guards()
     }
 
+    /// How this cluster's backups are taken.
+    fn options(&self, label: &str) -> Options {
+        Options::for_cluster(&self.cluster, label)
+    }
+
     /// A gap that the agent makes to protect the server is followed by a backup.
     fn guards(&self) -> bool {
         self.cluster.stream && self.cluster.protect != Protect::Archive
@@ -73,6 +78,9 @@ impl Taker {
         let taken = backup::take(self.repository.clone(), &self.params, options, &|_| {}, &self.stop).await;
         self.metrics.backups.running(false);
         drop(lock);
+        if let Ok(record) = &taken {
+            self.metrics.backup_taken(record);
+        }
         // A stop is neither.
         if taken.is_ok() || !self.stop.is_cancelled() {
             self.metrics.backups.ended(&label, taken.is_ok(), began.elapsed().as_secs_f64(), Utc::now());

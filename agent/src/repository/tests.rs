@@ -67,5 +67,6 @@ pub(crate) fn record(number: u64) -> BackupRecord {
         keep: None,
         due: None,
         data_checksums: None,
+        damage: None,
     }
 }

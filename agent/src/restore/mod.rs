@@ -7,7 +7,6 @@
 
 mod backup_manifest;
 mod batches;
-mod conf;
 mod databases;
 mod delta;
 mod files;

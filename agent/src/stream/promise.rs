@@ -210,6 +210,7 @@ impl World {
             name: "main".parse().unwrap(),
             connection: "host=/nonexistent".to_owned().into(),
             data_directory: None,
+            config_files: true,
             spool: self.spool.path().join("spool"),
             spool_limit: ByteSize(64 << 20),
             socket: self.spool.path().join("socket"),

@@ -57,7 +57,12 @@ fn script(lie: Option<&str>) -> VecDeque<BackupEvent> {
     let manifest = format!("{body}\"Manifest-Checksum\": \"{}\"}}\n", hex::encode(codec::sha256(body.as_bytes())));
     events.push_back(BackupEvent::Manifest(manifest.into_bytes().into()));
     events.push_back(BackupEvent::ManifestEnd);
-    events.push_back(BackupEvent::Finished { stop_lsn: Lsn::new(0x20_0100), timeline: TimelineId::FIRST, notices: Vec::new() });
+    events.push_back(BackupEvent::Finished {
+        stop_lsn: Lsn::new(0x20_0100),
+        timeline: TimelineId::FIRST,
+        notices: Vec::new(),
+        damaged: false,
+    });
     events
 }
 
@@ -65,7 +70,8 @@ async fn run(events: VecDeque<BackupEvent>) -> Result<Received> {
     let (repository, _) = memory().await;
     let mut meter = Meter::new(&unwatched);
     let making = (Workers::start(1, 1)?, Older::default());
-    receive(Arc::new(repository), Script(events), DateTime::UNIX_EPOCH, making, &mut meter, &CancellationToken::new()).await
+    receive(Arc::new(repository), Script(events), DateTime::UNIX_EPOCH, making, &Damage::default(), &mut meter, &CancellationToken::new())
+        .await
 }
 
 #[tokio::test]

@@ -10,7 +10,6 @@ use walkeep_core::Lsn;
 use walkeep_core::catalog::without_backup_behind;
 
 use super::{Again, Taker, is_held};
-use crate::backup::Options;
 use crate::metrics::Metrics;
 use crate::progress::{Phase, Progress};
 use crate::retry::Backoff;
@@ -77,7 +76,7 @@ async fn take_if_due(taker: &Taker, reached: Lsn) -> Result<Option<Lsn>> {
                 timeline = gap.timeline.get(), from = %gap.from, to = %gap.to,
                 "no base backup begins behind the gap: taking one"
             );
-            let record = taker.take(Options::new(LABEL)).await?;
+            let record = taker.take(taker.options(LABEL)).await?;
             taker.metrics.backups.newest(LABEL, record.ended_at);
         }
     }

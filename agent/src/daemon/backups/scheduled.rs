@@ -175,7 +175,7 @@ impl One {
         let now = Utc::now();
         let late_s = (now - fire.at).num_seconds();
         tracing::info!(label = self.label(), due = %fire.due.to_rfc3339(), late_s, missed, "a scheduled backup begins");
-        let record = taker.take(self.options(fire, now)?).await?;
+        let record = taker.take(self.options(taker, fire, now)?).await?;
         let mut state = self.state();
         state.past.done = state.past.done.max(Some(fire.due));
         drop(state);
@@ -186,14 +186,14 @@ impl One {
         Ok(())
     }
 
-    fn options(&self, fire: Fire, now: DateTime<Utc>) -> Result<Options> {
+    fn options(&self, taker: &Taker, fire: Fire, now: DateTime<Utc>) -> Result<Options> {
         let keep = self.config.keep.map(|keep| keep.from(now).context("`keep` of the schedule is too long")).transpose()?;
         Ok(Options {
             due: Some(fire.due),
             keep,
             max_rate_kb: self.config.max_rate_kb,
             fast_checkpoint: !self.config.spread_checkpoint,
-            ..Options::new(self.label())
+            ..taker.options(self.label())
         })
     }
 
