@@ -6,6 +6,7 @@
 
 pub mod changes;
 mod damage;
+mod former;
 mod local;
 pub mod lock;
 pub mod pack;
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::{BackupMethod, BackupRecord, DamageReport, Keep, check_label};
+use walkeep_core::layout::BackupId;
 use walkeep_core::{MajorVersion, PgTimestamp, SegmentSize, SystemIdentifier};
 
 use crate::config::ClusterConfig;
@@ -75,6 +77,8 @@ pub struct Options {
     pub fast_checkpoint: bool,
     /// The most the server may send, in kB a second (32 to 1048576).
     pub max_rate_kb: Option<u32>,
+    /// Stores every file anew, whatever older backups have.
+    pub full: bool,
     /// Keeps the backup beyond the retention policy.
     pub keep: Option<Keep>,
     /// Threads that read, check, hash and compress.
@@ -102,6 +106,7 @@ impl Options {
             label: label.into(),
             fast_checkpoint: true,
             max_rate_kb: None,
+            full: false,
             keep: None,
             jobs: std::thread::available_parallelism().map_or(2, usize::from),
             compression_level: COMPRESSION_LEVEL,
@@ -175,7 +180,7 @@ async fn store(
             tokio::join!(sending, names::beside_backup(&mut names, params)).0?
         }
     };
-    let Taken { received, started_at, ended_at, server_version_num, data_checksums, damage, method } = taken;
+    let Taken { received, started_at, ended_at, server_version_num, data_checksums, damage, parent, method } = taken;
 
     meter.stage(Stage::WaitingForWal, None);
     let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
@@ -220,7 +225,7 @@ async fn store(
         tablespaces: received.tablespaces,
         manifest_sha256: trailer.sha256,
         manifest_pieces: last.number,
-        parent: None,
+        parent,
         keep: options.keep,
         due: options.due,
         data_checksums: Some(data_checksums),
@@ -237,6 +242,7 @@ struct Taken {
     server_version_num: u32,
     data_checksums: bool,
     damage: Option<DamageReport>,
+    parent: Option<BackupId>,
     method: BackupMethod,
 }
 
@@ -278,8 +284,8 @@ async fn from_directory(
     cancel: &CancellationToken,
 ) -> Result<Taken> {
     let (started_at, server_version_num) = (local.server().now, local.server().version_num);
-    let Copied { received, ended_at, data_checksums, damage } = local.copy(repository, params, options, meter, cancel).await?;
-    Ok(Taken { received, started_at, ended_at, server_version_num, data_checksums, damage, method: BackupMethod::DataDirectory })
+    let Copied { received, ended_at, data_checksums, damage, parent } = local.copy(repository, params, options, meter, cancel).await?;
+    Ok(Taken { received, started_at, ended_at, server_version_num, data_checksums, damage, parent, method: BackupMethod::DataDirectory })
 }
 
 async fn over_the_wire(
@@ -324,6 +330,7 @@ async fn over_the_wire(
         server_version_num,
         data_checksums: server.data_checksums,
         damage: damage.report(params).await,
+        parent: None,
         method: BackupMethod::BaseBackup,
     })
 }

@@ -40,7 +40,7 @@ The backup exists once all WAL it needs is in the repository. Where no agent ans
 One backup at a time: while the agent or another command takes one, this is refused with exit code 3.
 Backups by the clock are the agent's: [[cluster.NAME.backup]] in the configuration.")]
 pub struct BackupArgs {
-    /// Store every file anew (this version always does)
+    /// Read and store every file anew, whatever older backups have
     #[arg(long)]
     full: bool,
     /// Where the files come from: the data directory if it can be read here and is the server's (auto), only from there (local), or the server sends
@@ -102,6 +102,7 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     options.jobs = args.jobs.map_or(options.jobs, usize::from);
     options.tell = |text| output::tell!("{text}");
     options.keep = keep;
+    options.full = args.full;
     options.max_rate_kb = args.max_rate;
     options.fast_checkpoint = !args.spread_checkpoint;
     options.wal_timeout = args.wal_timeout;

@@ -91,6 +91,19 @@ impl ClusterRepository {
         ManifestEntries::open(self.clone(), record).await
     }
 
+    /// What is there of the manifest of a backup without a record: read its entries up to the first error. `None` if nothing was stored of it.
+    pub async fn unfinished_manifest(&self, id: &BackupId) -> Result<Option<ManifestEntries>> {
+        let mut pieces = Vec::new();
+        for number in 1.. {
+            match self.store().get(&self.key(&ObjectName::BackupManifest(id.clone(), number))?, None).await {
+                Ok(piece) => pieces.push(piece),
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((!pieces.is_empty()).then(|| ManifestEntries::unfinished(self.clone(), id.clone(), pieces)))
+    }
+
     /// A piece of the manifest of a backup that has a record.
     pub(super) async fn get_manifest_piece(&self, id: &BackupId, number: u32) -> Result<Bytes> {
         let key = self.key(&ObjectName::BackupManifest(id.clone(), number))?;

@@ -116,6 +116,12 @@ impl ManifestEntries {
         Ok(Self { repository, key, backup: record.id.clone(), expected: record.manifest_sha256, pieces, kept })
     }
 
+    /// The pieces of a manifest that has no end.
+    pub(super) fn unfinished(repository: ClusterRepository, backup: BackupId, kept: Vec<Bytes>) -> Self {
+        let key = repository.layout().key(&ObjectName::BackupManifest(backup.clone(), 1));
+        Self { repository, key, backup, expected: Sha256Sum::new([0; 32]), pieces: kept.len() as u32, kept }
+    }
+
     /// The entries in order, each checked; the last answer is an error unless the manifest is whole and the one its record names.
     /// CPU work, and of a large manifest waiting for its pieces: call it on a blocking thread.
     pub fn iter(&self) -> Result<impl Iterator<Item = Result<Entry>> + Send + 'static> {

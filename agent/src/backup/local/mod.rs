@@ -4,6 +4,7 @@
 //! [`read`] reads their extents on the packer's threads and checks their pages, pg_control comes last. What comes out is what a base backup
 //! over the wire gives. WAL, record and repository are not here.
 
+mod basis;
 pub mod config_files;
 pub mod directory;
 pub mod pace;
@@ -36,6 +37,7 @@ use super::workers::Workers;
 use crate::postgres::ConnectionParams;
 use crate::repository::ClusterRepository;
 use crate::transfer::{Meter, Stage};
+use basis::{Basis, Read};
 use directory::DataDirectory;
 use pace::Pace;
 use read::{Pages, Reading, Source};
@@ -63,6 +65,8 @@ pub struct Copied {
     pub ended_at: DateTime<Utc>,
     pub data_checksums: bool,
     pub damage: Option<DamageReport>,
+    /// The backup whose extents were used.
+    pub parent: Option<BackupId>,
 }
 
 /// Connects, and looks whether `path` is the data directory of the server that answers. The inner error says why not; the outer one that no server answers.
@@ -133,8 +137,13 @@ async fn copy(
     meter.stage(Stage::Copying, None);
     let pages = Pages::of(&control, start);
     let workers = Workers::start(options.jobs, options.compression_level)?;
+    let (former, older) = match options.full {
+        true => (None, Older::default()),
+        false => Basis::find(&repository, directory, &control, start, cancel).await?,
+    };
     let mut job = Job {
-        packer: Packer::new(repository, id.clone(), workers, Older::default(), cancel.clone())?,
+        packer: Packer::new(repository, id.clone(), workers, older, cancel.clone())?,
+        former,
         reading: Arc::new(Reading::new(pages)),
         pace: Pace::new(options.max_rate_kb),
         meter,
@@ -153,6 +162,7 @@ async fn copy(
 
 struct Job<'j, 'w> {
     packer: Packer,
+    former: Option<Basis>,
     reading: Arc<Reading>,
     pace: Pace,
     meter: &'j mut Meter<'w>,
@@ -181,7 +191,7 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    /// One file. What of it must be read is decided here: all of it.
+    /// One file. What of it must be read is decided here.
     async fn file(&mut self, found: FoundFile) -> Result<()> {
         let FoundFile { facts, file, size } = found;
         self.version_seen |= facts.path.as_str() == VERSION_FILE;
@@ -189,15 +199,34 @@ impl Job<'_, '_> {
             *self.sizes.entry(oid).or_default() += size;
         }
         let source = Arc::new(Source::new(file, facts.path.clone(), size, self.reading.clone()));
-        for offset in (0..size).step_by(EXTENT) {
-            let length = (size - offset).min(EXTENT as u64);
-            self.pace.pass(length).await;
-            let source = source.clone();
-            self.packer.extent(None, move || source.extent(offset, length as usize)).await?;
-            self.meter.bytes(length);
+        let known = match &mut self.former {
+            Some(former) => former.file(&facts.path, size).await,
+            None => Read::All(Vec::new()),
+        };
+        match known {
+            Read::Of(recipe) => {
+                for ranges in recipe.fresh.clone() {
+                    let length: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+                    self.pace.pass(length).await;
+                    let source = source.clone();
+                    self.packer.extent(None, move || source.extents(&ranges)).await?;
+                }
+                self.meter.bytes(size);
+                self.meter.file();
+                self.packer.file_of(facts, recipe).await
+            }
+            Read::All(expected) => {
+                for (offset, expected) in (0..size).step_by(EXTENT).zip(expected.into_iter().map(Some).chain(std::iter::repeat(None))) {
+                    let length = (size - offset).min(EXTENT as u64);
+                    self.pace.pass(length).await;
+                    let source = source.clone();
+                    self.packer.extent(expected, move || source.extent(offset, length as usize)).await?;
+                    self.meter.bytes(length);
+                }
+                self.meter.file();
+                self.packer.file(facts).await
+            }
         }
-        self.meter.file();
-        self.packer.file(facts).await
     }
 
     /// A file whose bytes are there.
@@ -275,6 +304,7 @@ impl Job<'_, '_> {
             id,
         };
         let damage = self.reading.damage().report(params).await;
-        Ok(Copied { received, ended_at: now, data_checksums, damage })
+        let parent = self.former.map(Basis::into_id);
+        Ok(Copied { received, ended_at: now, data_checksums, damage, parent })
     }
 }

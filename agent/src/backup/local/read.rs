@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -98,6 +99,17 @@ impl Source {
         self.reading.damage.note(&self.path, &bad_blocks);
         let first = self.first_block.unwrap_or_default();
         Ok(Plain { bytes, bad_blocks: bad_blocks.iter().map(|block| block - first).collect() })
+    }
+
+    /// Reads several stretches, one behind the other, as one extent.
+    pub fn extents(&self, ranges: &[Range<u64>]) -> Result<Plain> {
+        let mut all = Plain::default();
+        for range in ranges {
+            let plain = self.extent(range.start, (range.end - range.start) as usize)?;
+            all.bytes.extend_from_slice(&plain.bytes);
+            all.bad_blocks.extend(plain.bad_blocks);
+        }
+        Ok(all)
     }
 
     fn check(&self, bytes: &mut [u8], offset: u64, first: u32, pages: Pages) -> Result<Vec<u32>> {

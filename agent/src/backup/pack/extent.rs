@@ -28,6 +28,16 @@ impl Older {
         Self(Arc::new(extents))
     }
 
+    /// These and the other's.
+    pub fn join(self, other: &Self) -> Self {
+        if other.0.is_empty() {
+            return self;
+        }
+        let mut all = Arc::unwrap_or_clone(self.0);
+        all.extend(other.0.iter().map(|(hash, extent)| (*hash, *extent)));
+        Self::new(all)
+    }
+
     fn get(&self, hash: &Blake3Sum, plain: u64) -> Option<Extent> {
         self.0.get(hash).copied().filter(|extent| extent.plain == plain)
     }

@@ -191,6 +191,7 @@ impl One {
         Ok(Options {
             due: Some(fire.due),
             keep,
+            full: self.config.full,
             max_rate_kb: self.config.max_rate_kb,
             fast_checkpoint: !self.config.spread_checkpoint,
             ..taker.options(self.label())
