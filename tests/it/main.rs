@@ -16,6 +16,7 @@ mod extract;
 mod failover;
 mod gaps;
 mod harness;
+mod incremental;
 mod index;
 mod kill_loop;
 mod killed_steps;
