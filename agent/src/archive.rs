@@ -3,6 +3,8 @@
 //! "Done" is final: PostgreSQL removes the file after it. So it is said only when the repository holds these very bytes, and the
 //! bytes are what their name says. Where the file lies and who may ask is decided before ([`crate::wal_path`], [`crate::server`]).
 
+mod ahead;
+
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use crate::recent::Recent;
 use crate::repository::wal::Stored;
 use crate::repository::{self, ClusterRepository};
 use crate::wal_path;
+use ahead::Ahead;
 
 /// The most bytes of a history or `.backup` file; PostgreSQL writes a few lines.
 const SMALL_FILE: u64 = 1 << 20;
@@ -39,6 +42,12 @@ pub enum ArchiveError {
         name: WalFileName,
         /// Why.
         cause: std::io::Error,
+    },
+    /// Somebody wrote to it meanwhile.
+    #[error("{name} changed while it was read")]
+    Changed {
+        /// The file.
+        name: WalFileName,
     },
     /// A segment that is not what its name says.
     #[error("{name} was refused: {cause}")]
@@ -85,6 +94,7 @@ impl ArchiveError {
                 "The archive command takes files of this cluster's pg_wal only; check archive_command, --socket and --cluster."
             }
             Self::Read { .. } => "Check the disk and the permissions of pg_wal; the agent must run as the server's user.",
+            Self::Changed { .. } => "Nothing was stored. PostgreSQL offers the file again; look who writes to pg_wal.",
             Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => {
                 "Nothing was stored. If this server was initialised anew or upgraded, run `walkeep init --new-identity`."
             }
@@ -97,7 +107,7 @@ impl ArchiveError {
         match self {
             Self::Path(error) => error.is_permanent(),
             Self::Repository(error) => error.is_permanent(),
-            Self::Read { .. } | Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => false,
+            Self::Read { .. } | Self::Changed { .. } | Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => false,
         }
     }
 
@@ -110,11 +120,27 @@ impl ArchiveError {
 /// The archive command's side of the agent.
 #[derive(Debug)]
 pub struct Archiver {
+    archives: Arc<Archives>,
+    ahead: Option<Arc<Ahead>>,
+}
+
+/// What storing a file needs.
+#[derive(Debug)]
+struct Archives {
     repository: Arc<ClusterRepository>,
     recent: Arc<Recent>,
     metrics: Arc<Metrics>,
     index: Queue,
     cancel: CancellationToken,
+}
+
+/// What may be stored of a segment in parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parts {
+    /// Perhaps something, of another server too.
+    Perhaps,
+    /// It was looked, and there is nothing.
+    None,
 }
 
 impl Archiver {
@@ -126,17 +152,41 @@ impl Archiver {
         index: Queue,
         cancel: CancellationToken,
     ) -> Self {
-        Self { repository, recent, metrics, index, cancel }
+        Self { archives: Arc::new(Archives { repository, recent, metrics, index, cancel }), ahead: None }
+    }
+
+    /// The same, storing the segments that wait behind one that is offered.
+    pub fn looking_ahead(mut self) -> Self {
+        self.ahead = Ahead::new(self.archives.clone());
+        self
     }
 
     /// Stores the file if it is what its name says; the same content again is fine. Answers only when it is durable.
     pub async fn archive(&self, source: wal_path::Source) -> Result<Stored, ArchiveError> {
+        let (WalFileName::Segment(segment), Some(ahead)) = (source.name, &self.ahead) else {
+            return self.archives.store(source, Parts::Perhaps).await;
+        };
+        let path = source.path.clone();
+        let known = ahead.claim(segment).await.filter(|known| known.is_of(source.stamp));
+        let (stored, new) = match known {
+            Some(known) => (Stored::Already, known.new),
+            None => {
+                let stored = self.archives.store(source, Parts::Perhaps).await?;
+                (stored, matches!(stored, Stored::New { .. }))
+            }
+        };
+        ahead::go_on(ahead, path, segment, new);
+        Ok(stored)
+    }
+}
+
+impl Archives {
+    async fn store(&self, source: wal_path::Source, parts: Parts) -> Result<Stored, ArchiveError> {
         let name = source.name;
         let expected = self.expected_size(name);
-        let content = on_blocking_thread(move || read(source, expected)).await??;
+        let read = move || read(source, expected).map(|content| (codec::sha256(&content), content));
+        let (hash, content) = on_blocking_thread(read).await??;
         self.check(name, &content)?;
-        let recent_content = content.clone();
-        let hash = on_blocking_thread(move || codec::sha256(&recent_content)).await?;
         let segment = match name {
             WalFileName::Segment(segment) => Some(segment),
             _ => None,
@@ -150,11 +200,13 @@ impl Archiver {
             return Ok(Stored::Already);
         }
         let put = async {
+            let Some(segment) = segment else { return self.repository.put_wal(name, content.clone()).await };
+            let packed = self.repository.pack_bytes(segment, hash, content.clone()).await?;
             // Another server's stream may have acknowledged its beginning, and other bytes.
-            if let Some(segment) = segment {
+            if parts == Parts::Perhaps {
                 self.repository.compare_with_parts(segment, &content).await?;
             }
-            self.repository.put_wal(name, content.clone()).await
+            self.repository.put_segment(&packed).await
         };
         let stored = tokio::select! {
             put = put => put.inspect_err(|error| self.metrics.error(error.kind()))?,
@@ -208,7 +260,7 @@ enum Size {
 }
 
 fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
-    let wal_path::Source { name, file, bytes } = source;
+    let wal_path::Source { name, mut file, bytes, stamp, .. } = source;
     let (fits, limit, expected) = match size {
         Size::Exactly(size) => (bytes == size, size, size.to_string()),
         Size::AtMost(size) => ((1..=size).contains(&bytes), size, format!("1 to {size}")),
@@ -218,7 +270,11 @@ fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
     }
     let mut content = Vec::with_capacity(bytes as usize);
     // One byte more than it may have: a file that grows meanwhile is noticed.
-    file.take(limit + 1).read_to_end(&mut content).map_err(|cause| ArchiveError::Read { name, cause })?;
+    let failed = |cause| ArchiveError::Read { name, cause };
+    (&mut file).take(limit + 1).read_to_end(&mut content).map_err(failed)?;
+    if wal_path::Stamp::of(&file.metadata().map_err(failed)?) != stamp {
+        return Err(ArchiveError::Changed { name });
+    }
     match content.len() as u64 {
         found if found == bytes => Ok(Bytes::from(content)),
         found => Err(ArchiveError::Size { name, found, expected }),

@@ -190,7 +190,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
         Role::FetchService { .. } => index::Queue::nobody(),
     };
     let services = Arc::new(Services {
-        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()),
+        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()).looking_ahead(),
         fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave).measuring(RatesFile::of(&config.cluster)),
         system: identity.system_identifier,
     });

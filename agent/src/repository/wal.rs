@@ -94,6 +94,19 @@ impl ClusterRepository {
         .map_err(Error::encode)
     }
 
+    /// The same out of memory, of bytes that have this hash.
+    pub async fn pack_bytes(&self, segment: SegmentName, hash: Hash, content: Bytes) -> Result<PackedSegment> {
+        let (system_identifier, length, level) = (self.identity().system_identifier, content.len() as u64, self.level);
+        let start = Some(self.segment_start(segment));
+        let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: hash };
+        on_blocking_thread(move || {
+            let object = codec::encode(&description, &content, level);
+            object.map(|object| PackedSegment { segment, description, object })
+        })
+        .await?
+        .map_err(Error::encode)
+    }
+
     /// Stores such an object; as [`ClusterRepository::put_wal`].
     pub async fn put_segment(&self, packed: &PackedSegment) -> Result<Stored> {
         let PackedSegment { segment, description, object } = packed;

@@ -111,7 +111,9 @@ impl Turn<'_> {
             // A restore, or an incremental backup, needs one that comes before it.
             let Some(command) = command(tool.as_ref()) else { continue };
             self.hold_but(tool.as_ref());
-            self.host.server.set("archive_command", &tool.archive().filter(|_| has_own_archive(*kind)).unwrap_or_else(|| "/bin/true".to_owned()));
+            self.host
+                .server
+                .set("archive_command", &tool.archive().filter(|_| has_own_archive(*kind)).unwrap_or_else(|| "/bin/true".to_owned()));
             let sample = backup(self.host, tool.as_ref(), command);
             if self.plan.has(work) || sample.is_err() {
                 self.table.add(work, *kind, *store, sample);
@@ -128,7 +130,12 @@ impl Turn<'_> {
             std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o700)).expect("set the mode of an own folder");
             self.hold_but(tool.as_ref());
             let Some(command) = tool.restore(&folder).filter(|_| self.plan.works.iter().any(|work| is_restore(work))) else { continue };
-            let sample = restore(self.host, tool.as_ref(), command, &folder);
+            // Who only copies has copied what was there before the changes.
+            let copied = match tool.full().filter(|_| tool.incremental().is_none()) {
+                Some(again) => run(&self.host.job(tool.as_ref(), again)).map(drop),
+                None => Ok(()),
+            };
+            let sample = copied.and_then(|()| restore(self.host, tool.as_ref(), command, &folder));
             let failed = sample.is_err();
             self.table.add("restore", *kind, *store, sample);
             let Some(command) = tool.delta(&folder).filter(|_| !failed) else { continue };

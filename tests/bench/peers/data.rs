@@ -67,7 +67,9 @@ impl Data {
         while wanted().count() < segments {
             server.pgbench_run(&["-c", "4", "-j", "1", "-T", "5"]);
             from = (from + rows / 7) % rows.max(1);
-            server.sql(&format!("UPDATE visit SET price = price + 1, page = '/checkout' WHERE id % 3 = 0 AND id BETWEEN {from} AND {from} + 30000"));
+            server.sql(&format!(
+                "UPDATE visit SET price = price + 1, page = '/checkout' WHERE id % 3 = 0 AND id BETWEEN {from} AND {from} + 30000"
+            ));
             server.sql("CHECKPOINT");
         }
         let last = server.switch_wal();

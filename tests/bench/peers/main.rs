@@ -17,13 +17,13 @@ mod backups;
 mod copies;
 mod data;
 mod meter;
-mod original;
 #[path = "../numbers.rs"]
 #[allow(dead_code)]
 mod numbers;
 #[path = "../options.rs"]
 #[allow(dead_code)]
 mod options;
+mod original;
 mod peer;
 #[path = "../pgbackrest.rs"]
 mod pgbackrest;
@@ -38,7 +38,8 @@ use options::Options;
 use table::Table;
 use tool::{Kind, StoreKind};
 
-const USAGE: &str = "usage: cargo bench -p walkeep-tests --bench peers -- WORK,...|all [OPTIONS]     (packaging/build.sh and tests/setup.sh --bench first)
+const USAGE: &str =
+    "usage: cargo bench -p walkeep-tests --bench peers -- WORK,...|all [OPTIONS]     (packaging/build.sh and tests/setup.sh --bench first)
 
 WAL, on a data directory without a server:
   push              archive_command of segments that are all ready, one call after another as PostgreSQL makes them

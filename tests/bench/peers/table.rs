@@ -90,7 +90,11 @@ impl Table {
         println!("| work | store | tool | wall s (min..max) | x | CPU s/GB | x | call p50 / p99 ms | memory MB | grown MB | x | |");
         println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
         let mut works: Vec<_> = Vec::new();
-        self.0.iter().for_each(|row| if !works.contains(&(row.work, row.store)) { works.push((row.work, row.store)) });
+        self.0.iter().for_each(|row| {
+            if !works.contains(&(row.work, row.store)) {
+                works.push((row.work, row.store))
+            }
+        });
         for (work, store) in works {
             let rows: Vec<_> = self.0.iter().filter(|row| (row.work, row.store) == (work, store)).collect();
             let reference = rows.iter().find(|row| row.kind == REFERENCE).map(|row| Figures::of(row));
@@ -149,7 +153,8 @@ impl Row {
             true => format!("{:.1} / {:.1}", own.call(0.5), own.call(0.99)),
             false => String::new(),
         };
-        let growth = if self.samples.iter().any(|sample| sample.growth.is_some()) { format!("{:.1}", own.growth / 1e6) } else { String::new() };
+        let growth =
+            if self.samples.iter().any(|sample| sample.growth.is_some()) { format!("{:.1}", own.growth / 1e6) } else { String::new() };
         let grown = if growth.is_empty() { String::new() } else { times(own.growth, |figures| figures.growth) };
         let cpu = if self.samples.iter().any(|sample| sample.calls_only) { String::new() } else { format!("{:.2}", own.cpu) };
         let differing: usize = self.samples.iter().map(|sample| sample.differing).sum();
@@ -178,7 +183,8 @@ fn machine() -> String {
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = text("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).map_or("", |rest| rest.trim_start_matches([' ', '\t', ':']));
-    let memory = text("/proc/meminfo").lines().find_map(|line| Some(line.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").to_owned()));
+    let memory =
+        text("/proc/meminfo").lines().find_map(|line| Some(line.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").to_owned()));
     let gigabytes = memory.and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or(0) >> 20;
     let load = text("/proc/loadavg");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

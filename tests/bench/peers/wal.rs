@@ -44,7 +44,12 @@ pub fn measure(plan: &Plan, table: &mut Table) {
             if plan.has("get") {
                 let host = Host::new(&plan.data, few);
                 let mut tool = prepare(kind, store, host.data(), None);
-                table.add("get", kind, store, push(&host, tool.as_ref(), few).and_then(|_| get(&plan.data, kind, tool.as_mut(), few, &host)));
+                table.add(
+                    "get",
+                    kind,
+                    store,
+                    push(&host, tool.as_ref(), few).and_then(|_| get(&plan.data, kind, tool.as_mut(), few, &host)),
+                );
             }
         }
     }
