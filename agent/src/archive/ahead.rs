@@ -185,3 +185,6 @@ async fn store(archives: Arc<Archives>, path: PathBuf, right: Right, told: watch
     told.send_replace(Some(known));
     Some(known)
 }
+
+#[cfg(test)]
+mod tests;

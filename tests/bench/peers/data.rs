@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use walkeep_tests::postgres::default_version;
-use walkeep_tests::{Cluster, Scratch, Stop, cache, process, user, wait_until};
+use walkeep_tests::{Cluster, Scratch, Stop, cache, process, wait_until};
 
 /// The data, on disk.
 #[derive(Debug)]
@@ -51,9 +51,8 @@ impl Data {
     fn make(&self, scale: u32, megabytes: u32, segments: usize) {
         let scratch = Scratch::new();
         let archived = scratch.dir("archived");
-        let copy = format!("cp %p {}/%f", archived.display());
-        let server = Cluster::builder().fresh().archiving().conf("archive_command", copy).conf("shared_buffers", "512MB");
-        let server = server.conf("max_wal_size", "4GB").conf("checkpoint_timeout", "30min").start();
+        let server = Cluster::builder().fresh().archiving().conf("archive_command", "/bin/true").conf("shared_buffers", "512MB");
+        let server = server.conf("max_wal_size", "1GB").conf("checkpoint_timeout", "30min").start();
         server.pgbench_init(scale);
         let rows = u64::from(megabytes) * ROWS_OF_A_MEGABYTE;
         server.sql(VISITS);
@@ -61,6 +60,8 @@ impl Data {
         server.sql("ALTER TABLE visit ADD PRIMARY KEY (id)");
         server.sql("CREATE INDEX ON visit (visitor)");
         server.sql("CHECKPOINT");
+        // Only from here on: what loading the rows has written is several gigabytes.
+        server.set("archive_command", &format!("cp %p {}/%f", archived.display()));
         let first = server.switch_wal();
         let wanted = || names(&archived).into_iter().filter(|name| *name > first).take(segments);
         let mut from = 0;
@@ -76,14 +77,12 @@ impl Data {
         wait_until("the last segment is archived", Duration::from_secs(120), || archived.join(&last).exists());
         server.stop(Stop::Fast);
         let near = self.folder.with_extension("new");
-        let wal = near.join("wal");
         let _ = std::fs::remove_dir_all(&near);
-        std::fs::create_dir_all(&wal).expect("create a folder in the cache");
+        std::fs::create_dir_all(near.join("wal")).expect("create a folder in the cache");
         for name in wanted() {
-            std::fs::copy(archived.join(&name), wal.join(&name)).expect("copy a segment");
-            user::give(&wal.join(&name));
+            moved(&archived.join(&name), &near.join("wal").join(&name));
         }
-        copy_tree(server.data(), &near.join("data"));
+        moved(server.data(), &near.join("data"));
         std::fs::rename(&near, &self.folder).expect("rename a folder in the cache");
     }
 }
@@ -101,6 +100,10 @@ pub fn visits(from: u64, rows: u64) -> String {
         pick("shoes,coat,table,lamp,chair,shirt,bag,watch,ring,bottle,carpet,mirror"),
         pick("for him,for her,for children,as a gift,on sale,in stock,with guarantee,by express"),
     )
+}
+
+fn moved(from: &Path, to: &Path) {
+    process::run(std::process::Command::new("mv").arg(from).arg(to)).expect("move into the cache");
 }
 
 /// Copies a folder with owners and times.
