@@ -159,11 +159,16 @@ pub fn check_source(path: &Path, system: SystemIdentifier) -> Result<Source, Wal
     Ok(Source { name, file, bytes: found.len(), path: path.to_owned(), stamp: Stamp::of(&found) })
 }
 
+/// Whether the file at `path` is PostgreSQL's own scratch.
+pub fn is_scratch(path: &Path) -> bool {
+    SCRATCH.iter().any(|name| path.file_name() == Some(OsStr::new(name)))
+}
+
 /// Checks that a file may be put at `path` in the cluster `system`. PostgreSQL's scratch files are replaced; with the name of WAL
 /// (pg_rewind fetches so) nothing may be there yet.
 pub fn check_destination(path: &Path, system: SystemIdentifier) -> Result<(), WalPathError> {
     let place = Place::of(path)?;
-    let scratch = SCRATCH.iter().any(|name| place.name == OsStr::new(name));
+    let scratch = is_scratch(path);
     if !scratch && place.wal_name().is_none() {
         let expected = "a file that PostgreSQL restores: RECOVERYXLOG, RECOVERYHISTORY or WAL";
         return Err(WalPathError::WrongName { path: path.to_owned(), expected });

@@ -17,7 +17,7 @@ enum Kind {
 
 use Kind::{Boolean, Integer, Text};
 
-const CLUSTER: [(&str, Kind); 14] = [
+const CLUSTER: [(&str, Kind); 15] = [
     ("connection", Text),
     ("data_directory", Text),
     ("spool", Text),
@@ -30,6 +30,7 @@ const CLUSTER: [(&str, Kind); 14] = [
     ("protect", Text),
     ("slot_limit", Text),
     ("compression_level", Integer),
+    ("wal_compression_level", Integer),
     ("upload_parallelism", Integer),
     ("stream", Boolean),
 ];

@@ -155,6 +155,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 tracing::warn!(error = format!("{error:#}"), "the repository is out of reach: starting with what the spool knows of it");
                 let (name, level) = (config.cluster.name.clone(), config.cluster.compression_level);
                 ClusterRepository::later(note.repository, name, note.identity, level, open)
+                    .with_wal_level(config.cluster.wal_compression_level)
             }
         },
         None => {

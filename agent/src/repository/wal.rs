@@ -83,7 +83,7 @@ impl ClusterRepository {
         hash: Hash,
         open: impl FnOnce() -> std::io::Result<std::fs::File> + Send + 'static,
     ) -> Result<PackedSegment> {
-        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.level);
+        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.wal_level);
         let start = Some(self.segment_start(segment));
         let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: hash };
         on_blocking_thread(move || {
@@ -96,7 +96,7 @@ impl ClusterRepository {
 
     /// The same out of memory, of bytes that have this hash.
     pub async fn pack_bytes(&self, segment: SegmentName, hash: Hash, content: Bytes) -> Result<PackedSegment> {
-        let (system_identifier, length, level) = (self.identity().system_identifier, content.len() as u64, self.level);
+        let (system_identifier, length, level) = (self.identity().system_identifier, content.len() as u64, self.wal_level);
         let start = Some(self.segment_start(segment));
         let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: hash };
         on_blocking_thread(move || {
@@ -122,7 +122,7 @@ impl ClusterRepository {
         limit: u64,
         content: Bytes,
     ) -> Result<Stored> {
-        let (system, level) = (self.identity().system_identifier, self.level);
+        let (system, level) = (self.identity().system_identifier, if start.is_some() { self.wal_level } else { self.level });
         let (description, object) = on_blocking_thread(move || {
             let description = Description::of(title, system, start, &content);
             codec::encode(&description, &content, level).map(|object| (description, object))
