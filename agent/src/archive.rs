@@ -5,6 +5,7 @@
 
 mod ahead;
 
+use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -184,8 +185,9 @@ impl Archives {
     async fn store(&self, source: wal_path::Source, parts: Parts) -> Result<Stored, ArchiveError> {
         let name = source.name;
         let expected = self.expected_size(name);
-        let read = move || read(source, expected).map(|content| (codec::sha256(&content), content));
-        let (hash, content) = on_blocking_thread(read).await??;
+        let stamp = source.stamp;
+        let read = move || read(source, expected).map(|(content, file)| (codec::sha256(&content), content, file));
+        let (hash, content, file) = on_blocking_thread(read).await??;
         self.check(name, &content)?;
         let segment = match name {
             WalFileName::Segment(segment) => Some(segment),
@@ -215,7 +217,7 @@ impl Archives {
         self.metrics.stored(Source::Archive, stored);
         if let Some(segment) = segment {
             self.recent.note(segment, hash);
-            self.index.offer_bytes(segment, content);
+            self.index.offer_while_it_is(segment, file, stamp);
         }
         Ok(stored)
     }
@@ -259,7 +261,8 @@ enum Size {
     AtMost(u64),
 }
 
-fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
+/// The content, and the file to read it once more.
+fn read(source: wal_path::Source, size: Size) -> Result<(Bytes, File), ArchiveError> {
     let wal_path::Source { name, mut file, bytes, stamp, .. } = source;
     let (fits, limit, expected) = match size {
         Size::Exactly(size) => (bytes == size, size, size.to_string()),
@@ -276,7 +279,7 @@ fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
         return Err(ArchiveError::Changed { name });
     }
     match content.len() as u64 {
-        found if found == bytes => Ok(Bytes::from(content)),
+        found if found == bytes => Ok((Bytes::from(content), file)),
         found => Err(ArchiveError::Size { name, found, expected }),
     }
 }
