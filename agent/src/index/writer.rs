@@ -180,3 +180,27 @@ async fn read(content: Content) -> Result<Option<Bytes>> {
         Err(died) => Err(crate::repository::Error::Internal(died.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PostgreSQL recycles an archived segment's file: what it holds then is another segment.
+    #[tokio::test]
+    async fn a_file_that_was_written_anew_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("segment");
+        std::fs::write(&path, "archived").unwrap();
+        let content = || {
+            let file = std::fs::File::open(&path).unwrap();
+            let stamp = Some(Stamp::of(&file.metadata().unwrap()));
+            Content { file, stamp }
+        };
+        assert_eq!(read(content()).await.unwrap().unwrap(), "archived");
+        let (renamed, written) = (content(), content());
+        std::fs::rename(&path, folder.path().join("recycled")).unwrap();
+        assert!(read(renamed).await.unwrap().is_none());
+        std::fs::write(folder.path().join("recycled"), "another one").unwrap();
+        assert!(read(written).await.unwrap().is_none());
+    }
+}
