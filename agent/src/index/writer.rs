@@ -198,6 +198,15 @@ mod tests {
         };
         assert_eq!(read(content()).await.unwrap().unwrap(), "archived");
         let (renamed, written) = (content(), content());
+        // Times of files move in steps of some milliseconds.
+        let probe = || {
+            std::fs::write(folder.path().join("probe"), "").unwrap();
+            std::fs::metadata(folder.path().join("probe")).unwrap().modified().unwrap()
+        };
+        let before = probe();
+        while probe() == before {
+            tokio::task::yield_now().await;
+        }
         std::fs::rename(&path, folder.path().join("recycled")).unwrap();
         assert!(read(renamed).await.unwrap().is_none());
         std::fs::write(folder.path().join("recycled"), "another one").unwrap();
