@@ -6,14 +6,14 @@
 mod ahead;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::page::{self, SegmentError};
-use walkeep_core::{TimelineHistory, WalFileName};
+use walkeep_core::{SegmentName, TimelineHistory, WalFileName};
 
 use crate::codec;
 use crate::index::Queue;
@@ -26,6 +26,9 @@ use ahead::Ahead;
 
 /// The most bytes of a history or `.backup` file; PostgreSQL writes a few lines.
 const SMALL_FILE: u64 = 1 << 20;
+
+/// What tells whose a segment is.
+const FIRST_PAGE: usize = 8192;
 
 /// How long to wait for the stream to store the same segment.
 const TURN: Duration = Duration::from_secs(5);
@@ -184,42 +187,72 @@ impl Archiver {
 impl Archives {
     async fn store(&self, source: wal_path::Source, parts: Parts) -> Result<Stored, ArchiveError> {
         let name = source.name;
-        let expected = self.expected_size(name);
-        let stamp = source.stamp;
-        let read = move || read(source, expected).map(|(content, file)| (codec::sha256(&content), content, file));
-        let (hash, content, file) = on_blocking_thread(read).await??;
-        self.check(name, &content)?;
-        let segment = match name {
-            WalFileName::Segment(segment) => Some(segment),
-            _ => None,
-        };
-        let _turn = match segment {
-            // Not for long: if the stream cannot store it, the reason is PostgreSQL's to know now.
-            Some(segment) => tokio::time::timeout(TURN, self.recent.turn(segment)).await.ok(),
-            None => None,
-        };
-        if segment.is_some_and(|segment| self.recent.hash_of(segment) == Some(hash)) && self.is_still_there(name, hash).await? {
-            return Ok(Stored::Already);
-        }
         let put = async {
-            let Some(segment) = segment else { return self.repository.put_wal(name, content.clone()).await };
-            let packed = self.repository.pack_bytes(segment, hash, content.clone()).await?;
-            // Another server's stream may have acknowledged its beginning, and other bytes.
-            if parts == Parts::Perhaps {
-                self.repository.compare_with_parts(segment, &content).await?;
+            if let WalFileName::Segment(segment) = name {
+                return self.store_segment(source, segment, parts).await;
             }
-            self.repository.put_segment(&packed).await
+            let expected = self.expected_size(name);
+            let content = on_blocking_thread(move || read(source, expected)).await??;
+            self.check(name, &content)?;
+            self.counted(self.repository.put_wal(name, content).await)
         };
-        let stored = tokio::select! {
-            put = put => put.inspect_err(|error| self.metrics.error(error.kind()))?,
-            () = self.cancel.cancelled() => return Err(repository::Error::cancelled("put", name).into()),
-        };
-        self.metrics.stored(Source::Archive, stored);
-        if let Some(segment) = segment {
-            self.recent.note(segment, hash);
-            self.index.offer_while_it_is(segment, file, stamp);
+        tokio::select! {
+            put = put => put,
+            () = self.cancel.cancelled() => Err(repository::Error::cancelled("put", name).into()),
         }
+    }
+
+    fn counted(&self, put: repository::Result<Stored>) -> Result<Stored, ArchiveError> {
+        match &put {
+            Ok(stored) => self.metrics.stored(Source::Archive, *stored),
+            Err(error) => self.metrics.error(error.kind()),
+        }
+        Ok(put?)
+    }
+
+    /// In pieces: only the object is in memory.
+    async fn store_segment(&self, source: wal_path::Source, segment: SegmentName, parts: Parts) -> Result<Stored, ArchiveError> {
+        let wal_path::Source { name, file, bytes, stamp, .. } = source;
+        let (expected, identity) = (self.repository.identity().segment_size.bytes(), self.repository.identity());
+        if bytes != expected {
+            return Err(ArchiveError::Size { name, found: bytes, expected: expected.to_string() });
+        }
+        let unreadable = move |cause| ArchiveError::Read { name, cause };
+        let (page, file) = on_blocking_thread(move || first_page(file)).await?.map_err(unreadable)?;
+        page::check_partial_segment(segment, identity.segment_size, identity.system_identifier, None, &page)
+            .map_err(|cause| ArchiveError::NotWal { name, cause })?;
+        // Not for long: if the stream cannot store it, the reason is PostgreSQL's to know now.
+        let _turn = tokio::time::timeout(TURN, self.recent.turn(segment)).await.ok();
+        let mut file = file;
+        if let Some(stored) = self.recent.hash_of(segment) {
+            let (hash, hashed) = on_blocking_thread(move || hash_of(file)).await?.map_err(unreadable)?;
+            if hash == stored && self.is_still_there(name, hash).await? {
+                return Ok(Stored::Already);
+            }
+            file = hashed;
+        }
+        let pack = self.repository.packer(segment);
+        let (packed, mut file) = on_blocking_thread(move || pack(&mut file).map(|packed| (packed, file))).await?.map_err(unreadable)?;
+        // What was checked, hashed and compressed is one content.
+        if wal_path::Stamp::of(&file.metadata().map_err(unreadable)?) != stamp {
+            return Err(ArchiveError::Changed { name });
+        }
+        // Another server's stream may have acknowledged its beginning, and other bytes.
+        if parts == Parts::Perhaps && self.has_parts(segment).await? {
+            let (content, read) = on_blocking_thread(move || whole(file)).await?.map_err(unreadable)?;
+            let compared = self.repository.compare_with_parts(segment, &content).await;
+            compared.inspect_err(|error| self.metrics.error(error.kind()))?;
+            file = read;
+        }
+        let stored = self.counted(self.repository.put_segment(&packed).await)?;
+        self.recent.note(segment, packed.hash());
+        self.index.offer_while_it_is(segment, file, stamp);
         Ok(stored)
+    }
+
+    async fn has_parts(&self, segment: SegmentName) -> Result<bool, ArchiveError> {
+        let parts = self.repository.list_parts(segment).await.inspect_err(|error| self.metrics.error(error.kind()))?;
+        Ok(!parts.is_empty())
     }
 
     /// After this answer the server may remove its copy, so what was stored a while ago is looked at once more: one small request.
@@ -261,9 +294,8 @@ enum Size {
     AtMost(u64),
 }
 
-/// The content, and the file to read it once more.
-fn read(source: wal_path::Source, size: Size) -> Result<(Bytes, File), ArchiveError> {
-    let wal_path::Source { name, mut file, bytes, stamp, .. } = source;
+fn read(source: wal_path::Source, size: Size) -> Result<Bytes, ArchiveError> {
+    let wal_path::Source { name, file, bytes, .. } = source;
     let (fits, limit, expected) = match size {
         Size::Exactly(size) => (bytes == size, size, size.to_string()),
         Size::AtMost(size) => ((1..=size).contains(&bytes), size, format!("1 to {size}")),
@@ -273,15 +305,30 @@ fn read(source: wal_path::Source, size: Size) -> Result<(Bytes, File), ArchiveEr
     }
     let mut content = Vec::with_capacity(bytes as usize);
     // One byte more than it may have: a file that grows meanwhile is noticed.
-    let failed = |cause| ArchiveError::Read { name, cause };
-    (&mut file).take(limit + 1).read_to_end(&mut content).map_err(failed)?;
-    if wal_path::Stamp::of(&file.metadata().map_err(failed)?) != stamp {
-        return Err(ArchiveError::Changed { name });
-    }
+    file.take(limit + 1).read_to_end(&mut content).map_err(|cause| ArchiveError::Read { name, cause })?;
     match content.len() as u64 {
-        found if found == bytes => Ok((Bytes::from(content), file)),
+        found if found == bytes => Ok(Bytes::from(content)),
         found => Err(ArchiveError::Size { name, found, expected }),
     }
+}
+
+fn first_page(mut file: File) -> std::io::Result<(Vec<u8>, File)> {
+    let mut page = vec![0; FIRST_PAGE];
+    file.read_exact(&mut page)?;
+    Ok((page, file))
+}
+
+fn hash_of(mut file: File) -> std::io::Result<(codec::Hash, File)> {
+    file.rewind()?;
+    let (hash, _) = codec::sha256_of(&mut file)?;
+    Ok((hash, file))
+}
+
+fn whole(mut file: File) -> std::io::Result<(Vec<u8>, File)> {
+    let mut content = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut content)?;
+    Ok((content, file))
 }
 
 async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, repository::Error> {

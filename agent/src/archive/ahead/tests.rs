@@ -63,7 +63,7 @@ impl Rig {
 
     async fn stored(&self) -> Vec<u64> {
         let mut stored = Vec::new();
-        for number in 1..30 {
+        for number in 1..=DEPTH as u64 + 10 {
             let file = self.repository.get_wal(WalFileName::Segment(segment(number))).await.unwrap();
             if let Some(file) = file {
                 assert!(file.content == content(&self.repository, number, 0), "segment {number} is exact");
@@ -112,7 +112,7 @@ async fn what_is_ready_is_stored_before_it_is_offered_and_asked_for_once() {
 
 #[tokio::test]
 async fn so_much_goes_ahead_and_more_with_each_question() {
-    let rig = Rig::with(1..=25).await;
+    let rig = Rig::with(1..=DEPTH as u64 + 9).await;
     rig.offer(1).await.unwrap();
     assert_eq!(rig.stored().await.last(), Some(&(1 + DEPTH as u64)));
     rig.offer(2).await.unwrap();
