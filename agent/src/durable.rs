@@ -38,6 +38,15 @@ pub struct Staged {
 impl Staged {
     /// Writes `content` under a temporary name beside `path`.
     pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<Self> {
+        Self::written(path, content, mode, File::sync_all)
+    }
+
+    /// The same for a file that its reader makes durable, or throws away after a crash: no fsync.
+    pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<Self> {
+        Self::written(path, content, mode, |_| Ok(()))
+    }
+
+    fn written(path: &Path, content: &[u8], mode: u32, sync: fn(&File) -> io::Result<()>) -> Result<Self> {
         let create = || -> Result<Self> {
             let (temporary, file) = loop {
                 let temporary = temporary_name(path)?;
@@ -52,7 +61,7 @@ impl Staged {
                 bail!("{} was taken for a leftover", staged.temporary.display());
             }
             staged.file.write_all(content)?;
-            staged.file.sync_all()?;
+            sync(&staged.file)?;
             Ok(staged)
         };
         create().with_context(|| format!("write {}", path.display()))

@@ -31,6 +31,7 @@ const CLUSTER: [(&str, Kind); 15] = [
     ("protect", Text),
     ("slot_limit", Text),
     ("compression_level", Integer),
+    ("wal_compression_level", Integer),
     ("upload_parallelism", Integer),
     ("stream", Boolean),
 ];

@@ -64,8 +64,10 @@ pub struct ClusterConfig {
     pub acknowledge: Acknowledge,
     /// What counts more when the repository does not keep up and the spool is full.
     pub protect: Protect,
-    /// zstd's level.
+    /// zstd's level for backups.
     pub compression_level: i32,
+    /// The same for WAL.
+    pub wal_compression_level: i32,
     /// Segments stored at the same time.
     pub upload_parallelism: usize,
     /// Whether the agent streams; without, only archive_command brings WAL.

@@ -32,6 +32,7 @@ pub struct RawCluster {
     pub protect: Option<String>,
     pub slot_limit: Option<String>,
     pub compression_level: Option<i32>,
+    pub wal_compression_level: Option<i32>,
     pub upload_parallelism: Option<usize>,
     pub stream: Option<bool>,
     #[serde(default)]

@@ -80,6 +80,7 @@ fn bad_values_name_their_key() {
         ("protect = \"primary\"\nstream = false", "protect"),
         ("spool_limit = \"99999999999TiB\"", "spool_limit"),
         ("compression_level = 99", "compression_level"),
+        ("wal_compression_level = 0", "wal_compression_level"),
         ("compression_level = \"x\"", "line 2"),
     ] {
         let message = refusal(&SMALL.replace("[cluster.main]", &format!("[cluster.main]\n{line}")), &[]);

@@ -155,6 +155,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 tracing::warn!(error = format!("{error:#}"), "the repository is out of reach: starting with what the spool knows of it");
                 let (name, level) = (config.cluster.name.clone(), config.cluster.compression_level);
                 ClusterRepository::later(note.repository, name, note.identity, level, open)
+                    .with_wal_level(config.cluster.wal_compression_level)
             }
         },
         None => {
@@ -190,7 +191,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
         Role::FetchService { .. } => index::Queue::nobody(),
     };
     let services = Arc::new(Services {
-        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()),
+        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()).looking_ahead(),
         fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave).measuring(RatesFile::of(&config.cluster)),
         system: identity.system_identifier,
     });

@@ -3,11 +3,10 @@
 //! Three answers exist, and the second is the dangerous one: *done*, the whole file is at its destination; *absent*, which ends recovery
 //! and is said only when [`find`] proves it; *failed*, which is everything else.
 //!
-//! A file is proven before it is visible: it is written beside its destination, fsynced, and takes the name as the last step of the
-//! request itself. So a request that is given up (the shim was killed) leaves the destination alone, and so does a crash: under the name
-//! lies the old file or the whole new one. The fsync costs nothing in the end, because PostgreSQL fsyncs a restored file before it
-//! renames it; but pg_rewind and people read the destination as it is. The folder is not fsynced: at worst the name is lost, and
-//! PostgreSQL asks again.
+//! A file is proven before it is visible: it is written beside its destination and takes the name as the last step of the request itself. So a request
+//! that is given up (the shim was killed) leaves the destination alone. What PostgreSQL takes for its own is not fsynced here: before it uses `RECOVERYXLOG` or
+//! `RECOVERYHISTORY` under another name it fsyncs it, and after a crash it removes what it finds under these. Under any other name, for pg_rewind and people, lies
+//! the old file or the whole new one after a crash too. The folder is not fsynced: at worst the name is lost, and whoever asked asks again.
 
 pub mod find;
 pub mod prefetch;
@@ -30,6 +29,7 @@ use crate::durable::{self, PRIVATE_FILE, Staged};
 use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
 use crate::retry::{Backoff, retry};
+use crate::wal_path;
 
 use find::{Finder, Found, Remedy, Trouble};
 use prefetch::Prefetch;
@@ -233,7 +233,8 @@ impl Fetcher {
         let (tidied, path) = (Arc::clone(&self.tidied), destination.to_owned());
         let write = move || {
             tidy(&tidied, &path);
-            Staged::write(&path, &content, PRIVATE_FILE)
+            let write = if wal_path::is_scratch(&path) { Staged::write_volatile } else { Staged::write };
+            write(&path, &content, PRIVATE_FILE)
         };
         // If this is dropped while it waits, the file is written to its end on its thread, and removed.
         let staged = tokio::task::spawn_blocking(write).await.context("write the file")??;

@@ -219,6 +219,7 @@ impl World {
             upload_interval: Duration::from_millis(life.upload_interval_ms),
             acknowledge: self.acknowledge,
             compression_level: 1,
+            wal_compression_level: 1,
             upload_parallelism: 4,
             stream: true,
             protect: Protect::Archive,
