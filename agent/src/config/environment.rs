@@ -17,7 +17,7 @@ enum Kind {
 
 use Kind::{Boolean, Integer, Text};
 
-const CLUSTER: [(&str, Kind); 15] = [
+const CLUSTER: [(&str, Kind); 16] = [
     ("connection", Text),
     ("data_directory", Text),
     ("config_files", Boolean),

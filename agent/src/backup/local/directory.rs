@@ -4,6 +4,7 @@
 //! directory that is not the server's (a copy, a standby's beside it, an old one) must never be read under the server's backup mode: the files would fit
 //! no WAL. So several things must agree, of which the last changes with every checkpoint.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,6 +51,17 @@ impl DataDirectory {
     /// The folder itself.
     pub fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// What `pg_tblspc` has now. Asked as soon as the server is in backup mode: a tablespace that is made later has no place in its `tablespace_map`, and need have
+    /// none in the backup, since replay makes it.
+    pub fn tablespaces(&self) -> Result<BTreeSet<String>> {
+        let names = || {
+            let folder = open_folder(&self.fd, "pg_tblspc")?;
+            let names = list(&folder)?.into_iter().filter_map(|(name, _)| String::from_utf8(name).ok());
+            Ok::<_, io::Error>(names.collect())
+        };
+        names().with_context(|| format!("list pg_tblspc in {}", self.path.display()))
     }
 
     /// Reads pg_control until it is whole. Its bytes and what they say.

@@ -12,7 +12,7 @@ pub mod read;
 pub mod session;
 pub mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -129,6 +129,7 @@ async fn copy(
 ) -> Result<Copied> {
     tracing::info!(label = options.label, directory = %directory.path().display(), "backup: waiting for the server's checkpoint");
     let start = session.start(&options.label, options.fast_checkpoint, options.start_timeout).await?;
+    let tablespaces = directory.tablespaces()?;
     // Again, now that there was a checkpoint: an idle copy does not have it.
     directory.prove_control(session).await?;
     let (_, control) = directory.control()?;
@@ -151,7 +152,7 @@ async fn copy(
         sizes: BTreeMap::new(),
         version_seen: false,
     };
-    job.walk(directory, &control, server).await?;
+    job.walk(directory, tablespaces, &control, server).await?;
     if options.config_files {
         job.config_files(server, directory).await?;
     }
@@ -174,9 +175,15 @@ struct Job<'j, 'w> {
 }
 
 impl Job<'_, '_> {
-    async fn walk(&mut self, directory: &DataDirectory, control: &ControlFile, server: &ServerFacts) -> Result<()> {
+    async fn walk(
+        &mut self,
+        directory: &DataDirectory,
+        tablespaces: BTreeSet<String>,
+        control: &ControlFile,
+        server: &ServerFacts,
+    ) -> Result<()> {
         let rules = Rules::new(MajorVersion::from_version_num(server.version_num), control.catalog_version, server.stats_folder.as_deref());
-        let mut found = walk::start(directory, rules)?;
+        let mut found = walk::start(directory, rules, tablespaces)?;
         while let Some(found) = found.recv().await {
             match found? {
                 Found::Folder { path, mode } => self.packer.other(Entry { path, mode, mtime: None, kind: EntryKind::Dir }).await?,

@@ -4,6 +4,7 @@
 //! vanishes between listing and opening was dropped, and the WAL knows; whatever else goes wrong ends the backup and names the file. Which entries
 //! belong to a backup, the core decides.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -46,11 +47,11 @@ pub struct FoundFile {
     pub size: u64,
 }
 
-/// Begins the walk. It ends by itself when the receiver is dropped.
-pub fn start(directory: &DataDirectory, rules: Rules) -> Result<Receiver<Result<Found>>> {
+/// Begins the walk, which passes over tablespaces that are not among `tablespaces`. It ends by itself when the receiver is dropped.
+pub fn start(directory: &DataDirectory, rules: Rules, tablespaces: BTreeSet<String>) -> Result<Receiver<Result<Found>>> {
     let (out, found) = channel(AHEAD);
     let root = directory.fd().try_clone().context("keep the data directory open")?;
-    let walk = Walk { rules, out, root_path: directory.path().to_owned() };
+    let walk = Walk { rules, tablespaces, out, root_path: directory.path().to_owned() };
     std::thread::Builder::new()
         .name("backup-walk".into())
         .spawn(move || walk.run(&root))
@@ -63,6 +64,7 @@ struct Unwanted;
 
 struct Walk {
     rules: Rules,
+    tablespaces: BTreeSet<String>,
     out: Sender<Result<Found>>,
     root_path: PathBuf,
 }
@@ -93,6 +95,9 @@ impl Walk {
         };
         let taken = self.rules.choose(path, &entries);
         for ((name, kind), take) in entries.into_iter().zip(taken) {
+            if path == "pg_tblspc" && !self.tablespaces.contains(&name) {
+                continue;
+            }
             let below = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
             match take {
                 // pg_control comes last, by another way.
@@ -203,7 +208,7 @@ mod tests {
     use walkeep_core::MajorVersion;
 
     fn walked(directory: &DataDirectory) -> Vec<Result<Found>> {
-        let mut found = start(directory, Rules::new(MajorVersion::new(15), 202_209_061, None)).unwrap();
+        let mut found = start(directory, Rules::new(MajorVersion::new(15), 202_209_061, None), directory.tablespaces().unwrap()).unwrap();
         std::iter::from_fn(|| found.blocking_recv()).collect()
     }
 
