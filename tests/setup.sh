@@ -48,6 +48,8 @@ if [ "$mode" = "" ] || [ "$mode" = --bench ]; then
   have openssl || missing+=(openssl)
   have curl || missing+=(curl)
   have strace || missing+=(strace)
+  have jq || missing+=(jq)
+  have zstd || missing+=(zstd)
   have unzip || missing+=(unzip)
   ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || missing+=(libfaketime)
   # The program: the shell has its own.

@@ -10,6 +10,7 @@ mod backwards;
 mod clocks;
 mod conflicts;
 mod decoder;
+mod delta;
 mod disk_faults;
 mod estimates;
 mod extract;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::relation_file::{RelationFile, database_path};
+use crate::relation_file::{RelationFile, database_folder, database_path};
 use crate::relative_path::RelativePath;
 
 /// `pg_database`'s OID.
@@ -43,7 +43,7 @@ impl Needed {
     pub fn content(&self, path: &RelativePath) -> bool {
         match self {
             Self::Everything => true,
-            Self::Databases(oids) => relation_file(path.as_str()).is_none_or(|database| oids.contains(&database)),
+            Self::Databases(oids) => of_database(path.as_str()).is_none_or(|database| oids.contains(&database)),
         }
     }
 
@@ -56,9 +56,13 @@ impl Needed {
     }
 }
 
-/// The database whose relation file this is; `None` for shared relations and for every other file.
-fn relation_file(path: &str) -> Option<u32> {
-    RelationFile::parse(path).map(|file| file.relation.database).filter(|database| *database != 0)
+/// The database of which nobody needs this file who does not need that database: its relations, and the map of its catalogs. `None` for shared relations and
+/// for every other file. Without the map a connection to that database is refused; with it, and without catalogs, PostgreSQL would PANIC and take all others down.
+fn of_database(path: &str) -> Option<u32> {
+    match path.strip_suffix("/pg_filenode.map") {
+        Some(folder) => database_folder(folder).map(|(_, database)| database),
+        None => RelationFile::parse(path).map(|file| file.relation.database).filter(|database| *database != 0),
+    }
 }
 
 /// A line of a server's log that names a page which replay did not find.
@@ -130,12 +134,12 @@ mod tests {
             assert!(!needed(path), "{path}");
         }
         assert!(!needed("pg_tblspc/16500/PG_15_202209061/16385/16390"));
+        assert!(!needed("base/16385/pg_filenode.map") && needed("base/5/pg_filenode.map") && needed("global/pg_filenode.map"));
         let whole = [
             "base/16384/1",
             "base/5/16390.1",
             "pg_tblspc/16500/PG_15_202209061/16384/16390",
             "base/16385/PG_VERSION",
-            "base/16385/pg_filenode.map",
             "base/16385/pg_internal.init",
             "base/16385/7_other",
             "base/16385/7.x",
@@ -188,7 +192,7 @@ mod tests {
         #[test]
         fn damage_is_read_without_panic(mut page in proptest::collection::vec(any::<u8>(), PAGE), lower in any::<u16>(), line in ".{0,80}") {
             page[12..14].copy_from_slice(&lower.to_le_bytes());
-            let _ = (names(&page), relation_map(&page), reference(&line), relation_file(&line));
+            let _ = (names(&page), relation_map(&page), reference(&line), of_database(&line));
         }
     }
 }
