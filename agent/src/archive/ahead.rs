@@ -25,7 +25,7 @@ use crate::wal_path::{self, Stamp};
 /// Segments that may be under way or wait for their question, which costs a name each.
 const DEPTH: usize = 128;
 /// Segments under way at the same time.
-const PARALLEL: u64 = 3;
+const PARALLEL: u64 = 4;
 /// The most plain bytes of them; as objects they have a part of that.
 const MEMORY: u64 = 192 << 20;
 /// What was stored longer ago is looked at once more before it is acknowledged.
