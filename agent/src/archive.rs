@@ -138,13 +138,13 @@ struct Archives {
     cancel: CancellationToken,
 }
 
-/// What may be stored of a segment in parts.
+/// Why a file is stored now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Parts {
-    /// Perhaps something, of another server too.
-    Perhaps,
-    /// It was looked, and there is nothing.
-    None,
+enum Because {
+    /// PostgreSQL offers it.
+    Offered,
+    /// It will. Nothing of it is stored in parts; and what fails now is counted when it fails for PostgreSQL.
+    Ahead,
 }
 
 impl Archiver {
@@ -168,14 +168,14 @@ impl Archiver {
     /// Stores the file if it is what its name says; the same content again is fine. Answers only when it is durable.
     pub async fn archive(&self, source: wal_path::Source) -> Result<Stored, ArchiveError> {
         let (WalFileName::Segment(segment), Some(ahead)) = (source.name, &self.ahead) else {
-            return self.archives.store(source, Parts::Perhaps).await;
+            return self.archives.store(source, Because::Offered).await;
         };
         let path = source.path.clone();
         let known = ahead.claim(segment).await.filter(|known| known.is_of(source.stamp));
         let (stored, new) = match known {
             Some(known) => (Stored::Already, known.new),
             None => {
-                let stored = self.archives.store(source, Parts::Perhaps).await?;
+                let stored = self.archives.store(source, Because::Offered).await?;
                 (stored, matches!(stored, Stored::New { .. }))
             }
         };
@@ -185,16 +185,16 @@ impl Archiver {
 }
 
 impl Archives {
-    async fn store(&self, source: wal_path::Source, parts: Parts) -> Result<Stored, ArchiveError> {
+    async fn store(&self, source: wal_path::Source, because: Because) -> Result<Stored, ArchiveError> {
         let name = source.name;
         let put = async {
             if let WalFileName::Segment(segment) = name {
-                return self.store_segment(source, segment, parts).await;
+                return self.store_segment(source, segment, because).await;
             }
             let expected = self.expected_size(name);
             let content = on_blocking_thread(move || read(source, expected)).await??;
             self.check(name, &content)?;
-            self.counted(self.repository.put_wal(name, content).await)
+            self.counted(because, self.repository.put_wal(name, content).await)
         };
         tokio::select! {
             put = put => put,
@@ -202,16 +202,17 @@ impl Archives {
         }
     }
 
-    fn counted(&self, put: repository::Result<Stored>) -> Result<Stored, ArchiveError> {
+    fn counted(&self, because: Because, put: repository::Result<Stored>) -> Result<Stored, ArchiveError> {
         match &put {
             Ok(stored) => self.metrics.stored(Source::Archive, *stored),
-            Err(error) => self.metrics.error(error.kind()),
+            Err(error) if because == Because::Offered => self.metrics.error(error.kind()),
+            Err(_) => {}
         }
         Ok(put?)
     }
 
     /// In pieces: only the object is in memory.
-    async fn store_segment(&self, source: wal_path::Source, segment: SegmentName, parts: Parts) -> Result<Stored, ArchiveError> {
+    async fn store_segment(&self, source: wal_path::Source, segment: SegmentName, because: Because) -> Result<Stored, ArchiveError> {
         let wal_path::Source { name, file, bytes, stamp, .. } = source;
         let (expected, identity) = (self.repository.identity().segment_size.bytes(), self.repository.identity());
         if bytes != expected {
@@ -238,13 +239,13 @@ impl Archives {
             return Err(ArchiveError::Changed { name });
         }
         // Another server's stream may have acknowledged its beginning, and other bytes.
-        if parts == Parts::Perhaps && self.has_parts(segment).await? {
+        if because == Because::Offered && self.has_parts(segment).await? {
             let (content, read) = on_blocking_thread(move || whole(file)).await?.map_err(unreadable)?;
             let compared = self.repository.compare_with_parts(segment, &content).await;
             compared.inspect_err(|error| self.metrics.error(error.kind()))?;
             file = read;
         }
-        let stored = self.counted(self.repository.put_segment(&packed).await)?;
+        let stored = self.counted(because, self.repository.put_segment(&packed).await)?;
         self.recent.note(segment, packed.hash());
         self.index.offer_while_it_is(segment, file, stamp);
         Ok(stored)

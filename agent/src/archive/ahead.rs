@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use walkeep_core::SegmentName;
 
-use super::{ArchiveError, Archives, Parts, on_blocking_thread};
+use super::{ArchiveError, Archives, Because, on_blocking_thread};
 use crate::recent::sides::AheadGuard;
 use crate::repository::wal::Stored;
 use crate::wal_path::{self, Stamp};
@@ -25,7 +25,7 @@ use crate::wal_path::{self, Stamp};
 /// Segments that may be under way or wait for their question, which costs a name each.
 const DEPTH: usize = 128;
 /// Segments under way at the same time.
-const PARALLEL: u64 = 3;
+const PARALLEL: u64 = 4;
 /// The most plain bytes of them; as objects they have a part of that.
 const MEMORY: u64 = 192 << 20;
 /// What was stored longer ago is looked at once more before it is acknowledged.
@@ -176,7 +176,7 @@ async fn store(archives: Arc<Archives>, path: PathBuf, right: Right, told: watch
     let work = async {
         let source = on_blocking_thread(move || wal_path::check_source(&checked, system)).await??;
         let stamp = source.stamp;
-        let stored = archives.store(source, Parts::None).await?;
+        let stored = archives.store(source, Because::Ahead).await?;
         Ok::<_, ArchiveError>(Known { stamp, at: Instant::now(), new: matches!(stored, Stored::New { .. }) })
     };
     let known = archives.cancel.run_until_cancelled(work).await?;
