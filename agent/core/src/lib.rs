@@ -40,6 +40,7 @@ pub mod schedule;
 pub mod segment;
 pub mod sha256;
 pub mod slot;
+mod sum;
 pub mod tablespace_map;
 pub mod target;
 pub mod time;
