@@ -123,3 +123,37 @@ fn an_interrupted_backup_is_gone_on_with() {
     assert_eq!(digest_of(&story, whole["id"].as_str().unwrap()), story.cluster.sql(DIGEST));
     story.end(&[]);
 }
+
+/// Killed at a random moment, again and again, while rows change: what is listed is whole, nothing else is, and the next one always comes about.
+#[test]
+fn killed_at_any_moment() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seed = number("WALKEEP_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let rounds = number("WALKEEP_ROUNDS").unwrap_or(20);
+    eprintln!("seed {seed}, {rounds} rounds: WALKEEP_SEED={seed} WALKEEP_ROUNDS={rounds} does them again");
+    let story = with_big_table();
+    take(&story, &[]);
+    let (mut dice, mut killed) = (seed, 0);
+    for round in 1..=rounds {
+        story.cluster.sql(&format!("UPDATE big SET n = {round} WHERE id % 1009 = {round}"));
+        let command = story.walkeep.command(&["backup", "--method", if round % 4 == 0 { "protocol" } else { "local" }]);
+        let mut backup = Process::start(command, &story.walkeep.scratch().join("killed.log")).unwrap();
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let ended = backup.wait(std::time::Duration::from_millis((dice >> 33) % 1500));
+        backup.kill();
+        killed += u64::from(ended.is_none());
+    }
+    eprintln!("{killed} of {rounds} were killed");
+    assert!(killed > 0);
+    let listed = backups(&story.walkeep);
+    wait_until("no session is left in backup mode", PATIENCE, || {
+        story.cluster.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walkeep backup' OR backend_type = 'walsender' AND state = 'backup'") == "0"
+    });
+    let last = take(&story, &[]);
+    let last = last["id"].as_str().unwrap();
+    assert_eq!(digest_of(&story, last), story.cluster.sql(DIGEST));
+    for backup in &listed {
+        Restored::by(&story.walkeep, VERSION, &["--backup", backup, "--immediate"]).verify();
+    }
+    story.end(&[]);
+}

@@ -163,6 +163,7 @@ mod tests {
         damage.note(&path, &[]);
         assert_eq!(damage.found().pages, 0);
         damage.note(&path, &(0..2000).collect::<Vec<_>>());
-        assert_eq!((damage.found().pages, damage.found().named.len()), (2000, NAMED));
+        let found = damage.found();
+        assert_eq!((found.pages, found.named.len()), (2000, NAMED));
     }
 }
