@@ -333,8 +333,9 @@ fn nobody_to_ask_and_nothing_to_start_is_told() {
     assert_eq!(broken.code, Some(201));
     assert!(broken.stderr.contains("fetch-service ended (exit status: 2): the repository is configured wrongly"), "{broken:?}");
 
-    place.walkeep("exec sleep 2");
-    let silent = place.fetch(SEGMENT, "300ms");
+    // Long enough for a busy machine to start it and see that it does not answer.
+    place.walkeep("exec sleep 5");
+    let silent = place.fetch(SEGMENT, "2s");
     assert_eq!(silent.code, Some(201));
     assert!(silent.stderr.contains("was started but does not listen on"), "{silent:?}");
 }
