@@ -55,7 +55,7 @@ pub struct Files {
 pub struct Written {
     /// CRC-32C of each file of the manifest, in its order; none of those that got their length only.
     pub sums: Vec<Option<u32>>,
-    /// Bytes that were fetched from packs.
+    /// Bytes of the extents that were fetched from packs.
     pub fetched: u64,
     /// Bytes that were written.
     pub written: u64,
@@ -115,13 +115,13 @@ impl Files {
 
     async fn fetch(&self, batch: Batch<FileAt>) -> Result<(Done, u64)> {
         let batch = Arc::new(batch);
-        let mut fetched = 0;
+        // What lies between extents, and is read and thrown away, is not counted.
+        let fetched = batch.pieces.iter().map(|piece| piece.extent.stored).sum();
         let mut again = true;
         loop {
             let file = batch.pieces.first().map_or("", |piece| &piece.file.name);
             let bytes =
                 get(&self.repository, batch.pack, batch.range.clone(), &self.cancel).await.with_context(|| format!("read {file}"))?;
-            fetched += bytes.len() as u64;
             let work = batch.clone();
             match spawn_blocking(move || fill(&work, &bytes)).await?? {
                 Ok(done) => return Ok((done, fetched)),
