@@ -216,7 +216,7 @@ fn a_damaged_page_is_named_and_the_backup_kept() {
         local(&story.walkeep, &[]);
         let path = damage(&story.cluster, "hurt", 3);
         for method in ["local", "protocol"] {
-            let output = story.walkeep.run(&["backup", "--method", method, "--json"]).expect_code(4);
+            let output = story.walkeep.run(&["backup", "--full", "--method", method, "--json"]).expect_code(4);
             let record = output.json();
             let expected = serde_json::json!({"pages": 1, "named": [{"file": path, "block": 3, "relation": "postgres.public.hurt"}]});
             assert_eq!(record["damage"], expected, "PostgreSQL {version}, {method}: {}", output.stderr);
