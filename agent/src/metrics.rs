@@ -3,7 +3,12 @@
 //! Gauges that follow the stream are set from [`Progress`] when a scrape comes; counters are counted where things happen. Names say their
 //! unit. Nothing here decides anything.
 
+mod backups;
+
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+pub use backups::BackupMetrics;
+use walkeep_core::backup::BackupRecord;
 
 use crate::progress::{Phase, Progress, SlotHold};
 use crate::repository::wal::Stored;
@@ -72,7 +77,10 @@ pub struct Metrics {
     slot_retained_bytes: IntGauge,
     slot_given_up: IntGauge,
     backup_due: IntGauge,
+    backup_bad_pages: IntGauge,
     gaps: IntGauge,
+    /// Of the backups that the agent takes.
+    pub backups: BackupMetrics,
 }
 
 impl Metrics {
@@ -114,9 +122,12 @@ impl Metrics {
                 "walkeep_slot_given_up",
                 "1 from when the slot was given up to protect the server until WAL comes again: alarm on it.",
             )?,
+            backup_bad_pages: maker
+                .int_gauge("walkeep_backup_bad_pages", "Pages with wrong checksums in the last base backup that the agent took.")?,
             backup_due: maker
                 .int_gauge("walkeep_backup_due", "1 while the agent has yet to take a base backup behind a gap (protect = \"primary\").")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
+            backups: BackupMetrics::new(&maker)?,
             registry: registry.clone(),
         };
         metrics.begin_at_zero();
@@ -211,6 +222,12 @@ impl Metrics {
     /// How many gaps were open when they were last counted.
     pub fn gaps_counted(&self) -> i64 {
         self.gaps.get()
+    }
+
+    /// What the last base backup found.
+    pub fn backup_taken(&self, record: &BackupRecord) {
+        let pages = record.damage.as_ref().map_or(0, |damage| damage.pages);
+        self.backup_bad_pages.set(pages.try_into().unwrap_or(i64::MAX));
     }
 
     /// Whether a base backup has yet to be taken behind a gap.

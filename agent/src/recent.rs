@@ -1,6 +1,8 @@
 //! Which segments were stored lately, and their hashes: so that archive_command's question about a segment the stream has stored is
 //! answered without a request to the store, and so that the two do not store one segment at the same time.
 
+pub mod sides;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -8,6 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 use walkeep_core::SegmentName;
 
 use crate::codec::Hash;
+use sides::Sides;
 
 /// Segments remembered: the archiver is rarely further behind, and a forgotten one only costs a request.
 const REMEMBERED: usize = 4096;
@@ -17,6 +20,7 @@ const REMEMBERED: usize = 4096;
 pub struct Recent {
     state: Mutex<(HashMap<SegmentName, Hash>, VecDeque<SegmentName>)>,
     turns: Mutex<HashMap<SegmentName, Weak<tokio::sync::Mutex<()>>>>,
+    sides: Arc<Sides>,
 }
 
 /// The right to store one segment; the next in turn finds it stored.
@@ -35,6 +39,11 @@ impl Recent {
         {
             hashes.remove(&oldest);
         }
+    }
+
+    /// Whose turn it is: that of parts, or of segments ahead of archive_command.
+    pub fn sides(&self) -> &Arc<Sides> {
+        &self.sides
     }
 
     /// Forgets everything: the repository is asked anew, and may have been put back to an older copy.

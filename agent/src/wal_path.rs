@@ -9,7 +9,7 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -97,6 +97,36 @@ pub struct Source {
     pub file: File,
     /// Its length when it was opened.
     pub bytes: u64,
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// Which file it is.
+    pub stamp: Stamp,
+}
+
+/// A file's inode, length and times: as long as they are the same, so is its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: (u64, u64),
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Of what an open file is now.
+    pub fn of(found: &std::fs::Metadata) -> Self {
+        Self {
+            inode: (found.dev(), found.ino()),
+            length: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+}
+
+/// Whether PostgreSQL has marked the segment at `path` as one to be archived.
+pub fn is_ready(path: &Path) -> bool {
+    Place::of(path).is_ok_and(|place| place.is_marked(".ready"))
 }
 
 /// Opens the file at `path` if it may be archived for the cluster `system`.
@@ -126,14 +156,19 @@ pub fn check_source(path: &Path, system: SystemIdentifier) -> Result<Source, Wal
     if !found.is_file() {
         return Err(WalPathError::NotAFile(path.to_owned()));
     }
-    Ok(Source { name, file, bytes: found.len() })
+    Ok(Source { name, file, bytes: found.len(), path: path.to_owned(), stamp: Stamp::of(&found) })
+}
+
+/// Whether the file at `path` is PostgreSQL's own scratch.
+pub fn is_scratch(path: &Path) -> bool {
+    SCRATCH.iter().any(|name| path.file_name() == Some(OsStr::new(name)))
 }
 
 /// Checks that a file may be put at `path` in the cluster `system`. PostgreSQL's scratch files are replaced; with the name of WAL
 /// (pg_rewind fetches so) nothing may be there yet.
 pub fn check_destination(path: &Path, system: SystemIdentifier) -> Result<(), WalPathError> {
     let place = Place::of(path)?;
-    let scratch = SCRATCH.iter().any(|name| place.name == OsStr::new(name));
+    let scratch = is_scratch(path);
     if !scratch && place.wal_name().is_none() {
         let expected = "a file that PostgreSQL restores: RECOVERYXLOG, RECOVERYHISTORY or WAL";
         return Err(WalPathError::WrongName { path: path.to_owned(), expected });
@@ -183,13 +218,13 @@ impl<'a> Place<'a> {
 
     /// PostgreSQL marks a segment before it offers it, and keeps the mark until the file is recycled.
     fn is_marked_finished(&self) -> bool {
-        let status = self.pg_wal.join("archive_status");
-        let marked = |suffix: &str| {
-            let mut mark = self.name.to_owned();
-            mark.push(suffix);
-            status.join(mark).exists()
-        };
-        marked(".ready") || marked(".done")
+        self.is_marked(".ready") || self.is_marked(".done")
+    }
+
+    fn is_marked(&self, suffix: &str) -> bool {
+        let mut mark = self.name.to_owned();
+        mark.push(suffix);
+        self.pg_wal.join("archive_status").join(mark).exists()
     }
 
     /// The control file begins with the system identifier, in the byte order of the server's machine, which is ours.

@@ -194,22 +194,29 @@ async fn a_backup_cut_anywhere_shows_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damaged_pages_and_other_clusters_are_no_backup() {
-    let cluster = Cluster::builder().segment_mib(1).start();
+async fn damaged_pages_are_told_and_another_cluster_is_refused() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    cluster.archive_by(None);
     cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS n; CHECKPOINT");
-    let path = cluster.data().join(cluster.sql("SELECT pg_relation_filepath('t')"));
+    let file = cluster.sql("SELECT pg_relation_filepath('t')");
+    let path = cluster.data().join(&file);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[8192 + 5000] ^= 0xFF;
     std::fs::write(&path, bytes).unwrap();
     let repository = repository(&cluster).await;
-    let error = take(&repository, &cluster, backup::Options::new("x")).await.unwrap_err();
-    let text = format!("{error:#}");
-    assert!(text.contains("damaged pages") && text.contains(path.file_name().unwrap().to_str().unwrap()), "{text}");
+    let stop = CancellationToken::new();
+    let archiving = tokio::spawn(archive(repository.clone(), cluster.oracle(), stop.clone()));
+    let record = take(&repository, &cluster, backup::Options::new("x")).await.unwrap();
+    let damage = record.damage.expect("damage is told");
+    assert_eq!((damage.pages, damage.named[0].file.as_str(), damage.named[0].block), (1, file.as_str(), 1));
+    assert_eq!(damage.named[0].relation.as_deref(), Some("postgres.public.t"));
 
     let other = Cluster::builder().segment_mib(1).fresh().start();
     let error = take(&repository, &other, backup::Options::new("x")).await.unwrap_err();
     assert!(error.to_string().contains("another cluster answers there"), "{error}");
-    assert!(repository.backups().await.unwrap().records.is_empty());
+    assert_eq!(repository.backups().await.unwrap().records.len(), 1);
+    stop.cancel();
+    archiving.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

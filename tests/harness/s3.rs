@@ -224,6 +224,12 @@ impl Bucket {
         curl(&S3Server::get().endpoint(), "DELETE", &self.path(key), &[], None).expect("delete an object");
     }
 
+    /// Deletes it with everything in it.
+    #[track_caller]
+    pub fn remove(&self) {
+        curl(&S3Server::get().endpoint(), "DELETE", &format!("/{}", self.name), &[], None).expect("delete a bucket");
+    }
+
     /// The keys that begin with `prefix`, in order, with the objects' sizes.
     #[track_caller]
     pub fn list(&self, prefix: &str) -> Vec<(String, u64)> {

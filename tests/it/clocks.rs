@@ -14,7 +14,7 @@ pub fn library() -> String {
 }
 
 /// Everything that Walkeep does from now on is so far off.
-fn shift(walkeep: &mut Walkeep, by: Option<&str>) {
+pub fn shift(walkeep: &mut Walkeep, by: Option<&str>) {
     // By env and not from the environment: the library must not be in the program that changes the user, whose semaphore would be root's.
     let words =
         |by| ["env".to_owned(), format!("LD_PRELOAD={}", library()), format!("FAKETIME={by}"), "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned()];

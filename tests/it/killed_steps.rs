@@ -223,7 +223,7 @@ fn a_backup_at_each_step() {
         story.insert(1);
         let from = proxy.requests().len();
         let held = proxy.arm(When::put().path(path), fault.clone());
-        let mut backup = Process::start(story.walkeep.command(&["backup"]), &story.walkeep.scratch().join("killed.log")).unwrap();
+        let mut backup = Process::start(story.walkeep.command(&["backup", "--full"]), &story.walkeep.scratch().join("killed.log")).unwrap();
         wait_until("the step is reached", PATIENCE, || {
             assert!(backup.ended().is_none(), "{path} {fault:?}: {}", backup.log());
             let request = proxy.requests().into_iter().skip(from).find(|request| request.method == "PUT" && request.path.contains(path));

@@ -126,7 +126,7 @@ fn tablespaces_in_place_move_along_or_are_refused() {
         story.cluster.sql("CREATE TABLESPACE within LOCATION ''");
         story.cluster.sql("CREATE TABLE near TABLESPACE within AS SELECT generate_series(1, 500) AS i");
         if version == 15 {
-            let output = story.walkeep.run(&["backup"]).expect_code(1);
+            let output = story.walkeep.run(&["backup", "--method", "protocol"]).expect_code(1);
             assert!(output.stderr.contains("within") && output.stderr.contains("allow_in_place_tablespaces"), "{}", output.stderr);
             assert_eq!(story::backups(&story.walkeep), Vec::<String>::new());
         } else {

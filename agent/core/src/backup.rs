@@ -3,7 +3,9 @@
 //! The record is written last and is the commit point: a backup without one does not exist. It holds what planning needs, so that a
 //! plan never reads a manifest; which files there are is the manifest's, see [`crate::manifest`].
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{MajorVersion, SystemIdentifier, TimelineId};
@@ -32,6 +34,50 @@ pub enum Keep {
     Until(DateTime<Utc>),
 }
 
+/// For how long a backup yet to be taken is to be kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeepFor {
+    /// Until somebody says otherwise.
+    Forever,
+    /// So long from when it is taken on.
+    Time(Duration),
+}
+
+impl KeepFor {
+    /// The promise of a backup that is taken now; `None` beyond all years.
+    pub fn from(self, now: DateTime<Utc>) -> Option<Keep> {
+        match self {
+            Self::Forever => Some(Keep::Forever),
+            Self::Time(time) => now.checked_add_signed(TimeDelta::from_std(time).ok()?).map(Keep::Until),
+        }
+    }
+}
+
+/// PostgreSQL's own limit for labels.
+pub const LONGEST_LABEL: usize = 1000;
+
+/// A label that a backup cannot have.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LabelError {
+    /// It has control characters: a line break forges lines of backup_label, which PostgreSQL writes without a check.
+    #[error("a backup's label must not have control characters or line breaks")]
+    Control,
+    /// It is longer than PostgreSQL takes.
+    #[error("a backup's label has {found} bytes; at most {LONGEST_LABEL} are possible")]
+    Long {
+        /// Its bytes.
+        found: usize,
+    },
+}
+
+/// Whether a backup can have this label.
+pub fn check_label(label: &str) -> Result<(), LabelError> {
+    if label.chars().any(char::is_control) {
+        return Err(LabelError::Control);
+    }
+    if label.len() > LONGEST_LABEL { Err(LabelError::Long { found: label.len() }) } else { Ok(()) }
+}
+
 /// A tablespace at the time of a backup.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tablespace {
@@ -41,6 +87,27 @@ pub struct Tablespace {
     pub path: String,
     /// Bytes of its files.
     pub bytes: u64,
+}
+
+/// A page whose checksum was wrong on the server when the backup read it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BadPage {
+    /// The file, below the data directory.
+    pub file: String,
+    /// The block, counted within the relation.
+    pub block: u32,
+    /// `database.schema.relation`, where the server could say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relation: Option<String>,
+}
+
+/// Damage that was on the server already. The backup has it as it was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DamageReport {
+    /// How many pages are bad.
+    pub pages: u64,
+    /// The first of them.
+    pub named: Vec<BadPage>,
 }
 
 /// What is known of one base backup.
@@ -94,12 +161,32 @@ pub struct BackupRecord {
     pub tablespaces: Vec<Tablespace>,
     /// The SHA-256 of the manifest's lines.
     pub manifest_sha256: Sha256Sum,
+    /// How many objects the manifest has.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub manifest_pieces: u32,
+    /// The backup whose extents this one used where nothing had changed. It is no longer needed for this one: the extents are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupId>,
     /// Set to keep the backup beyond the retention policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
+    /// The moment for which a schedule, known by the label, asked for the backup; none asked for one that somebody took by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<DateTime<Utc>>,
     /// Whether pages carry checksums, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_checksums: Option<bool>,
+    /// Pages that were bad when they were read. Such a backup is kept: nothing better may be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<DamageReport>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(pieces: &u32) -> bool {
+    *pieces == 1
 }
 
 /// A record that cannot be believed.
@@ -203,8 +290,12 @@ pub(crate) mod tests {
             bytes_referenced: 9_000_000,
             tablespaces: vec![Tablespace { oid: 16_400, path: "/srv/fast".into(), bytes: 8192 }],
             manifest_sha256: Sha256Sum::new([0xab; 32]),
+            manifest_pieces: 1,
+            parent: None,
             keep: Some(Keep::Forever),
+            due: None,
             data_checksums: Some(true),
+            damage: None,
         }
     }
 
@@ -215,6 +306,8 @@ pub(crate) mod tests {
         record.keep = Some(Keep::Until(record.ended_at));
         record.stop_timeline = TimelineId::new(2);
         record.data_checksums = None;
+        record.due = Some(record.started_at);
+        record.damage = Some(DamageReport { pages: 1, named: vec![BadPage { file: "base/5/1".into(), block: 7, relation: None }] });
         assert_eq!(BackupRecord::parse(&record.id, &record.to_json().expect("json")).expect("parses"), record);
     }
 

@@ -27,6 +27,8 @@ pub struct ControlFile {
     pub timeline: TimelineId,
     /// Bytes of a block of a table's file; chosen when PostgreSQL was built, 8192 as a rule.
     pub block_size: u32,
+    /// Blocks of one file of a relation's fork: what is behind them lies in the next one, `.1`. 131072 as a rule.
+    pub blocks_per_file: u32,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
     /// The version of the data page checksums; 0 without them.
@@ -150,6 +152,7 @@ impl ControlFile {
             redo: Lsn::new(u64_at(40)?),
             timeline: TimelineId::new(u32_at(48)?).ok_or(ControlError::Timeline)?,
             block_size: u32_at(216)?,
+            blocks_per_file: u32_at(220)?,
             segment_size: SegmentSize::new(u32_at(228)?.into())?,
             checksum_version: u32_at(252)?,
         })
@@ -181,6 +184,7 @@ mod tests {
             redo: Lsn::new(0x1A0_0028),
             timeline: TimelineId::FIRST,
             block_size: 8192,
+            blocks_per_file: 131_072,
             segment_size: SegmentSize::new(1 << 20).expect("a valid size"),
             checksum_version: 0,
         };

@@ -15,7 +15,7 @@ use crate::record::{self, HEADER_SIZE, MAX_SIZE, Record, RecordHeader};
 use crate::segment::SegmentSize;
 
 pub use error::DecodeError;
-pub use pages::first_record;
+pub use pages::{first_record, record_begin};
 
 use pages::PageSequence;
 

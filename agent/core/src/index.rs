@@ -2,7 +2,7 @@
 //!
 //! Made while WAL is archived, or out of what is stored ([`Indexer`]): a [`Summary`] a segment, rows of them as [`Digest`]s, and digests of
 //! digests, three levels of them, so that a million segments are known after reading a few dozen objects ([`cover`]). Which blocks changed is
-//! kept beside it ([`BlockChanges`]), for base backups.
+//! kept beside it ([`BlockMap`]), for base backups.
 //!
 //! The index is derived: every question can be answered from the WAL itself, and what a digest does not know is read there. It never decides
 //! that WAL exists, nor where a recovery stops: the segment of the stop is always read.
@@ -13,9 +13,11 @@ mod blocks;
 pub mod cover;
 mod digest;
 mod indexer;
+mod map;
 mod summary;
 
-pub use blocks::{BlockChanges, ReadBlocksError};
+pub use blocks::BlockChanges;
 pub use digest::{BlocksName, Digest, DigestName, Level, ReadDigestError};
 pub use indexer::{IndexedSegment, Indexer};
+pub use map::{BlockMap, ReadBlocksError};
 pub use summary::{Run, Summary, Transactions, WalLevelAt};

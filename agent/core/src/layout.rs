@@ -202,8 +202,8 @@ pub enum ObjectName {
     Part(PartName),
     /// Data of base backups.
     Pack(PackId),
-    /// A backup's files and extents.
-    BackupManifest(BackupId),
+    /// A piece of the list of a backup's files and extents, counted from 1.
+    BackupManifest(BackupId, u32),
     /// A backup's record, written last: it is what makes the backup exist.
     BackupRecord(BackupId),
     /// A gap's record.
@@ -250,7 +250,8 @@ impl ClusterLayout {
                 let name = pack.to_string();
                 format!("{root}packs/{}/{name}", &name[..2])
             }
-            ObjectName::BackupManifest(id) => format!("{root}backups/{id}/manifest.zst"),
+            ObjectName::BackupManifest(id, 1) => format!("{}manifest.zst", self.backup_prefix(id)),
+            ObjectName::BackupManifest(id, piece) => format!("{}manifest.{piece}.zst", self.backup_prefix(id)),
             ObjectName::BackupRecord(id) => format!("{root}backups/{id}/backup.json"),
             ObjectName::Gap(gap) => {
                 format!("{root}gaps/{}-{:016X}-{:016X}.json", gap.timeline.hex(), gap.from.get(), gap.to.get())
@@ -292,6 +293,11 @@ impl ClusterLayout {
     /// The parts of one segment.
     pub fn parts_prefix(&self, segment: SegmentName) -> String {
         format!("{}wal/{}/{:08X}/{segment}.parts/", self.root, segment.timeline().hex(), segment.log())
+    }
+
+    /// Everything of one backup but its data.
+    pub fn backup_prefix(&self, id: &BackupId) -> String {
+        format!("{}backups/{id}/", self.root)
     }
 
     /// The backups.
@@ -348,9 +354,12 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
         "wal" => parse_wal(rest),
         "packs" => PackId::parse(rest.rsplit('/').next()?).map(ObjectName::Pack),
         "backups" => match rest.split_once('/')? {
-            (id, "manifest.zst") => id.parse().ok().map(ObjectName::BackupManifest),
+            (id, "manifest.zst") => Some(ObjectName::BackupManifest(id.parse().ok()?, 1)),
             (id, "backup.json") => id.parse().ok().map(ObjectName::BackupRecord),
-            _ => None,
+            (id, name) => {
+                let piece = name.strip_prefix("manifest.")?.strip_suffix(".zst")?.parse().ok()?;
+                (piece > 0).then_some(ObjectName::BackupManifest(id.parse().ok()?, piece))
+            }
         },
         "gaps" => {
             let name = rest.strip_suffix(".json")?;
@@ -444,7 +453,8 @@ mod tests {
                 "wal/00000002/00000001/00000002000000010000000A.parts/00000000-00002000.00000001.zst",
             ),
             (ObjectName::Pack(PackId::new([0xab; 32])), "packs/ab/abababababababababababababababababababababababababababababababab"),
-            (ObjectName::BackupManifest(id.clone()), "backups/20261121T034712Z-0000000002000028/manifest.zst"),
+            (ObjectName::BackupManifest(id.clone(), 1), "backups/20261121T034712Z-0000000002000028/manifest.zst"),
+            (ObjectName::BackupManifest(id.clone(), 12), "backups/20261121T034712Z-0000000002000028/manifest.12.zst"),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),

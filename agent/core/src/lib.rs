@@ -6,8 +6,11 @@
 #![deny(missing_docs)]
 
 pub mod backup;
+pub mod blake3;
 pub mod catalog;
+pub mod changes;
 pub mod control;
+pub mod data_directory;
 pub mod decoder;
 pub mod event;
 pub mod history;
@@ -23,16 +26,22 @@ pub mod lsn;
 pub mod manifest;
 pub mod names;
 pub mod page;
+pub mod page_checksum;
 pub mod partial;
 pub mod parts;
 pub mod picture;
 pub mod plan;
+pub mod recipe;
 pub mod record;
+pub mod relation_file;
 pub mod relative_path;
 pub mod resume;
+pub mod schedule;
 pub mod segment;
 pub mod sha256;
 pub mod slot;
+mod sum;
+pub mod tablespace_map;
 pub mod target;
 pub mod time;
 pub mod wal_file;

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::relation_file::{RelationFile, database_folder, database_path};
 use crate::relative_path::RelativePath;
 
 /// `pg_database`'s OID.
@@ -42,7 +43,7 @@ impl Needed {
     pub fn content(&self, path: &RelativePath) -> bool {
         match self {
             Self::Everything => true,
-            Self::Databases(oids) => relation_file(path.as_str()).is_none_or(|database| oids.contains(&database)),
+            Self::Databases(oids) => of_database(path.as_str()).is_none_or(|database| oids.contains(&database)),
         }
     }
 
@@ -55,26 +56,13 @@ impl Needed {
     }
 }
 
-/// The database whose relation file this is; `None` for shared relations and for every other file.
-fn relation_file(path: &str) -> Option<u32> {
-    let (database, file) = database_path(path)?;
-    let digits = file.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, rest) = file.split_at(digits);
-    let (fork, segment) = rest.split_once('.').map_or((rest, None), |(fork, segment)| (fork, Some(segment)));
-    let fork = ["", "_fsm", "_vm", "_init"].contains(&fork);
-    let segment = segment.is_none_or(|segment| !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit()));
-    (!number.is_empty() && fork && segment).then_some(database)
-}
-
-/// `base/<database>/<file>` and `pg_tblspc/<oid>/<version>/<database>/<file>`.
-fn database_path(path: &str) -> Option<(u32, &str)> {
-    let parts: Vec<&str> = path.split('/').collect();
-    let (database, file) = match parts.as_slice() {
-        ["base", database, file] => (database, file),
-        ["pg_tblspc", _, version, database, file] if version.starts_with("PG_") => (database, file),
-        _ => return None,
-    };
-    Some((database.parse().ok()?, file))
+/// The database of which nobody needs this file who does not need that database: its relations, and the map of its catalogs. `None` for shared relations and
+/// for every other file. Without the map a connection to that database is refused; with it, and without catalogs, PostgreSQL would PANIC and take all others down.
+fn of_database(path: &str) -> Option<u32> {
+    match path.strip_suffix("/pg_filenode.map") {
+        Some(folder) => database_folder(folder).map(|(_, database)| database),
+        None => RelationFile::parse(path).map(|file| file.relation.database).filter(|database| *database != 0),
+    }
 }
 
 /// A line of a server's log that names a page which replay did not find.
@@ -94,7 +82,7 @@ pub fn reference(line: &str) -> Option<Reference> {
         return None;
     }
     let path = after.split(' ').next().unwrap_or_default();
-    Some(Reference { database: database_path(path).map(|(database, _)| database), line: line.to_owned() })
+    Some(Reference { database: database_path(path).map(|(_, database, _)| database), line: line.to_owned() })
 }
 
 /// The file numbers in a relation map's file, by OID of the catalog.
@@ -146,12 +134,12 @@ mod tests {
             assert!(!needed(path), "{path}");
         }
         assert!(!needed("pg_tblspc/16500/PG_15_202209061/16385/16390"));
+        assert!(!needed("base/16385/pg_filenode.map") && needed("base/5/pg_filenode.map") && needed("global/pg_filenode.map"));
         let whole = [
             "base/16384/1",
             "base/5/16390.1",
             "pg_tblspc/16500/PG_15_202209061/16384/16390",
             "base/16385/PG_VERSION",
-            "base/16385/pg_filenode.map",
             "base/16385/pg_internal.init",
             "base/16385/7_other",
             "base/16385/7.x",
@@ -204,7 +192,7 @@ mod tests {
         #[test]
         fn damage_is_read_without_panic(mut page in proptest::collection::vec(any::<u8>(), PAGE), lower in any::<u16>(), line in ".{0,80}") {
             page[12..14].copy_from_slice(&lower.to_le_bytes());
-            let _ = (names(&page), relation_map(&page), reference(&line), relation_file(&line));
+            let _ = (names(&page), relation_map(&page), reference(&line), of_database(&line));
         }
     }
 }

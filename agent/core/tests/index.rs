@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use walkeep_core::catalog::WalRange;
+use walkeep_core::changes::holes;
 use walkeep_core::decoder::Decoder;
-use walkeep_core::index::{BlockChanges, Digest, DigestName, IndexedSegment, Indexer, Level, Summary};
+use walkeep_core::index::{BlockChanges, BlockMap, Digest, DigestName, IndexedSegment, Indexer, Level, Summary};
 use walkeep_core::journal::{Journal, Limits, Window};
 use walkeep_core::record::{Content, FileChange};
 use walkeep_core::{Lsn, SegmentNumber, SegmentSize, TimelineId};
@@ -119,8 +121,36 @@ fn block_maps_hold_every_reference_and_come_back() {
     let relation = seen.iter().next().expect("some").0;
     let unknown = walkeep_core::record::RelFileLocator { database: 77, ..relation };
     assert!(!all.touches(unknown, walkeep_core::record::Fork::Main));
-    let lines = all.to_json_lines().expect("JSON");
-    assert_eq!(BlockChanges::from_json_lines(&lines).expect("reads"), all);
+    let range = WalRange { from: FIRST.start(size()), to: decoder.position() };
+    for (records, minimal) in [(Some(range), true), (None, false)] {
+        let map = BlockMap { records, minimal, changes: all.clone() };
+        assert_eq!(BlockMap::from_json_lines(&map.to_json_lines().expect("JSON")).expect("reads"), map);
+    }
+    let old = BlockMap::from_json_lines(b"{\"format\":1}\n").expect("a map of an earlier version reads");
+    assert_eq!((old.records, old.minimal), (None, false));
+}
+
+#[test]
+fn a_map_of_blocks_has_every_record_of_its_range() {
+    let wal = plain();
+    let segments = indexed(&wal);
+    let mut map = BlockMap::default();
+    segments.iter().for_each(|segment| map.take(segment.clone()).expect("it follows"));
+    let told = map.records.expect("some");
+    assert_eq!((told.from, told.to), (segments[0].summary.records.from, segments.last().expect("some").summary.records.to));
+    // A record goes through the fourth segment to the end of the sixth: who begins with the seventh has not seen it.
+    const BEHIND: usize = 6;
+    let number = (0..BEHIND).fold(FIRST, |number, _| number.next());
+    let seventh = Indexer::new(number, size()).segment(&wal[BEHIND << 20..]).expect("decodes");
+    let mut other = BlockMap::default();
+    segments[..3].iter().for_each(|segment| other.take(segment.clone()).expect("it follows"));
+    let before = other.records.expect("some");
+    assert!(other.take(seventh.clone()).is_err(), "a record lies between");
+    assert_eq!(other.records, Some(before), "nothing of it is taken");
+    let mut alone = BlockMap::default();
+    alone.take(seventh).expect("the first");
+    let alone = alone.records.expect("some");
+    assert_eq!(holes(told, &[before, alone], size()), [WalRange { from: before.to, to: alone.from }]);
 }
 
 #[test]
@@ -187,7 +217,7 @@ proptest! {
     fn any_bytes_are_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), from: u32, to: u32) {
         let name = DigestName { timeline: TimelineId::FIRST, level: Level::SEGMENTS, from: Lsn::new(from.into()), to: Lsn::new(to.into()) };
         prop_assert!(Digest::from_json_lines(name, &bytes, size()).is_err());
-        let _ = BlockChanges::from_json_lines(&bytes);
+        let _ = BlockMap::from_json_lines(&bytes);
     }
 
     #[test]

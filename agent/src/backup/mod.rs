@@ -1,51 +1,92 @@
-//! Base backups over a replication connection: [`take`] one, from the first byte to its record.
+//! Base backups: [`take`] one, from the first byte to its record.
 //!
-//! The server sends its files (`BASE_BACKUP`), they become packs ([`pack`]), they are compared with the server's own manifest
-//! ([`postgres_manifest`]), the WAL that makes them consistent is waited for ([`wal`]), and only then the record is put that makes the
+//! Where the server's data directory can be read here, it is ([`local`]); else the server sends its files (`BASE_BACKUP`, [`receive`]), which are
+//! compared with the server's own manifest ([`postgres_manifest`]). Either way they become packs ([`pack`]), the WAL that makes them consistent is waited for ([`wal`]), and only then the record is put that makes the
 //! backup exist. Whatever ends a backup before, the repository shows none. Retention, schedules and the command line are not here.
 
+pub mod changes;
+mod damage;
+mod former;
+mod local;
+pub mod lock;
 pub mod pack;
 pub mod postgres_manifest;
 mod receive;
 pub mod wal;
+pub mod workers;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::{BackupMethod, BackupRecord, Keep};
-use walkeep_core::sha256::Sha256Sum;
-use walkeep_core::{MajorVersion, PgTimestamp};
+use walkeep_core::backup::{BackupMethod, BackupRecord, DamageReport, Keep, check_label};
+use walkeep_core::layout::BackupId;
+use walkeep_core::{MajorVersion, PgTimestamp, SegmentSize, SystemIdentifier};
 
+use crate::config::ClusterConfig;
 use crate::names;
 use crate::postgres::{self, BackupOptions, BaseBackupStream, ConnectionParams, Options as ConnectionOptions, ReplicationConnection};
 use crate::repository::{self, ClusterRepository};
 use crate::retry::{Backoff, retry};
 use crate::transfer::{Meter, Stage, Watch};
+use damage::Damage;
+use local::{Copied, Local};
+use pack::{Older, Packed};
 use receive::{Received, receive};
 use wal::{NeededWal, wait_for_wal};
+use workers::Workers;
 
-/// PostgreSQL's own limit for labels.
-const LONGEST_LABEL: usize = 1000;
 /// How long the repository may fail before the backup does.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Pages of rows become no smaller with level 3 than with 1, which takes half the time (measured: README, Benchmarks).
+const COMPRESSION_LEVEL: i32 = 1;
 
 /// From this version on a base backup with a map of tablespaces has those within the data directory too.
 const IN_PLACE_SENT: u32 = 160_000;
 
+/// Where a backup's bytes are to come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Method {
+    /// The data directory if it can be read and is the server's, else the wire.
+    #[default]
+    Auto,
+    /// The data directory, or there is no backup.
+    Local,
+    /// `BASE_BACKUP` over a replication connection.
+    Protocol,
+}
+
 /// How to take a backup.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Where the bytes are to come from.
+    pub method: Method,
+    /// The server's data directory, if it is on this host.
+    pub data_directory: Option<PathBuf>,
+    /// Takes configuration files along that lie outside the data directory.
+    pub config_files: bool,
+    /// Is told, once, where the bytes come from and why.
+    pub tell: fn(&str),
     /// The operator's words.
     pub label: String,
     /// Whether the server hurries the checkpoint it begins with.
     pub fast_checkpoint: bool,
     /// The most the server may send, in kB a second (32 to 1048576).
     pub max_rate_kb: Option<u32>,
+    /// Stores every file anew, whatever older backups have.
+    pub full: bool,
     /// Keeps the backup beyond the retention policy.
     pub keep: Option<Keep>,
+    /// Threads that read, check, hash and compress.
+    pub jobs: usize,
+    /// zstd's level.
+    pub compression_level: i32,
+    /// The moment for which a schedule asks for it.
+    pub due: Option<DateTime<Utc>>,
     /// How long the starting checkpoint may take.
     pub start_timeout: Duration,
     /// How long the server may be silent while it sends.
@@ -58,24 +99,31 @@ impl Options {
     /// The usual: at once and at full speed.
     pub fn new(label: impl Into<String>) -> Self {
         Self {
+            method: Method::Auto,
+            data_directory: None,
+            config_files: true,
+            tell: |_| {},
             label: label.into(),
             fast_checkpoint: true,
             max_rate_kb: None,
+            full: false,
             keep: None,
+            jobs: std::thread::available_parallelism().map_or(2, usize::from),
+            compression_level: COMPRESSION_LEVEL,
+            due: None,
             start_timeout: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
             wal_timeout: Duration::from_secs(600),
         }
     }
 
+    /// The usual for this cluster: out of its data directory, if that is here.
+    pub fn for_cluster(cluster: &ClusterConfig, label: impl Into<String>) -> Self {
+        Self { data_directory: cluster.data_directory.clone(), config_files: cluster.config_files, ..Self::new(label) }
+    }
+
     fn check(&self) -> Result<()> {
-        // A line break in a label forges lines of backup_label, which PostgreSQL writes without a check.
-        if self.label.chars().any(char::is_control) {
-            bail!("a backup's label must not have control characters or line breaks");
-        }
-        if self.label.len() > LONGEST_LABEL {
-            bail!("a backup's label has {} bytes; at most {LONGEST_LABEL} are possible", self.label.len());
-        }
+        check_label(&self.label)?;
         match self.max_rate_kb {
             Some(rate) if !(32..=1_048_576).contains(&rate) => bail!("a rate of {rate} kB/s is not possible: 32 kB/s to 1 GB/s"),
             _ => Ok(()),
@@ -120,43 +168,25 @@ async fn store(
     cancel: &CancellationToken,
 ) -> Result<BackupRecord> {
     repository.repository().prove_reached().await?;
-    let (server, mut connection) = connect(&repository, params).await?;
-    let server_version_num = connection.server_version_num().await?;
-    if let Some(names) = &server.in_place
-        && server_version_num < IN_PLACE_SENT
-    {
-        bail!(
-            "PostgreSQL {} leaves tablespaces that lie within the data directory (allow_in_place_tablespaces) out of a base backup, and there \
-             are some: {names}. Move their tables elsewhere; nothing was stored",
-            server_version_num / 10_000
-        );
-    }
-    let command = BackupOptions {
-        label: options.label.clone(),
-        fast_checkpoint: options.fast_checkpoint,
-        max_rate_kb: options.max_rate_kb,
-        verify_checksums: true,
-        start_timeout: options.start_timeout,
-        idle_timeout: options.idle_timeout,
-    };
-    tracing::info!(label = options.label, "backup: waiting for the server's checkpoint");
-    let stream = BaseBackupStream::start(connection, command).await.context("start the base backup")?;
     // Whatever is dropped behind the backup's start has a name.
     let mut names = names::Keeper::new(repository.clone());
-    let receiving = receive(repository.clone(), stream, server.now, meter, cancel);
-    let (received, ()) = tokio::join!(receiving, names::beside_backup(&mut names, params));
-    let received = received?;
-    names::beside_backup(&mut names, params).await;
-    // After the stop position was taken: no commit before it has a later time.
-    // Hours of work are not thrown away for one connection that fails.
-    let ask = || server_state(params);
-    let ended_at = retry("asking the server for its time", Backoff::within(PATIENCE), cancel, |_| true, ask).await;
-    let ended_at = ended_at.context("ask the server for its time")?.now;
+    let taken = match find_local(&repository, params, &options).await? {
+        Some(local) => {
+            let copying = from_directory(repository.clone(), params, local, &options, meter, cancel);
+            tokio::join!(copying, names::beside_backup(&mut names, params)).0?
+        }
+        None => {
+            let sending = over_the_wire(repository.clone(), params, &options, meter, cancel);
+            tokio::join!(sending, names::beside_backup(&mut names, params)).0?
+        }
+    };
+    let Taken { received, started_at, ended_at, server_version_num, data_checksums, damage, parent, method } = taken;
 
     meter.stage(Stage::WaitingForWal, None);
     let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
-    let Received { id, label, manifest, trailer, totals, .. } = received;
-    let waited = wait_for_wal(&repository, need, options.wal_timeout).await;
+    let Received { id, label, packed: Packed { last, trailer, totals }, .. } = received;
+    let waiting = wait_for_wal(&repository, need, options.wal_timeout);
+    let (waited, ()) = tokio::join!(waiting, names::beside_backup(&mut names, params));
     match label.from_standby {
         true => waited
             .context("wait for the primary, as a standby cannot end a WAL segment: SELECT pg_switch_wal() there, or set archive_timeout")?,
@@ -165,7 +195,7 @@ async fn store(
 
     meter.stage(Stage::Finishing, None);
     let stored = retry("storing the manifest", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || {
-        repository.put_manifest(&id, manifest.clone())
+        repository.put_manifest(&id, &last)
     })
     .await
     .context("store the manifest")?;
@@ -181,21 +211,127 @@ async fn store(
         start_lsn: received.start_lsn,
         stop_lsn: received.stop_lsn,
         checkpoint_lsn: Some(label.checkpoint),
-        started_at: server.now,
+        started_at,
         ended_at,
         server_version_num,
         major_version: MajorVersion::from_version_num(server_version_num),
         segment_size: repository.identity().segment_size,
-        method: BackupMethod::BaseBackup,
+        method,
         from_standby: label.from_standby,
         files: totals.files,
         bytes: totals.bytes,
         bytes_stored: totals.stored + manifest_bytes,
         bytes_referenced: totals.referenced,
         tablespaces: received.tablespaces,
-        manifest_sha256: Sha256Sum::new(*trailer.sha256.bytes()),
+        manifest_sha256: trailer.sha256,
+        manifest_pieces: last.number,
+        parent,
         keep: options.keep,
-        data_checksums: Some(server.data_checksums),
+        due: options.due,
+        data_checksums: Some(data_checksums),
+        damage,
+    })
+}
+
+/// A backup whose files are stored, whichever way they came.
+struct Taken {
+    received: Received,
+    started_at: DateTime<Utc>,
+    /// After the stop position was taken: no commit before it has a later time.
+    ended_at: DateTime<Utc>,
+    server_version_num: u32,
+    data_checksums: bool,
+    damage: Option<DamageReport>,
+    parent: Option<BackupId>,
+    method: BackupMethod,
+}
+
+/// The data directory, where it is to be read and can be.
+async fn find_local(repository: &ClusterRepository, params: &ConnectionParams, options: &Options) -> Result<Option<Local>> {
+    let say = |text: String| {
+        tracing::info!("backup: {text}");
+        (options.tell)(&text);
+    };
+    let directory = match (options.method, &options.data_directory) {
+        (Method::Protocol, _) => None,
+        (Method::Local, None) => bail!("a local backup needs data_directory in the configuration"),
+        (_, directory) => directory.as_ref(),
+    };
+    let Some(directory) = directory else {
+        say("reading over the wire (BASE_BACKUP)".into());
+        return Ok(None);
+    };
+    match local::find(params, directory).await? {
+        Ok(local) => {
+            check_identity(repository, local.server().system, local.server().segment_size)?;
+            say(format!("reading {}", directory.display()));
+            Ok(Some(local))
+        }
+        Err(why) if options.method == Method::Local => Err(why.context("the data directory cannot be read for a local backup")),
+        Err(why) => {
+            say(format!("reading over the wire (BASE_BACKUP), not from {}: {why:#}", directory.display()));
+            Ok(None)
+        }
+    }
+}
+
+async fn from_directory(
+    repository: Arc<ClusterRepository>,
+    params: &ConnectionParams,
+    local: Local,
+    options: &Options,
+    meter: &mut Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<Taken> {
+    let (started_at, server_version_num) = (local.server().now, local.server().version_num);
+    let Copied { received, ended_at, data_checksums, damage, parent } = local.copy(repository, params, options, meter, cancel).await?;
+    Ok(Taken { received, started_at, ended_at, server_version_num, data_checksums, damage, parent, method: BackupMethod::DataDirectory })
+}
+
+async fn over_the_wire(
+    repository: Arc<ClusterRepository>,
+    params: &ConnectionParams,
+    options: &Options,
+    meter: &mut Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<Taken> {
+    let (server, mut connection) = connect(&repository, params).await?;
+    let server_version_num = connection.server_version_num().await?;
+    if let Some(names) = &server.in_place
+        && server_version_num < IN_PLACE_SENT
+    {
+        bail!(
+            "PostgreSQL {} leaves tablespaces that lie within the data directory (allow_in_place_tablespaces) out of a base backup, and there \
+             are some: {names}. Move their tables elsewhere, or back up with data_directory set; nothing was stored",
+            server_version_num / 10_000
+        );
+    }
+    let command = BackupOptions {
+        label: options.label.clone(),
+        fast_checkpoint: options.fast_checkpoint,
+        max_rate_kb: options.max_rate_kb,
+        verify_checksums: true,
+        start_timeout: options.start_timeout,
+        idle_timeout: options.idle_timeout,
+    };
+    tracing::info!(label = options.label, "backup: waiting for the server's checkpoint");
+    let stream = BaseBackupStream::start(connection, command).await.context("start the base backup")?;
+    let damage = Damage::default();
+    let making = (Workers::start(options.jobs, options.compression_level)?, Older::default());
+    let received = receive(repository, stream, server.now, making, &damage, meter, cancel).await?;
+    // Hours of work are not thrown away for one connection that fails.
+    let ask = || server_state(params);
+    let ended_at = retry("asking the server for its time", Backoff::within(PATIENCE), cancel, |_| true, ask).await;
+    let ended_at = ended_at.context("ask the server for its time")?.now;
+    Ok(Taken {
+        received,
+        started_at: server.now,
+        ended_at,
+        server_version_num,
+        data_checksums: server.data_checksums,
+        damage: damage.report(params).await,
+        parent: None,
+        method: BackupMethod::BaseBackup,
     })
 }
 
@@ -211,12 +347,17 @@ struct ServerState {
 async fn connect(repository: &ClusterRepository, params: &ConnectionParams) -> Result<(ServerState, ReplicationConnection)> {
     let server = server_state(params).await.context("connect to the server")?;
     let mut connection = ReplicationConnection::connect(params, &ConnectionOptions::default()).await.context("connect for the backup")?;
-    let (identity, size, expected) = (connection.identify_system().await?, connection.segment_size().await?, repository.identity());
-    if identity.system != expected.system_identifier {
+    check_identity(repository, connection.identify_system().await?.system, connection.segment_size().await?)?;
+    Ok((server, connection))
+}
+
+/// Refuses a server that is not the cluster of the repository.
+fn check_identity(repository: &ClusterRepository, system: SystemIdentifier, size: SegmentSize) -> Result<()> {
+    let expected = repository.identity();
+    if system != expected.system_identifier {
         bail!(
-            "the server has system identifier {}, the repository keeps {} under the name {}: another cluster answers there, or it was \
+            "the server has system identifier {system}, the repository keeps {} under the name {}: another cluster answers there, or it was \
              initialised anew or upgraded. Nothing was stored; check `connection`",
-            identity.system,
             expected.system_identifier,
             repository.cluster()
         );
@@ -224,7 +365,7 @@ async fn connect(repository: &ClusterRepository, params: &ConnectionParams) -> R
     if size != expected.segment_size {
         bail!("the server's WAL segments have {} bytes, those in the repository {}", size.bytes(), expected.segment_size.bytes());
     }
-    Ok((server, connection))
+    Ok(())
 }
 
 async fn server_state(params: &ConnectionParams) -> Result<ServerState> {

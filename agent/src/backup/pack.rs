@@ -1,40 +1,46 @@
 //! From a row of files to packs in the repository and lines of a manifest.
 //!
-//! Files are cut into extents; each is hashed and compressed by itself on a blocking thread; the frames are joined, in order, to packs,
-//! and several packs are uploaded at a time. Everything in flight is bounded: whoever hands in bytes waits. An extent whose content
-//! was seen before in this backup is not stored again. Which files there are, and when a backup is complete, is not known here.
+//! Files are cut into extents; each is read, hashed and compressed by itself on one of the [`Workers`]; the frames are joined, in order, to
+//! packs, and several packs are uploaded at a time. Everything in flight is bounded: whoever hands in bytes waits. What is stored already is not stored
+//! again: an extent that is as an older backup has it, one whose content was seen before in this backup, and zeros. Which files there are, and when
+//! a backup is complete, is not known here.
+
+mod extent;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
-use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::layout::PackId;
-use walkeep_core::manifest::{Entry, EntryKind, Extent, ManifestTrailer};
+use walkeep_core::blake3::Blake3Sum;
+use walkeep_core::layout::{BackupId, PackId};
+use walkeep_core::manifest::{Content, Entry, EntryKind, Extent, ManifestTrailer, Run, Source};
+use walkeep_core::recipe::{self, Part, Recipe};
 use walkeep_core::relative_path::RelativePath;
-use walkeep_core::sha256::Sha256Sum;
 
-use crate::codec::{self, Hash};
-use crate::repository::manifest::ManifestEncoder;
+use super::workers::Workers;
+use crate::repository::manifest::{ManifestEncoder, Piece};
 use crate::repository::wal::Stored;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::{Backoff, retry};
+use extent::{Made, What, make};
+pub use extent::{Older, Plain};
 
 /// No extent has more plain bytes.
-pub const EXTENT: usize = 1 << 20;
+pub const EXTENT: usize = recipe::EXTENT as usize;
 /// A pack is closed when it has this many bytes.
 pub const PACK: usize = 16 << 20;
-/// Extents being compressed at a time.
-const COMPRESSING: usize = 8;
+/// Extents that wait to be read or placed, beside those that are being made.
+const WAITING: usize = 4;
 /// Packs being uploaded at a time.
-const UPLOADS: usize = 4;
+const UPLOADS: usize = 3;
 /// Contents remembered for finding repeated ones; more are simply stored again.
-const REMEMBERED: usize = 1 << 18;
+const REMEMBERED: usize = 1 << 16;
 /// How long the repository may fail before the backup does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -49,17 +55,6 @@ pub struct FileFacts {
     pub mtime: Option<DateTime<Utc>>,
 }
 
-/// A file that is in packs.
-#[derive(Debug, Clone)]
-pub struct Packed {
-    /// Its place.
-    pub path: RelativePath,
-    /// Bytes.
-    pub size: u64,
-    /// SHA-256 of all of it.
-    pub sha256: Hash,
-}
-
 /// Sums of everything packed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
@@ -69,94 +64,146 @@ pub struct Totals {
     pub bytes: u64,
     /// Bytes that are new in the repository.
     pub stored: u64,
-    /// Stored bytes of all extents, each repetition counted.
+    /// Stored bytes of the extents of all files.
     pub referenced: u64,
+    /// Blocks whose checksum was wrong.
+    pub bad_blocks: u64,
 }
 
-struct Compressed {
-    plain: u64,
-    sha256: Hash,
-    frame: Vec<u8>,
+/// Everything stored, and what the record says of it.
+#[derive(Debug)]
+pub struct Packed {
+    /// The last piece of the manifest, which is not stored yet: with it the manifest is whole.
+    pub last: Piece,
+    /// What its last line says.
+    pub trailer: ManifestTrailer,
+    /// Sums.
+    pub totals: Totals,
+}
+
+/// How a file is put together.
+enum Shape {
+    /// Its extents, one after the other.
+    InOrder,
+    /// The extents are those that are made now.
+    Of(Recipe),
 }
 
 /// Work handed in and not placed yet, in order.
 enum Item {
-    Extent(JoinHandle<std::io::Result<Compressed>>),
-    File(FileFacts, FileHash),
+    Extent(oneshot::Receiver<Result<Made>>),
+    File(FileFacts, Shape),
     Other(Entry),
 }
 
-/// The SHA-256 of a whole file.
-enum FileHash {
-    /// It has no content, or a single extent, whose hash is the file's.
-    OfExtent,
-    Running(JoinHandle<Sha256>),
+/// Where an extent's bytes are.
+#[derive(Clone, Copy)]
+enum Place {
+    Zeros,
+    Older(Extent),
+    /// In a pack of this backup, by number: it has no name yet.
+    Here {
+        pack: usize,
+        offset: u64,
+        stored: u64,
+        hash: Blake3Sum,
+    },
 }
 
-/// Where an extent lies, by the pack's number within this backup.
+/// An extent of the file under way.
 #[derive(Clone, Copy)]
 struct Placed {
-    pack: usize,
-    offset: u64,
-    stored: u64,
+    place: Place,
     plain: u64,
-    sha256: Hash,
 }
 
-/// An entry that waits for the names of its packs.
+/// A file that waits for the names of its packs.
 struct Pending {
-    entry: Entry,
+    facts: FileFacts,
+    shape: Shape,
     extents: Vec<Placed>,
+    bad_blocks: Vec<u32>,
+}
+
+enum Waiting {
+    File(Box<Pending>),
+    Other(Entry),
 }
 
 /// Packs files.
 pub struct Packer {
     repository: Arc<ClusterRepository>,
+    backup: BackupId,
     manifest: ManifestEncoder,
+    workers: Workers,
+    older: Older,
     cancel: CancellationToken,
-    /// The extent being filled, and the file's hash so far.
+    /// The extent being filled by [`Packer::data`].
     filling: Vec<u8>,
-    hash: FileHash,
     queue: VecDeque<Item>,
-    compressing: usize,
-    /// Extents of the file at the front of the queue.
+    making: usize,
+    /// Extents of the file at the front of the queue, and what was wrong with them.
     placed: Vec<Placed>,
-    known: HashMap<Hash, Placed>,
+    bad_blocks: Vec<u32>,
+    known: HashMap<Blake3Sum, Placed>,
     open: Vec<u8>,
     packs: Vec<Option<PackId>>,
-    uploads: JoinSet<repository::Result<(usize, PackId, Stored)>>,
-    pending: VecDeque<Pending>,
+    uploads: JoinSet<repository::Result<Uploaded>>,
+    waiting: VecDeque<Waiting>,
     totals: Totals,
-    finished: Vec<Packed>,
+}
+
+enum Uploaded {
+    Pack { number: usize, id: PackId, bytes: u64 },
+    Manifest { bytes: u64 },
 }
 
 impl Packer {
-    /// Packs into `repository` and notes in `manifest`.
-    pub fn new(repository: Arc<ClusterRepository>, manifest: ManifestEncoder, cancel: CancellationToken) -> Self {
-        Self {
+    /// Packs into `repository`, with a manifest of its own for `backup`. What is in `older` is referred to.
+    pub fn new(
+        repository: Arc<ClusterRepository>,
+        backup: BackupId,
+        workers: Workers,
+        older: Older,
+        cancel: CancellationToken,
+    ) -> Result<Self> {
+        let manifest = ManifestEncoder::new(backup.clone(), EXTENT as u64, repository.compression_level())?;
+        Ok(Self {
             repository,
+            backup,
             manifest,
+            workers,
+            older,
             cancel,
             filling: Vec::new(),
-            hash: FileHash::OfExtent,
             queue: VecDeque::new(),
-            compressing: 0,
+            making: 0,
             placed: Vec::new(),
+            bad_blocks: Vec::new(),
             known: HashMap::new(),
             open: Vec::new(),
             packs: vec![None],
             uploads: JoinSet::new(),
-            pending: VecDeque::new(),
+            waiting: VecDeque::new(),
             totals: Totals::default(),
-            finished: Vec::new(),
-        }
+        })
+    }
+
+    /// Adds an extent of the present file: at most [`EXTENT`] bytes, which `read` answers on a worker's thread. If they are those of `expected`, that is what
+    /// the file refers to.
+    pub async fn extent(&mut self, expected: Option<Extent>, read: impl FnOnce() -> Result<Plain> + Send + 'static) -> Result<()> {
+        let older = self.older.clone();
+        let made = self.workers.run(move |compressor| make(read()?, expected, &older, compressor));
+        self.queue.push_back(Item::Extent(made));
+        self.making += 1;
+        self.place_ready(self.workers.threads() + WAITING).await
     }
 
     /// Adds bytes to the present file.
     pub async fn data(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if self.filling.len() == EXTENT {
-                self.cut(false).await?;
+                self.cut().await?;
             }
             let take = bytes.len().min(EXTENT - self.filling.len());
             self.filling.extend_from_slice(&bytes[..take]);
@@ -165,29 +212,32 @@ impl Packer {
         Ok(())
     }
 
-    /// Ends the present file, which was this one.
+    /// Ends the present file, which is its extents, one after the other.
     pub async fn file(&mut self, facts: FileFacts) -> Result<()> {
         if !self.filling.is_empty() {
-            self.cut(true).await?;
+            self.cut().await?;
         }
-        let hash = std::mem::replace(&mut self.hash, FileHash::OfExtent);
-        self.queue.push_back(Item::File(facts, hash));
-        self.place_ready(COMPRESSING).await
+        self.end_file(facts, Shape::InOrder).await
+    }
+
+    /// Ends the present file. Its extents are those that the recipe has made now, in order.
+    pub async fn file_of(&mut self, facts: FileFacts, recipe: Recipe) -> Result<()> {
+        self.end_file(facts, Shape::Of(recipe)).await
+    }
+
+    async fn end_file(&mut self, facts: FileFacts, shape: Shape) -> Result<()> {
+        self.queue.push_back(Item::File(facts, shape));
+        self.place_ready(self.workers.threads() + WAITING).await
     }
 
     /// Adds an entry that is no file.
     pub async fn other(&mut self, entry: Entry) -> Result<()> {
         self.queue.push_back(Item::Other(entry));
-        self.place_ready(COMPRESSING).await
+        self.place_ready(self.workers.threads() + WAITING).await
     }
 
-    /// Files packed since the last call.
-    pub fn take_finished(&mut self) -> Vec<Packed> {
-        std::mem::take(&mut self.finished)
-    }
-
-    /// Places everything, waits until all packs are stored, and closes the manifest.
-    pub async fn finish(mut self) -> Result<(Bytes, ManifestTrailer, Totals, Vec<Packed>)> {
+    /// Places everything, waits until all packs and pieces but the last of the manifest are stored.
+    pub async fn finish(mut self) -> Result<Packed> {
         self.place_ready(0).await?;
         if !self.open.is_empty() {
             self.close_pack().await?;
@@ -196,89 +246,67 @@ impl Packer {
             self.wait_for_upload().await?;
         }
         self.write_entries()?;
-        let (object, trailer) = self.manifest.finish()?;
-        Ok((object, trailer, self.totals, self.finished))
+        while !self.uploads.is_empty() {
+            self.wait_for_upload().await?;
+        }
+        let (last, trailer) = self.manifest.finish()?;
+        Ok(Packed { last, trailer, totals: self.totals })
     }
 
     /// Hands the filled extent on.
-    async fn cut(&mut self, last: bool) -> Result<()> {
-        let plain = Bytes::from(std::mem::take(&mut self.filling));
-        self.hash = match (std::mem::replace(&mut self.hash, FileHash::OfExtent), last) {
-            (FileHash::OfExtent, true) => FileHash::OfExtent,
-            (before, _) => {
-                let hasher = match before {
-                    FileHash::OfExtent => Sha256::new(),
-                    FileHash::Running(task) => task.await.context("hash a file")?,
-                };
-                let bytes = plain.clone();
-                FileHash::Running(spawn_blocking(move || hasher.chain_update(&bytes)))
-            }
-        };
-        let level = self.repository.compression_level();
-        self.queue.push_back(Item::Extent(spawn_blocking(move || {
-            let frame = codec::compress(&plain, level)?;
-            Ok(Compressed { plain: plain.len() as u64, sha256: codec::sha256(&plain), frame })
-        })));
-        self.compressing += 1;
-        self.place_ready(COMPRESSING).await
+    async fn cut(&mut self) -> Result<()> {
+        let plain = Plain { bytes: std::mem::take(&mut self.filling), bad_blocks: Vec::new() };
+        self.extent(None, move || Ok(plain)).await
     }
 
-    /// Places from the front of the queue until at most `in_flight` extents are being compressed.
+    /// Places from the front of the queue until at most `in_flight` extents are being made.
     async fn place_ready(&mut self, in_flight: usize) -> Result<()> {
         while let Some(item) = self.queue.front() {
-            if matches!(item, Item::Extent(_)) && self.compressing <= in_flight && in_flight > 0 {
+            if matches!(item, Item::Extent(_)) && self.making <= in_flight && in_flight > 0 {
                 break;
             }
             match self.queue.pop_front() {
-                Some(Item::Extent(task)) => {
-                    self.compressing -= 1;
-                    let compressed = task.await.context("compress")?.context("compress")?;
-                    self.place(compressed).await?;
+                Some(Item::Extent(making)) => {
+                    self.making -= 1;
+                    let made = making.await.map_err(|_| anyhow!("a thread of the backup died: this is a defect of Walkeep"))??;
+                    self.place(made).await?;
                 }
-                Some(Item::File(facts, hash)) => self.end_file(facts, hash).await?,
-                Some(Item::Other(entry)) => self.pending.push_back(Pending { entry, extents: Vec::new() }),
+                Some(Item::File(facts, shape)) => {
+                    let (extents, bad_blocks) = (std::mem::take(&mut self.placed), std::mem::take(&mut self.bad_blocks));
+                    self.totals.bad_blocks += bad_blocks.len() as u64;
+                    self.waiting.push_back(Waiting::File(Box::new(Pending { facts, shape, extents, bad_blocks })));
+                }
+                Some(Item::Other(entry)) => self.waiting.push_back(Waiting::Other(entry)),
                 None => break,
             }
         }
         Ok(())
     }
 
-    async fn place(&mut self, compressed: Compressed) -> Result<()> {
-        let Compressed { plain, sha256, frame } = compressed;
-        let placed = match self.known.get(&sha256) {
-            Some(known) => *known,
-            None => {
-                let placed =
-                    Placed { pack: self.packs.len() - 1, offset: self.open.len() as u64, stored: frame.len() as u64, plain, sha256 };
-                self.open.extend_from_slice(&frame);
-                if self.known.len() < REMEMBERED {
-                    self.known.insert(sha256, placed);
+    async fn place(&mut self, made: Made) -> Result<()> {
+        let Made { what, plain, bad_blocks } = made;
+        self.bad_blocks.extend(bad_blocks);
+        let place = match what {
+            What::Nothing => return Ok(()),
+            What::Zeros => Place::Zeros,
+            What::Older(extent) => Place::Older(extent),
+            What::New { hash, frame } => match self.known.get(&hash) {
+                Some(known) => known.place,
+                None => {
+                    let place =
+                        Place::Here { pack: self.packs.len() - 1, offset: self.open.len() as u64, stored: frame.len() as u64, hash };
+                    self.open.extend_from_slice(&frame);
+                    if self.known.len() < REMEMBERED {
+                        self.known.insert(hash, Placed { place, plain });
+                    }
+                    place
                 }
-                placed
-            }
+            },
         };
-        self.totals.referenced += placed.stored;
-        self.placed.push(placed);
+        self.placed.push(Placed { place, plain });
         if self.open.len() >= PACK {
             self.close_pack().await?;
         }
-        Ok(())
-    }
-
-    async fn end_file(&mut self, facts: FileFacts, hash: FileHash) -> Result<()> {
-        let extents = std::mem::take(&mut self.placed);
-        let sha256 = match (hash, extents.as_slice()) {
-            (FileHash::Running(task), _) => task.await.context("hash a file")?.finalize().into(),
-            (FileHash::OfExtent, [only]) => only.sha256,
-            (FileHash::OfExtent, _) => codec::sha256(&[]),
-        };
-        let size = extents.iter().map(|extent| extent.plain).sum();
-        self.totals.files += 1;
-        self.totals.bytes += size;
-        self.finished.push(Packed { path: facts.path.clone(), size, sha256 });
-        let kind = EntryKind::File { size, sha256: Sha256Sum::new(sha256), extents: Vec::new() };
-        let entry = Entry { path: facts.path, mode: facts.mode, mtime: facts.mtime, kind };
-        self.pending.push_back(Pending { entry, extents });
         Ok(())
     }
 
@@ -293,7 +321,7 @@ impl Packer {
         self.uploads.spawn(async move {
             let put = || repository.put_pack(pack.clone());
             let (id, stored) = retry("storing a pack", Backoff::within(PATIENCE), &cancel, repository::Error::is_transient, put).await?;
-            Ok((number, id, stored))
+            Ok(Uploaded::Pack { number, id, bytes: new_bytes(&stored) })
         });
         while let Some(done) = self.uploads.try_join_next() {
             self.note_upload(done)?;
@@ -308,132 +336,139 @@ impl Packer {
         }
     }
 
-    fn note_upload(
-        &mut self,
-        done: std::result::Result<repository::Result<(usize, PackId, Stored)>, tokio::task::JoinError>,
-    ) -> Result<()> {
-        let (number, id, stored) = done.context("store a pack")?.context("store a pack")?;
-        if let Stored::New { bytes } = stored {
-            self.totals.stored += bytes;
-        }
-        if let Some(pack) = self.packs.get_mut(number) {
-            *pack = Some(id);
+    fn note_upload(&mut self, done: std::result::Result<repository::Result<Uploaded>, tokio::task::JoinError>) -> Result<()> {
+        match done.context("store a pack")?.context("store a pack")? {
+            Uploaded::Manifest { bytes } => self.totals.stored += bytes,
+            Uploaded::Pack { number, id, bytes } => {
+                self.totals.stored += bytes;
+                if let Some(pack) = self.packs.get_mut(number) {
+                    *pack = Some(id);
+                }
+            }
         }
         Ok(())
     }
 
-    /// Writes the entries whose packs have names, in order.
+    /// Writes the entries whose packs have names, in order, and sends pieces of the manifest on their way.
     fn write_entries(&mut self) -> Result<()> {
-        let packs = &self.packs;
-        let name = |placed: &Placed| -> Option<Extent> {
-            let pack = packs.get(placed.pack).copied().flatten()?;
-            let Placed { offset, stored, plain, sha256, .. } = *placed;
-            Some(Extent { pack, offset, stored, plain, sha256: Sha256Sum::new(sha256) })
-        };
-        while let Some(first) = self.pending.front_mut() {
-            let Some(named) = first.extents.iter().map(name).collect::<Option<Vec<_>>>() else { break };
-            if let EntryKind::File { extents, .. } = &mut first.entry.kind {
-                *extents = named;
+        while let Some(first) = self.waiting.front() {
+            let entry = match first {
+                Waiting::Other(entry) => entry.clone(),
+                Waiting::File(pending) => match pending.entry(&self.packs)? {
+                    Some(entry) => entry,
+                    None => break,
+                },
+            };
+            self.waiting.pop_front();
+            if let EntryKind::File { content, .. } = &entry.kind {
+                self.totals.files += 1;
+                self.totals.bytes += content.size();
+                self.totals.referenced += content.stored();
             }
-            self.manifest.entry(&first.entry).with_context(|| format!("note {} in the manifest", first.entry.path))?;
-            self.pending.pop_front();
+            if let Some(piece) = self.manifest.entry(&entry).with_context(|| format!("note {} in the manifest", entry.path))? {
+                self.store_piece(piece);
+            }
         }
         Ok(())
+    }
+
+    fn store_piece(&mut self, piece: Piece) {
+        let (repository, cancel, backup) = (self.repository.clone(), self.cancel.clone(), self.backup.clone());
+        self.uploads.spawn(async move {
+            let put = || repository.put_manifest(&backup, &piece);
+            let what = "storing a piece of the manifest";
+            let stored = retry(what, Backoff::within(PATIENCE), &cancel, repository::Error::is_transient, put).await?;
+            Ok(Uploaded::Manifest { bytes: new_bytes(&stored) })
+        });
+    }
+}
+
+fn new_bytes(stored: &Stored) -> u64 {
+    if let Stored::New { bytes } = stored { *bytes } else { 0 }
+}
+
+impl Pending {
+    /// The entry; `None` while a pack of it has no name.
+    fn entry(&self, packs: &[Option<PackId>]) -> Result<Option<Entry>> {
+        let mut content = Builder::default();
+        match &self.shape {
+            Shape::InOrder => {
+                for placed in &self.extents {
+                    if !content.add(placed, 0, placed.plain, packs) {
+                        return Ok(None);
+                    }
+                }
+            }
+            Shape::Of(recipe) => {
+                for part in &recipe.parts {
+                    let named = match *part {
+                        Part::Kept(Run { source: Source::Zeros, length }) => content.run(Source::Zeros, length),
+                        Part::Kept(Run { source: Source::Extent { index, from }, length }) => {
+                            let extent = recipe.kept.get(index as usize).context("a recipe that has not what it uses")?;
+                            content.add(&Placed { place: Place::Older(*extent), plain: extent.plain }, from, length, packs)
+                        }
+                        Part::Fresh { index, from, length } => {
+                            let placed = self.extents.get(index as usize).context("a recipe of which an extent is missing")?;
+                            content.add(placed, from, length, packs)
+                        }
+                    };
+                    if !named {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        let content = content.finish().map_err(|rule| anyhow!("{}: {rule}", self.facts.path))?;
+        let kind = EntryKind::File { content, bad_blocks: self.bad_blocks.clone() };
+        let FileFacts { path, mode, mtime } = self.facts.clone();
+        Ok(Some(Entry { path, mode, mtime, kind }))
+    }
+}
+
+/// Puts a file's content together.
+#[derive(Default)]
+struct Builder {
+    extents: Vec<Extent>,
+    index: HashMap<(PackId, u64), u32>,
+    runs: Vec<Run>,
+}
+
+impl Builder {
+    /// Adds a stretch of an extent; `false` if its pack has no name yet.
+    fn add(&mut self, placed: &Placed, from: u64, length: u64, packs: &[Option<PackId>]) -> bool {
+        let extent = match placed.place {
+            Place::Zeros => return self.run(Source::Zeros, length),
+            Place::Older(extent) => extent,
+            Place::Here { pack, offset, stored, hash } => {
+                let Some(pack) = packs.get(pack).copied().flatten() else { return false };
+                Extent { pack, offset, stored, plain: placed.plain, hash }
+            }
+        };
+        let next = self.extents.len() as u32;
+        let index = *self.index.entry((extent.pack, extent.offset)).or_insert(next);
+        if index == next {
+            self.extents.push(extent);
+        }
+        self.run(Source::Extent { index, from }, length)
+    }
+
+    fn run(&mut self, source: Source, length: u64) -> bool {
+        let joins = |last: &Run| match (last.source, source) {
+            (Source::Zeros, Source::Zeros) => true,
+            (Source::Extent { index, from }, Source::Extent { index: next, from: at }) => index == next && from + last.length == at,
+            _ => false,
+        };
+        match self.runs.last_mut() {
+            Some(last) if joins(last) => last.length += length,
+            _ => self.runs.push(Run { source, length }),
+        }
+        true
+    }
+
+    fn finish(self) -> std::result::Result<Content, &'static str> {
+        Content::new(self.extents, self.runs)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::repository::tests::{memory, over, record};
-    use walkeep_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Operation, Rule};
-
-    fn facts(path: &str) -> FileFacts {
-        FileFacts { path: RelativePath::parse(path).unwrap(), mode: 0o600, mtime: None }
-    }
-
-    /// Bytes that do not compress.
-    fn noise(len: usize, mut seed: u64) -> Vec<u8> {
-        let mut next = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as u8
-        };
-        (0..len).map(|_| next()).collect()
-    }
-
-    async fn packer(repository: &Arc<ClusterRepository>) -> Packer {
-        let manifest = ManifestEncoder::new(record(1).id, EXTENT as u64, 3).unwrap();
-        Packer::new(repository.clone(), manifest, CancellationToken::new())
-    }
-
-    #[tokio::test]
-    async fn files_come_back_from_their_extents() {
-        let (repository, _) = memory().await;
-        let repository = Arc::new(repository);
-        let mut packer = packer(&repository).await;
-        let files = [
-            ("a", noise(20 << 20, 1)),
-            ("b", Vec::new()),
-            ("c", vec![0; (3 << 20) + 17]),
-            ("d", noise(EXTENT, 2)),
-            ("e", vec![0; 1 << 20]),
-            ("f", noise(100, 3)),
-        ];
-        for (name, content) in &files {
-            for piece in content.chunks(300_001) {
-                packer.data(piece).await.unwrap();
-            }
-            packer.file(facts(name)).await.unwrap();
-        }
-        let mut packed = packer.take_finished();
-        let (object, trailer, totals, rest) = packer.finish().await.unwrap();
-        packed.extend(rest);
-        assert_eq!((totals.files, totals.bytes), (6, files.iter().map(|(_, content)| content.len() as u64).sum()));
-        assert_eq!(totals.stored, totals.referenced - 3 * stored_zeros(), "zeros are stored once");
-
-        let mut record = record(1);
-        record.manifest_sha256 = trailer.sha256;
-        repository.put_manifest(&record.id, object).await.unwrap();
-        let entries = repository.get_manifest(&record).await.unwrap();
-        for ((entry, packed), (name, content)) in entries.iter().unwrap().zip(&packed).zip(&files) {
-            let entry = entry.unwrap();
-            assert_eq!((entry.path.as_str(), packed.path.as_str()), (*name, *name));
-            let EntryKind::File { size, sha256, extents } = entry.kind else { panic!("{name} is a file") };
-            assert_eq!((size, *sha256.bytes()), (content.len() as u64, codec::sha256(content)), "{name}");
-            assert_eq!((packed.size, packed.sha256), (size, *sha256.bytes()));
-            let mut read = Vec::new();
-            for extent in extents {
-                let frame = repository.get_extents(extent.pack, extent.offset..extent.offset + extent.stored).await.unwrap();
-                read.extend(codec::decompress(&frame, extent.plain as usize).unwrap());
-            }
-            assert!(read == *content, "{name}");
-        }
-    }
-
-    fn stored_zeros() -> u64 {
-        codec::compress(&vec![0; EXTENT], 3).unwrap().len() as u64
-    }
-
-    #[tokio::test]
-    async fn a_repository_that_refuses_ends_the_backup() {
-        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
-        let repository = Arc::new(over(faulty.clone()).await);
-        faulty.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::Denied)).on("packs/"));
-        let mut packer = packer(&repository).await;
-        packer.data(&noise(100, 1)).await.unwrap();
-        packer.file(facts("a")).await.unwrap();
-        let error = packer.finish().await.map(|_| ()).unwrap_err();
-        assert!(format!("{error:#}").contains("access denied"), "{error:#}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lost_answer_is_asked_again() {
-        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
-        let repository = Arc::new(over(faulty.clone()).await);
-        faulty.inject(Rule::new(Operation::Put, Fault::LoseAnswer).on("packs/").times(2));
-        let mut packer = packer(&repository).await;
-        packer.data(&noise(100, 1)).await.unwrap();
-        packer.file(facts("a")).await.unwrap();
-        packer.finish().await.map(|_| ()).unwrap();
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use walkeep_core::{Lsn, SystemIdentifier};
 
-use crate::codec::{self, Hash};
+use crate::codec;
 
 /// How many differences are named.
 const NAMED: usize = 5;
@@ -77,8 +77,25 @@ pub struct Expected<'a> {
     pub start: Lsn,
     /// Where it ended.
     pub stop: Lsn,
-    /// Every file received, its size and SHA-256.
-    pub files: &'a HashMap<String, (u64, Hash)>,
+    /// Every file received.
+    pub files: &'a HashMap<String, Sum>,
+}
+
+/// What the server's manifest says of a file's bytes: enough to know that what came is what was sent. That it stays so is the extents' matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sum {
+    /// How many.
+    pub size: u64,
+    /// Their CRC-32C.
+    pub crc32c: u32,
+}
+
+impl Sum {
+    /// Goes on with these bytes.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.size += bytes.len() as u64;
+        self.crc32c = crc32c::crc32c_append(self.crc32c, bytes);
+    }
 }
 
 /// Compares a backup with the server's manifest of it. CPU work.
@@ -103,7 +120,7 @@ pub fn compare(manifest: &[u8], expected: &Expected<'_>) -> Result<(), ManifestM
     compare_files(parsed.files, expected.files)
 }
 
-fn compare_files(listed: Vec<File>, received: &HashMap<String, (u64, Hash)>) -> Result<(), ManifestMismatch> {
+fn compare_files(listed: Vec<File>, received: &HashMap<String, Sum>) -> Result<(), ManifestMismatch> {
     let mut wrong = Vec::new();
     let mut known = 0;
     for file in listed {
@@ -112,16 +129,18 @@ fn compare_files(listed: Vec<File>, received: &HashMap<String, (u64, Hash)>) -> 
             (None, Some(encoded)) => format!("(hexadecimal) {encoded}"),
             (None, None) => return Err(ManifestMismatch::Malformed("a file without a path".into())),
         };
-        let Some((size, sha256)) = received.get(&path) else {
+        let Some(Sum { size, crc32c }) = received.get(&path) else {
             wrong.push(format!("{path}: listed, but not received"));
             continue;
         };
         known += 1;
-        let same_sum = file.algorithm.as_deref() == Some("SHA256") && file.checksum.as_deref() == Some(hex::encode(sha256).as_str());
+        // Written as it lies in the server's memory, and all servers that Walkeep knows of are little-endian.
+        let written = hex::encode(crc32c.to_le_bytes());
+        let same_sum = file.algorithm.as_deref() == Some("CRC32C") && file.checksum.as_deref() == Some(written.as_str());
         if *size != file.size {
             wrong.push(format!("{path}: {size} bytes received, {} sent", file.size));
         } else if !same_sum {
-            wrong.push(format!("{path}: another SHA-256"));
+            wrong.push(format!("{path}: another CRC-32C"));
         }
     }
     if known < received.len() {
@@ -151,14 +170,19 @@ mod tests {
     fn file(path: &str, content: &[u8]) -> String {
         format!(
             "{{ \"Path\": \"{path}\", \"Size\": {}, \"Last-Modified\": \"2026-11-21 04:08:39 GMT\", \
-             \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{}\" }}",
+             \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{}\" }}",
             content.len(),
-            hex::encode(codec::sha256(content))
+            hex::encode(crc32c::crc32c(content).to_le_bytes())
         )
     }
 
     fn check(manifest: &[u8], received: &[(&str, &[u8])]) -> Result<(), ManifestMismatch> {
-        let files = received.iter().map(|(path, content)| ((*path).to_owned(), (content.len() as u64, codec::sha256(content)))).collect();
+        let sum = |content: &[u8]| {
+            let mut sum = Sum::default();
+            sum.add(content);
+            sum
+        };
+        let files = received.iter().map(|(path, content)| ((*path).to_owned(), sum(content))).collect();
         let (start, stop) = (Lsn::new(0x200_0028), Lsn::new(0x200_0100));
         compare(manifest, &Expected { system: SystemIdentifier::new(7), start, stop, files: &files })
     }
@@ -169,7 +193,7 @@ mod tests {
         check(&listed, &[("PG_VERSION", b"15\n"), ("base/1/1", b"abc")]).unwrap();
         let wrong = |received: &[(&str, &[u8])]| check(&listed, received).unwrap_err().to_string();
         assert!(wrong(&[("PG_VERSION", b"15\n")]).contains("base/1/1: listed, but not received"));
-        assert!(wrong(&[("PG_VERSION", b"15\n"), ("base/1/1", b"abd")]).contains("base/1/1: another SHA-256"));
+        assert!(wrong(&[("PG_VERSION", b"15\n"), ("base/1/1", b"abd")]).contains("base/1/1: another CRC-32C"));
         assert!(wrong(&[("PG_VERSION", b"15\n"), ("base/1/1", b"abcd")]).contains("4 bytes received, 3 sent"));
         assert!(wrong(&[("PG_VERSION", b"15\n"), ("base/1/1", b"abc"), ("x", b"")]).contains("1 files received are not listed"));
     }

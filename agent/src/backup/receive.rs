@@ -5,23 +5,22 @@ use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::Tablespace;
 use walkeep_core::label::BackupLabel;
 use walkeep_core::layout::BackupId;
-use walkeep_core::manifest::{Entry, EntryKind, ManifestTrailer};
+use walkeep_core::manifest::{Entry, EntryKind};
 use walkeep_core::relative_path::RelativePath;
 use walkeep_core::{Lsn, TimelineId};
 
-use super::pack::{EXTENT, FileFacts, Packed, Packer, Totals};
-use super::postgres_manifest::{Expected, compare};
-use crate::codec::Hash;
+use super::damage::{Damage, bad_page};
+use super::pack::{FileFacts, Older, Packed, Packer};
+use super::postgres_manifest::{Expected, Sum, compare};
+use super::workers::Workers;
 use crate::postgres::tar::Entry as TarEntry;
 use crate::postgres::{BackupError, BackupEvent, BaseBackupStream};
 use crate::repository::ClusterRepository;
-use crate::repository::manifest::ManifestEncoder;
 use crate::transfer::{Meter, Stage};
 
 const LABEL_FILE: &str = "backup_label";
@@ -52,10 +51,8 @@ pub struct Received {
     pub stop_timeline: TimelineId,
     pub label: BackupLabel,
     pub tablespaces: Vec<Tablespace>,
-    /// The manifest's object.
-    pub manifest: Bytes,
-    pub trailer: ManifestTrailer,
-    pub totals: Totals,
+    /// What was stored.
+    pub packed: Packed,
 }
 
 /// Reads a base backup that began at `began` by the server's clock, stores its data and compares it with the server's manifest.
@@ -63,6 +60,8 @@ pub async fn receive(
     repository: Arc<ClusterRepository>,
     mut source: impl Source,
     began: DateTime<Utc>,
+    (workers, older): (Workers, Older),
+    damage: &Damage,
     meter: &mut Meter<'_>,
     cancel: &CancellationToken,
 ) -> Result<Received> {
@@ -73,9 +72,8 @@ pub async fn receive(
     tracing::info!(backup = %id, %start_lsn, timeline = timeline.get(), "backup: receiving");
     let sizes = tablespaces.iter().map(|space| space.size_kb).chain([data_directory_kb]);
     meter.stage(Stage::Copying, sizes.sum::<Option<u64>>().map(|kb| kb.saturating_mul(1024)));
-    let encoder = ManifestEncoder::new(id.clone(), EXTENT as u64, repository.compression_level())?;
     let mut receiver = Receiver {
-        packer: Packer::new(repository.clone(), encoder, cancel.clone()),
+        packer: Packer::new(repository.clone(), id.clone(), workers, older, cancel.clone())?,
         files: HashMap::new(),
         present: None,
         label: Vec::new(),
@@ -89,17 +87,17 @@ pub async fn receive(
     }
     let (stop_lsn, stop_timeline) = loop {
         match source.next().await? {
-            Some(BackupEvent::Finished { stop_lsn, timeline, notices }) => {
-                notices.iter().for_each(|notice| tracing::warn!(message = notice.message, "backup: the server remarks"));
+            Some(BackupEvent::Finished { stop_lsn, timeline, notices, damaged }) => {
+                notices.iter().for_each(|notice| remark(&notice.message, &outside, damage));
+                damage.certain(damaged);
                 break (stop_lsn, timeline);
             }
             Some(event) => receiver.take(event, meter).await?,
             None => bail!("the server's base backup ended without a stop position"),
         }
     };
-    let Receiver { packer, mut files, label, postgres_manifest, .. } = receiver;
-    let (manifest, trailer, totals, packed) = packer.finish().await?;
-    note(&mut files, packed);
+    let Receiver { packer, files, label, postgres_manifest, .. } = receiver;
+    let packed = packer.finish().await?;
 
     if let Some(missing) = REQUIRED.iter().find(|required| !files.contains_key(**required)) {
         bail!("the server sent no {missing}: this is no base backup");
@@ -108,7 +106,6 @@ pub async fn receive(
     if (label.start, label.timeline) != (start_lsn, timeline) {
         bail!("the backup_label the server sent begins at {}, the backup at {start_lsn}", label.start);
     }
-    files.remove(MANIFEST_FILE);
     let sizes = tablespace_sizes(&files);
     let system = repository.identity().system_identifier;
     tokio::task::spawn_blocking(move || compare(&postgres_manifest, &Expected { system, start: start_lsn, stop: stop_lsn, files: &files }))
@@ -119,15 +116,28 @@ pub async fn receive(
         bytes: sizes.get(&space.oid).copied().unwrap_or_default(),
     };
     let tablespaces = outside.into_iter().map(tablespace).collect();
-    Ok(Received { id, start_lsn, timeline, stop_lsn, stop_timeline, label, tablespaces, manifest, trailer, totals })
+    Ok(Received { id, start_lsn, timeline, stop_lsn, stop_timeline, label, tablespaces, packed })
+}
+
+/// What the server remarks: that a page is bad, or something else.
+fn remark(message: &str, tablespaces: &[crate::postgres::Tablespace], damage: &Damage) {
+    match bad_page(message) {
+        Some((file, block)) => {
+            // The file of a tablespace comes by its place.
+            let space = tablespaces.iter().find_map(|space| Some((space.oid, file.strip_prefix(&space.location)?)));
+            let path = space.map_or_else(|| file.trim_start_matches("./").to_owned(), |(oid, rest)| format!("pg_tblspc/{oid}{rest}"));
+            damage.told(&path, block);
+        }
+        None => tracing::warn!(message, "backup: the server remarks"),
+    }
 }
 
 struct Receiver {
     packer: Packer,
     /// Everything received, to be compared with the server's manifest.
-    files: HashMap<String, (u64, Hash)>,
-    /// The file being received, and how many bytes it still lacks.
-    present: Option<(FileFacts, u64)>,
+    files: HashMap<String, Sum>,
+    /// The file being received, how many bytes it still lacks, and what came.
+    present: Option<(FileFacts, u64, Sum)>,
     label: Vec<u8>,
     postgres_manifest: Vec<u8>,
 }
@@ -137,18 +147,19 @@ impl Receiver {
         match event {
             BackupEvent::Entry(TarEntry::File { path, mode, size, mtime }) => {
                 let path = RelativePath::parse(&path)?;
-                // Size and hash follow when it is packed.
-                if self.files.insert(path.as_str().to_owned(), (0, [0; 32])).is_some() {
+                // Size and sum follow at its end.
+                if self.files.insert(path.as_str().to_owned(), Sum::default()).is_some() {
                     bail!("the server sent {path} twice");
                 }
                 let mtime = i64::try_from(mtime).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
-                self.present = Some((FileFacts { path, mode: mode & 0o777, mtime }, size));
+                self.present = Some((FileFacts { path, mode: mode & 0o777, mtime }, size, Sum::default()));
                 Ok(())
             }
             BackupEvent::Entry(TarEntry::Data(bytes)) => {
-                let Some((facts, left)) = &mut self.present else { bail!("the server sent data of no file") };
+                let Some((facts, left, sum)) = &mut self.present else { bail!("the server sent data of no file") };
                 let Some(less) = left.checked_sub(bytes.len() as u64) else { bail!("{} is longer than announced", facts.path) };
                 *left = less;
+                sum.add(&bytes);
                 if facts.path.as_str() == LABEL_FILE && self.label.len() + bytes.len() <= LABEL_LIMIT {
                     self.label.extend_from_slice(&bytes);
                 }
@@ -157,9 +168,10 @@ impl Receiver {
                 Ok(())
             }
             BackupEvent::Entry(TarEntry::FileEnd) => {
-                let Some((facts, 0)) = self.present.take() else { bail!("the server ended a file before its end") };
+                let Some((facts, 0, sum)) = self.present.take() else { bail!("the server ended a file before its end") };
                 meter.file();
-                self.end_file(facts).await
+                self.files.insert(facts.path.as_str().to_owned(), sum);
+                self.packer.file(facts).await
             }
             BackupEvent::Entry(TarEntry::Directory { path, mode }) => {
                 let entry = Entry { path: RelativePath::parse(&path)?, mode: mode & 0o777, mtime: None, kind: EntryKind::Dir };
@@ -174,29 +186,19 @@ impl Receiver {
                 Ok(self.packer.data(&bytes).await?)
             }
             BackupEvent::ManifestEnd => {
-                self.end_file(FileFacts { path: RelativePath::parse(MANIFEST_FILE)?, mode: 0o600, mtime: None }).await
+                self.packer.file(FileFacts { path: RelativePath::parse(MANIFEST_FILE)?, mode: 0o600, mtime: None }).await
             }
             BackupEvent::Progress(_) => Ok(()),
             BackupEvent::Started { .. } | BackupEvent::Finished { .. } => bail!("the server's base backup is out of order"),
         }
     }
-
-    async fn end_file(&mut self, facts: FileFacts) -> Result<()> {
-        self.packer.file(facts).await?;
-        note(&mut self.files, self.packer.take_finished());
-        Ok(())
-    }
 }
 
-fn note(files: &mut HashMap<String, (u64, Hash)>, packed: Vec<Packed>) {
-    files.extend(packed.into_iter().map(|file| (file.path.as_str().to_owned(), (file.size, file.sha256))));
-}
-
-fn tablespace_sizes(files: &HashMap<String, (u64, Hash)>) -> HashMap<u32, u64> {
+fn tablespace_sizes(files: &HashMap<String, Sum>) -> HashMap<u32, u64> {
     let mut sizes = HashMap::new();
-    for (path, (size, _)) in files {
+    for (path, sum) in files {
         if let Some((oid, _)) = RelativePath::parse(path).ok().and_then(|path| path.tablespace().map(|(oid, _)| (oid, ()))) {
-            *sizes.entry(oid).or_default() += size;
+            *sizes.entry(oid).or_default() += sum.size;
         }
     }
     sizes

@@ -12,7 +12,7 @@ use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
 use crate::repository::{self, ClusterRepository};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The WAL of a backup.

@@ -20,7 +20,10 @@ Examples:
   walkeep agent --config /etc/walkeep/walkeep.toml --cluster main
 
 SIGTERM stores what was received and ends within 5 s; a second one ends at once. With NOTIFY_SOCKET in the
-environment (systemd, Type=notify) readiness is told there; /readyz tells it over HTTP.")]
+environment (systemd, Type=notify) readiness is told there; /readyz tells it over HTTP.
+
+Base backups by the clock: [[cluster.NAME.backup]] in the configuration, with schedule = \"0 3 * * *\" and
+timezone = \"Europe/Berlin\". `walkeep status` shows the next one and what is overdue.")]
 pub struct AgentArgs {}
 
 /// Arguments of `walkeep fetch-service`.

@@ -8,8 +8,10 @@ use walkeep_core::picture::Picture;
 
 use super::failure::Failure;
 use super::picture::PictureArgs;
+use super::schedules::{self, ScheduleReport};
 use super::slot::{self, SlotReport};
 use super::{Global, output, setup};
+use crate::backup::lock::BackupLock;
 
 /// Arguments of `walkeep status`.
 #[derive(Debug, Args)]
@@ -56,6 +58,9 @@ struct Status {
     newest_backup: Option<BackupRecord>,
     timelines: Vec<TimelineReport>,
     gaps: Vec<GapReport>,
+    schedules: Vec<ScheduleReport>,
+    /// Who takes a backup on this host now.
+    backup_running: Option<String>,
     agent: &'static str,
     slot: Option<SlotReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,6 +87,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let identity = repository.identity();
     let answers = setup::agent_answers(&config.cluster).await;
     let picture = Picture::of(&catalog, None);
+    let backup_running = BackupLock::holder(&config.cluster.spool);
     let status = Status {
         cluster: catalog.cluster().to_string(),
         repository: repository.repository().url(),
@@ -92,6 +98,8 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         newest_backup: catalog.backups().last().cloned(),
         timelines: catalog.report(),
         gaps: catalog.gap_reports(),
+        schedules: schedules::report(&config.cluster, catalog.backups(), identity.since, backup_running.is_some()),
+        backup_running,
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
         picture: args.picture.for_json(&picture),
@@ -113,6 +121,10 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         }
         None => output::say!("backups     none: nothing can be restored yet; take one with `walkeep backup`"),
     }
+    if let Some(holder) = &status.backup_running {
+        output::say!("            one is being taken: {holder}");
+    }
+    schedules::print(&status.schedules, answers);
     for report in &status.timelines {
         print_timeline(report);
     }
@@ -184,7 +196,7 @@ pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> 
         output::say!("no backups; take one with `walkeep backup`");
         return Ok(());
     }
-    let mut table = output::table(&["ID", "label", "ended", "timeline", "start", "stop", "size", "stored"]);
+    let mut table = output::table(&["ID", "label", "ended", "timeline", "start", "stop", "size", "stored", "kept"]);
     for backup in catalog.backups() {
         table.add_row([
             backup.id.to_string(),
@@ -195,9 +207,14 @@ pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> 
             backup.stop_lsn.to_string(),
             output::bytes(backup.bytes),
             output::bytes(backup.bytes_stored),
+            backup.keep.as_ref().map(output::kept).unwrap_or_default(),
         ]);
     }
     output::say!("{table}");
+    for (backup, damage) in catalog.backups().iter().filter_map(|backup| Some((backup, backup.damage.as_ref()?))) {
+        let pages = output::count(damage.pages, "page");
+        output::say!("{}: {pages} had wrong checksums on the server (--json names them)", backup.id);
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! Commands print for people, or JSON with `--json`; they contain no logic of their own beyond that.
 
 mod agent;
+mod ask;
 mod backup;
 mod before;
 mod catalog;
@@ -20,6 +21,7 @@ mod plan;
 mod progress;
 mod removal;
 mod restore;
+mod schedules;
 mod setup;
 mod slot;
 mod target;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use walkeep_core::backup::Keep;
 
 /// Prints one line for whoever ran the command.
 macro_rules! say {
@@ -87,6 +88,14 @@ pub fn duration(duration: Duration) -> String {
 /// A time for people, in UTC.
 pub fn time(time: chrono::DateTime<chrono::Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// For how long a backup is kept beyond the retention policy.
+pub fn kept(keep: &Keep) -> String {
+    match keep {
+        Keep::Forever => "forever".into(),
+        Keep::Until(until) => format!("until {}", time(*until)),
+    }
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use walkeep_core::target::TargetAction;
 
 use super::failure::Failure;
 use super::target::TargetArgs;
-use super::{Global, output, plan, progress, setup};
+use super::{Global, ask, output, plan, progress, setup};
 use crate::config::Config;
 use crate::rates::RatesFile;
-use crate::restore::{self, Options, Refusal, Summary};
+use crate::restore::{self, Options, Refusal, Summary, Survey};
 
 /// Arguments of `walkeep restore`.
 #[derive(Debug, Args)]
@@ -22,8 +22,11 @@ Examples:
   walkeep restore --at '2026-11-20 14:30:00+01' --to /srv/restored --action pause
   walkeep restore --before-drop shop.public.orders --to /srv/restored
   walkeep restore --to /srv/restored --tablespace /mnt/fast=/srv/restored-fast
+  walkeep restore --at '2026-11-20 14:30:00+01' --to /var/lib/postgresql/15/main --delta
+  walkeep restore --to /srv/restored --only-database shop
 
-The directory must be absent or empty; nothing is ever overwritten. Archiving is switched off in the restored server
+The directory must be absent or empty; nothing is ever overwritten, but with --delta: then a data directory of the same
+cluster, without a server, gets what differs, and what does not belong there is removed, after a question. Archiving is switched off in the restored server
 unless --keep-archiving is given. Start the server on the directory: it fetches WAL by walkeep-restore-cmd and recovers.")]
 pub struct RestoreArgs {
     #[command(flatten)]
@@ -37,6 +40,15 @@ pub struct RestoreArgs {
     /// What the server does once the target is reached
     #[arg(long, value_enum, default_value_t = Action::Promote)]
     action: Action,
+    /// Into a data directory of this cluster: fetch only what differs, remove what does not belong there
+    #[arg(long)]
+    delta: bool,
+    /// Overwrite and remove without asking
+    #[arg(long, requires = "delta")]
+    yes: bool,
+    /// Only this database's files, and what all databases share; the others are there, empty, and have to be dropped. May be given several times
+    #[arg(long, value_name = "NAME")]
+    only_database: Vec<String>,
     /// Leave archive_mode as it was
     #[arg(long)]
     keep_archiving: bool,
@@ -72,7 +84,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     let to = std::path::absolute(&args.to).context("make the path absolute")?;
     let tablespaces = args.tablespace.iter().map(|text| mapping(text)).collect::<Result<Vec<_>>>().map_err(Failure::usage)?;
     // Before WAL is read, which may take long. All is looked at again, with the room on the disks, before anything is written.
-    for directory in [&to].into_iter().chain(tablespaces.iter().map(|(_, new)| new)) {
+    for directory in [&to].into_iter().chain(tablespaces.iter().map(|(_, new)| new)).filter(|_| !args.delta) {
         restore::check_directory(directory).map_err(refusal_or_failure)?;
     }
     let stop = setup::stop_on_signals()?;
@@ -95,6 +107,14 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     options.keep_archiving = args.keep_archiving;
     options.keep_synchronous_standbys = args.keep_synchronous_standbys;
     options.parallelism = args.parallel.clamp(1, 64);
+    options.delta = args.delta;
+    if !args.only_database.is_empty() {
+        options.needed = restore::only(&repository, &plan, &args.only_database, &stop).await.map_err(refusal_or_failure)?;
+    }
+    if args.delta {
+        let survey = restore::look_over(&repository, &plan, &options, &stop).await.map_err(refusal_or_failure)?;
+        agree(&survey, &args, &options.to).await?;
+    }
     let bar = progress::Bar::new("restoring");
     let restored = restore::restore(repository, &plan, options, &|state| bar.show(state), &stop).await;
     bar.finish();
@@ -106,6 +126,47 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
         print(&summary);
     }
     Ok(())
+}
+
+/// Says what will be lost, and asks.
+async fn agree(survey: &Survey, args: &RestoreArgs, to: &Path) -> Result<(), Failure> {
+    if survey.is_empty() || args.yes && args.json {
+        return Ok(());
+    }
+    let to = to.display();
+    output::tell!(
+        "{to} has {} of the backup ({}); what differs is overwritten",
+        output::count(survey.files, "file"),
+        output::bytes(survey.bytes)
+    );
+    if survey.removed > 0 {
+        output::tell!("what the backup does not have is removed: {}", output::count(survey.removed, "file or folder"));
+        survey.named.iter().for_each(|path| output::tell!("  {}", path.display()));
+        if survey.removed > survey.named.len() as u64 {
+            output::tell!("  ...");
+        }
+    }
+    if survey.wal > 0 {
+        output::tell!("among them {} in pg_wal: recovery fetches WAL from the repository", output::count(survey.wal, "file"));
+    }
+    if survey.unarchived > 0 {
+        let count = output::count(survey.unarchived, "file");
+        output::tell!(
+            "ATTENTION: the server had not archived {count} of it (archive_status/*.ready): copy pg_wal elsewhere first if they are wanted"
+        );
+    }
+    if args.yes {
+        return Ok(());
+    }
+    if !ask::possible() {
+        let reason =
+            format!("what differs in {to} is overwritten, and what does not belong there removed, and nobody is there to be asked");
+        return Err(Failure::refused(reason).hint("--yes says that this is wanted"));
+    }
+    match ask::ask(format!("{to} becomes the backup.")).await? {
+        true => Ok(()),
+        false => Err(Failure::refused("not done: nothing was touched".to_owned())),
+    }
 }
 
 fn refusal_or_failure(error: anyhow::Error) -> Failure {

@@ -157,7 +157,8 @@ async fn known_cluster(cluster: &ClusterConfig, store: SharedStore) -> repositor
     let identity = identities.into_iter().next_back();
     let unknown = || repository::Error::UnknownCluster { url: repository.url(), cluster: cluster.name.to_string() };
     let identity = identity.ok_or_else(unknown)?;
-    Ok(ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level))
+    let repository = ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level);
+    Ok(repository.with_wal_level(cluster.wal_compression_level))
 }
 
 /// What the repository holds; what cannot be believed is told on standard error and left out.

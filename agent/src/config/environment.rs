@@ -1,7 +1,7 @@
 //! Every key of the configuration by environment variable, laid over the file.
 //!
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
-//! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), the others `WALKEEP_LISTEN_HTTP`, `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
+//! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), the others `WALKEEP_LISTEN_HTTP`, `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
 
 use anyhow::{Context, Result, bail};
 use toml::Value;
@@ -17,9 +17,10 @@ enum Kind {
 
 use Kind::{Boolean, Integer, Text};
 
-const CLUSTER: [(&str, Kind); 14] = [
+const CLUSTER: [(&str, Kind); 16] = [
     ("connection", Text),
     ("data_directory", Text),
+    ("config_files", Boolean),
     ("spool", Text),
     ("spool_limit", Text),
     ("socket", Text),
@@ -30,6 +31,7 @@ const CLUSTER: [(&str, Kind); 14] = [
     ("protect", Text),
     ("slot_limit", Text),
     ("compression_level", Integer),
+    ("wal_compression_level", Integer),
     ("upload_parallelism", Integer),
     ("stream", Boolean),
 ];
@@ -48,6 +50,18 @@ const REPOSITORY: [(&str, Kind); 13] = [
     ("secret_access_key_file", Text),
     ("session_token_file", Text),
     ("timeout", Text),
+];
+
+const BACKUP: [(&str, Kind); 9] = [
+    ("schedule", Text),
+    ("timezone", Text),
+    ("jitter", Text),
+    ("catch_up", Boolean),
+    ("label", Text),
+    ("keep", Text),
+    ("full", Boolean),
+    ("max_rate", Text),
+    ("spread_checkpoint", Boolean),
 ];
 
 /// What else Walkeep's programs read.
@@ -69,6 +83,11 @@ pub fn variable_of_repository(key: &str) -> String {
     format!("WALKEEP_REPOSITORY_{}", key.to_uppercase())
 }
 
+/// The variable of a schedule's key.
+pub fn variable_of_backup(key: &str) -> String {
+    format!("WALKEEP_BACKUP_{}", key.to_uppercase())
+}
+
 /// A warning for each variable that looks like one of ours and is none. Not an error: Kubernetes sets `WALKEEP_PORT` and others of the
 /// kind in every container beside a service that is called so.
 pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
@@ -76,6 +95,7 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
         OTHERS.contains(&name)
             || CLUSTER.iter().any(|(key, _)| name == format!("WALKEEP_{}", key.to_uppercase()))
             || REPOSITORY.iter().any(|(key, _)| name == variable_of_repository(key))
+            || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
     };
     let mut unknown: Vec<_> = names.filter(|name| name.starts_with("WALKEEP_") && !known(name)).collect();
     unknown.sort_unstable();
@@ -100,7 +120,12 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
     }
     for (key, kind) in REPOSITORY {
         if let Some(value) = given("REPOSITORY_", (key, kind))? {
-            first_repository(child(child(table, "cluster")?, cluster.as_str())?)?.insert(key.into(), value);
+            first_of(child(child(table, "cluster")?, cluster.as_str())?, "repository")?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in BACKUP {
+        if let Some(value) = given("BACKUP_", (key, kind))? {
+            first_of(child(child(table, "cluster")?, cluster.as_str())?, "backup")?.insert(key.into(), value);
         }
     }
     Ok(())
@@ -123,11 +148,12 @@ fn child<'a>(table: &'a mut toml::Table, key: &str) -> Result<&'a mut toml::Tabl
     entry.as_table_mut().with_context(|| format!("{key} is not a table"))
 }
 
-fn first_repository(cluster: &mut toml::Table) -> Result<&mut toml::Table> {
-    let entry = cluster.entry("repository").or_insert_with(|| Value::Array(Vec::new()));
-    let list = entry.as_array_mut().context("repository is not a list of tables")?;
+fn first_of<'a>(cluster: &'a mut toml::Table, name: &str) -> Result<&'a mut toml::Table> {
+    let wrong = || format!("{name} is not a list of tables");
+    let entry = cluster.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+    let list = entry.as_array_mut().with_context(wrong)?;
     if list.is_empty() {
         list.push(Value::Table(toml::Table::new()));
     }
-    list[0].as_table_mut().context("repository is not a list of tables")
+    list[0].as_table_mut().with_context(wrong)
 }

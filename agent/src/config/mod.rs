@@ -6,6 +6,7 @@
 
 mod environment;
 mod raw;
+mod schedules;
 mod values;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use walkeep_core::layout::ClusterName;
 
+pub use schedules::{ScheduledBackup, keep_for};
 pub use values::{ByteSize, Secret};
 
 /// Where the configuration lies unless told otherwise.
@@ -44,6 +46,8 @@ pub struct ClusterConfig {
     pub connection: Secret,
     /// The server's data directory, if it is on this host.
     pub data_directory: Option<PathBuf>,
+    /// Whether a backup of the data directory takes configuration files along that lie outside it.
+    pub config_files: bool,
     /// The folder for WAL that is not yet in the repository.
     pub spool: PathBuf,
     /// The most the spool may hold; when it is full the agent stops reading and the server keeps the WAL.
@@ -60,14 +64,18 @@ pub struct ClusterConfig {
     pub acknowledge: Acknowledge,
     /// What counts more when the repository does not keep up and the spool is full.
     pub protect: Protect,
-    /// zstd's level.
+    /// zstd's level for backups.
     pub compression_level: i32,
+    /// The same for WAL.
+    pub wal_compression_level: i32,
     /// Segments stored at the same time.
     pub upload_parallelism: usize,
     /// Whether the agent streams; without, only archive_command brings WAL.
     pub stream: bool,
     /// The repository.
     pub repository: RepositoryConfig,
+    /// The backups that the agent takes by itself, and when.
+    pub backups: Vec<ScheduledBackup>,
 }
 
 /// What a reported flush position promises.
@@ -194,7 +202,9 @@ impl Config {
         environment::overlay(&mut table, &name, env).with_context(|| format!("read the environment on top of {described}"))?;
         let raw: raw::Raw = raw::from_table(table, &text, &described)?;
         refuse_keys_of_s3_beside_a_directory(&raw, &name, &text, &described)?;
-        values::check(raw, &name, path).with_context(|| format!("check the configuration in {described}"))
+        let place = |index, key: &str| place_of_schedule(&name, index, key, &text, &described, env);
+        let backups = schedules::check(&raw, &name, &place)?;
+        values::check(raw, &name, path, backups).with_context(|| format!("check the configuration in {described}"))
     }
 }
 
@@ -214,6 +224,23 @@ fn read_text(path: Option<&Path>) -> Result<(Option<PathBuf>, String)> {
     }
 }
 
+/// Where a key of schedule number `index` was given; of one that was not, where the schedule is.
+fn place_of_schedule(
+    name: &ClusterName,
+    index: usize,
+    key: &str,
+    text: &str,
+    described: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> String {
+    let variable = environment::variable_of_backup(key);
+    match raw::line_of_key(text, name.as_str(), "backup", index, key) {
+        _ if index == 0 && env(&variable).is_some() => variable,
+        Some(line) => format!("{described}, line {line}: {key}"),
+        None => format!("{described}, [[cluster.{name}.backup]] number {}: {key}", index + 1),
+    }
+}
+
 /// Whoever writes them there believes that they have an effect.
 fn refuse_keys_of_s3_beside_a_directory(raw: &raw::Raw, name: &ClusterName, text: &str, described: &str) -> Result<()> {
     let Some(repository) = raw.cluster.get(name.as_str()).and_then(|cluster| cluster.repository.first()) else { return Ok(()) };
@@ -221,7 +248,7 @@ fn refuse_keys_of_s3_beside_a_directory(raw: &raw::Raw, name: &ClusterName, text
     if !repository.url.as_deref().is_some_and(|url| url.starts_with("file://")) {
         return Ok(());
     }
-    let place = match raw::line_of_repository_key(text, name.as_str(), key) {
+    let place = match raw::line_of_key(text, name.as_str(), "repository", 0, key) {
         Some(line) => format!("{described}, line {line}: {key}"),
         None => environment::variable_of_repository(key),
     };

@@ -21,6 +21,7 @@ pub struct Raw {
 pub struct RawCluster {
     pub connection: Option<String>,
     pub data_directory: Option<String>,
+    pub config_files: Option<bool>,
     pub spool: Option<String>,
     pub spool_limit: Option<String>,
     pub socket: Option<String>,
@@ -31,10 +32,28 @@ pub struct RawCluster {
     pub protect: Option<String>,
     pub slot_limit: Option<String>,
     pub compression_level: Option<i32>,
+    pub wal_compression_level: Option<i32>,
     pub upload_parallelism: Option<usize>,
     pub stream: Option<bool>,
     #[serde(default)]
     pub repository: Vec<RawRepository>,
+    #[serde(default)]
+    pub backup: Vec<RawBackup>,
+}
+
+/// A schedule.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBackup {
+    pub schedule: Option<String>,
+    pub timezone: Option<String>,
+    pub jitter: Option<String>,
+    pub catch_up: Option<bool>,
+    pub label: Option<String>,
+    pub keep: Option<String>,
+    pub full: Option<bool>,
+    pub max_rate: Option<String>,
+    pub spread_checkpoint: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -76,8 +95,8 @@ impl RawRepository {
     }
 }
 
-/// The line of a repository's key, if it is in the file and not from the environment.
-pub fn line_of_repository_key(text: &str, cluster: &str, key: &str) -> Option<usize> {
+/// The line of a key in the table number `index` of a cluster's `list` (`repository`, `backup`), if it is in the file and not from the environment.
+pub fn line_of_key(text: &str, cluster: &str, list: &str, index: usize, key: &str) -> Option<usize> {
     #[derive(Deserialize)]
     struct Located {
         #[serde(default)]
@@ -86,10 +105,15 @@ pub fn line_of_repository_key(text: &str, cluster: &str, key: &str) -> Option<us
     #[derive(Deserialize)]
     struct LocatedCluster {
         #[serde(default)]
-        repository: Vec<BTreeMap<toml::Spanned<String>, toml::Value>>,
+        repository: Vec<Keys>,
+        #[serde(default)]
+        backup: Vec<Keys>,
     }
+    type Keys = BTreeMap<toml::Spanned<String>, toml::Value>;
     let located: Located = toml::from_str(text).ok()?;
-    let keys = located.cluster.get(cluster)?.repository.first()?.keys();
+    let cluster = located.cluster.get(cluster)?;
+    let tables = if list == "backup" { &cluster.backup } else { &cluster.repository };
+    let keys = tables.get(index)?.keys();
     let start = keys.into_iter().find(|known| known.get_ref() == key)?.span().start;
     Some(text.get(..start)?.matches('\n').count() + 1)
 }

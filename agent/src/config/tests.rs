@@ -1,4 +1,5 @@
 use super::*;
+use walkeep_core::backup::KeepFor;
 
 fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
     let dir = tempfile::tempdir().unwrap();
@@ -79,6 +80,7 @@ fn bad_values_name_their_key() {
         ("protect = \"primary\"\nstream = false", "protect"),
         ("spool_limit = \"99999999999TiB\"", "spool_limit"),
         ("compression_level = 99", "compression_level"),
+        ("wal_compression_level = 0", "wal_compression_level"),
         ("compression_level = \"x\"", "line 2"),
     ] {
         let message = refusal(&SMALL.replace("[cluster.main]", &format!("[cluster.main]\n{line}")), &[]);
@@ -154,4 +156,54 @@ fn variables_that_mean_nothing_are_told() {
 fn several_clusters_need_a_choice() {
     let message = refusal(&format!("{SMALL}[cluster.other]\n"), &[]);
     assert!(message.contains("--cluster") && message.contains("other"), "{message}");
+}
+
+/// A file with such a schedule.
+fn with_schedule(lines: &str) -> String {
+    format!("{SMALL}\n[[cluster.main.backup]]\n{lines}\n")
+}
+
+#[test]
+fn schedules_have_defaults() {
+    assert!(load(SMALL, &[]).unwrap().cluster.backups.is_empty());
+    let config = load(&with_schedule("schedule = \"0 3 * * *\""), &[]).unwrap();
+    let [backup] = config.cluster.backups.as_slice() else { panic!("{:?}", config.cluster.backups) };
+    let schedule = &backup.schedule;
+    assert_eq!((schedule.cluster.as_str(), schedule.label.as_str(), schedule.zone.name()), ("main", "scheduled", "UTC"));
+    assert!(schedule.catch_up && schedule.jitter.is_zero() && !backup.full && backup.keep.is_none() && backup.max_rate_kb.is_none());
+
+    let all = with_schedule(
+        "schedule = \"@weekly\"\ntimezone = \"Europe/Berlin\"\njitter = \"10min\"\ncatch_up = false\nlabel = \"weekly\"\nkeep = \"90d\"\n\
+         full = true\nmax_rate = \"50MiB\"\nspread_checkpoint = true",
+    );
+    let two = format!("{all}[[cluster.main.backup]]\nschedule = \"*/30 * * * *\"\nkeep = \"forever\"\n");
+    let config = load(&two, &[("WALKEEP_BACKUP_TIMEZONE", "Asia/Tokyo"), ("WALKEEP_BACKUP_CATCH_UP", "yes")]).unwrap();
+    let [weekly, often] = config.cluster.backups.as_slice() else { panic!("{:?}", config.cluster.backups) };
+    assert_eq!((weekly.schedule.zone.name(), weekly.schedule.catch_up, weekly.max_rate_kb), ("Asia/Tokyo", true, Some(51_200)));
+    assert_eq!(weekly.keep, Some(KeepFor::Time(Duration::from_secs(90 * 86_400))));
+    assert_eq!((often.schedule.zone.name(), often.keep), ("UTC", Some(KeepFor::Forever)));
+}
+
+#[test]
+fn schedules_that_cannot_be_are_told_with_their_line() {
+    for (lines, part) in [
+        ("schedule = \"0 0 31 2 *\"", "line 7: schedule: \"0 0 31 2 *\": it can never fire"),
+        ("label = \"a\"\nschedule = \"0 24 * * *\"", "line 8: schedule"),
+        ("schedule = \"@daily\"\ntimezone = \"Europe/Berln\"", "line 8: timezone: \"Europe/Berln\" is no time zone"),
+        ("schedule = \"@daily\"\njitter = \"2d\"", "line 8: jitter"),
+        ("schedule = \"@daily\"\nkeep = \"30\"", "line 8: keep"),
+        ("schedule = \"@daily\"\nmax_rate = \"1kB\"", "line 8: max_rate"),
+        ("schedule = \"@daily\"\nlabel = \"a\\nb\"", "line 8: label"),
+        ("label = \"a\"", "[[cluster.main.backup]] number 1: schedule: is missing"),
+        ("schedule = \"@daily\"\nevery = 1", "line 8"),
+        (
+            "schedule = \"@daily\"\n[[cluster.main.backup]]\nschedule = \"@weekly\"",
+            "number 2: label: \"scheduled\" is the label of another",
+        ),
+    ] {
+        let message = refusal(&with_schedule(lines), &[]);
+        assert!(message.contains(part), "{lines:?}: {message}");
+    }
+    let message = refusal(SMALL, &[("WALKEEP_BACKUP_SCHEDULE", "at night")]);
+    assert!(message.contains("WALKEEP_BACKUP_SCHEDULE: \"at night\": 2 fields"), "{message}");
 }

@@ -3,9 +3,9 @@
 //! The only place that spawns long-lived tasks. The socket is served first, so that archive_command gets a reason while the repository
 //! or the server cannot be reached; the rest starts as soon as the repository was opened.
 
+mod backups;
 mod handler;
 mod names;
-mod renew;
 mod watch;
 
 use std::path::Path;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
-use crate::config::{Acknowledge, Config, Protect};
+use crate::config::{Acknowledge, Config};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::index;
@@ -155,6 +155,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 tracing::warn!(error = format!("{error:#}"), "the repository is out of reach: starting with what the spool knows of it");
                 let (name, level) = (config.cluster.name.clone(), config.cluster.compression_level);
                 ClusterRepository::later(note.repository, name, note.identity, level, open)
+                    .with_wal_level(config.cluster.wal_compression_level)
             }
         },
         None => {
@@ -190,7 +191,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
         Role::FetchService { .. } => index::Queue::nobody(),
     };
     let services = Arc::new(Services {
-        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()),
+        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()).looking_ahead(),
         fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave).measuring(RatesFile::of(&config.cluster)),
         system: identity.system_identifier,
     });
@@ -224,12 +225,13 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 names_wanted,
                 stop.clone(),
             ));
+            let taker = backups::Taker::new(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone());
+            if taker.has_reasons() {
+                tasks.spawn(supervise("backups", backups::run(taker, progress.clone()), crashed.clone(), stop.clone()));
+            }
             if !config.cluster.stream {
                 progress.set_phase(Phase::Off);
                 return;
-            }
-            if config.cluster.protect != Protect::Archive {
-                tasks.spawn(renew::run(repository.clone(), params.clone(), metrics.clone(), progress.clone(), stop.clone()));
             }
             // Not a reason to leave: archive_command is served all the same, and whoever mends the spool need not think of the agent.
             let start = || {

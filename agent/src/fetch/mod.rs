@@ -3,11 +3,10 @@
 //! Three answers exist, and the second is the dangerous one: *done*, the whole file is at its destination; *absent*, which ends recovery
 //! and is said only when [`find`] proves it; *failed*, which is everything else.
 //!
-//! A file is proven before it is visible: it is written beside its destination, fsynced, and takes the name as the last step of the
-//! request itself. So a request that is given up (the shim was killed) leaves the destination alone, and so does a crash: under the name
-//! lies the old file or the whole new one. The fsync costs nothing in the end, because PostgreSQL fsyncs a restored file before it
-//! renames it; but pg_rewind and people read the destination as it is. The folder is not fsynced: at worst the name is lost, and
-//! PostgreSQL asks again.
+//! A file is proven before it is visible: it is written beside its destination and takes the name as the last step of the request itself. So a request
+//! that is given up (the shim was killed) leaves the destination alone. What PostgreSQL takes for its own is not fsynced here: before it uses `RECOVERYXLOG` or
+//! `RECOVERYHISTORY` under another name it fsyncs it, and after a crash it removes what it finds under these. Under any other name, for pg_rewind and people, lies
+//! the old file or the whole new one after a crash too. The folder is not fsynced: at worst the name is lost, and whoever asked asks again.
 
 pub mod find;
 pub mod prefetch;
@@ -24,16 +23,17 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use walkeep_core::WalFileName;
+use walkeep_core::{SegmentName, WalFileName};
 
 use crate::durable::{self, PRIVATE_FILE, Staged};
 use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
 use crate::retry::{Backoff, retry};
+use crate::wal_path;
 
 use find::{Finder, Found, Remedy, Trouble};
-use prefetch::Prefetch;
 pub use prefetch::PrefetchConfig;
+use prefetch::{Content, Prefetch};
 use replay::ReplayMeter;
 pub use service::Activity;
 
@@ -177,7 +177,19 @@ impl Fetcher {
         let asked = Instant::now();
         let meter = self.meter.as_ref().filter(|_| !mode.standby);
         let deadline = if mode.standby { self.config.standby_deadline } else { self.config.deadline };
-        let found = match self.find(name, deadline).await {
+        if let Some(placed) = self.place_ahead(name, destination, deadline).await {
+            return match placed {
+                Ok(segment) => {
+                    let size = self.finder.identity().segment_size.bytes();
+                    self.served(segment, destination);
+                    meter.inspect(|meter| meter.served(segment, size, asked, destination));
+                    Outcome::Done
+                }
+                Err(why) => misplaced(why, name, destination),
+            };
+        }
+        let left = deadline.saturating_sub(asked.elapsed());
+        let found = match self.find(name, left).await {
             Ok(found) => found,
             Err(trouble) => {
                 let (hint, permanent) = (trouble.hint().into(), trouble.is_permanent());
@@ -197,34 +209,47 @@ impl Fetcher {
         };
         let size = content.len() as u64;
         if let Err(why) = self.place(content, destination).await {
-            let hint = format!("Check free space and permissions of the folder of {}.", destination.display());
-            return Outcome::Failed { why: why.context(format!("cannot put {name} in place")), hint, permanent: false };
+            return misplaced(why, name, destination);
         }
         if let WalFileName::Segment(segment) = name
             && finished
         {
-            self.prefetch.served(segment);
+            self.served(segment, destination);
             meter.inspect(|meter| meter.served(segment, size, asked, destination));
         }
         Outcome::Done
     }
 
-    /// What was read ahead, or else what the repository has, tried again while that may help.
-    async fn find(&self, name: WalFileName, deadline: Duration) -> Result<Found, Trouble> {
-        let began = Instant::now();
-        if let WalFileName::Segment(segment) = name
-            && let Some(entry) = self.prefetch.claim(segment)
-            && let Some(content) = entry.content(deadline).await
-        {
-            return Ok(Found::Whole(content));
-        }
+    /// Puts in place what was read ahead; `None` if it was not.
+    async fn place_ahead(&self, name: WalFileName, destination: &Path, deadline: Duration) -> Option<anyhow::Result<SegmentName>> {
+        let WalFileName::Segment(segment) = name else { return None };
+        let ready = self.prefetch.claim(segment)?.content(deadline).await?;
+        let content = match ready.content {
+            Content::Written(file) if Some(file.folder()) == destination.parent() && wal_path::is_scratch(destination) => {
+                // No await: a request that was given up must not change the destination afterwards.
+                return Some(file.publish(destination).map(|()| segment));
+            }
+            // Another server asks than the one before.
+            Content::Written(file) => tokio::task::spawn_blocking(|| file.read()).await.ok()?.ok()?.into(),
+            Content::Memory(content) => content,
+        };
+        Some(self.place(content, destination).await.map(|()| segment))
+    }
+
+    fn served(&self, segment: SegmentName, destination: &Path) {
+        let folder = destination.parent().filter(|_| wal_path::is_scratch(destination));
+        self.prefetch.served(segment, folder);
+    }
+
+    /// What the repository has, tried again while that may help.
+    async fn find(&self, name: WalFileName, left: Duration) -> Result<Found, Trouble> {
         let rereads = AtomicU32::new(0);
         let again = |trouble: &Trouble| match trouble.remedy() {
             Remedy::Wait => true,
             Remedy::Reread => rereads.fetch_add(1, Ordering::Relaxed) < REREADS,
             Remedy::None => false,
         };
-        let left = deadline.saturating_sub(began.elapsed()).min(self.config.patience);
+        let left = left.min(self.config.patience);
         retry("reading the file", Backoff::within(left), &self.cancel, again, || self.finder.find(name)).await
     }
 
@@ -233,13 +258,19 @@ impl Fetcher {
         let (tidied, path) = (Arc::clone(&self.tidied), destination.to_owned());
         let write = move || {
             tidy(&tidied, &path);
-            Staged::write(&path, &content, PRIVATE_FILE)
+            let write = if wal_path::is_scratch(&path) { Staged::write_volatile } else { Staged::write };
+            write(&path, &content, PRIVATE_FILE)
         };
         // If this is dropped while it waits, the file is written to its end on its thread, and removed.
         let staged = tokio::task::spawn_blocking(write).await.context("write the file")??;
         // From here on there is no await: a request that was given up must not change the destination afterwards.
         staged.publish()
     }
+}
+
+fn misplaced(why: anyhow::Error, name: WalFileName, destination: &Path) -> Outcome {
+    let hint = format!("Check free space and permissions of the folder of {}.", destination.display());
+    Outcome::Failed { why: why.context(format!("cannot put {name} in place")), hint, permanent: false }
 }
 
 /// Removes what killed processes left in the folder of `path`, once.

@@ -1,11 +1,12 @@
 //! Reads ahead for a server that replays one segment after the other.
 //!
-//! What is read ahead waits in memory, not in files: it goes from there into its place with one write, nothing can be left over from a
-//! killed process, nothing torn can be taken for whole, and a full disk does not matter. The price is bounded by a budget, and is
-//! paid only while somebody replays. Only finished segments are kept, proven, each under its name, which has the timeline in it; and a
+//! What is read ahead of a recovery waits in the folder where it is wanted, in files without a name: given one, it is in its place, nothing can be left over
+//! from a killed process, nothing torn can be taken for whole. Where that cannot be (a full disk, an old file system, another reader than a recovery), it waits in
+//! memory. The price is bounded by a budget, and is paid only while somebody replays. Only finished segments are kept, proven, each under its name, which has the timeline in it; and a
 //! name has one content for ever. So what is kept cannot grow stale, nor hide a timeline switch.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use walkeep_core::{SegmentName, WalFileName};
 
 use super::find::Finder;
+use crate::durable::Unnamed;
 
 /// How much to read ahead.
 #[derive(Debug, Clone, Copy)]
@@ -69,16 +71,27 @@ pub struct Entry {
     _stop: DropGuard,
 }
 
+/// A segment that was read ahead, proven.
 #[derive(Debug)]
-struct Ready {
-    content: Bytes,
+pub struct Ready {
+    /// What it holds.
+    pub content: Content,
     _room: OwnedSemaphorePermit,
+}
+
+/// Where a segment waits.
+#[derive(Debug)]
+pub enum Content {
+    /// In the folder where it is wanted.
+    Written(Unnamed),
+    /// In memory.
+    Memory(Bytes),
 }
 
 impl Entry {
     /// Waits for the segment; `None` if it could not be read ahead, or not within `time`: then the caller tries for itself.
-    pub async fn content(self, time: Duration) -> Option<Bytes> {
-        tokio::time::timeout(time, self.content).await.ok()?.ok().map(|ready| ready.content)
+    pub async fn content(self, time: Duration) -> Option<Ready> {
+        tokio::time::timeout(time, self.content).await.ok()?.ok()
     }
 }
 
@@ -111,8 +124,8 @@ impl Prefetch {
         entry
     }
 
-    /// The reader was given `segment`, finished. From the second of two in a row on, those that follow are read ahead.
-    pub fn served(&self, segment: SegmentName) {
+    /// The reader was given `segment`, finished. From the second of two in a row on, those that follow are read ahead, into `folder` if there is one.
+    pub fn served(&self, segment: SegmentName, folder: Option<&Path>) {
         let mut state = lock(&self.state);
         let in_a_row = state.last.and_then(|last| self.next(last)) == Some(segment);
         state.last = Some(segment);
@@ -130,7 +143,7 @@ impl Prefetch {
                 continue;
             }
             let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return };
-            state.ahead.insert(name, self.begin(name, room));
+            state.ahead.insert(name, self.begin(name, room, folder.map(Path::to_owned)));
         }
     }
 
@@ -152,7 +165,7 @@ impl Prefetch {
         Some(segment.number(size)?.next().name(segment.timeline(), size))
     }
 
-    fn begin(&self, segment: SegmentName, room: OwnedSemaphorePermit) -> Entry {
+    fn begin(&self, segment: SegmentName, room: OwnedSemaphorePermit, folder: Option<PathBuf>) -> Entry {
         let (sender, content) = oneshot::channel();
         let stop = self.cancel.child_token();
         let (finder, turns, state) = (Arc::clone(&self.finder), Arc::clone(&self.turns), Arc::clone(&self.state));
@@ -162,7 +175,7 @@ impl Prefetch {
                 let Ok(_turn) = turns.acquire().await else { return };
                 match finder.whole(WalFileName::Segment(segment)).await {
                     // If nobody waits for it any more, it is freed.
-                    Ok(Some(content)) => drop(sender.send(Ready { content, _room: room })),
+                    Ok(Some(content)) => drop(sender.send(Ready { content: written(content, folder).await, _room: room })),
                     Ok(None) => ends_at(&state, segment, &stopped),
                     Err(error) => tracing::debug!(%segment, %error, "could not read ahead; the request will try for itself"),
                 }
@@ -173,6 +186,20 @@ impl Prefetch {
             }
         });
         Entry { content, _stop: stop.drop_guard() }
+    }
+}
+
+/// Writes it into the folder, if that can be.
+async fn written(content: Bytes, folder: Option<PathBuf>) -> Content {
+    let Some(folder) = folder else { return Content::Memory(content) };
+    let bytes = content.clone();
+    match tokio::task::spawn_blocking(move || Unnamed::write(&folder, &bytes)).await {
+        Ok(Ok(file)) => Content::Written(file),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "what is read ahead stays in memory");
+            Content::Memory(content)
+        }
+        Err(_) => Content::Memory(content),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use walkeep_core::index::{BlockChanges, BlocksName, Digest, DigestName, Indexer, Level, Run, Summary, cover};
+use walkeep_core::index::{BlockMap, BlocksName, Digest, DigestName, IndexedSegment, Indexer, Level, Run, Summary, cover};
 use walkeep_core::{Lsn, SegmentNumber, SegmentSize, TimelineId, WalFileName};
 
 use crate::repository::wal::WalFile;
@@ -28,9 +28,8 @@ pub(super) struct Line {
     summaries: Vec<Summary>,
     /// How many of them are not stored.
     pending: usize,
-    blocks: BlockChanges,
-    /// The segments that the blocks are of.
-    blocks_from: SegmentNumber,
+    /// Of these segments the blocks that they change. More than one where something is missing between: a map has no holes.
+    maps: Vec<(Run, BlockMap)>,
     since: Instant,
 }
 
@@ -45,8 +44,7 @@ impl Line {
             next: first,
             summaries: Vec::new(),
             pending: 0,
-            blocks: BlockChanges::default(),
-            blocks_from: first,
+            maps: Vec::new(),
             since: Instant::now(),
         }
     }
@@ -141,23 +139,38 @@ impl Line {
             Ok(indexed) => {
                 if self.pending == 0 {
                     self.since = Instant::now();
-                    self.blocks_from = number;
                 }
                 self.pending += 1;
-                self.summaries.push(indexed.summary);
-                self.blocks.join(indexed.blocks);
+                self.summaries.push(indexed.summary.clone());
+                self.add_to_map(number, indexed);
             }
             Err(error) => {
                 let segment = number.name(self.timeline, self.size());
                 tracing::warn!(%segment, %error, "it cannot be decoded, so the index leaves it out");
-                // A map of blocks has no holes.
-                self.store().await?;
             }
         }
         if self.pending >= BATCH || self.is_window_over() {
             self.store().await?;
         }
         Ok(())
+    }
+
+    /// Adds to the map under way what a segment changes, or begins a new one with it.
+    fn add_to_map(&mut self, number: SegmentNumber, indexed: IndexedSegment) {
+        let rest = match self.maps.last_mut() {
+            Some((run, map)) if run.end == number => match map.take(indexed) {
+                Ok(()) => {
+                    run.end = number.next();
+                    return;
+                }
+                Err(indexed) => *indexed,
+            },
+            _ => indexed,
+        };
+        let mut map = BlockMap::default();
+        if map.take(rest).is_ok() {
+            self.maps.push((Run::single(number), map));
+        }
     }
 
     /// What comes next begins at `next`: WAL between is missing, or too much to be read back now.
@@ -191,12 +204,12 @@ impl Line {
                 let Some(digest) = Digest::of(self.timeline, Level::SEGMENTS, summaries.to_vec(), size) else { continue };
                 self.repository.put_digest(&digest).await?;
             }
-            if let Some(last) = self.summaries.last() {
-                let (from, to) = (self.blocks_from.start(size), last.span().end.start(size));
-                self.repository.put_blocks(BlocksName { timeline: self.timeline, from, to }, &self.blocks).await?;
+            for (run, map) in &self.maps {
+                let name = BlocksName { timeline: self.timeline, from: run.first.start(size), to: run.end.start(size) };
+                self.repository.put_blocks(name, map).await?;
             }
             self.pending = 0;
-            self.blocks = BlockChanges::default();
+            self.maps.clear();
         }
         self.leave_windows().await;
         Ok(())
@@ -346,6 +359,43 @@ mod tests {
             names.iter().map(|name| (name.is_sound(size), name.span(size).first.get(), name.span(size).end.get())).collect();
         assert_eq!(spans, [(true, 60, 64), (true, 64, 67)]);
         assert_eq!((line.pending, line.summaries.len()), (0, 3), "what is behind is forgotten");
+    }
+
+    /// Else what the segment between changes would be taken for unchanged.
+    #[tokio::test]
+    async fn a_map_of_blocks_has_no_hole_though_it_could_not_be_stored_in_time() {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let repository = Arc::new(over(store.clone()).await);
+        let (size, first) = (repository.identity().segment_size, SegmentNumber::new(6));
+        let wal = zstd::decode_all(&include_bytes!("../../core/tests/fixtures/wal-15.bin")[..]).unwrap();
+        let segment = |number: usize| wal[number << 20..(number + 1) << 20].to_vec();
+        let mut line = Line::new(repository.clone(), TimelineId::FIRST, first);
+        store.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::Denied)));
+        line.take(segment(0)).await.unwrap();
+        let _ = line.take(vec![7; 1 << 20]).await;
+        let mut last = Indexer::new(line.next(), size);
+        let indexed = last.segment(&shifted(&segment(0), 2)).unwrap();
+        line.take(shifted(&segment(0), 2)).await.unwrap();
+        store.heal();
+        line.store().await.unwrap();
+        let names = repository.list_blocks(TimelineId::FIRST, None).await.unwrap();
+        let spans: Vec<_> = names.iter().map(|name| (size.segment_of(name.from).get(), size.segment_of(name.to).get())).collect();
+        assert_eq!(spans, [(6, 7), (8, 9)]);
+        let map = repository.get_blocks(names[1]).await.unwrap().unwrap();
+        assert_eq!((map.records, map.changes), (Some(indexed.summary.records), indexed.blocks));
+    }
+
+    /// The segment as if it were so many later, all its pages but the first being unwritten.
+    fn shifted(segment: &[u8], by: u64) -> Vec<u8> {
+        let mut bytes = vec![0; segment.len()];
+        bytes[..24].copy_from_slice(&segment[..24]);
+        bytes[24..40].copy_from_slice(&segment[24..40]);
+        // No unfinished record at its beginning, and none in it.
+        bytes[2] &= !1;
+        let start = u64::from_le_bytes(bytes[8..16].try_into().unwrap()) + (by << 20);
+        bytes[8..16].copy_from_slice(&start.to_le_bytes());
+        bytes[16..20].fill(0);
+        bytes
     }
 
     #[tokio::test]

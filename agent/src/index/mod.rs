@@ -13,22 +13,21 @@ pub use line::fold;
 
 use std::fs::File;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use walkeep_core::SegmentName;
 
-/// Segments that wait to be indexed. One that finds no room is read back later.
-const WAITING: usize = 8;
-/// So many of them in memory.
-const IN_MEMORY: usize = 2;
+use crate::wal_path::Stamp;
 
-/// The content of a segment, at hand.
+/// Segments that wait to be indexed, each an open file. One that finds no room is read back later.
+const WAITING: usize = 32;
+
+/// A segment's bytes.
 #[derive(Debug)]
-pub(crate) enum Content {
+pub(crate) struct Content {
     /// An open file, which may be removed meanwhile.
-    File(File),
-    /// In memory.
-    Bytes(Bytes),
+    file: File,
+    /// What it must still be, if others may write to it.
+    stamp: Option<Stamp>,
 }
 
 /// A segment that was just stored.
@@ -59,18 +58,16 @@ impl Queue {
         let Some(queue) = &self.0 else { return };
         let Ok(place) = queue.try_reserve() else { return };
         match file() {
-            Ok(file) => place.send(Offered { segment, content: Content::File(file) }),
+            Ok(file) => place.send(Offered { segment, content: Content { file, stamp: None } }),
             Err(error) => tracing::debug!(%segment, %error, "not at hand for the index; it is read back later"),
         }
     }
 
-    /// The same out of memory, where little of that waits already.
-    pub fn offer_bytes(&self, segment: SegmentName, content: Bytes) {
+    /// The same of a file that its owner may write anew once the segment is archived: if it is not as it was by then, it is read back.
+    pub fn offer_while_it_is(&self, segment: SegmentName, file: File, stamp: Stamp) {
         let Some(queue) = &self.0 else { return };
-        if queue.capacity() > WAITING - IN_MEMORY
-            && let Ok(place) = queue.try_reserve()
-        {
-            place.send(Offered { segment, content: Content::Bytes(content) });
+        if let Ok(place) = queue.try_reserve() {
+            place.send(Offered { segment, content: Content { file, stamp: Some(stamp) } });
         }
     }
 }

@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
 
 use super::line::{Line, stored};
-use super::{Content, IN_MEMORY, Offered};
+use super::{Content, Offered};
 use crate::metrics::Metrics;
 use crate::repository::{ClusterRepository, Result};
+use crate::wal_path::Stamp;
 
 /// How far behind the index may be and still be completed by reading back, in segments. Beyond that `walkeep index --rebuild` is for it.
 const REACH: u64 = 1024;
@@ -96,9 +97,7 @@ impl Writer {
         }
         self.ahead.insert(segment, (Instant::now(), content));
         self.advance(timeline).await?;
-        let in_memory = self.ahead.values().filter(|(_, content)| matches!(content, Content::Bytes(_))).count();
-        let crowded = self.ahead.len() > AHEAD || in_memory > IN_MEMORY;
-        if crowded { self.read_back(timeline).await } else { Ok(()) }
+        if self.ahead.len() > AHEAD { self.read_back(timeline).await } else { Ok(()) }
     }
 
     async fn tick(&mut self) -> Result<()> {
@@ -118,11 +117,7 @@ impl Writer {
         let size = self.repository.identity().segment_size;
         let Some(line) = self.lines.get_mut(&timeline) else { return Ok(()) };
         while let Some((_, content)) = self.ahead.remove(&line.next().name(timeline, size)) {
-            let bytes = match content {
-                Content::Bytes(bytes) => Some(bytes),
-                Content::File(file) => read(file).await?,
-            };
-            match bytes {
+            match read(content).await? {
                 Some(bytes) => line.take(bytes).await?,
                 None => break,
             }
@@ -164,11 +159,17 @@ impl Writer {
 }
 
 /// The whole file; `None` if that cannot be: it is read back.
-async fn read(file: std::fs::File) -> Result<Option<Bytes>> {
+async fn read(content: Content) -> Result<Option<Bytes>> {
     let read = move || {
-        use std::io::{Read, Seek};
-        let (mut file, mut bytes) = (file, Vec::new());
-        file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map(|_| bytes)
+        use std::io::{Error, Read, Seek};
+        let Content { mut file, stamp } = content;
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        match stamp {
+            Some(stamp) if Stamp::of(&file.metadata()?) != stamp => Err(Error::other("it is another segment's file by now")),
+            _ => Ok(bytes),
+        }
     };
     match tokio::task::spawn_blocking(read).await {
         Ok(Ok(bytes)) => Ok(Some(bytes.into())),
@@ -177,5 +178,38 @@ async fn read(file: std::fs::File) -> Result<Option<Bytes>> {
             Ok(None)
         }
         Err(died) => Err(crate::repository::Error::Internal(died.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PostgreSQL recycles an archived segment's file: what it holds then is another segment.
+    #[tokio::test]
+    async fn a_file_that_was_written_anew_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("segment");
+        std::fs::write(&path, "archived").unwrap();
+        let content = || {
+            let file = std::fs::File::open(&path).unwrap();
+            let stamp = Some(Stamp::of(&file.metadata().unwrap()));
+            Content { file, stamp }
+        };
+        assert_eq!(read(content()).await.unwrap().unwrap(), "archived");
+        let (renamed, written) = (content(), content());
+        // Times of files move in steps of some milliseconds.
+        let probe = || {
+            std::fs::write(folder.path().join("probe"), "").unwrap();
+            std::fs::metadata(folder.path().join("probe")).unwrap().modified().unwrap()
+        };
+        let before = probe();
+        while probe() == before {
+            tokio::task::yield_now().await;
+        }
+        std::fs::rename(&path, folder.path().join("recycled")).unwrap();
+        assert!(read(renamed).await.unwrap().is_none());
+        std::fs::write(folder.path().join("recycled"), "another one").unwrap();
+        assert!(read(written).await.unwrap().is_none());
     }
 }

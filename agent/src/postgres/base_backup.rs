@@ -14,6 +14,9 @@ use super::replication::{ReplicationConnection, ReplicationError};
 use super::tar::{self, TarError};
 use super::wire::{Message, Row, row, text, unexpected, value, within};
 
+/// What the server answers at the end of a base backup with damaged pages.
+const DATA_CORRUPTED: &str = "XX001";
+
 /// What to ask for.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
@@ -51,7 +54,7 @@ impl BackupOptions {
             let mut parts = vec![format!("LABEL '{label}'"), "PROGRESS".into(), "WAIT false".into(), "TABLESPACE_MAP".into()];
             parts.push(format!("CHECKPOINT '{}'", if self.fast_checkpoint { "fast" } else { "spread" }));
             parts.push(format!("VERIFY_CHECKSUMS {}", self.verify_checksums));
-            parts.push("MANIFEST 'yes', MANIFEST_CHECKSUMS 'SHA256'".into());
+            parts.push("MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'".into());
             parts.extend(rate.map(|rate| format!("MAX_RATE {rate}")));
             return format!("BASE_BACKUP ({})", parts.join(", "));
         }
@@ -59,7 +62,7 @@ impl BackupOptions {
         parts.extend(self.fast_checkpoint.then(|| "FAST".into()));
         parts.extend(rate.map(|rate| format!("MAX_RATE {rate}")));
         parts.extend((!self.verify_checksums).then(|| "NOVERIFY_CHECKSUMS".into()));
-        parts.push("MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'".into());
+        parts.push("MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'".into());
         parts.join(" ")
     }
 }
@@ -105,30 +108,20 @@ pub enum Event {
         timeline: TimelineId,
         /// What the server remarked.
         notices: Vec<ServerError>,
+        /// Whether it found pages whose checksums are wrong. It sends them all the same, and says so at the end.
+        damaged: bool,
     },
 }
 
 /// Why there is no backup.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// All files were sent, but some pages' checksums are wrong on the server: its data is damaged.
-    #[error("the server found damaged pages: {error}{}", remarks(.notices))]
-    ChecksumFailures {
-        /// The server's summary.
-        error: Box<ServerError>,
-        /// Its warnings, which name files and blocks.
-        notices: Vec<ServerError>,
-    },
     /// What was sent is not a backup.
     #[error("the server's archive cannot be read: {0}")]
     Archive(TarError),
     /// The server or the connection failed.
     #[error(transparent)]
     Replication(Box<ReplicationError>),
-}
-
-fn remarks(notices: &[ServerError]) -> String {
-    notices.iter().map(|notice| format!("; {}", notice.message)).collect()
 }
 
 impl From<Error> for BackupError {
@@ -235,20 +228,27 @@ impl BaseBackupStream {
             Message::CopyDone => Ok(self.end_part()?.then_some(Event::ManifestEnd)),
             Message::Ready => {
                 self.phase = Phase::Done;
-                let (stop_lsn, timeline) = self.stop.ok_or_else(|| protocol("it ended without a stop position"))?;
-                Ok(Some(Event::Finished { stop_lsn, timeline, notices: self.connection.wire().take_notices() }))
+                let stop = self.stop.ok_or_else(|| protocol("it ended without a stop position"))?;
+                Ok(Some(self.finished(stop, false)))
             }
             Message::Error(error) => {
                 self.phase = Phase::Done;
                 let error = self.connection.wire().recover(error).await;
-                let notices = self.connection.wire().take_notices();
-                match error {
-                    Error::Server(error) if error.code == "XX001" => Err(BackupError::ChecksumFailures { error: Box::new(error), notices }),
-                    other => Err(other.into()),
+                match (error, self.stop) {
+                    // Everything was sent, the stop position too: what is damaged on the server is no reason to have no backup.
+                    (Error::Server(error), Some(stop)) if error.code == DATA_CORRUPTED => {
+                        tracing::warn!(message = error.message, "the server ended the base backup");
+                        Ok(Some(self.finished(stop, true)))
+                    }
+                    (other, _) => Err(other.into()),
                 }
             }
             other => Err(unexpected("base backup", &other).into()),
         }
+    }
+
+    fn finished(&mut self, (stop_lsn, timeline): (Lsn, TimelineId), damaged: bool) -> Event {
+        Event::Finished { stop_lsn, timeline, notices: self.connection.wire().take_notices(), damaged }
     }
 
     fn take_row(&mut self, row: &Row) -> Result<(), BackupError> {
@@ -358,14 +358,14 @@ mod tests {
         assert_eq!(
             options.command(true),
             "BASE_BACKUP (LABEL 'it''s', PROGRESS, WAIT false, TABLESPACE_MAP, CHECKPOINT 'fast', VERIFY_CHECKSUMS true, \
-             MANIFEST 'yes', MANIFEST_CHECKSUMS 'SHA256')"
+             MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C')"
         );
         options.max_rate_kb = Some(1024);
         options.verify_checksums = false;
         assert_eq!(
             options.command(false),
             "BASE_BACKUP LABEL 'it''s' PROGRESS NOWAIT TABLESPACE_MAP FAST MAX_RATE 1024 NOVERIFY_CHECKSUMS \
-             MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'"
+             MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
         );
     }
 }

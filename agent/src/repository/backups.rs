@@ -11,7 +11,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::layout::{BackupId, ObjectName, PackId};
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
-use super::manifest::ManifestEntries;
+use super::manifest::{ManifestEntries, Piece};
 use super::wal::Stored;
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
 use crate::codec;
@@ -74,10 +74,11 @@ impl ClusterRepository {
         }
     }
 
-    /// Stores a manifest, made by [`super::manifest::ManifestEncoder`].
-    pub async fn put_manifest(&self, id: &BackupId, object: Bytes) -> Result<Stored> {
-        let bytes = object.len() as u64;
-        match self.store().put_if_absent(&self.key(&ObjectName::BackupManifest(id.clone()))?, object).await {
+    /// Stores a piece of a manifest, made by [`super::manifest::ManifestEncoder`].
+    pub async fn put_manifest(&self, id: &BackupId, piece: &Piece) -> Result<Stored> {
+        let bytes = piece.bytes.len() as u64;
+        let key = self.key(&ObjectName::BackupManifest(id.clone(), piece.number))?;
+        match self.store().put_if_absent(&key, piece.bytes.clone()).await {
             Ok(Put::Created) => Ok(Stored::New { bytes }),
             Ok(Put::AlreadySame) => Ok(Stored::Already),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(another_backup(id, "manifest")),
@@ -87,12 +88,30 @@ impl ClusterRepository {
 
     /// The manifest of a backup, to be read entry by entry, as often as one likes.
     pub async fn get_manifest(&self, record: &BackupRecord) -> Result<ManifestEntries> {
-        let key = self.key(&ObjectName::BackupManifest(record.id.clone()))?;
+        ManifestEntries::open(self.clone(), record).await
+    }
+
+    /// What is there of the manifest of a backup without a record: read its entries up to the first error. `None` if nothing was stored of it.
+    pub async fn unfinished_manifest(&self, id: &BackupId) -> Result<Option<ManifestEntries>> {
+        let mut pieces = Vec::new();
+        for number in 1.. {
+            match self.store().get(&self.key(&ObjectName::BackupManifest(id.clone(), number))?, None).await {
+                Ok(piece) => pieces.push(piece),
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((!pieces.is_empty()).then(|| ManifestEntries::unfinished(self.clone(), id.clone(), pieces)))
+    }
+
+    /// A piece of the manifest of a backup that has a record.
+    pub(super) async fn get_manifest_piece(&self, id: &BackupId, number: u32) -> Result<Bytes> {
+        let key = self.key(&ObjectName::BackupManifest(id.clone(), number))?;
         match self.store().get(&key, None).await {
-            Ok(object) => Ok(ManifestEntries::new(key.as_str(), record, object)),
+            Ok(object) => Ok(object),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.repository().prove_reached().await?;
-                Err(Error::corrupt(key.as_str(), "the backup has a record and no manifest"))
+                Err(Error::corrupt(key.as_str(), "the backup has a record, and this piece of its manifest is gone"))
             }
             Err(error) => Err(error.into()),
         }
@@ -174,7 +193,7 @@ mod tests {
     async fn a_backup_exists_from_its_record_on() {
         let (repository, _) = memory().await;
         let record = record(1);
-        repository.put_manifest(&record.id, Bytes::from_static(b"x")).await.unwrap();
+        repository.put_manifest(&record.id, &Piece { number: 1, bytes: Bytes::from_static(b"x") }).await.unwrap();
         let before = repository.backups().await.unwrap();
         assert!(before.records.is_empty() && before.damaged.is_empty());
         assert_eq!(before.incomplete, std::slice::from_ref(&record.id));

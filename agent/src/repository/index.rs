@@ -4,7 +4,7 @@
 //! ([`ClusterRepository::remove_index`]), and one that cannot be believed is passed over by whoever plans.
 
 use bytes::Bytes;
-use walkeep_core::index::{BlockChanges, BlocksName, Digest, DigestName, Level};
+use walkeep_core::index::{BlockMap, BlocksName, Digest, DigestName, Level};
 use walkeep_core::layout::ObjectName;
 use walkeep_core::{Lsn, TimelineId};
 use walkeep_store::{ListRequest, list_all};
@@ -49,7 +49,7 @@ impl ClusterRepository {
     }
 
     /// Stores a map of changed blocks; as [`ClusterRepository::put_digest`].
-    pub async fn put_blocks(&self, name: BlocksName, blocks: &BlockChanges) -> Result<()> {
+    pub async fn put_blocks(&self, name: BlocksName, blocks: &BlockMap) -> Result<()> {
         let content = Bytes::from(blocks.to_json_lines().map_err(Error::encode)?);
         if content.len() as u64 > BLOCKS_LIMIT {
             tracing::warn!(from = %name.from, to = %name.to, bytes = content.len(), "the map of changed blocks is too large to be of use: not stored");
@@ -60,17 +60,18 @@ impl ClusterRepository {
     }
 
     /// A map of changed blocks; `None` if it is not there.
-    pub async fn get_blocks(&self, name: BlocksName) -> Result<Option<BlockChanges>> {
+    pub async fn get_blocks(&self, name: BlocksName) -> Result<Option<BlockMap>> {
         let object = ObjectName::Blocks(name);
         let Some(file) = self.read(&object, &blocks_title(name), BLOCKS_LIMIT).await? else { return Ok(None) };
-        let blocks = on_blocking_thread(move || BlockChanges::from_json_lines(&file.content)).await?;
+        let blocks = on_blocking_thread(move || BlockMap::from_json_lines(&file.content)).await?;
         blocks.map(Some).map_err(|error| Error::corrupt(self.layout().key(&object), error))
     }
 
-    /// The maps of one timeline.
-    pub async fn list_blocks(&self, timeline: TimelineId) -> Result<Vec<BlocksName>> {
-        let request = ListRequest { prefix: self.layout().blocks_prefix(timeline), ..ListRequest::default() };
-        let page = list_all(self.store().as_ref(), request).await?;
+    /// The maps of one timeline that begin at `after` or behind it, or all.
+    pub async fn list_blocks(&self, timeline: TimelineId, after: Option<Lsn>) -> Result<Vec<BlocksName>> {
+        let prefix = self.layout().blocks_prefix(timeline);
+        let start_after = after.map(|after| format!("{prefix}{:016X}", after.get()));
+        let page = list_all(self.store().as_ref(), ListRequest { prefix, start_after, ..ListRequest::default() }).await?;
         let names = page.objects.iter().filter_map(|listed| match self.layout().parse(listed.key.as_str()) {
             Some(ObjectName::Blocks(name)) => Some(name),
             _ => None,
@@ -87,7 +88,7 @@ impl ClusterRepository {
                 removed += 1;
             }
         }
-        for name in self.list_blocks(timeline).await? {
+        for name in self.list_blocks(timeline, None).await? {
             self.store().delete(&self.key(&ObjectName::Blocks(name))?).await?;
             removed += 1;
         }

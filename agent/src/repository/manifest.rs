@@ -1,70 +1,135 @@
-//! A manifest as an object: the lines of [`walkeep_core::manifest`] as one zstd file, written and read as streams.
+//! A manifest as objects: the lines of [`walkeep_core::manifest`] as zstd files, one after the other, written and read as streams.
 //!
-//! A cluster may have millions of files. What is in memory is the compressed object and one line of it; nothing here knows stores.
+//! A cluster may have millions of files, and thousands of gigabytes. So a manifest is several objects where it must be, each a zstd file; joined, they
+//! are one (`cat` and `zstd -d` read it). What is in memory is a piece or two and one line; nothing here knows stores.
 
 use std::io::{BufRead, BufReader, Cursor, Read, Write};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use walkeep_core::backup::BackupRecord;
-use walkeep_core::layout::BackupId;
-use walkeep_core::manifest::{Entry, ManifestLine, ManifestReader, ManifestTrailer, ManifestWriter};
+use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::manifest::{Entry, EntryKind, ManifestLine, ManifestReader, ManifestTrailer, ManifestWriter};
 use walkeep_core::sha256::Sha256Sum;
 
-use super::{Error, Result};
+use super::{ClusterRepository, Error, Result};
 
 /// No line is longer: the extents of a file of about a terabyte.
 const LINE_LIMIT: u64 = 128 << 20;
+/// A piece of a manifest is ended when it has this many bytes.
+const PIECE: usize = 4 << 20;
+/// Or when its files have this many bytes, or this share of all before them: an interrupted backup is gone on with from its pieces, and they shall be
+/// few in a large one.
+const PIECE_OF: (u64, u64) = (64 << 20, 64);
+/// Pieces of a manifest that are kept, if they are no more than this together.
+const KEPT: usize = 32 << 20;
+/// Pieces read ahead.
+const AHEAD: usize = 2;
 
-/// Makes the object of a manifest.
+/// One object of a manifest.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// Counted from 1.
+    pub number: u32,
+    /// The object.
+    pub bytes: Bytes,
+}
+
+/// Makes the objects of a manifest.
 pub struct ManifestEncoder {
     lines: ManifestWriter,
     zstd: zstd::stream::write::Encoder<'static, Vec<u8>>,
+    level: i32,
+    /// The piece under way.
+    number: u32,
+    /// Bytes of the files in it, and in those before.
+    files: (u64, u64),
 }
 
 impl ManifestEncoder {
     /// Begins the manifest of `backup`, whose extents have at most `extent_max` plain bytes.
     pub fn new(backup: BackupId, extent_max: u64, level: i32) -> Result<Self> {
         let (lines, header) = ManifestWriter::new(backup, extent_max).map_err(Error::encode)?;
-        let mut zstd = zstd::stream::write::Encoder::new(Vec::new(), level).map_err(Error::encode)?;
-        zstd.include_checksum(true).map_err(Error::encode)?;
+        let mut zstd = new_frame(level)?;
         zstd.write_all(header.as_bytes()).map_err(Error::encode)?;
-        Ok(Self { lines, zstd })
+        Ok(Self { lines, zstd, level, number: 1, files: (0, 0) })
     }
 
-    /// Adds an entry.
-    pub fn entry(&mut self, entry: &Entry) -> Result<()> {
+    /// Adds an entry. Answers a piece that is complete with it.
+    pub fn entry(&mut self, entry: &Entry) -> Result<Option<Piece>> {
         let text = self.lines.entry(entry).map_err(Error::encode)?;
-        self.zstd.write_all(text.as_bytes()).map_err(Error::encode)
+        self.zstd.write_all(text.as_bytes()).map_err(Error::encode)?;
+        if let EntryKind::File { content, .. } = &entry.kind {
+            self.files.0 = self.files.0.saturating_add(content.size());
+        }
+        let (here, before) = self.files;
+        if here < PIECE_OF.0.max(before / PIECE_OF.1) && self.zstd.get_ref().len() < PIECE {
+            return Ok(None);
+        }
+        self.files = (0, before.saturating_add(here));
+        let full = std::mem::replace(&mut self.zstd, new_frame(self.level)?);
+        let piece = Piece { number: self.number, bytes: Bytes::from(full.finish().map_err(Error::encode)?) };
+        self.number += 1;
+        Ok(Some(piece))
     }
 
-    /// The object, and what its last line says.
-    pub fn finish(mut self) -> Result<(Bytes, ManifestTrailer)> {
+    /// The last piece, and what its last line says.
+    pub fn finish(mut self) -> Result<(Piece, ManifestTrailer)> {
         let (text, trailer) = self.lines.finish().map_err(Error::encode)?;
         self.zstd.write_all(text.as_bytes()).map_err(Error::encode)?;
-        let object = self.zstd.finish().map_err(Error::encode)?;
-        Ok((Bytes::from(object), trailer))
+        let bytes = self.zstd.finish().map_err(Error::encode)?;
+        Ok((Piece { number: self.number, bytes: Bytes::from(bytes) }, trailer))
     }
+}
+
+fn new_frame(level: i32) -> Result<zstd::stream::write::Encoder<'static, Vec<u8>>> {
+    let mut zstd = zstd::stream::write::Encoder::new(Vec::new(), level).map_err(Error::encode)?;
+    zstd.include_checksum(true).map_err(Error::encode)?;
+    Ok(zstd)
 }
 
 /// A stored manifest.
 #[derive(Debug, Clone)]
 pub struct ManifestEntries {
+    repository: ClusterRepository,
     key: String,
     backup: BackupId,
     expected: Sha256Sum,
-    object: Bytes,
+    /// How many there are.
+    pieces: u32,
+    /// The first ones.
+    kept: Vec<Bytes>,
 }
 
 impl ManifestEntries {
-    pub(super) fn new(key: &str, record: &BackupRecord, object: Bytes) -> Self {
-        Self { key: key.to_owned(), backup: record.id.clone(), expected: record.manifest_sha256, object }
+    pub(super) async fn open(repository: ClusterRepository, record: &BackupRecord) -> Result<Self> {
+        let pieces = record.manifest_pieces.max(1);
+        let mut kept = Vec::new();
+        for number in 1..=pieces {
+            kept.push(repository.get_manifest_piece(&record.id, number).await?);
+            if kept.iter().map(Bytes::len).sum::<usize>() > KEPT {
+                break;
+            }
+        }
+        let key = repository.key(&ObjectName::BackupManifest(record.id.clone(), 1))?.as_str().to_owned();
+        Ok(Self { repository, key, backup: record.id.clone(), expected: record.manifest_sha256, pieces, kept })
+    }
+
+    /// The pieces of a manifest that has no end.
+    pub(super) fn unfinished(repository: ClusterRepository, backup: BackupId, kept: Vec<Bytes>) -> Self {
+        let key = repository.layout().key(&ObjectName::BackupManifest(backup.clone(), 1));
+        Self { repository, key, backup, expected: Sha256Sum::new([0; 32]), pieces: kept.len() as u32, kept }
     }
 
     /// The entries in order, each checked; the last answer is an error unless the manifest is whole and the one its record names.
-    /// CPU work.
+    /// CPU work, and of a large manifest waiting for its pieces: call it on a blocking thread.
     pub fn iter(&self) -> Result<impl Iterator<Item = Result<Entry>> + Send + 'static> {
-        let corrupt = |error: std::io::Error| Error::corrupt(self.key.clone(), error);
-        let zstd = zstd::stream::read::Decoder::with_buffer(Cursor::new(self.object.clone())).map_err(corrupt)?;
+        let later = (self.kept.len() as u32 + 1..=self.pieces).peekable();
+        let mut later = later;
+        let receiver = later.peek().is_some().then(|| self.read_ahead(later));
+        let pieces = Pieces { kept: self.kept.clone().into_iter(), later: receiver, present: Cursor::new(Bytes::new()) };
+        let zstd = zstd::stream::read::Decoder::new(pieces).map_err(|error| Error::corrupt(self.key.clone(), error))?;
         Ok(Entries {
             key: self.key.clone(),
             expected: self.expected,
@@ -72,6 +137,48 @@ impl ManifestEntries {
             lines: Some(ManifestReader::new(self.backup.clone())),
             buffer: Vec::new(),
         })
+    }
+
+    /// Fetches pieces for a reader on a blocking thread.
+    fn read_ahead(&self, numbers: impl Iterator<Item = u32> + Send + 'static) -> mpsc::Receiver<Result<Bytes>> {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let (repository, backup) = (self.repository.clone(), self.backup.clone());
+        Handle::current().spawn(async move {
+            for number in numbers {
+                let piece = repository.get_manifest_piece(&backup, number).await;
+                let failed = piece.is_err();
+                if sender.send(piece).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        receiver
+    }
+}
+
+/// The bytes of all pieces in order.
+struct Pieces {
+    kept: std::vec::IntoIter<Bytes>,
+    later: Option<mpsc::Receiver<Result<Bytes>>>,
+    present: Cursor<Bytes>,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let read = self.present.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let next = match self.kept.next() {
+                Some(piece) => piece,
+                None => match self.later.as_mut().and_then(mpsc::Receiver::blocking_recv) {
+                    Some(piece) => piece.map_err(std::io::Error::other)?,
+                    None => return Ok(0),
+                },
+            };
+            self.present = Cursor::new(next);
+        }
     }
 }
 
@@ -89,8 +196,12 @@ impl<R: BufRead> Entries<R> {
         let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.key.clone(), reason);
         while let Some(lines) = &mut self.lines {
             self.buffer.clear();
-            let read =
-                Read::by_ref(&mut self.input).take(LINE_LIMIT).read_until(b'\n', &mut self.buffer).map_err(|error| corrupt(&error))?;
+            let read = Read::by_ref(&mut self.input).take(LINE_LIMIT).read_until(b'\n', &mut self.buffer);
+            let read = read.map_err(|error| match error.downcast::<Error>() {
+                // A piece that could not be read says nothing about the manifest.
+                Ok(error) => error,
+                Err(error) => corrupt(&error),
+            })?;
             if read == 0 {
                 let finished = self.lines.take().map_or(Ok(()), ManifestReader::finish);
                 return finished.map(|()| None).map_err(|error| corrupt(&error));
@@ -122,52 +233,4 @@ impl<R: BufRead> Iterator for Entries<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::repository::tests::record;
-    use walkeep_core::manifest::EntryKind;
-    use walkeep_core::relative_path::RelativePath;
-
-    fn entry(path: &str) -> Entry {
-        Entry { path: RelativePath::parse(path).unwrap(), mode: 0o700, mtime: None, kind: EntryKind::Dir }
-    }
-
-    fn manifest() -> (BackupRecord, Bytes) {
-        let mut record = record(1);
-        let mut encoder = ManifestEncoder::new(record.id.clone(), 1 << 20, 3).unwrap();
-        for path in ["base", "base/1", "global"] {
-            encoder.entry(&entry(path)).unwrap();
-        }
-        let (object, trailer) = encoder.finish().unwrap();
-        record.manifest_sha256 = trailer.sha256;
-        (record, object)
-    }
-
-    fn read(record: &BackupRecord, object: Bytes) -> Result<Vec<Entry>> {
-        ManifestEntries::new("m", record, object).iter()?.collect()
-    }
-
-    #[test]
-    fn what_is_written_is_read_and_zstd_opens_it() {
-        let (record, object) = manifest();
-        assert_eq!(read(&record, object.clone()).unwrap(), [entry("base"), entry("base/1"), entry("global")]);
-        let text = String::from_utf8(zstd::decode_all(&object[..]).unwrap()).unwrap();
-        assert_eq!(text.lines().count(), 5);
-    }
-
-    #[test]
-    fn any_damage_is_seen() {
-        let (mut record, object) = manifest();
-        for at in 0..object.len() {
-            let mut bytes = object.to_vec();
-            bytes[at] ^= 1;
-            // A flip in a part of the frame that means nothing leaves the entries as they are.
-            if let Ok(entries) = read(&record, bytes.into()) {
-                assert_eq!(entries.len(), 3, "byte {at}");
-            }
-            assert!(read(&record, object.slice(..at)).is_err(), "cut at {at}");
-        }
-        record.manifest_sha256 = Sha256Sum::new([7; 32]);
-        assert!(read(&record, object).unwrap_err().to_string().contains("record names"));
-    }
-}
+mod tests;

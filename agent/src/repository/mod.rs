@@ -94,13 +94,21 @@ pub struct ClusterRepository {
     layout: ClusterLayout,
     /// zstd's level for what is stored.
     level: i32,
+    /// The same for segments and their parts.
+    wal_level: i32,
 }
 
 impl ClusterRepository {
     /// The part of `repository` that belongs to the cluster called `cluster` with this identity.
     pub fn new(repository: Repository, cluster: ClusterName, identity: ClusterIdentity, level: i32) -> Self {
         let layout = ClusterLayout::new(&cluster, identity.system_identifier);
-        Self { repository, cluster, identity, layout, level }
+        Self { repository, cluster, identity, layout, level, wal_level: level }
+    }
+
+    /// The same with another level for segments and their parts.
+    pub fn with_wal_level(mut self, level: i32) -> Self {
+        self.wal_level = level;
+        self
     }
 
     /// The repository it is a part of.

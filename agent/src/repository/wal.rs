@@ -3,6 +3,8 @@
 //! One name, one content, for ever. [`ClusterRepository::put_wal`] answers only when the object is durable and holds exactly these bytes;
 //! if the name was taken, the object there is read back whole and proven before "already stored" is said.
 
+use std::io::Seek;
+
 use bytes::Bytes;
 use walkeep_core::layout::{ObjectName, PartName};
 use walkeep_core::parts::{Link, longest_chain};
@@ -33,6 +35,13 @@ pub struct PackedSegment {
     segment: SegmentName,
     description: Description,
     object: Bytes,
+}
+
+impl PackedSegment {
+    /// SHA-256 of the segment.
+    pub fn hash(&self) -> Hash {
+        self.description.sha256
+    }
 }
 
 /// A file of the archive, proven by its hash.
@@ -83,7 +92,7 @@ impl ClusterRepository {
         hash: Hash,
         open: impl FnOnce() -> std::io::Result<std::fs::File> + Send + 'static,
     ) -> Result<PackedSegment> {
-        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.level);
+        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.wal_level);
         let start = Some(self.segment_start(segment));
         let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: hash };
         on_blocking_thread(move || {
@@ -92,6 +101,18 @@ impl ClusterRepository {
         })
         .await?
         .map_err(Error::encode)
+    }
+
+    /// What makes the same of a file at hand, whose hash is found out on the way: CPU work, and reading.
+    pub fn packer(&self, segment: SegmentName) -> impl FnOnce(&mut std::fs::File) -> std::io::Result<PackedSegment> + Send + 'static {
+        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.wal_level);
+        let start = Some(self.segment_start(segment));
+        let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: Hash::default() };
+        move |file| {
+            file.rewind()?;
+            let (description, object) = codec::encode_hashing(description, file, level)?;
+            Ok(PackedSegment { segment, description, object })
+        }
     }
 
     /// Stores such an object; as [`ClusterRepository::put_wal`].
@@ -109,7 +130,7 @@ impl ClusterRepository {
         limit: u64,
         content: Bytes,
     ) -> Result<Stored> {
-        let (system, level) = (self.identity().system_identifier, self.level);
+        let (system, level) = (self.identity().system_identifier, if start.is_some() { self.wal_level } else { self.level });
         let (description, object) = on_blocking_thread(move || {
             let description = Description::of(title, system, start, &content);
             codec::encode(&description, &content, level).map(|object| (description, object))

@@ -3,17 +3,17 @@
 //! These are the files as the backup copied them: a database made or renamed since is not there, one dropped since still is, and a page may be
 //! torn. Good enough to choose what to fetch, if the choice is compared later with what the recovered server says; nothing else may rest on it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::manifest::{EntryKind, Extent};
-use walkeep_core::partial::{BOOTSTRAP_ROLE, PG_AUTHID, PG_DATABASE, SHARED_MAP, names, relation_map};
+use walkeep_core::manifest::{Content, EntryKind};
+use walkeep_core::partial::{BOOTSTRAP_ROLE, Needed, PG_AUTHID, PG_DATABASE, SHARED_MAP, names, relation_map};
 use walkeep_core::plan::RestorePlan;
 
-use super::layout::read_extent;
-use super::read_record;
+use super::layout::read_file;
+use super::{Refusal, read_record};
 use crate::repository::ClusterRepository;
 
 /// A shared catalog that is larger is not looked into: half a million databases.
@@ -37,30 +37,46 @@ impl Shared {
     }
 }
 
+/// What is needed of the backup of `plan` for these databases: their files, those of the templates, and everything that belongs to no database.
+pub async fn only(repository: &ClusterRepository, plan: &RestorePlan, names: &[String], cancel: &CancellationToken) -> Result<Needed> {
+    let shared = shared(repository, plan, cancel).await?;
+    let mut oids = BTreeSet::new();
+    for name in names {
+        let found = shared.oids(name);
+        if found.is_empty() {
+            let mut known: Vec<_> = shared.databases.iter().map(|(_, name)| name.as_str()).collect();
+            known.sort_unstable();
+            known.dedup();
+            let reason = format!("it has no database {name:?}; it has: {}", known.join(", "));
+            bail!(Refusal::Backup { backup: plan.backup.id.to_string(), reason });
+        }
+        oids.extend(found);
+    }
+    oids.extend(["template0", "template1"].iter().flat_map(|name| shared.oids(name)));
+    Ok(Needed::Databases(oids))
+}
+
 /// Reads them for the backup of `plan`. What cannot be understood is left out.
 pub async fn shared(repository: &ClusterRepository, plan: &RestorePlan, cancel: &CancellationToken) -> Result<Shared> {
     let record = read_record(repository, plan).await?;
     let manifest = repository.get_manifest(&record).await?;
-    let files = spawn_blocking(move || -> Result<HashMap<String, Vec<Extent>>> {
+    let files = spawn_blocking(move || -> Result<HashMap<String, Content>> {
         let mut files = HashMap::new();
         for entry in manifest.iter()? {
             let entry = entry?;
-            if let EntryKind::File { size, extents, .. } = entry.kind
+            if let EntryKind::File { content, .. } = entry.kind
                 && entry.path.as_str().starts_with("global/")
-                && size <= LIMIT
+                && content.size() <= LIMIT
             {
-                files.insert(entry.path.as_str().to_owned(), extents);
+                files.insert(entry.path.as_str().to_owned(), content);
             }
         }
         Ok(files)
     });
     let files = files.await.context("read the manifest")??;
     let read = async |name: String| -> Result<Vec<u8>> {
-        let mut content = Vec::new();
-        for extent in files.get(&name).map(Vec::as_slice).unwrap_or_default() {
-            content.extend_from_slice(&read_extent(repository, extent, &name, cancel).await?);
-        }
-        Ok(content)
+        let Some(content) = files.get(&name) else { return Ok(Vec::new()) };
+        read_file(repository, content, &name, cancel).await
     };
     let map = relation_map(&read(SHARED_MAP.to_owned()).await?).unwrap_or_default();
     let catalog = async |oid: u32| -> Result<Vec<(u32, String)>> {

@@ -1,12 +1,14 @@
 //! The files of a restore: created empty, then filled from packs in parallel, then made durable.
 //!
-//! Neighbouring extents of a pack are read in one request. No byte is written before its extent's hash was checked; a read that does not
-//! fit is asked for once more, since it may have been damaged on its way only. Where files go is [`super::target_dir`]'s.
+//! Neighbouring extents of a pack are read in one request ([`super::batches`]). No byte is written before its extent's hash was checked; a read that does not
+//! fit is asked for once more, since it may have been damaged on its way only. Of files that were there before only what differs is fetched. Where files
+//! go is [`super::target_dir`]'s.
+
+mod write;
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,19 +23,16 @@ use walkeep_core::layout::{ObjectName, PackId};
 use walkeep_core::manifest::{EntryKind, Extent};
 use walkeep_core::partial::Needed;
 
+use super::batches::{Batch, Batches, Piece};
 use super::layout::Layout;
 use super::target_dir::Target;
-use crate::codec;
 use crate::durable;
 use crate::repository::manifest::ManifestEntries;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::{Backoff, retry};
 use crate::transfer::Meter;
+use write::{Done, FileAt, fill, look};
 
-/// The most stored bytes read in one request, unless one extent has more.
-const READ: u64 = 4 << 20;
-/// The most plain bytes that may come of one request.
-const PLAIN: u64 = 32 << 20;
 /// How long the repository may fail before the restore does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -51,75 +50,91 @@ pub struct Files {
     pub cancel: CancellationToken,
 }
 
-/// An extent and where it belongs.
-struct Piece {
-    file: Arc<FileAt>,
-    offset: u64,
-    extent: Extent,
-    /// Whether the file ends with it.
-    last: bool,
-}
-
-struct FileAt {
-    /// As the manifest has it.
-    name: String,
-    path: PathBuf,
-}
-
-/// Pieces that lie side by side in one pack.
-struct Batch {
-    pack: PackId,
-    range: Range<u64>,
-    plain: u64,
-    pieces: Vec<Piece>,
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// CRC-32C of each file of the manifest, in its order; none of those that got their length only.
+    pub sums: Vec<Option<u32>>,
+    /// Bytes of the extents that were fetched from packs.
+    pub fetched: u64,
+    /// Bytes that were written.
+    pub written: u64,
 }
 
 impl Files {
     /// Writes all of the manifest's folders and files.
-    pub async fn write(&self, manifest: &ManifestEntries, layout: &Layout, meter: &mut Meter<'_>) -> Result<()> {
+    pub async fn write(&self, manifest: &ManifestEntries, layout: &Layout, meter: &mut Meter<'_>) -> Result<Written> {
         let (entries, target, needed) = (manifest.clone(), self.target.clone(), self.needed.clone());
-        let empty = spawn_blocking(move || create_all(&entries, &target, &needed)).await??;
-        (0..empty).for_each(|_| meter.file());
+        let existing = Arc::new(spawn_blocking(move || create_all(&entries, &target, &needed)).await??);
         let (sender, receiver) = mpsc::channel(self.parallelism);
         let (entries, target, needed) = (manifest.clone(), self.target.clone(), self.needed.clone());
-        let batches = spawn_blocking(move || send_batches(&entries, &target, &needed, &sender));
+        let batches = spawn_blocking(move || send_batches(&entries, &target, &needed, &existing, &sender));
         let batches_in = futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
         let mut writing = std::pin::pin!(batches_in.map(|batch| self.carry_out(batch)).buffer_unordered(self.parallelism));
-        let mut written = 0;
+        let mut all = Written { sums: vec![None; usize::try_from(layout.files)?], ..Written::default() };
+        let mut moved = 0;
         while let Some(done) = writing.next().await {
-            let (bytes, files) = done?;
-            written += bytes;
-            (0..files).for_each(|_| meter.file());
-            meter.bytes(bytes);
+            let (done, fetched) = done?;
+            all.fetched += fetched;
+            all.written += done.written;
+            moved += done.bytes;
+            for (number, sum) in done.files {
+                meter.file();
+                if let Some(place) = all.sums.get_mut(number) {
+                    *place = Some(sum);
+                }
+            }
+            meter.bytes(done.bytes);
         }
-        batches.await??;
-        // The map and the signals are not written here.
-        anyhow::ensure!(written <= layout.written, "{written} bytes were written, the manifest has {}", layout.written);
-        Ok(())
+        for (number, sum) in batches.await?? {
+            meter.file();
+            if let Some(place) = all.sums.get_mut(number) {
+                *place = sum;
+            }
+        }
+        // The map, the signals and zeros are not written here.
+        anyhow::ensure!(moved <= layout.written, "{moved} bytes were written, the manifest has {}", layout.written);
+        Ok(all)
     }
 
-    /// Reads and writes a batch; answers how many bytes, and how many files ended.
-    async fn carry_out(&self, batch: Batch) -> Result<(u64, u64)> {
+    /// Looks at, reads and writes a batch; answers what was done, and how many bytes were fetched.
+    async fn carry_out(&self, batch: Batch<FileAt>) -> Result<(Done, u64)> {
+        if !batch.pieces.iter().any(|piece| piece.file.existed) {
+            return self.fetch(batch).await;
+        }
+        let (mut done, wrong) = spawn_blocking(move || look(batch.pieces)).await??;
+        let (mut batches, mut fetched) = (Batches::new(), 0);
+        let full: Vec<_> = wrong.into_iter().filter_map(|piece| batches.add(piece)).collect();
+        for batch in full.into_iter().chain(batches.finish()) {
+            let (more, bytes) = self.fetch(batch).await?;
+            done.add(more);
+            fetched += bytes;
+        }
+        Ok((done, fetched))
+    }
+
+    async fn fetch(&self, batch: Batch<FileAt>) -> Result<(Done, u64)> {
         let batch = Arc::new(batch);
-        for again in [true, false] {
+        // What lies between extents, and is read and thrown away, is not counted.
+        let fetched = batch.pieces.iter().map(|piece| piece.extent.stored).sum();
+        let mut again = true;
+        loop {
             let file = batch.pieces.first().map_or("", |piece| &piece.file.name);
             let bytes =
                 get(&self.repository, batch.pack, batch.range.clone(), &self.cancel).await.with_context(|| format!("read {file}"))?;
             let work = batch.clone();
-            let written = spawn_blocking(move || write_batch(&work, &bytes)).await??;
-            match written {
-                Ok(files) => return Ok((batch.plain, files)),
+            match spawn_blocking(move || fill(&work, &bytes)).await?? {
+                Ok(done) => return Ok((done, fetched)),
                 Err(index) => {
                     let piece = &batch.pieces[index];
                     let error = damaged(&self.repository, &piece.extent, &piece.file.name);
-                    if !again {
+                    if !std::mem::take(&mut again) {
                         return Err(error.into());
                     }
                     tracing::warn!(%error, "reading it once more");
                 }
             }
         }
-        Ok((0, 0))
     }
 }
 
@@ -137,20 +152,21 @@ pub(super) async fn get(
 /// The error for an extent that does not have its hash.
 pub(super) fn damaged(repository: &ClusterRepository, extent: &Extent, file: &str) -> repository::Error {
     let key = repository.layout().key(&ObjectName::Pack(extent.pack));
-    repository::Error::corrupt(key, format!("the extent of {file} at byte {} does not have its SHA-256", extent.offset))
+    repository::Error::corrupt(key, format!("the extent of {file} at byte {} does not have its hash", extent.offset))
 }
 
-/// Creates folders and empty files, none of which may be there. Answers how many files stay empty, or get no more than their length.
-fn create_all(manifest: &ManifestEntries, target: &Target, needed: &Needed) -> Result<u64> {
+/// Creates folders and empty files, which have their length. Answers the files that were there before, as the target allows.
+fn create_all(manifest: &ManifestEntries, target: &Target, needed: &Needed) -> Result<HashSet<PathBuf>> {
     target.create_roots()?;
+    target.link_tablespaces()?;
     let mut folders: HashSet<PathBuf> = HashSet::new();
+    let mut existing = HashSet::new();
     let mut make_folder = |path: &Path| -> Result<()> {
         if folders.insert(path.to_owned()) {
             durable::create_dir(path, target.dir_mode)?;
         }
         Ok(())
     };
-    let mut empty = 0;
     for entry in manifest.iter()? {
         let entry = entry?;
         let Some(path) = target.place(&entry.path) else { continue };
@@ -161,91 +177,97 @@ fn create_all(manifest: &ManifestEntries, target: &Target, needed: &Needed) -> R
                 let open_and_set = || File::open(&path).and_then(|folder| durable::set_mode(&folder, entry.mode | 0o700));
                 open_and_set().with_context(|| format!("set the mode of {}", path.display()))?;
             }
-            EntryKind::File { size, .. } => {
+            EntryKind::File { content, .. } => {
                 path.parent().map_or(Ok(()), &mut make_folder)?;
-                let file = durable::create_private(&path, entry.mode | 0o600).with_context(|| format!("create {}", path.display()))?;
-                let written = needed.content(&entry.path);
-                if !written {
-                    file.set_len(size).with_context(|| format!("give {} its length", path.display()))?;
+                let file = match target.delta {
+                    true => reuse(&path, entry.mode | 0o600)?,
+                    false => None,
+                };
+                let (file, existed) = match file {
+                    Some(file) => (file, true),
+                    None => {
+                        (durable::create_private(&path, entry.mode | 0o600).with_context(|| format!("create {}", path.display()))?, false)
+                    }
+                };
+                file.set_len(content.size()).with_context(|| format!("give {} its length", path.display()))?;
+                if existed && needed.content(&entry.path) {
+                    write::clear(&path, &content)?;
+                    existing.insert(path);
                 }
-                empty += u64::from(size == 0 || !written);
             }
         }
     }
-    Ok(empty)
+    Ok(existing)
 }
 
-/// Goes through the manifest and sends what to read, until nobody wants more.
-fn send_batches(manifest: &ManifestEntries, target: &Target, needed: &Needed, sender: &mpsc::Sender<Batch>) -> Result<()> {
-    let mut open: Option<Batch> = None;
+/// Opens a file that is there already. What is no file, or has another name too, is removed: its bytes are not only ours.
+fn reuse(path: &Path, mode: u32) -> Result<Option<File>> {
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        found => found.with_context(|| format!("look at {}", path.display()))?,
+    };
+    if found.is_dir() {
+        fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))?;
+        return Ok(None);
+    }
+    if !found.is_file() || found.nlink() != 1 {
+        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+        return Ok(None);
+    }
+    let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let open = || {
+        let file = fs::OpenOptions::new().read(true).write(true).custom_flags(nofollow).open(path)?;
+        durable::set_mode(&file, mode)?;
+        Ok::<_, std::io::Error>(file)
+    };
+    open().map(Some).with_context(|| format!("open {}", path.display()))
+}
+
+/// Goes through the manifest and sends what to read, until nobody wants more. Answers the files for which nothing is read, and their sums.
+fn send_batches(
+    manifest: &ManifestEntries,
+    target: &Target,
+    needed: &Needed,
+    existing: &HashSet<PathBuf>,
+    sender: &mpsc::Sender<Batch<FileAt>>,
+) -> Result<Vec<(usize, Option<u32>)>> {
+    let (mut batches, mut silent, mut number) = (Batches::new(), Vec::new(), 0);
     for entry in manifest.iter()? {
         let entry = entry?;
-        let EntryKind::File { extents, .. } = entry.kind else { continue };
-        let (Some(path), true) = (target.place(&entry.path), needed.content(&entry.path)) else { continue };
-        let file = Arc::new(FileAt { name: entry.path.to_string(), path });
-        let (mut offset, count) = (0, extents.len());
-        for (index, extent) in extents.into_iter().enumerate() {
-            let piece = Piece { file: file.clone(), offset, extent, last: index + 1 == count };
-            offset += extent.plain;
-            match &mut open {
-                Some(batch) if batch.takes(&extent) => batch.add(piece),
-                _ => {
-                    let next = Batch { pack: extent.pack, range: extent.offset..extent.offset, plain: 0, pieces: Vec::new() };
-                    if let Some(full) = open.replace(next)
-                        && sender.blocking_send(full).is_err()
-                    {
-                        return Ok(());
-                    }
-                    if let Some(batch) = &mut open {
-                        batch.add(piece);
-                    }
-                }
+        let EntryKind::File { content, .. } = entry.kind else { continue };
+        let this = number;
+        number += 1;
+        let Some(path) = target.place(&entry.path) else { continue };
+        if !needed.content(&entry.path) {
+            silent.push((this, None));
+            continue;
+        }
+        let existed = existing.contains(&path);
+        let file = Arc::new(FileAt::new(entry.path.to_string(), path, this, &content, existed));
+        if content.extents().is_empty() {
+            silent.push((this, file.sum()));
+            continue;
+        }
+        let mut pieces: Vec<_> = content.extents().iter().zip(content.placements()).collect();
+        // What lies in one pack is read in its order.
+        pieces.sort_by_key(|(extent, _)| (extent.pack, extent.offset));
+        for (extent, placements) in pieces {
+            let piece = Piece { file: file.clone(), extent: *extent, placements };
+            if let Some(full) = batches.add(piece)
+                && sender.blocking_send(full).is_err()
+            {
+                // Nobody listens after a failure elsewhere, which is told there.
+                return Ok(silent);
             }
         }
     }
-    if let Some(last) = open {
-        // Nobody listens after a failure elsewhere, which is told there.
-        let _ = sender.blocking_send(last);
+    for batch in batches.finish() {
+        if sender.blocking_send(batch).is_err() {
+            break;
+        }
     }
-    Ok(())
-}
-
-impl Batch {
-    fn takes(&self, extent: &Extent) -> bool {
-        let bytes = self.range.end - self.range.start;
-        extent.pack == self.pack && extent.offset == self.range.end && bytes + extent.stored <= READ && self.plain + extent.plain <= PLAIN
-    }
-
-    fn add(&mut self, piece: Piece) {
-        self.range.end += piece.extent.stored;
-        self.plain += piece.extent.plain;
-        self.pieces.push(piece);
-    }
-}
-
-/// Opens, proves and writes the pieces of a batch: how many files ended, or which piece is damaged.
-fn write_batch(batch: &Batch, bytes: &[u8]) -> Result<std::result::Result<u64, usize>> {
-    let (mut at, mut ended) = (0, 0);
-    let mut open: Option<(Arc<FileAt>, File)> = None;
-    for (index, piece) in batch.pieces.iter().enumerate() {
-        let Extent { stored, plain, sha256, .. } = piece.extent;
-        let frame = bytes.get(at..at + stored as usize).unwrap_or_default();
-        at += stored as usize;
-        let plain = codec::decompress(frame, plain as usize).ok().filter(|plain| codec::sha256(plain) == *sha256.bytes());
-        let Some(plain) = plain else { return Ok(Err(index)) };
-        let path = &piece.file.path;
-        let file = match &open {
-            Some((file, handle)) if Arc::ptr_eq(file, &piece.file) => handle,
-            _ => {
-                let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-                let handle = OpenOptions::new().write(true).custom_flags(nofollow).open(path);
-                &open.insert((piece.file.clone(), handle.with_context(|| format!("open {}", path.display()))?)).1
-            }
-        };
-        file.write_all_at(&plain, piece.offset).with_context(|| format!("write {}", path.display()))?;
-        ended += u64::from(piece.last);
-    }
-    Ok(Ok(ended))
+    Ok(silent)
 }
 
 /// Makes everything durable: each file system at once, and then file by file, which costs little by then and answers what failed.

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::control::ControlFile;
-use walkeep_core::manifest::{Entry, EntryKind, Extent};
+use walkeep_core::manifest::{Content, Entry, EntryKind, Extent, Source};
 use walkeep_core::partial::Needed;
 
-use super::{Refusal, empty_hash};
+use super::{Refusal, backup_manifest};
 use crate::codec;
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
@@ -43,9 +43,13 @@ pub struct Layout {
     pub fetched: u64,
     /// Bytes written of each tablespace's files that lie outside the data directory.
     pub outside: HashMap<u32, u64>,
+    /// Whether PostgreSQL's own manifest is among the files.
+    pub has_backup_manifest: bool,
+    /// Blocks whose checksum was wrong when the backup was taken.
+    pub bad_blocks: u64,
     /// Whether the group may read: then folders have mode 0750.
     pub group_access: bool,
-    small: HashMap<String, Vec<Extent>>,
+    small: HashMap<String, Content>,
 }
 
 /// The few files that are read before the others.
@@ -104,22 +108,14 @@ impl Layout {
     }
 
     fn note_file(&mut self, entry: &Entry, record: &BackupRecord, needed: &Needed) -> std::result::Result<(), String> {
-        let EntryKind::File { size, sha256, extents } = &entry.kind else { return Ok(()) };
-        let path = entry.path.as_str();
-        // Where a file is one extent its own sum need not be computed again.
-        let contradicts = match extents.as_slice() {
-            [] => *sha256.bytes() != empty_hash(),
-            [only] => *sha256 != only.sha256,
-            _ => false,
-        };
-        if contradicts {
-            return Err(format!("its manifest contradicts itself about the SHA-256 of {path}"));
-        }
+        let EntryKind::File { content, bad_blocks } = &entry.kind else { return Ok(()) };
+        let (path, size) = (entry.path.as_str(), content.size());
+        self.bad_blocks += bad_blocks.len() as u64;
         self.files += 1;
-        self.bytes = self.bytes.saturating_add(*size);
-        let stored = extents.iter().fold(0_u64, |sum, extent| sum.saturating_add(extent.stored));
+        self.bytes = self.bytes.saturating_add(size);
+        let stored = content.stored();
         self.stored = self.stored.saturating_add(stored);
-        let written = if needed.content(&entry.path) { *size } else { 0 };
+        let written = if needed.content(&entry.path) { size } else { 0 };
         self.written = self.written.saturating_add(written);
         self.fetched = self.fetched.saturating_add(if needed.content(&entry.path) { stored } else { 0 });
         if let Some((oid, _)) = entry.path.tablespace()
@@ -128,14 +124,15 @@ impl Layout {
             let sum = self.outside.entry(oid).or_default();
             *sum = sum.saturating_add(written);
         }
+        self.has_backup_manifest |= path == backup_manifest::FILE;
         if path == "PG_VERSION" {
             self.group_access = entry.mode & 0o040 != 0;
         }
         if ["PG_VERSION", TABLESPACE_MAP, CONTROL].contains(&path) {
-            if *size > SMALL {
+            if size > SMALL {
                 return Err(format!("{path} has {size} bytes"));
             }
-            self.small.insert(path.to_owned(), extents.clone());
+            self.small.insert(path.to_owned(), content.clone());
         }
         Ok(())
     }
@@ -145,12 +142,8 @@ impl Small {
     /// Reads them out of the repository, which also proves that its packs can be read.
     pub async fn read(repository: &ClusterRepository, layout: &Layout, cancel: &CancellationToken) -> Result<Self> {
         let read = |name: &'static str| async move {
-            let Some(extents) = layout.small.get(name) else { return Ok::<_, anyhow::Error>(None) };
-            let mut content = Vec::new();
-            for extent in extents {
-                content.extend_from_slice(&read_extent(repository, extent, name, cancel).await?);
-            }
-            Ok(Some(content))
+            let Some(content) = layout.small.get(name) else { return Ok::<_, anyhow::Error>(None) };
+            Ok(Some(read_file(repository, content, name, cancel).await?))
         };
         Ok(Self {
             version: read("PG_VERSION").await?.unwrap_or_default(),
@@ -186,9 +179,35 @@ impl Small {
     }
 }
 
-pub(super) async fn read_extent(repository: &ClusterRepository, extent: &Extent, file: &str, cancel: &CancellationToken) -> Result<Bytes> {
+/// The bytes of a file, which is small.
+pub(super) async fn read_file(
+    repository: &ClusterRepository,
+    content: &Content,
+    file: &str,
+    cancel: &CancellationToken,
+) -> Result<Vec<u8>> {
+    let mut extents = Vec::with_capacity(content.extents().len());
+    for extent in content.extents() {
+        extents.push(read_extent(repository, extent, file, cancel).await?);
+    }
+    let mut bytes = Vec::new();
+    for run in content.runs() {
+        let length = usize::try_from(run.length).context("a file larger than memory")?;
+        match run.source {
+            Source::Zeros => bytes.resize(bytes.len() + length, 0),
+            // The manifest was checked: it has the extent, and the extent so many bytes.
+            Source::Extent { index, from } => {
+                let from = from as usize;
+                bytes.extend_from_slice(extents.get(index as usize).and_then(|extent| extent.get(from..from + length)).unwrap_or_default());
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+async fn read_extent(repository: &ClusterRepository, extent: &Extent, file: &str, cancel: &CancellationToken) -> Result<Bytes> {
     let frame = super::files::get(repository, extent.pack, extent.offset..extent.offset + extent.stored, cancel).await;
     let frame = frame.with_context(|| format!("read {file}"))?;
-    let plain = codec::decompress(&frame, extent.plain as usize).ok().filter(|plain| codec::sha256(plain) == *extent.sha256.bytes());
+    let plain = codec::decompress(&frame, extent.plain as usize).ok().filter(|plain| codec::blake3(plain) == extent.hash);
     plain.map(Bytes::from).ok_or_else(|| super::files::damaged(repository, extent, file).into())
 }

@@ -1,15 +1,18 @@
-//! Restores: carries out a [`RestorePlan`] into an empty directory, ready for PostgreSQL to start.
+//! Restores: carries out a [`RestorePlan`] into a directory, ready for PostgreSQL to start.
 //!
 //! Everything that can be refused is refused before the first byte is written (`layout`, `target_dir`). Then files come in parallel
 //! (`files`), every extent proven by its hash; the settings of the recovery are written (`settings`); and only when all of that
 //! is durable pg_control gets its name, without which no server starts: a restore that was killed cannot be mistaken for a whole one. What to
 //! restore is decided by the plan; WAL is fetched by PostgreSQL itself when it starts, through `restore_command`.
 
-mod conf;
+mod backup_manifest;
+mod batches;
 mod databases;
+mod delta;
 mod files;
 mod layout;
 mod settings;
+mod sums;
 mod target_dir;
 
 use std::path::PathBuf;
@@ -24,11 +27,11 @@ use walkeep_core::plan::RestorePlan;
 use walkeep_core::plan::estimate::{Measured, MeasuredBy};
 use walkeep_core::target::TargetAction;
 
-use crate::codec;
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
 use crate::transfer::{Meter, Stage, Watch};
-pub use databases::{Shared, shared};
+pub use databases::{Shared, only, shared};
+pub use delta::Survey;
 use layout::{Layout, Small};
 use target_dir::Target;
 pub use target_dir::check_directory;
@@ -59,6 +62,8 @@ pub struct Options {
     pub throw_away: bool,
     /// Whose content is needed; other files get their length only.
     pub needed: Needed,
+    /// Into a directory that has something in it: what is right there is left, what differs is fetched, what does not belong there is removed.
+    pub delta: bool,
 }
 
 impl Options {
@@ -74,6 +79,7 @@ impl Options {
             parallelism: 8,
             throw_away: false,
             needed: Needed::Everything,
+            delta: false,
         }
     }
 }
@@ -162,7 +168,8 @@ pub async fn restore(
     // From here on it is only local and short, and either it is done or the directory cannot be started.
     meter.stage(Stage::Finishing, None);
     let lines = settings::lines(plan, &options);
-    let Layout { files, written: bytes, fetched, stored, .. } = written.layout;
+    let Layout { files, written: bytes, stored, .. } = written.layout;
+    let fetched = written.files.fetched;
     let measured = Measured { bytes: fetched, millis: millis(meter.moving()), at: chrono::Utc::now(), by: MeasuredBy::Restore };
     let (target, throw_away) = (written.target.clone(), options.throw_away);
     let warnings = spawn_blocking(move || finish(&written, &lines, throw_away)).await??;
@@ -187,8 +194,10 @@ pub async fn restore(
 struct Written {
     target: Arc<Target>,
     manifest: ManifestEntries,
+    record: BackupRecord,
     layout: Layout,
     small: Small,
+    files: files::Written,
     block_size: u32,
 }
 
@@ -209,10 +218,12 @@ async fn write_files(
     let small = Small::read(&repository, &layout, cancel).await?;
     let control = small.check(&record)?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
-    target.check(&layout, wal_headroom(plan, &record))?;
+    let survey = survey_of(&target, &manifest, &record).await?;
+    target.check(&layout, wal_headroom(plan, &record), survey.bytes)?;
 
     meter.stage(Stage::Copying, Some(layout.written));
     tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.written, "restore: begins");
+    spawn_blocking(move || survey.clear()).await??;
     let files = files::Files {
         repository,
         target: target.clone(),
@@ -220,8 +231,33 @@ async fn write_files(
         parallelism: options.parallelism.max(1),
         cancel: cancel.clone(),
     };
-    files.write(&manifest, &layout, meter).await?;
-    Ok(Written { target, manifest, layout, small, block_size: control.block_size })
+    let files = files.write(&manifest, &layout, meter).await?;
+    Ok(Written { target, manifest, record, layout, small, files, block_size: control.block_size })
+}
+
+/// What [`restore`] would find in the directories, and change. Refuses what it would refuse.
+pub async fn look_over(
+    repository: &ClusterRepository,
+    plan: &RestorePlan,
+    options: &Options,
+    cancel: &CancellationToken,
+) -> Result<Survey> {
+    let record = read_record(repository, plan).await?;
+    let manifest = repository.get_manifest(&record).await?;
+    let (entries, known, needed) = (manifest.clone(), record.clone(), options.needed.clone());
+    let layout = spawn_blocking(move || Layout::read(&entries, &known, &needed)).await??;
+    let small = Small::read(repository, &layout, cancel).await?;
+    let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
+    survey_of(&target, &manifest, &record).await
+}
+
+/// What is in the directories already; nothing is looked at where nothing may be there.
+async fn survey_of(target: &Arc<Target>, manifest: &ManifestEntries, record: &BackupRecord) -> Result<Survey> {
+    if !target.delta {
+        return Ok(Survey::default());
+    }
+    let (target, manifest, record) = (target.clone(), manifest.clone(), record.clone());
+    spawn_blocking(move || delta::survey(&target, &manifest, &record)).await?
 }
 
 /// The record of the plan's backup, unchanged since the plan was made.
@@ -253,8 +289,25 @@ fn finish(written: &Written, lines: &settings::Lines, throw_away: bool) -> Resul
             "the server needs PostgreSQL that was built for blocks of {block} bytes (--with-blocksize); others refuse to start"
         ));
     }
-    target.link_tablespaces(small.tablespace_map.as_deref())?;
+    if !throw_away && written.layout.written < written.layout.bytes {
+        warnings.push(
+            "other databases are there without content: drop them once the server has opened. Pages of theirs that replay does not find are passed over \
+             (ignore_invalid_pages): look into the server's log for such a page of a database that is wanted, and take the setting out of \
+             postgresql.auto.conf afterwards"
+                .to_owned(),
+        );
+    }
+    if written.layout.bad_blocks > 0 {
+        warnings.push(format!(
+            "the backup has {} blocks whose checksum was wrong on the server already; `walkeep backups` names them",
+            written.layout.bad_blocks
+        ));
+    }
+    target.map_tablespaces(small.tablespace_map.as_deref())?;
     if !throw_away {
+        if !written.layout.has_backup_manifest {
+            backup_manifest::write(target, manifest, &written.record, &written.files.sums)?;
+        }
         files::sync(target, manifest)?;
     }
     target.publish_control().context("give pg_control its name")?;
@@ -269,11 +322,6 @@ fn finish(written: &Written, lines: &settings::Lines, throw_away: bool) -> Resul
 
 fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// SHA-256 of nothing.
-fn empty_hash() -> codec::Hash {
-    codec::sha256(&[])
 }
 
 #[cfg(test)]

@@ -4,17 +4,21 @@
 //! primary is neutralised, so that a copy can be started beside the original without harm to it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use walkeep_core::data_directory::CONFIG_FOLDER;
+use walkeep_core::partial::Needed;
 use walkeep_core::plan::RestorePlan;
 use walkeep_core::target::{RecoverySettings, quote_conf};
 
 use super::Options;
-use super::conf::{Conf, DATA_DIRECTORY, line, overrule_data_directory, setting};
 use super::target_dir::Target;
 use crate::durable;
+use crate::server_conf::{Conf, DATA_DIRECTORY, line, overrule_data_directory, setting};
 
+/// Folders within folders that configuration files were taken from.
+const CONFIG_DEPTH: u32 = 32;
 const AUTO_CONF: &str = "postgresql.auto.conf";
 
 /// Settings of an earlier recovery or of a standby: taken out where they stand in `postgresql.auto.conf`.
@@ -47,6 +51,10 @@ pub fn lines(plan: &RestorePlan, options: &Options) -> Lines {
     if !options.keep_synchronous_standbys {
         lines.push("synchronous_standby_names = ''".into());
     }
+    // The scratch server has its own word on it.
+    if options.needed != Needed::Everything && !options.throw_away {
+        lines.push("ignore_invalid_pages = on".into());
+    }
     Lines(lines)
 }
 
@@ -55,11 +63,7 @@ pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     let (mut first, mut places) = (Vec::new(), Vec::new());
     match Conf::read(&target.data) {
-        None => warnings.push(format!(
-            "the backup has no postgresql.conf: the server's configuration lay outside its data directory. Put postgresql.conf, pg_hba.conf and \
-             pg_ident.conf into {}, or start the server with a config_file",
-            target.data.display()
-        )),
+        None => warnings.push(without_conf(&target.data)),
         Some(conf) => {
             places = own_files(&conf, target, &mut warnings);
             // It would replace the original's. Only then: a server complains of the empty name.
@@ -74,7 +78,11 @@ pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
             }
             // PostgreSQL takes the settings one after the other, and two targets are an error at any moment: the other's goes before ours comes.
             first = left.iter().filter(|setting| setting.name != DATA_DIRECTORY).map(|setting| format!("{} = ''", setting.name)).collect();
-            warnings.extend(conf.unread.iter().map(|unread| format!("postgresql.conf includes what cannot be read here, and the server may not start: {unread}")));
+            warnings.extend(
+                conf.unread
+                    .iter()
+                    .map(|unread| format!("postgresql.conf includes what cannot be read here, and the server may not start: {unread}")),
+            );
         }
     }
     let path = target.data.join(AUTO_CONF);
@@ -91,6 +99,36 @@ pub fn write(target: &Target, lines: &Lines) -> Result<Vec<String>> {
     durable::write_file(&path, &text, mode)?;
     durable::write_file(&target.data.join("recovery.signal"), b"", mode)?;
     Ok(warnings)
+}
+
+/// How to start a server whose configuration lay outside its data directory. What was taken along names the original's files: each is named anew.
+fn without_conf(data: &Path) -> String {
+    let (to, none) = (data.display(), "the backup has no postgresql.conf: the server's configuration lay outside its data directory");
+    let mut found = Vec::new();
+    config_files(&data.join(CONFIG_FOLDER), &mut found, CONFIG_DEPTH);
+    found.sort();
+    let file = |name: &str| found.iter().find(|path| path.file_name().is_some_and(|found| found == name));
+    let Some(conf) = file("postgresql.conf") else {
+        return format!("{none}. Put postgresql.conf, pg_hba.conf and pg_ident.conf into {to}, or start the server with a config_file");
+    };
+    let other = |setting: &str, name: &str| file(name).map(|path| format!(" -c {setting}={}", path.display())).unwrap_or_default();
+    format!(
+        "{none}. What the backup has of it is in {to}/{CONFIG_FOLDER}. Copy from there what is right for this host, or start with it: \
+         postgres -D {to} -c data_directory={to} -c config_file={}{}{}",
+        conf.display(),
+        other("hba_file", "pg_hba.conf"),
+        other("ident_file", "pg_ident.conf")
+    )
+}
+
+fn config_files(folder: &Path, found: &mut Vec<PathBuf>, depth: u32) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() && depth > 0 => config_files(&entry.path(), found, depth - 1),
+            Ok(kind) if kind.is_file() => found.push(entry.path()),
+            _ => {}
+        }
+    }
 }
 
 /// Writes the lines and the signal, and nothing of what the original had in `postgresql.auto.conf`: for a server that reads no other file of the

@@ -21,7 +21,7 @@ use super::{Options, Refusal};
 use crate::durable;
 
 /// pg_control's name until everything else is durable.
-const CONTROL_WAITING: &str = "global/.pg_control.walkeep-restore";
+pub(super) const CONTROL_WAITING: &str = "global/.pg_control.walkeep-restore";
 
 /// A tablespace outside the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Target {
     pub replayed: Vec<(PathBuf, Lsn)>,
     /// Mode of folders: 0700, or 0750 where the group may read.
     pub dir_mode: u32,
+    /// What is there already is used.
+    pub delta: bool,
 }
 
 impl Target {
@@ -78,16 +80,20 @@ impl Target {
         }
         let replayed = plan.replayed_tablespaces.iter().map(|space| (PathBuf::from(&space.location), space.lsn)).collect();
         let dir_mode = if layout.group_access { 0o750 } else { durable::PRIVATE_DIR };
-        Ok(Self { data, tablespaces, replayed, dir_mode })
+        Ok(Self { data, tablespaces, replayed, dir_mode, delta: options.delta })
     }
 
-    /// Refuses directories that have something in them or cannot be written, and disks that are too full.
-    pub fn check(&self, layout: &Layout, headroom: u64) -> Result<()> {
-        check_empty(&self.data, None)?;
+    /// Refuses directories that have something in them or cannot be written, and disks that are too full. What is used again (`kept` bytes) needs no room.
+    pub fn check(&self, layout: &Layout, headroom: u64, kept: u64) -> Result<()> {
+        if !self.delta {
+            check_empty(&self.data, None)?;
+        }
         let outside: u64 = layout.outside.values().sum();
-        let mut needs = vec![(&self.data, layout.written.saturating_sub(outside).saturating_add(headroom))];
+        let mut needs = vec![(&self.data, layout.written.saturating_sub(outside).saturating_sub(kept).saturating_add(headroom))];
         for space in &self.tablespaces {
-            check_empty(&space.new, Some("choose another place for it with --tablespace OLD=NEW"))?;
+            if !self.delta {
+                check_empty(&space.new, Some("choose another place for it with --tablespace OLD=NEW"))?;
+            }
             needs.push((&space.new, layout.outside.get(&space.oid).copied().unwrap_or_default()));
         }
         for (path, lsn) in &self.replayed {
@@ -156,12 +162,25 @@ impl Target {
         })
     }
 
-    /// Makes the links to tablespaces, and the map from which recovery makes them anew.
-    pub fn link_tablespaces(&self, map: Option<&[u8]>) -> Result<()> {
+    /// The link to a tablespace.
+    pub fn link(&self, space: &Space) -> PathBuf {
+        self.data.join("pg_tblspc").join(space.oid.to_string())
+    }
+
+    /// Makes the links to tablespaces. They come before the files, so that a restore that is cut off can be told to go on: they say whose the
+    /// directories are.
+    pub fn link_tablespaces(&self) -> Result<()> {
         for space in &self.tablespaces {
-            let link = self.data.join("pg_tblspc").join(space.oid.to_string());
-            std::os::unix::fs::symlink(&space.new, &link).with_context(|| format!("make the link {}", link.display()))?;
+            let link = self.link(space);
+            if fs::read_link(&link).ok().as_ref() != Some(&space.new) {
+                std::os::unix::fs::symlink(&space.new, &link).with_context(|| format!("make the link {}", link.display()))?;
+            }
         }
+        Ok(())
+    }
+
+    /// Writes the map from which recovery makes the links anew.
+    pub fn map_tablespaces(&self, map: Option<&[u8]>) -> Result<()> {
         if map.is_some() {
             let mut text = Vec::new();
             for space in &self.tablespaces {

@@ -14,17 +14,17 @@ use walkeep_core::target::{RecoveryTarget, SearchOutcome, TargetKind};
 use walkeep_store::{Fault, FaultyStore, MemoryStore, Operation, Rule, SharedStore, Store};
 
 use super::*;
-use crate::backup::pack::{EXTENT, FileFacts, Packer};
-use crate::repository::manifest::ManifestEncoder;
+use crate::backup::pack::{EXTENT, FileFacts, Older, Packed, Packer};
+use crate::backup::workers::Workers;
 use crate::repository::tests::{over, record, segment};
 use crate::transfer::unwatched;
 
 const SPACE: u32 = 16400;
 
-type Content = (&'static str, Vec<u8>);
+pub(super) type Content = (&'static str, Vec<u8>);
 
 /// The control file of a real server, with the system identifier of these tests and a change of its content.
-fn control(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+pub(super) fn control(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     const CRC: usize = 288;
     let mut bytes = include_bytes!("../../core/tests/fixtures/pg_control-15.bin").to_vec();
     bytes[..8].copy_from_slice(&7u64.to_le_bytes());
@@ -44,7 +44,7 @@ fn cluster_with(control: Vec<u8>) -> Vec<Content> {
 }
 
 /// The files of a small cluster.
-fn cluster() -> Vec<Content> {
+pub(super) fn cluster() -> Vec<Content> {
     let noise = |len: usize| (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>();
     vec![
         ("pg_tblspc/16400/PG_15/1/1", noise(9000)),
@@ -61,23 +61,23 @@ fn cluster() -> Vec<Content> {
     ]
 }
 
-struct World {
-    repository: Arc<ClusterRepository>,
-    faulty: Arc<FaultyStore>,
+pub(super) struct World {
+    pub repository: Arc<ClusterRepository>,
+    pub faulty: Arc<FaultyStore>,
     memory: Arc<MemoryStore>,
-    plan: RestorePlan,
-    dir: tempfile::TempDir,
+    pub plan: RestorePlan,
+    pub dir: tempfile::TempDir,
 }
 
 /// A repository with one backup of these files and the WAL it needs.
-async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> World {
+pub(super) async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> World {
     let memory = Arc::new(MemoryStore::new());
     let shared: SharedStore = memory.clone();
     let faulty = Arc::new(FaultyStore::new(shared));
     let repository = Arc::new(over(faulty.clone()).await);
     let mut record = record(2);
-    let manifest = ManifestEncoder::new(record.id.clone(), EXTENT as u64, 3).unwrap();
-    let mut packer = Packer::new(repository.clone(), manifest, CancellationToken::new());
+    let workers = Workers::start(2, 1).unwrap();
+    let mut packer = Packer::new(repository.clone(), record.id.clone(), workers, Older::default(), CancellationToken::new()).unwrap();
     let path = |text: &str| RelativePath::parse(text).unwrap();
     packer.other(Entry { path: path("pg_tblspc/16400"), mode: 0o700, mtime: None, kind: EntryKind::Tablespace }).await.unwrap();
     packer.other(Entry { path: path("pg_replslot"), mode: 0o700, mtime: None, kind: EntryKind::Dir }).await.unwrap();
@@ -85,12 +85,12 @@ async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> W
         packer.data(&content).await.unwrap();
         packer.file(FileFacts { path: path(name), mode: 0o600, mtime: None }).await.unwrap();
     }
-    let (object, trailer, totals, _) = packer.finish().await.unwrap();
-    record.manifest_sha256 = Sha256Sum::new(*trailer.sha256.bytes());
+    let Packed { last, trailer, totals } = packer.finish().await.unwrap();
+    (record.manifest_sha256, record.manifest_pieces) = (trailer.sha256, last.number);
     (record.files, record.bytes) = (totals.files, totals.bytes);
     record.tablespaces = vec![Tablespace { oid: SPACE, path: "/srv/fast".into(), bytes: 9000 }];
     change(&mut record);
-    repository.put_manifest(&record.id, object).await.unwrap();
+    repository.put_manifest(&record.id, &last).await.unwrap();
     repository.put_wal(WalFileName::Segment(segment(2)), Bytes::from(vec![1; 1 << 20])).await.unwrap();
     repository.commit_backup(&record).await.unwrap();
     let catalog = repository.load_catalog().await.unwrap().catalog;
@@ -101,21 +101,21 @@ async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRecord)) -> W
 }
 
 impl World {
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    fn options(&self) -> Options {
+    pub fn options(&self) -> Options {
         let mut options = Options::new(self.data(), "cp '/a b/%f' %p");
         options.tablespaces = vec![("/srv/fast".into(), self.dir.path().join("space"))];
         options
     }
 
-    async fn restore(&self, options: Options) -> Result<Summary> {
+    pub async fn restore(&self, options: Options) -> Result<Summary> {
         restore(self.repository.clone(), &self.plan, options, &unwatched, &CancellationToken::new()).await
     }
 
-    async fn refusal(&self, options: Options) -> String {
+    pub async fn refusal(&self, options: Options) -> String {
         let error = self.restore(options).await.unwrap_err();
         assert!(error.is::<Refusal>(), "{error:#}");
         error.to_string()
@@ -249,8 +249,8 @@ async fn a_disk_that_is_too_small_is_refused() {
     let world = world(cluster(), |_| {}).await;
     let mut layout = Layout::default();
     layout.written = u64::MAX / 2;
-    let target = Target { data: world.data(), tablespaces: Vec::new(), replayed: Vec::new(), dir_mode: 0o700 };
-    let error = target.check(&layout, 0).unwrap_err();
+    let target = Target { data: world.data(), tablespaces: Vec::new(), replayed: Vec::new(), dir_mode: 0o700, delta: false };
+    let error = target.check(&layout, 0, 0).unwrap_err();
     assert!(matches!(error.downcast_ref(), Some(Refusal::Space { .. })), "{error}");
 }
 
@@ -281,7 +281,7 @@ async fn files_that_are_not_needed_get_their_length_and_nothing_is_read_of_them(
 async fn with_manifest(world: &World, from: &str, to: &str) {
     let keys = |name: ObjectName| world.repository.layout().key(&name).parse::<walkeep_store::Key>().unwrap();
     let id = world.plan.backup.id.clone();
-    let manifest = keys(ObjectName::BackupManifest(id.clone()));
+    let manifest = keys(ObjectName::BackupManifest(id.clone(), 1));
     let object = world.memory.get(&manifest, None).await.unwrap();
     let text = String::from_utf8(zstd::decode_all(&object[..]).unwrap()).unwrap();
     assert!(text.contains(from), "{text}");
@@ -290,7 +290,7 @@ async fn with_manifest(world: &World, from: &str, to: &str) {
     let (body, trailer) = text.trim_end().rsplit_once('\n').unwrap();
     let body = format!("{body}\n");
     let (start, _) = trailer.rsplit_once("\"sha256\":").unwrap();
-    let sum = codec::sha256(body.as_bytes());
+    let sum = crate::codec::sha256(body.as_bytes());
     let text = format!("{body}{start}\"sha256\":\"{}\"}}\n", hex::encode(sum));
     world.memory.overwrite(&manifest, zstd::encode_all(text.as_bytes(), 1).unwrap().into());
     let mut record = world.repository.backup(&id).await.unwrap().unwrap();
@@ -317,7 +317,8 @@ async fn a_damaged_extent_names_pack_and_file_and_nothing_can_start() {
     let world = world(cluster(), |_| {}).await;
     let entries = world.repository.get_manifest(&record_of(&world).await).await.unwrap();
     let entry = entries.iter().unwrap().map(Result::unwrap).find(|entry| entry.path.as_str() == "base/1/1").unwrap();
-    let EntryKind::File { extents, .. } = entry.kind else { panic!("a file") };
+    let EntryKind::File { content, .. } = entry.kind else { panic!("a file") };
+    let extents = content.extents();
     let key = world.repository.layout().key(&ObjectName::Pack(extents[1].pack)).parse().unwrap();
     let mut pack = world.memory.get(&key, None).await.unwrap().to_vec();
     pack[extents[1].offset as usize + 50] ^= 1;

@@ -210,6 +210,7 @@ impl World {
             name: "main".parse().unwrap(),
             connection: "host=/nonexistent".to_owned().into(),
             data_directory: None,
+            config_files: true,
             spool: self.spool.path().join("spool"),
             spool_limit: ByteSize(64 << 20),
             socket: self.spool.path().join("socket"),
@@ -218,10 +219,12 @@ impl World {
             upload_interval: Duration::from_millis(life.upload_interval_ms),
             acknowledge: self.acknowledge,
             compression_level: 1,
+            wal_compression_level: 1,
             upload_parallelism: 4,
             stream: true,
             protect: Protect::Archive,
             repository: RepositoryConfig::Local { path: "/nonexistent".into() },
+            backups: Vec::new(),
         }
     }
 

@@ -157,6 +157,7 @@ impl Uploads {
         self.push(async move {
             turn.wait(&cancel, part.segment).await?;
             let _permit = permits.acquire_owned().await;
+            let _side = to.recent.sides().part().await;
             let put = || async {
                 assure(lease.as_deref()).await?;
                 to.repository.put_part(part, content.clone()).await

@@ -63,6 +63,13 @@ pub(super) fn header_size(lsn: Lsn, size: SegmentSize) -> usize {
     if size.offset_of(lsn) == 0 { LONG_HEADER_SIZE } else { SHORT_HEADER_SIZE }
 }
 
+/// Where a record that may begin at `lsn` does begin: at a page's start behind the page's header. Two positions for which this is the same
+/// have no record between them.
+pub fn record_begin(lsn: Lsn, size: SegmentSize) -> Lsn {
+    let header = if lsn.get().is_multiple_of(PAGE_SIZE) { header_size(lsn, size) as u64 } else { 0 };
+    lsn.saturating_add(header)
+}
+
 /// Where the first record that begins on this page or behind it lies, going by the page's header; it may be in a later segment. Of a
 /// segment's first page this is where the segment can be decoded from by itself; whether it needs the segment before it for its first
 /// bytes, [`PageBeginning::Continuation`] says.

@@ -5,85 +5,57 @@
 //! is in no map.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use roaring::RoaringBitmap;
-use serde::{Deserialize, Serialize};
 
 use crate::record::{FileChange, Fork, Oid, Record, RelFileLocator};
 
-const FORMAT: u32 = 1;
+/// What a file takes in memory beside its blocks, about.
+const FILE_MEMORY: u64 = 160;
 
 /// The files of a relation's fork, in the order in which they are stored.
-type File = (RelFileLocator, Fork);
+pub(super) type File = (RelFileLocator, Fork);
 
 /// Changes of blocks.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct BlockChanges {
-    files: BTreeMap<File, Changed>,
+    pub(super) files: BTreeMap<File, Changed>,
     /// Relations of which all files were made anew or removed.
-    relations: BTreeSet<RelFileLocator>,
+    pub(super) relations: BTreeSet<RelFileLocator>,
     /// Databases, each in a tablespace, of which all files were.
-    databases: BTreeSet<(Oid, Oid)>,
+    pub(super) databases: BTreeSet<(Oid, Oid)>,
 }
 
 /// Changes of a file.
 #[derive(Clone, PartialEq, Debug, Default)]
-struct Changed {
+pub(super) struct Changed {
     /// Everything from here on.
-    from: Option<u32>,
-    blocks: RoaringBitmap,
-}
-
-/// The bytes are not a block map.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadBlocksError {
-    /// Not its JSON.
-    #[error("it is no block map: {0}")]
-    Json(#[from] serde_json::Error),
-    /// Of a later Walkeep.
-    #[error("it has format {0}; this Walkeep reads format {FORMAT}")]
-    Format(u32),
-    /// It names a fork that there is not.
-    #[error("it names fork {0:?}")]
-    Fork(String),
-}
-
-#[derive(Serialize, Deserialize)]
-struct Head {
-    format: u32,
-}
-
-/// A line of a stored map.
-#[derive(Serialize, Deserialize, Default)]
-struct Line {
-    tablespace: Oid,
-    database: Oid,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    file: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    fork: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    from: Option<u32>,
-    /// Blocks in a row: the first, and how many.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    blocks: Vec<(u32, u32)>,
+    pub(super) from: Option<u32>,
+    pub(super) blocks: RoaringBitmap,
 }
 
 impl BlockChanges {
     /// Adds what a record changes.
     pub fn record(&mut self, record: &Record<'_>) {
-        for block in record.blocks() {
-            self.files.entry((block.relation, block.fork)).or_default().blocks.insert(block.block);
-        }
-        for change in record.file_changes() {
-            match change {
-                FileChange::Relation { relation, fork: Some(fork), from } => {
-                    let limit = &mut self.files.entry((relation, fork)).or_default().from;
-                    *limit = Some(limit.map_or(from, |limit| limit.min(from)));
-                }
-                FileChange::Relation { relation, fork: None, .. } => _ = self.relations.insert(relation),
-                FileChange::Database { database, tablespace } => _ = self.databases.insert((database, tablespace)),
+        record.blocks().for_each(|block| self.block(block.relation, block.fork, block.block));
+        record.file_changes().for_each(|change| self.file(change));
+    }
+
+    /// Adds a block.
+    pub(crate) fn block(&mut self, relation: RelFileLocator, fork: Fork, block: u32) {
+        self.files.entry((relation, fork)).or_default().blocks.insert(block);
+    }
+
+    /// Adds what happened to files.
+    pub(crate) fn file(&mut self, change: FileChange) {
+        match change {
+            FileChange::Relation { relation, fork: Some(fork), from } => {
+                let limit = &mut self.files.entry((relation, fork)).or_default().from;
+                *limit = Some(limit.map_or(from, |limit| limit.min(from)));
             }
+            FileChange::Relation { relation, fork: None, .. } => _ = self.relations.insert(relation),
+            FileChange::Database { database, tablespace } => _ = self.databases.insert((database, tablespace)),
         }
     }
 
@@ -110,81 +82,41 @@ impl BlockChanges {
 
     /// Whether a block may be another than before.
     pub fn is_changed(&self, relation: RelFileLocator, fork: Fork, block: u32) -> bool {
-        let whole = self.relations.contains(&relation) || self.databases.contains(&(relation.database, relation.tablespace));
         let told = |changed: &Changed| changed.from.is_some_and(|from| block >= from) || changed.blocks.contains(block);
-        whole || self.files.get(&(relation, fork)).is_some_and(told)
+        self.is_whole(relation) || self.files.get(&(relation, fork)).is_some_and(told)
     }
 
     /// Whether anything of a relation's fork may be another than before.
     pub fn touches(&self, relation: RelFileLocator, fork: Fork) -> bool {
-        let whole = self.relations.contains(&relation) || self.databases.contains(&(relation.database, relation.tablespace));
-        whole || self.files.contains_key(&(relation, fork))
+        self.is_whole(relation) || self.files.contains_key(&(relation, fork))
     }
 
-    /// As it is stored: a line of JSON that says what it is, and a line for each file.
-    pub fn to_json_lines(&self) -> serde_json::Result<Vec<u8>> {
-        let mut lines = serde_json::to_vec(&Head { format: FORMAT })?;
-        let databases =
-            self.databases.iter().map(|(database, tablespace)| Line { tablespace: *tablespace, database: *database, ..Line::default() });
-        let relation = |relation: &RelFileLocator| Line {
-            tablespace: relation.tablespace,
-            database: relation.database,
-            file: Some(relation.number),
-            ..Line::default()
-        };
-        let files = self.files.iter().map(|((file, fork), changed)| Line {
-            fork: Some(fork.to_string()),
-            from: changed.from,
-            blocks: rows(&changed.blocks),
-            ..relation(file)
-        });
-        for line in databases.chain(self.relations.iter().map(relation)).chain(files) {
-            lines.push(b'\n');
-            serde_json::to_writer(&mut lines, &line)?;
-        }
-        lines.push(b'\n');
-        Ok(lines)
+    /// Whether all of a relation's files are others than before, or gone.
+    pub fn is_whole(&self, relation: RelFileLocator) -> bool {
+        self.relations.contains(&relation) || self.databases.contains(&(relation.database, relation.tablespace))
     }
 
-    /// Reads what [`BlockChanges::to_json_lines`] wrote.
-    pub fn from_json_lines(bytes: &[u8]) -> Result<Self, ReadBlocksError> {
-        let mut lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let Head { format } = serde_json::from_slice(lines.next().unwrap_or_default())?;
-        if format != FORMAT {
-            return Err(ReadBlocksError::Format(format));
-        }
-        let mut all = Self::default();
-        for line in lines {
-            let line: Line = serde_json::from_slice(line)?;
-            let Line { tablespace, database, file: Some(number), .. } = line else {
-                all.databases.insert((line.database, line.tablespace));
-                continue;
-            };
-            let relation = RelFileLocator { tablespace, database, number };
-            let Some(fork) = line.fork else {
-                all.relations.insert(relation);
-                continue;
-            };
-            let known =
-                [Fork::Main, Fork::FreeSpaceMap, Fork::VisibilityMap, Fork::Init].into_iter().find(|known| known.to_string() == fork);
-            let file = all.files.entry((relation, known.ok_or(ReadBlocksError::Fork(fork))?)).or_default();
-            file.from = line.from;
-            for (first, count) in line.blocks {
-                file.blocks.insert_range(first..=first.saturating_add(count.saturating_sub(1)));
+    /// From which block on nothing of a relation's fork is what it was, where that is told.
+    pub fn limit(&self, relation: RelFileLocator, fork: Fork) -> Option<u32> {
+        self.files.get(&(relation, fork))?.from
+    }
+
+    /// The blocks of a relation's fork within `range` that are told one by one, as rows.
+    pub fn rows(&self, relation: RelFileLocator, fork: Fork, range: Range<u32>) -> Vec<Range<u32>> {
+        let Some(changed) = self.files.get(&(relation, fork)) else { return Vec::new() };
+        let mut rows: Vec<Range<u32>> = Vec::new();
+        for block in changed.blocks.range(range) {
+            match rows.last_mut() {
+                Some(row) if row.end == block => row.end = block.saturating_add(1),
+                _ => rows.push(block..block.saturating_add(1)),
             }
         }
-        Ok(all)
+        rows
     }
-}
 
-/// Blocks that follow each other as one.
-fn rows(blocks: &RoaringBitmap) -> Vec<(u32, u32)> {
-    let mut rows: Vec<(u32, u32)> = Vec::new();
-    for block in blocks {
-        match rows.last_mut() {
-            Some((first, count)) if first.checked_add(*count) == Some(block) => *count += 1,
-            _ => rows.push((block, 1)),
-        }
+    /// About how many bytes it takes in memory.
+    pub fn memory(&self) -> u64 {
+        let of_files: u64 = self.files.values().map(|changed| FILE_MEMORY + changed.blocks.serialized_size() as u64).sum();
+        of_files + FILE_MEMORY * (self.relations.len() + self.databases.len()) as u64
     }
-    rows
 }

@@ -41,13 +41,13 @@ fn script(lie: Option<&str>) -> VecDeque<BackupEvent> {
     events.push_back(BackupEvent::Entry(TarEntry::Directory { path: "base".into(), mode: 0o40700 }));
     for (path, content) in files {
         let size = content.len() as u64;
-        let sum = if lie == Some(path) { codec::sha256(b"lie") } else { codec::sha256(&content) };
+        let sum = crc32c::crc32c(if lie == Some(path) { b"lie" } else { &content });
         lines.push(format!(
-            "{{ \"Path\": \"{path}\", \"Size\": {size}, \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{}\" }}",
-            hex::encode(sum)
+            "{{ \"Path\": \"{path}\", \"Size\": {size}, \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{}\" }}",
+            hex::encode(sum.to_le_bytes())
         ));
         events.push_back(BackupEvent::Entry(TarEntry::File { path: path.into(), mode: 0o600, size, mtime: 5 }));
-        events.extend(content.chunks(100_000).map(|piece| BackupEvent::Entry(TarEntry::Data(Bytes::copy_from_slice(piece)))));
+        events.extend(content.chunks(100_000).map(|piece| BackupEvent::Entry(TarEntry::Data(piece.to_vec().into()))));
         events.push_back(BackupEvent::Entry(TarEntry::FileEnd));
     }
     let body = format!(
@@ -57,14 +57,21 @@ fn script(lie: Option<&str>) -> VecDeque<BackupEvent> {
     let manifest = format!("{body}\"Manifest-Checksum\": \"{}\"}}\n", hex::encode(codec::sha256(body.as_bytes())));
     events.push_back(BackupEvent::Manifest(manifest.into_bytes().into()));
     events.push_back(BackupEvent::ManifestEnd);
-    events.push_back(BackupEvent::Finished { stop_lsn: Lsn::new(0x20_0100), timeline: TimelineId::FIRST, notices: Vec::new() });
+    events.push_back(BackupEvent::Finished {
+        stop_lsn: Lsn::new(0x20_0100),
+        timeline: TimelineId::FIRST,
+        notices: Vec::new(),
+        damaged: false,
+    });
     events
 }
 
 async fn run(events: VecDeque<BackupEvent>) -> Result<Received> {
     let (repository, _) = memory().await;
     let mut meter = Meter::new(&unwatched);
-    receive(Arc::new(repository), Script(events), DateTime::UNIX_EPOCH, &mut meter, &CancellationToken::new()).await
+    let making = (Workers::start(1, 1)?, Older::default());
+    receive(Arc::new(repository), Script(events), DateTime::UNIX_EPOCH, making, &Damage::default(), &mut meter, &CancellationToken::new())
+        .await
 }
 
 #[tokio::test]
@@ -72,14 +79,18 @@ async fn everything_sent_is_in_the_manifest() {
     let received = run(script(None)).await.unwrap();
     assert!(received.label.from_standby);
     assert_eq!(received.tablespaces, [Tablespace { oid: 16400, path: "/srv/fast".into(), bytes: 300 }]);
-    assert_eq!((received.totals.files, received.trailer.entries), (7, 9), "with the server's manifest; a folder and a tablespace");
+    assert_eq!(
+        (received.packed.totals.files, received.packed.trailer.entries),
+        (7, 9),
+        "with the server's manifest; a folder and a tablespace"
+    );
     assert_eq!(received.id.as_str(), "19700101T000000Z-0000000000200028");
 }
 
 #[tokio::test]
 async fn a_file_that_is_not_as_the_server_read_it_is_named() {
     let error = run(script(Some("base/1/1"))).await.unwrap_err();
-    assert!(error.to_string().contains("base/1/1: another SHA-256"), "{error}");
+    assert!(error.to_string().contains("base/1/1: another CRC-32C"), "{error}");
 }
 
 #[tokio::test]

@@ -4,7 +4,6 @@ mod account;
 mod show;
 
 use std::ffi::OsStr;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +16,7 @@ use walkeep_core::plan::RestorePlan;
 use super::failure::Failure;
 use super::restore::restore_command;
 use super::target::TargetArgs;
-use super::{Global, output, plan, setup};
+use super::{Global, ask, output, plan, setup};
 use crate::config::Config;
 use crate::extract::{self, Format, Options, Output, Refused, Report, TableName, Target, Wanted};
 use crate::postgres::without_password;
@@ -252,7 +251,7 @@ impl ExtractArgs {
 
 /// What drops tables asks first, and where nobody can answer, that is told before the work.
 fn asked(args: &ExtractArgs) -> Result<(), Failure> {
-    if !args.replace || args.into.is_none() || args.yes || std::io::stdin().is_terminal() {
+    if !args.replace || args.into.is_none() || args.yes || ask::possible() {
         return Ok(());
     }
     let reason =
@@ -262,18 +261,8 @@ fn asked(args: &ExtractArgs) -> Result<(), Failure> {
 
 /// Asks whether these tables may be dropped.
 async fn confirm(tables: Vec<String>) -> Result<bool> {
-    let (tell, told) = tokio::sync::oneshot::channel();
-    // Not a thread of the runtime, which would wait for an answer when the command is cancelled.
-    std::thread::spawn(move || {
-        output::error_line(format_args!(
-            "\r\x1b[Kin the database of --into these tables are dropped and made anew, in one transaction: {}. Go on? [y/N] ",
-            tables.join(", ")
-        ));
-        let mut answer = String::new();
-        let read = std::io::stdin().read_line(&mut answer);
-        let _ = tell.send(read.map(|_| ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())));
-    });
-    told.await.context("ask")?.context("read the answer")
+    let tables = tables.join(", ");
+    ask::ask(format!("in the database of --into these tables are dropped and made anew, in one transaction: {tables}.")).await
 }
 
 /// Where the scratch folder is made: where it was said, else beside the spool, where the agent may write too, or among the system's temporary files;

@@ -1,4 +1,5 @@
-//! What the restored server will read: `postgresql.conf` and the files that it includes.
+//! A server's configuration: `postgresql.conf` and the files that it includes. A restore looks at what the restored server will read; a backup takes along
+//! what lies outside the data directory.
 //!
 //! Most settings are overridden in `postgresql.auto.conf`, which PostgreSQL reads last. Some cannot be: with the original's `data_directory`, a server that
 //! is started on the copy opens the original's files; and two recovery targets are an error wherever they stand. Those become comments where they
@@ -17,9 +18,9 @@ pub const DATA_DIRECTORY: &str = "data_directory";
 /// PostgreSQL's own bound.
 const DEPTH: u32 = 10;
 /// No configuration has more files; files that include each other several times would be read millions of times within [`DEPTH`].
-const FILES: usize = 1000;
+pub const FILES: usize = 1000;
 /// No configuration file is longer.
-const LIMIT: u64 = 16 << 20;
+pub const LIMIT: u64 = 16 << 20;
 
 /// One line that sets something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,11 +50,14 @@ impl Conf {
     /// Reads `postgresql.conf` below `data` and what it includes; `None` without one.
     pub fn read(data: &Path) -> Option<Self> {
         let path = data.join("postgresql.conf");
-        path.exists().then(|| {
-            let mut conf = Self::default();
-            conf.file(&path, 0);
-            conf
-        })
+        path.exists().then(|| Self::read_file(&path))
+    }
+
+    /// Reads a configuration file and what it includes.
+    pub fn read_file(path: &Path) -> Self {
+        let mut conf = Self::default();
+        conf.file(path, 0);
+        conf
     }
 
     /// What counts of a setting.
@@ -161,7 +165,7 @@ pub fn setting(line: &[u8]) -> Option<String> {
 }
 
 /// A line's name and value: `name = 'it''s'`, `name value # comment`.
-pub(super) fn line(line: &[u8]) -> Option<(String, String)> {
+pub(crate) fn line(line: &[u8]) -> Option<(String, String)> {
     let name = setting(line)?;
     let rest = line.trim_ascii_start()[name.len()..].trim_ascii_start();
     let rest = rest.strip_prefix(b"=").unwrap_or(rest).trim_ascii_start();

@@ -1,0 +1,191 @@
+//! The backup before: what of its extents a new one can use.
+//!
+//! Files are looked up by path, as the walk through the data directory comes to them. A backup of the data directory has its files in that walk's order,
+//! so its manifest is read along, a few entries ahead; one that came over the wire has them in the server's order, and is kept in memory while it is no
+//! larger than [`TABLE`]. What was stored by a backup that was interrupted is known by its content only ([`interrupted`]). A manifest that cannot be read
+//! makes a backup larger, never wrong: then nothing of it is used.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use walkeep_core::backup::{BackupMethod, BackupRecord};
+use walkeep_core::layout::BackupId;
+use walkeep_core::manifest::{Content, Entry, EntryKind};
+use walkeep_core::relative_path::RelativePath;
+use walkeep_core::{Lsn, TimelineHistory};
+
+use super::pack::Older;
+use crate::repository::manifest::ManifestEntries;
+use crate::repository::{self, ClusterRepository};
+
+/// Extents of a manifest that are kept in memory: a quarter of a terabyte of files.
+const TABLE: usize = 1 << 18;
+/// Entries read ahead.
+const AHEAD: usize = 256;
+/// Backups that were interrupted of which extents are used, the newest.
+const INTERRUPTED: usize = 2;
+
+/// A file as the former backup has it.
+#[derive(Debug, Clone)]
+pub struct FormerFile {
+    /// Its bytes.
+    pub content: Content,
+    /// Blocks whose checksum was wrong.
+    pub bad_blocks: Vec<u32>,
+}
+
+/// A former backup.
+pub struct Former {
+    /// Its record.
+    pub record: BackupRecord,
+    files: Files,
+}
+
+enum Files {
+    /// In the order of their paths.
+    Along {
+        entries: mpsc::Receiver<repository::Result<Entry>>,
+        next: Option<Entry>,
+    },
+    Table(HashMap<String, FormerFile>),
+}
+
+/// The newest backup that a new one on the timelines `path` can build on, and what was stored of interrupted ones.
+pub async fn find(repository: &Arc<ClusterRepository>, path: &TimelineHistory, start: Lsn) -> Result<(Option<Former>, Older)> {
+    let known = repository.backups().await?;
+    let on_path = |record: &&BackupRecord| path.contains(record.stops_on(), record.stop_lsn) && record.stop_lsn <= start;
+    let newest = known.records.iter().filter(on_path).max_by_key(|record| record.start_lsn).cloned();
+    let older = interrupted(repository, &known.incomplete).await?;
+    let Some(record) = newest else { return Ok((None, older)) };
+    let opened = match repository.get_manifest(&record).await {
+        Ok(manifest) => Former::open(record, manifest).await,
+        Err(error) => Err(error),
+    };
+    match opened {
+        Ok(former) => Ok((Some(former), older)),
+        Err(error) if error.is_transient() => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "backup: the former backup's manifest cannot be read; every file is stored anew");
+            Ok((None, older))
+        }
+    }
+}
+
+impl Former {
+    async fn open(record: BackupRecord, manifest: ManifestEntries) -> repository::Result<Self> {
+        let files = match record.method {
+            BackupMethod::DataDirectory => Files::Along { entries: read_along(manifest), next: None },
+            BackupMethod::BaseBackup => Files::Table(read_table(manifest).await?),
+        };
+        Ok(Self { record, files })
+    }
+
+    /// The file at `path`. Paths are asked for in their order.
+    pub async fn file(&mut self, path: &RelativePath) -> Option<FormerFile> {
+        match &mut self.files {
+            Files::Table(files) => files.get(path.as_str()).cloned(),
+            Files::Along { entries, next } => loop {
+                let entry = match next.take() {
+                    Some(entry) => entry,
+                    None => match entries.recv().await? {
+                        Ok(entry) => entry,
+                        Err(error) => {
+                            tracing::warn!(%error, "backup: the former backup's manifest ends early; the files behind are stored anew");
+                            entries.close();
+                            return None;
+                        }
+                    },
+                };
+                match entry.path.cmp(path) {
+                    std::cmp::Ordering::Less => {}
+                    std::cmp::Ordering::Equal => return former_file(entry.kind),
+                    std::cmp::Ordering::Greater => {
+                        *next = Some(entry);
+                        return None;
+                    }
+                }
+            },
+        }
+    }
+
+    /// Its extents, by what they hold, for files of which nothing else is known.
+    pub fn extents(&self) -> Older {
+        match &self.files {
+            Files::Table(files) => {
+                let extents = files.values().flat_map(|file| file.content.extents());
+                Older::new(extents.map(|extent| (extent.hash, *extent)).collect())
+            }
+            Files::Along { .. } => Older::default(),
+        }
+    }
+}
+
+fn former_file(kind: EntryKind) -> Option<FormerFile> {
+    match kind {
+        EntryKind::File { content, bad_blocks } => Some(FormerFile { content, bad_blocks }),
+        EntryKind::Dir | EntryKind::Tablespace => None,
+    }
+}
+
+/// The manifest's files, read on a thread of their own a little ahead.
+fn read_along(manifest: ManifestEntries) -> mpsc::Receiver<repository::Result<Entry>> {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    spawn_blocking(move || {
+        let entries = match manifest.iter() {
+            Ok(entries) => entries,
+            Err(error) => return drop(sender.blocking_send(Err(error))),
+        };
+        for entry in entries {
+            let wanted = !matches!(&entry, Ok(entry) if !matches!(entry.kind, EntryKind::File { .. }));
+            if wanted && sender.blocking_send(entry).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn read_table(manifest: ManifestEntries) -> repository::Result<HashMap<String, FormerFile>> {
+    let read = spawn_blocking(move || -> repository::Result<HashMap<String, FormerFile>> {
+        let (mut files, mut extents) = (HashMap::new(), 0);
+        for entry in manifest.iter()? {
+            let entry = entry?;
+            let Some(file) = former_file(entry.kind) else { continue };
+            extents += file.content.extents().len();
+            if extents > TABLE {
+                break;
+            }
+            files.insert(entry.path.as_str().to_owned(), file);
+        }
+        Ok(files)
+    });
+    read.await.unwrap_or_else(|_| Ok(HashMap::new()))
+}
+
+/// What backups that never got a record have stored. Their packs are there: a manifest's piece is stored behind the packs it names.
+async fn interrupted(repository: &Arc<ClusterRepository>, ids: &[BackupId]) -> Result<Older> {
+    let mut extents = HashMap::new();
+    for id in ids.iter().rev().take(INTERRUPTED) {
+        let Some(manifest) = repository.unfinished_manifest(id).await? else { continue };
+        let read = spawn_blocking(move || {
+            let mut found = Vec::new();
+            // It ends where the backup was interrupted.
+            for entry in manifest.iter().into_iter().flatten().map_while(Result::ok) {
+                if let EntryKind::File { content, .. } = entry.kind {
+                    found.extend_from_slice(content.extents());
+                }
+                if found.len() > TABLE {
+                    break;
+                }
+            }
+            found
+        });
+        let found = read.await?;
+        tracing::info!(backup = %id, extents = found.len(), "backup: what an interrupted backup stored is used");
+        extents.extend(found.into_iter().map(|extent| (extent.hash, extent)));
+    }
+    Ok(Older::new(extents))
+}

@@ -1,0 +1,92 @@
+//! What is counted of the backups that the agent takes: one row of samples for each schedule, by its label.
+
+use chrono::{DateTime, Utc};
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::Maker;
+
+/// The metrics of scheduled backups.
+#[derive(Debug)]
+pub struct BackupMetrics {
+    running: IntGauge,
+    attempts: IntCounterVec,
+    success: IntGaugeVec,
+    failure: IntGaugeVec,
+    duration: GaugeVec,
+    next: IntGaugeVec,
+    overdue: IntGaugeVec,
+}
+
+impl BackupMetrics {
+    pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        let by_schedule = |name: &str, help: &str| maker.int_gauge_vec(name, help, "schedule");
+        Ok(Self {
+            running: maker.int_gauge("walkeep_backup_running", "1 while the agent takes a base backup.")?,
+            attempts: maker.registered(IntCounterVec::new(
+                Opts::new("walkeep_backup_attempts_total", "Base backups that the agent has begun, by how they ended."),
+                &["schedule", "result"],
+            )?)?,
+            success: by_schedule(
+                "walkeep_backup_last_success_timestamp_seconds",
+                "When the schedule's newest backup ended, by the server's clock, as a Unix time; 0 if there is none.",
+            )?,
+            failure: by_schedule(
+                "walkeep_backup_last_failure_timestamp_seconds",
+                "When a backup of the schedule failed last, as a Unix time; 0 if none did since the agent's start.",
+            )?,
+            duration: maker.registered(GaugeVec::new(
+                Opts::new("walkeep_backup_last_duration_seconds", "How long the schedule's last backup took, failed or not."),
+                &["schedule"],
+            )?)?,
+            next: by_schedule(
+                "walkeep_backup_next_timestamp_seconds",
+                "When the schedule's next backup begins, jitter included, as a Unix time.",
+            )?,
+            overdue: by_schedule(
+                "walkeep_backup_overdue",
+                "1 while a backup that the schedule asked for is missing for more than an hour: alarm on it.",
+            )?,
+        })
+    }
+
+    /// Every sample of this schedule exists from now on.
+    pub fn begin(&self, label: &str) {
+        for result in ["done", "failed"] {
+            self.attempts.with_label_values(&[label, result]).reset();
+        }
+        self.success.with_label_values(&[label]).set(0);
+        self.failure.with_label_values(&[label]).set(0);
+        self.duration.with_label_values(&[label]).set(0.0);
+        self.overdue.with_label_values(&[label]).set(0);
+    }
+
+    /// Whether a backup is being taken.
+    pub fn running(&self, running: bool) {
+        self.running.set(i64::from(running));
+    }
+
+    /// Whether one is being taken.
+    pub fn is_running(&self) -> bool {
+        self.running.get() > 0
+    }
+
+    /// One was begun and has ended.
+    pub fn ended(&self, label: &str, done: bool, seconds: f64, now: DateTime<Utc>) {
+        self.attempts.with_label_values(&[label, if done { "done" } else { "failed" }]).inc();
+        self.duration.with_label_values(&[label]).set(seconds);
+        if !done {
+            self.failure.with_label_values(&[label]).set(now.timestamp());
+        }
+    }
+
+    /// The newest one that is recorded ended then.
+    pub fn newest(&self, label: &str, ended: DateTime<Utc>) {
+        self.success.with_label_values(&[label]).set(ended.timestamp());
+    }
+
+    /// What the schedule's next run is, and whether one is missing.
+    pub fn planned(&self, label: &str, next: Option<DateTime<Utc>>, overdue: bool) {
+        self.next.with_label_values(&[label]).set(next.map_or(0, |next| next.timestamp()));
+        self.overdue.with_label_values(&[label]).set(i64::from(overdue));
+    }
+}

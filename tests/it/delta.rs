@@ -1,0 +1,114 @@
+//! Restores into a directory that has something in it, of one database only, and by hand.
+
+use std::fs;
+
+use walkeep_tests::{Cluster, Scratch, Stop, user};
+
+use crate::story::{Restored, Story};
+
+const VERSION: u32 = 15;
+const DIGEST: &str = "SELECT coalesce(sum(hashtextextended(t::text, 0)), 0) || ' of ' || count(*) FROM big t";
+
+fn with_table() -> Story {
+    let story = Story::local(VERSION);
+    story.cluster.sql("CREATE TABLE big AS SELECT g AS id, md5(random()::text) AS noise FROM generate_series(1, 200000) g");
+    // Else the first look at the rows changes every page: hint bits.
+    story.cluster.sql("VACUUM big");
+    story
+}
+
+/// The accident happened on this server: it becomes again what it was, and most of it is left where it lies.
+#[test]
+fn the_server_itself_becomes_what_it_was() {
+    let mut story = with_table();
+    story.backup();
+    story.cluster.sql("SELECT pg_create_restore_point('before')");
+    let before = story.cluster.sql(DIGEST);
+    story.cluster.sql("UPDATE big SET noise = 'gone' WHERE id <= 200");
+    story.cluster.sql("CREATE TABLE later AS SELECT generate_series(1, 1000)");
+    story.settle();
+    let data = story.cluster.data().to_owned();
+    let to = data.to_string_lossy().into_owned();
+    let delta = ["restore", "--restore-point", "before", "--to", &to, "--delta"];
+
+    // A server runs there; nobody is there to be asked; without the option nothing is overwritten.
+    let running = story.walkeep.run(&[&delta[..], &["--yes"]].concat()).expect_code(3);
+    assert!(running.stderr.contains("a server is running there"), "{}", running.stderr);
+    assert_eq!(story.cluster.sql("SELECT count(*) FROM later"), "1000");
+    story.cluster.stop(Stop::Fast);
+    story.stop_agent(&["server", "the stream ended", "cannot"]);
+    let asked = story.walkeep.run(&delta).expect_code(3);
+    assert!(asked.stderr.contains("nobody is there to be asked") && asked.stderr.contains("--yes"), "{}", asked.stderr);
+    story.walkeep.run(&delta[..5]).expect_code(3);
+
+    let done = story.walkeep.ok(&[&delta[..], &["--yes", "--json"]].concat()).json();
+    let [fetched, stored] = ["fetched", "stored"].map(|key| done[key].as_u64().unwrap());
+    assert!(fetched < stored / 2, "{fetched} of {stored} bytes were fetched");
+    let again = Cluster::adopt(VERSION, data);
+    again.start_with(&[]).expect("start the restored server");
+    walkeep_tests::wait_until("it writes", crate::story::PATIENCE, || again.sql("SELECT pg_is_in_recovery()") == "f");
+    assert_eq!(again.sql(DIGEST), before);
+    assert_eq!(again.sql("SELECT to_regclass('later') IS NULL"), "t");
+    again.stop(Stop::Fast);
+}
+
+/// Of the others only what all databases share is fetched.
+#[test]
+fn one_database_alone() {
+    let story = with_table();
+    story.cluster.sql("CREATE DATABASE shop");
+    story.cluster.try_sql_in("shop", "CREATE TABLE orders AS SELECT g AS id FROM generate_series(1, 5000) g").unwrap();
+    story.backup();
+    story.cluster.try_sql_in("shop", "INSERT INTO orders SELECT g FROM generate_series(5001, 6000) g").unwrap();
+    story.cluster.sql("UPDATE big SET noise = 'later' WHERE id = 5");
+    story.settle();
+    let to = story.walkeep.scratch().join("none");
+    let none = story.walkeep.run(&["restore", "--to", to.to_str().unwrap(), "--only-database", "shopp"]).expect_code(3);
+    assert!(!to.exists());
+    assert!(none.stderr.contains("has no database \"shopp\"") && none.stderr.contains("shop"), "{}", none.stderr);
+    let restored = Restored::by(&story.walkeep, VERSION, &["--only-database", "shop"]);
+    restored.launch();
+    let in_shop = |query: &str| restored.cluster.try_sql_in("shop", query).unwrap();
+    walkeep_tests::wait_until("it writes", crate::story::PATIENCE, || in_shop("SELECT pg_is_in_recovery()") == "f");
+    assert_eq!(in_shop("SELECT count(*), sum(id) FROM orders"), format!("6000|{}", 6000 * 6001 / 2));
+    // The others refuse, and harm nobody; they can be dropped.
+    let refused = restored.cluster.try_sql("SELECT 1").unwrap_err().to_string();
+    assert!(refused.contains("FATAL") && !refused.contains("PANIC"), "{refused}");
+    in_shop("DROP DATABASE postgres");
+    in_shop("VACUUM");
+    assert_eq!(in_shop("SELECT count(*) FROM orders"), "6000");
+    story.end(&[]);
+}
+
+/// What the README says of restoring without Walkeep, run as it stands there, on a backup that is made of two.
+#[test]
+fn by_hand_as_the_readme_has_it() {
+    let story = with_table();
+    story.backup();
+    story.cluster.sql("UPDATE big SET noise = 'changed' WHERE id % 50000 = 1");
+    let id = story.backup();
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let (_, behind) = readme.split_once("A whole backup, in Bash:").unwrap();
+    let script = behind.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
+    let scratch = Scratch::new();
+    let folder = scratch.dir("by-hand");
+    let system = story.cluster.sql("SELECT system_identifier FROM pg_control_system()");
+    let root = story.walkeep.local_repository().join("main").join(system);
+    let mut command = user::command("bash");
+    command.current_dir(&folder).env("root", &root).env("id", &id).args(["-euc", script]);
+    walkeep_tests::walkeep::run(&mut command).expect_code(0);
+    let restored = Restored::by(&story.walkeep, VERSION, &["--backup", &id]);
+    let mut compared = 0;
+    for line in crate::story::listing(&folder.join("restored")) {
+        let path = line.split(' ').next().unwrap_or_default();
+        let by_hand = folder.join("restored").join(path);
+        // What a restore writes itself.
+        if !by_hand.is_file() || path.ends_with(".conf") || ["tablespace_map", "backup_manifest"].contains(&path) {
+            continue;
+        }
+        assert!(fs::read(&by_hand).unwrap() == fs::read(restored.cluster.data().join(path)).unwrap(), "{path}");
+        compared += 1;
+    }
+    assert!(compared > 500, "{compared} files");
+    story.end(&[]);
+}
