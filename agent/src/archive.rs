@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::page::{self, SegmentError};
 use walkeep_core::{SegmentName, TimelineHistory, WalFileName};
 
@@ -257,12 +258,12 @@ impl Archives {
     }
 
     /// After this answer the server may remove its copy, so what was stored a while ago is looked at once more: one small request.
-    async fn is_still_there(&self, name: WalFileName, hash: codec::Hash) -> Result<bool, ArchiveError> {
+    async fn is_still_there(&self, name: WalFileName, hash: Blake3Sum) -> Result<bool, ArchiveError> {
         let described = self.repository.describe_wal(name).await.inspect_err(|error| self.metrics.error(error.kind()))?;
         if described.is_none() {
             tracing::warn!(%name, "it was stored by the stream and is gone from the repository: storing it again");
         }
-        Ok(described.is_some_and(|described| described.sha256 == hash))
+        Ok(described.is_some_and(|described| described.blake3 == hash))
     }
 
     fn expected_size(&self, name: WalFileName) -> Size {
@@ -319,9 +320,9 @@ fn first_page(mut file: File) -> std::io::Result<(Vec<u8>, File)> {
     Ok((page, file))
 }
 
-fn hash_of(mut file: File) -> std::io::Result<(codec::Hash, File)> {
+fn hash_of(mut file: File) -> std::io::Result<(Blake3Sum, File)> {
     file.rewind()?;
-    let (hash, _) = codec::sha256_of(&mut file)?;
+    let (hash, _) = codec::blake3_of(&mut file)?;
     Ok((hash, file))
 }
 

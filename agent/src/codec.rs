@@ -17,9 +17,6 @@ const SKIPPABLE_MAGIC: u32 = 0x184D_2A5F;
 /// Bytes to read from the front of an object to be sure to have its description.
 pub const FRONT: u64 = 4096;
 
-/// SHA-256 of plain bytes.
-pub type Hash = [u8; 32];
-
 /// What an object says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
@@ -34,15 +31,14 @@ pub struct Description {
     pub start: Option<Lsn>,
     /// Plain bytes.
     pub length: u64,
-    /// SHA-256 of the plain bytes, hexadecimal.
-    #[serde(with = "hex::serde")]
-    pub sha256: Hash,
+    /// BLAKE3 of the plain bytes.
+    pub blake3: Blake3Sum,
 }
 
 impl Description {
     /// Describes `plain`.
     pub fn of(name: String, system_identifier: SystemIdentifier, start: Option<Lsn>, plain: &[u8]) -> Self {
-        Self { format: 1, name, system_identifier, start, length: plain.len() as u64, sha256: sha256(plain) }
+        Self { format: 1, name, system_identifier, start, length: plain.len() as u64, blake3: blake3(plain) }
     }
 }
 
@@ -67,16 +63,16 @@ pub enum CodecError {
     #[error("zstd cannot open it")]
     Zstd(#[source] std::io::Error),
     /// The plain bytes are not the described ones.
-    #[error("its content does not match its own SHA-256 or length")]
+    #[error("its content does not match its own BLAKE3 sum or length")]
     Mismatch,
 }
 
 /// Bytes of a file that are in memory at a time.
 const PIECE: usize = 256 << 10;
 
-/// SHA-256 of what `plain` holds, and how many bytes that is.
-pub fn sha256_of(plain: &mut impl Read) -> std::io::Result<(Hash, u64)> {
-    let mut hashing = Hashing { inner: plain, hash: Sha256::new(), length: 0 };
+/// BLAKE3 of what `plain` holds, and how many bytes that is.
+pub fn blake3_of(plain: &mut impl Read) -> std::io::Result<(Blake3Sum, u64)> {
+    let mut hashing = Hashing { inner: plain, hash: blake3::Hasher::new(), length: 0 };
     std::io::copy(&mut std::io::BufReader::with_capacity(PIECE, &mut hashing), &mut std::io::sink())?;
     Ok(hashing.finish())
 }
@@ -84,13 +80,13 @@ pub fn sha256_of(plain: &mut impl Read) -> std::io::Result<(Hash, u64)> {
 /// Passes bytes on and hashes them.
 struct Hashing<'a, R> {
     inner: &'a mut R,
-    hash: Sha256,
+    hash: blake3::Hasher,
     length: u64,
 }
 
 impl<R> Hashing<'_, R> {
-    fn finish(self) -> (Hash, u64) {
-        (self.hash.finalize().into(), self.length)
+    fn finish(self) -> (Blake3Sum, u64) {
+        (Blake3Sum::new(*self.hash.finalize().as_bytes()), self.length)
     }
 }
 
@@ -119,14 +115,14 @@ pub fn encode_hashing(mut description: Description, plain: &mut impl Read, level
     compressor.include_checksum(true)?;
     compressor.include_contentsize(true)?;
     compressor.set_pledged_src_size(Some(description.length))?;
-    let mut hashing = Hashing { inner: plain, hash: Sha256::new(), length: 0 };
+    let mut hashing = Hashing { inner: plain, hash: blake3::Hasher::new(), length: 0 };
     std::io::copy(&mut std::io::BufReader::with_capacity(PIECE, &mut hashing), &mut compressor)?;
     let (hash, length) = hashing.finish();
     compressor.finish()?;
     if length != description.length {
         return Err(changed(&description));
     }
-    description.sha256 = hash;
+    description.blake3 = hash;
     // A hash has one length, whatever it is.
     let front = front(&description)?;
     object[..front.len()].copy_from_slice(&front);
@@ -141,16 +137,20 @@ fn changed(description: &Description) -> std::io::Error {
 
 /// An object up to its data.
 fn front(description: &Description) -> std::io::Result<Vec<u8>> {
-    let text = serde_json::to_vec(description)?;
-    let mut object = Vec::with_capacity(8 + text.len());
-    object.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
-    object.extend_from_slice(&(text.len() as u32).to_le_bytes());
-    object.extend_from_slice(&text);
-    Ok(object)
+    Ok(note(&serde_json::to_vec(description)?))
+}
+
+/// A frame with `text` that decoders pass over.
+pub fn note(text: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(8 + text.len());
+    frame.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+    frame.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    frame.extend_from_slice(text);
+    frame
 }
 
 /// SHA-256 of `bytes`.
-pub fn sha256(bytes: &[u8]) -> Hash {
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
@@ -223,7 +223,7 @@ pub fn decode(object: &[u8], limit: u64) -> Result<(Description, Bytes), CodecEr
         return Err(CodecError::TooLong { claimed: description.length, limit });
     }
     let plain = decompress(&object[data..], description.length as usize).map_err(CodecError::Zstd)?;
-    if sha256(&plain) != description.sha256 {
+    if blake3(&plain) != description.blake3 {
         return Err(CodecError::Mismatch);
     }
     Ok((description, Bytes::from(plain)))
@@ -276,9 +276,9 @@ mod tests {
         #[test]
         fn what_comes_in_pieces_round_trips(plain in proptest::collection::vec(any::<u8>(), 0..5000)) {
             let description = Description::of("x".into(), SystemIdentifier::new(7), None, &plain);
-            prop_assert_eq!(sha256_of(&mut &plain[..]).unwrap(), (description.sha256, description.length));
+            prop_assert_eq!(blake3_of(&mut &plain[..]).unwrap(), (description.blake3, description.length));
             let object = encode_from(&description, &mut &plain[..], 3).unwrap();
-            let unknown = Description { sha256: [0; 32], ..description.clone() };
+            let unknown = Description { blake3: Blake3Sum::new([0; 32]), ..description.clone() };
             prop_assert_eq!(encode_hashing(unknown, &mut &plain[..], 3).unwrap(), (description.clone(), object.clone()));
             prop_assert_eq!(&decode(&object, 5000).unwrap().1[..], &plain[..]);
             // zstd would not give more than was pledged; a change of the same length is found by the hash.

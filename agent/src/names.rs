@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::sync::Notify;
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::journal::{Entry, Move};
 use walkeep_core::layout::SnapshotName;
 use walkeep_core::names::{Header, NamedEntry, Naming, SnapshotWriter, body, named, questions};
 use walkeep_core::{Lsn, SystemIdentifier, TimelineHistory};
 
-use crate::codec::{Hash, sha256};
+use crate::codec::blake3;
 use crate::postgres::catalogs::{self, DatabaseRow};
 use crate::postgres::{ConnectionParams, Options, ReplicationConnection, connect_sql};
 use crate::repository::{ClusterRepository, Error};
@@ -105,7 +106,7 @@ async fn read(params: &ConnectionParams, database: &str, system: SystemIdentifie
 pub struct Keeper {
     repository: Arc<ClusterRepository>,
     /// What the newest one says.
-    newest: Option<Hash>,
+    newest: Option<Blake3Sum>,
 }
 
 impl Keeper {
@@ -120,19 +121,19 @@ impl Keeper {
             let names = self.repository.list_names().await.context("list the catalog snapshots")?;
             if let Some(newest) = names.last() {
                 match self.repository.names_text(*newest).await {
-                    Ok(text) => self.newest = std::str::from_utf8(&text).ok().map(|text| sha256(body(text).as_bytes())),
+                    Ok(text) => self.newest = std::str::from_utf8(&text).ok().map(|text| blake3(body(text).as_bytes())),
                     Err(Error::Corrupt { key, reason }) => tracing::warn!(key, reason, "the newest catalog snapshot cannot be read"),
                     Err(error) => return Err(error).context("read the newest catalog snapshot"),
                 }
             }
         }
-        Ok(self.newest != Some(sha256(taken.writer.body().as_bytes())))
+        Ok(self.newest != Some(blake3(taken.writer.body().as_bytes())))
     }
 
     /// Stores it.
     pub async fn store(&mut self, taken: Taken) -> Result<SnapshotName> {
         let name = SnapshotName { timeline: taken.header.timeline, lsn: taken.header.lsn };
-        let (hash, relations) = (sha256(taken.writer.body().as_bytes()), taken.writer.relations());
+        let (hash, relations) = (blake3(taken.writer.body().as_bytes()), taken.writer.relations());
         self.repository.put_names(name, taken.writer.finish(&taken.header)).await.context("store the catalog snapshot")?;
         self.newest = Some(hash);
         tracing::debug!(timeline = name.timeline.get(), lsn = %name.lsn, relations, "stored a catalog snapshot");

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
 use walkeep_core::SegmentName;
+use walkeep_core::blake3::Blake3Sum;
 
-use crate::codec::Hash;
 use sides::Sides;
 
 /// Segments remembered: the archiver is rarely further behind, and a forgotten one only costs a request.
@@ -18,7 +18,7 @@ const REMEMBERED: usize = 4096;
 /// The memory, shared by the stream and the archive command's side.
 #[derive(Debug, Default)]
 pub struct Recent {
-    state: Mutex<(HashMap<SegmentName, Hash>, VecDeque<SegmentName>)>,
+    state: Mutex<(HashMap<SegmentName, Blake3Sum>, VecDeque<SegmentName>)>,
     turns: Mutex<HashMap<SegmentName, Weak<tokio::sync::Mutex<()>>>>,
     sides: Arc<Sides>,
 }
@@ -28,7 +28,7 @@ pub type Turn = OwnedMutexGuard<()>;
 
 impl Recent {
     /// `segment` is durable in the repository, with this content.
-    pub fn note(&self, segment: SegmentName, hash: Hash) {
+    pub fn note(&self, segment: SegmentName, hash: Blake3Sum) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (hashes, order) = &mut *state;
         if hashes.insert(segment, hash).is_none() {
@@ -67,7 +67,7 @@ impl Recent {
     }
 
     /// The content with which `segment` was stored, if that was lately.
-    pub fn hash_of(&self, segment: SegmentName) -> Option<Hash> {
+    pub fn hash_of(&self, segment: SegmentName) -> Option<Blake3Sum> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0.get(&segment).copied()
     }
 }
@@ -93,9 +93,9 @@ mod tests {
         let recent = Recent::default();
         let name = |number: usize| format!("00000001{:08X}{:08X}", number / 256, number % 256).parse::<SegmentName>().unwrap();
         for number in 0..=REMEMBERED {
-            recent.note(name(number), [number as u8; 32]);
+            recent.note(name(number), Blake3Sum::new([number as u8; 32]));
         }
         assert_eq!(recent.hash_of(name(0)), None);
-        assert_eq!(recent.hash_of(name(REMEMBERED)), Some([REMEMBERED as u8; 32]));
+        assert_eq!(recent.hash_of(name(REMEMBERED)), Some(Blake3Sum::new([REMEMBERED as u8; 32])));
     }
 }

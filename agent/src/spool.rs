@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::{SegmentName, SegmentSize};
 
 use crate::codec;
@@ -153,9 +154,9 @@ impl Spool {
     }
 
     /// The hash of a whole segment.
-    pub fn hash(&self, segment: SegmentName) -> Result<codec::Hash> {
+    pub fn hash(&self, segment: SegmentName) -> Result<Blake3Sum> {
         let path = self.path(segment);
-        let hash = || codec::sha256_of(&mut File::open(&path)?);
+        let hash = || codec::blake3_of(&mut File::open(&path)?);
         let (hash, length) = hash().with_context(|| format!("read {} from the spool", path.display()))?;
         let expected = self.size.bytes();
         ensure!(length == expected, "{} has {length} bytes instead of {expected}", path.display());

@@ -4,18 +4,24 @@
 //! if the name was taken, the object there is read back whole and proven before "already stored" is said.
 
 use std::io::Seek;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::layout::{ObjectName, PartName};
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
-use crate::codec::{self, Description, FRONT, Hash};
+use crate::codec::{self, Description, FRONT};
 
 /// The most a history, `.backup` note may hold; PostgreSQL writes a few lines.
 const SMALL_FILE_LIMIT: u64 = 1 << 20;
+
+/// Objects that are decoded at the same time, first come, first served.
+static DECODING: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)));
 
 /// How a file came to be in the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +44,9 @@ pub struct PackedSegment {
 }
 
 impl PackedSegment {
-    /// SHA-256 of the segment.
-    pub fn hash(&self) -> Hash {
-        self.description.sha256
+    /// BLAKE3 of the segment.
+    pub fn hash(&self) -> Blake3Sum {
+        self.description.blake3
     }
 }
 
@@ -61,7 +67,7 @@ impl ClusterRepository {
     pub async fn put_wal(&self, file: WalFileName, content: Bytes) -> Result<Stored> {
         match self.put_object(ObjectName::Wal(file), file.to_string(), self.start_of(file), self.limit_of(file), content.clone()).await {
             Err(Error::Conflict { .. }) if matches!(file, WalFileName::Partial(_)) => {
-                let hash = hash_prefix(&codec::sha256(&content));
+                let hash = hash_prefix(&codec::blake3(&content));
                 let WalFileName::Partial(segment) = file else { unreachable!("matched above") };
                 let name = ObjectName::OtherPartial { segment, hash };
                 tracing::warn!(%file, "another .partial of this name is stored already; keeping this one beside it");
@@ -89,12 +95,12 @@ impl ClusterRepository {
     pub async fn pack_segment(
         &self,
         segment: SegmentName,
-        hash: Hash,
+        hash: Blake3Sum,
         open: impl FnOnce() -> std::io::Result<std::fs::File> + Send + 'static,
     ) -> Result<PackedSegment> {
         let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.wal_level);
         let start = Some(self.segment_start(segment));
-        let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: hash };
+        let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: hash };
         on_blocking_thread(move || {
             let object = open().and_then(|mut file| codec::encode_from(&description, &mut file, level));
             object.map(|object| PackedSegment { segment, description, object })
@@ -107,7 +113,8 @@ impl ClusterRepository {
     pub fn packer(&self, segment: SegmentName) -> impl FnOnce(&mut std::fs::File) -> std::io::Result<PackedSegment> + Send + 'static {
         let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.wal_level);
         let start = Some(self.segment_start(segment));
-        let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, sha256: Hash::default() };
+        let description =
+            Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: Blake3Sum::new([0; 32]) };
         move |file| {
             file.rewind()?;
             let (description, object) = codec::encode_hashing(description, file, level)?;
@@ -155,11 +162,11 @@ impl ClusterRepository {
     async fn settle_conflict(&self, name: &ObjectName, limit: u64, offered: &Description) -> Result<Stored> {
         let stored = self.read(name, &offered.name, limit).await?;
         match stored {
-            Some(stored) if stored.description.sha256 == offered.sha256 => Ok(Stored::Already),
+            Some(stored) if stored.description.blake3 == offered.blake3 => Ok(Stored::Already),
             Some(stored) => Err(Error::Conflict {
                 name: offered.name.clone(),
-                stored: format!("SHA-256 {}", hex::encode(&stored.description.sha256[..8])),
-                offered: format!("SHA-256 {}", hex::encode(&offered.sha256[..8])),
+                stored: format!("BLAKE3 {}", short(&stored.description.blake3)),
+                offered: format!("BLAKE3 {}", short(&offered.blake3)),
             }),
             None => Err(Error::Store(walkeep_store::Error::new(ErrorKind::Transient, "put", &self.key(name)?))),
         }
@@ -266,8 +273,11 @@ impl ClusterRepository {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let (description, content) =
-            on_blocking_thread(move || codec::decode(&object, limit)).await?.map_err(|error| Error::codec(key.as_str(), error))?;
+        // Each gets a core to itself: of many at once the one that is waited for would come last with all others.
+        let turn = DECODING.acquire().await.map_err(Error::encode)?;
+        let decoded = on_blocking_thread(move || codec::decode(&object, limit)).await?;
+        drop(turn);
+        let (description, content) = decoded.map_err(|error| Error::codec(key.as_str(), error))?;
         if description.name != title {
             return Err(Error::corrupt(key.as_str(), format!("it holds {}", description.name)));
         }
@@ -316,6 +326,12 @@ fn part_title(part: PartName) -> String {
     format!("{} {:08X}-{:08X}", part.segment, part.from, part.to)
 }
 
-fn hash_prefix(hash: &Hash) -> u32 {
-    u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])
+fn hash_prefix(hash: &Blake3Sum) -> u32 {
+    let [a, b, c, d, ..] = *hash.bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+/// Enough of a sum to tell two apart.
+fn short(hash: &Blake3Sum) -> String {
+    hex::encode(&hash.bytes()[..8])
 }
