@@ -155,5 +155,27 @@ fn killed_at_any_moment() {
     for backup in &listed {
         Restored::by(&story.walkeep, VERSION, &["--backup", backup, "--immediate"]).verify();
     }
+    nothing_is_left_of_the_killed(&story, last);
     story.end(&[]);
+}
+
+/// A week later the next backup removes what the killed ones left, and nothing that `listed` needs.
+fn nothing_is_left_of_the_killed(story: &Story, listed: &str) {
+    let without_record = || {
+        let text = story.walkeep.ok(&["backups"]).stdout;
+        text.lines().filter(|line| line.contains("no backup yet")).count()
+    };
+    let repository = story.walkeep.local_repository();
+    let before = without_record();
+    for line in story::listing(&repository) {
+        let path = repository.join(line.split(' ').next().unwrap());
+        if path.is_file() {
+            let file = std::fs::File::open(&path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(8 * 24 * 3600)).unwrap();
+        }
+    }
+    assert!(before > 0, "killed in the middle at least once");
+    take(story, &["--full"]);
+    assert_eq!(without_record(), 0);
+    assert_eq!(digest_of(story, listed), story.cluster.sql(DIGEST));
 }

@@ -110,6 +110,21 @@ pub struct DamageReport {
     pub named: Vec<BadPage>,
 }
 
+/// That a backup has begun, and who takes it: for people, who may find it without a record.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BackupBegun {
+    /// Version of this format: 1.
+    pub format: u32,
+    /// The operator's words.
+    pub label: String,
+    /// The host that takes it.
+    pub host: String,
+    /// The process there.
+    pub process: u32,
+    /// When, by that host's clock.
+    pub at: DateTime<Utc>,
+}
+
 /// What is known of one base backup.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BackupRecord {

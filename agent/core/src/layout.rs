@@ -195,13 +195,15 @@ pub enum ObjectName {
     OtherPartial {
         /// The unfinished segment.
         segment: SegmentName,
-        /// The first four bytes of the content's SHA-256.
+        /// The first four bytes of the content's BLAKE3 sum.
         hash: u32,
     },
     /// Some bytes of an unfinished segment.
     Part(PartName),
     /// Data of base backups.
     Pack(PackId),
+    /// The note that a backup has begun.
+    BackupBegun(BackupId),
     /// A piece of the list of a backup's files and extents, counted from 1.
     BackupManifest(BackupId, u32),
     /// A backup's record, written last: it is what makes the backup exist.
@@ -250,6 +252,7 @@ impl ClusterLayout {
                 let name = pack.to_string();
                 format!("{root}packs/{}/{name}", &name[..2])
             }
+            ObjectName::BackupBegun(id) => format!("{}begun.json", self.backup_prefix(id)),
             ObjectName::BackupManifest(id, 1) => format!("{}manifest.zst", self.backup_prefix(id)),
             ObjectName::BackupManifest(id, piece) => format!("{}manifest.{piece}.zst", self.backup_prefix(id)),
             ObjectName::BackupRecord(id) => format!("{root}backups/{id}/backup.json"),
@@ -305,6 +308,11 @@ impl ClusterLayout {
         format!("{}backups/", self.root)
     }
 
+    /// What all packs' keys begin with.
+    pub fn packs_prefix(&self) -> String {
+        format!("{}packs/", self.root)
+    }
+
     /// The gaps.
     pub fn gaps_prefix(&self) -> String {
         format!("{}gaps/", self.root)
@@ -354,6 +362,7 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
         "wal" => parse_wal(rest),
         "packs" => PackId::parse(rest.rsplit('/').next()?).map(ObjectName::Pack),
         "backups" => match rest.split_once('/')? {
+            (id, "begun.json") => id.parse().ok().map(ObjectName::BackupBegun),
             (id, "manifest.zst") => Some(ObjectName::BackupManifest(id.parse().ok()?, 1)),
             (id, "backup.json") => id.parse().ok().map(ObjectName::BackupRecord),
             (id, name) => {
@@ -453,6 +462,7 @@ mod tests {
                 "wal/00000002/00000001/00000002000000010000000A.parts/00000000-00002000.00000001.zst",
             ),
             (ObjectName::Pack(PackId::new([0xab; 32])), "packs/ab/abababababababababababababababababababababababababababababababab"),
+            (ObjectName::BackupBegun(id.clone()), "backups/20261121T034712Z-0000000002000028/begun.json"),
             (ObjectName::BackupManifest(id.clone(), 1), "backups/20261121T034712Z-0000000002000028/manifest.zst"),
             (ObjectName::BackupManifest(id.clone(), 12), "backups/20261121T034712Z-0000000002000028/manifest.12.zst"),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),

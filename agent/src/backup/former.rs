@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Result;
 use tokio::sync::mpsc;
@@ -18,7 +19,9 @@ use walkeep_core::relative_path::RelativePath;
 use walkeep_core::{Lsn, TimelineHistory};
 
 use super::pack::Older;
+use super::sweep::TAKEN_UP;
 use crate::repository::manifest::ManifestEntries;
+use crate::repository::unfinished::BackupTimes;
 use crate::repository::{self, ClusterRepository};
 
 /// Extents of a manifest that are kept in memory: a quarter of a terabyte of files.
@@ -58,7 +61,7 @@ pub async fn find(repository: &Arc<ClusterRepository>, path: &TimelineHistory, s
     let known = repository.backups().await?;
     let on_path = |record: &&BackupRecord| path.contains(record.stops_on(), record.stop_lsn) && record.stop_lsn <= start;
     let newest = known.records.iter().filter(on_path).max_by_key(|record| record.start_lsn).cloned();
-    let older = interrupted(repository, &known.incomplete).await?;
+    let older = interrupted(repository).await?;
     let Some(record) = newest else { return Ok((None, older)) };
     let opened = match repository.get_manifest(&record).await {
         Ok(manifest) => Former::open(record, manifest).await,
@@ -166,10 +169,17 @@ async fn read_table(manifest: ManifestEntries) -> repository::Result<HashMap<Str
 }
 
 /// What backups that never got a record have stored. Their packs are there: a manifest's piece is stored behind the packs it names.
-async fn interrupted(repository: &Arc<ClusterRepository>, ids: &[BackupId]) -> Result<Older> {
-    let mut extents = HashMap::new();
-    for id in ids.iter().rev().take(INTERRUPTED) {
+async fn interrupted(repository: &Arc<ClusterRepository>) -> Result<Older> {
+    let now = SystemTime::now();
+    let fresh = |found: &BackupTimes| !found.recorded && now.duration_since(found.last).is_ok_and(|age| age <= TAKEN_UP);
+    let ids: Vec<BackupId> = repository.backup_times().await?.into_iter().filter(fresh).map(|found| found.id).collect();
+    let (mut extents, mut used) = (HashMap::new(), 0);
+    for id in ids.iter().rev() {
+        if used == INTERRUPTED {
+            break;
+        }
         let Some(manifest) = repository.unfinished_manifest(id).await? else { continue };
+        used += 1;
         let read = spawn_blocking(move || {
             let mut found = Vec::new();
             // It ends where the backup was interrupted.

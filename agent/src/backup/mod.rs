@@ -12,6 +12,7 @@ pub mod lock;
 pub mod pack;
 pub mod postgres_manifest;
 mod receive;
+pub mod sweep;
 pub mod wal;
 pub mod workers;
 
@@ -22,7 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::{BackupMethod, BackupRecord, DamageReport, Keep, check_label};
+use walkeep_core::backup::{BackupBegun, BackupMethod, BackupRecord, DamageReport, Keep, check_label};
 use walkeep_core::layout::BackupId;
 use walkeep_core::{MajorVersion, PgTimestamp, SegmentSize, SystemIdentifier};
 
@@ -34,7 +35,7 @@ use crate::retry::{Backoff, retry};
 use crate::transfer::{Meter, Stage, Watch};
 use damage::Damage;
 use local::{Copied, Local};
-use pack::{Older, Packed};
+use pack::{Older, Packed, ensure_moving};
 use receive::{Received, receive};
 use wal::{NeededWal, wait_for_wal};
 use workers::Workers;
@@ -152,11 +153,35 @@ pub async fn take(
     retry("recording the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || repository.commit_backup(&record))
         .await
         .context("record the backup")?;
+    tidy_up(&repository, &record.id, cancel).await;
     tracing::info!(
         backup = %record.id, files = record.files, bytes = record.bytes, stored = record.bytes_stored,
         seconds = meter.elapsed().as_secs(), "backup: complete"
     );
     Ok(record)
+}
+
+/// The backup is taken: nothing that hinders this makes it less.
+async fn tidy_up(repository: &Arc<ClusterRepository>, newest: &BackupId, cancel: &CancellationToken) {
+    match sweep::sweep(repository, newest, cancel).await {
+        Ok(swept) if swept.backups.is_empty() => {}
+        Ok(swept) => {
+            let backups = swept.backups.iter().map(BackupId::to_string).collect::<Vec<_>>().join(", ");
+            tracing::info!(backups, packs = swept.packs, bytes = swept.bytes, "backup: removed what unfinished backups had left");
+        }
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "backup: what unfinished backups left was not removed, or not all of it")
+        }
+    }
+}
+
+/// Says in the repository that a backup begins, before anything is stored of it or decided of what older ones have.
+async fn announce(repository: &ClusterRepository, id: &BackupId, label: &str, cancel: &CancellationToken) -> Result<()> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let begun = BackupBegun { format: 1, label: label.to_owned(), host, process: std::process::id(), at: Utc::now() };
+    let put = || repository.begin_backup(id, &begun);
+    let begun = retry("noting that a backup begins", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, put).await;
+    begun.context("note in the repository that a backup begins")
 }
 
 /// Stores everything of a backup but its record.
@@ -184,7 +209,7 @@ async fn store(
 
     meter.stage(Stage::WaitingForWal, None);
     let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
-    let Received { id, label, packed: Packed { last, trailer, totals }, .. } = received;
+    let Received { id, label, packed: Packed { last, trailer, totals, stored_at }, .. } = received;
     let waiting = wait_for_wal(&repository, need, options.wal_timeout);
     let (waited, ()) = tokio::join!(waiting, names::beside_backup(&mut names, params));
     match label.from_standby {
@@ -199,6 +224,7 @@ async fn store(
     })
     .await
     .context("store the manifest")?;
+    ensure_moving(stored_at)?;
     let manifest_bytes = if let repository::wal::Stored::New { bytes } = stored { bytes } else { 0 };
     Ok(BackupRecord {
         format: BackupRecord::FORMAT,
@@ -318,7 +344,7 @@ async fn over_the_wire(
     let stream = BaseBackupStream::start(connection, command).await.context("start the base backup")?;
     let damage = Damage::default();
     let making = (Workers::start(options.jobs, options.compression_level)?, Older::default());
-    let received = receive(repository, stream, server.now, making, &damage, meter, cancel).await?;
+    let received = receive(repository, stream, (server.now, &options.label), making, &damage, meter, cancel).await?;
     // Hours of work are not thrown away for one connection that fails.
     let ask = || server_state(params);
     let ended_at = retry("asking the server for its time", Backoff::within(PATIENCE), cancel, |_| true, ask).await;

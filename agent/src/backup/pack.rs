@@ -9,9 +9,9 @@ mod extent;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
@@ -23,7 +23,9 @@ use walkeep_core::manifest::{Content, Entry, EntryKind, Extent, ManifestTrailer,
 use walkeep_core::recipe::{self, Part, Recipe};
 use walkeep_core::relative_path::RelativePath;
 
+use super::sweep::STANDSTILL;
 use super::workers::Workers;
+use crate::codec;
 use crate::repository::manifest::{ManifestEncoder, Piece};
 use crate::repository::wal::Stored;
 use crate::repository::{self, ClusterRepository};
@@ -79,6 +81,8 @@ pub struct Packed {
     pub trailer: ManifestTrailer,
     /// Sums.
     pub totals: Totals,
+    /// When something was stored last, by this host's clock.
+    pub stored_at: SystemTime,
 }
 
 /// How a file is put together.
@@ -151,6 +155,7 @@ pub struct Packer {
     uploads: JoinSet<repository::Result<Uploaded>>,
     waiting: VecDeque<Waiting>,
     totals: Totals,
+    stored_at: SystemTime,
 }
 
 enum Uploaded {
@@ -186,6 +191,7 @@ impl Packer {
             uploads: JoinSet::new(),
             waiting: VecDeque::new(),
             totals: Totals::default(),
+            stored_at: SystemTime::now(),
         })
     }
 
@@ -250,7 +256,7 @@ impl Packer {
             self.wait_for_upload().await?;
         }
         let (last, trailer) = self.manifest.finish()?;
-        Ok(Packed { last, trailer, totals: self.totals })
+        Ok(Packed { last, trailer, totals: self.totals, stored_at: self.stored_at })
     }
 
     /// Hands the filled extent on.
@@ -315,6 +321,8 @@ impl Packer {
         while self.uploads.len() >= UPLOADS {
             self.wait_for_upload().await?;
         }
+        // No other backup's pack has the same bytes: what none of its own manifest names, none names.
+        self.open.extend_from_slice(&codec::note(self.backup.to_string().as_bytes()));
         let (pack, number) = (Bytes::from(std::mem::take(&mut self.open)), self.packs.len() - 1);
         self.packs.push(None);
         let (repository, cancel) = (self.repository.clone(), self.cancel.clone());
@@ -337,6 +345,8 @@ impl Packer {
     }
 
     fn note_upload(&mut self, done: std::result::Result<repository::Result<Uploaded>, tokio::task::JoinError>) -> Result<()> {
+        ensure_moving(self.stored_at)?;
+        self.stored_at = SystemTime::now();
         match done.context("store a pack")?.context("store a pack")? {
             Uploaded::Manifest { bytes } => self.totals.stored += bytes,
             Uploaded::Pack { number, id, bytes } => {
@@ -381,6 +391,17 @@ impl Packer {
             Ok(Uploaded::Manifest { bytes: new_bytes(&stored) })
         });
     }
+}
+
+/// Fails if nothing was stored for so long that others may have removed what no manifest names yet.
+pub fn ensure_moving(stored_at: SystemTime) -> Result<()> {
+    let still = SystemTime::now().duration_since(stored_at).unwrap_or_default();
+    let hours = still.as_secs() / 3600;
+    ensure!(
+        still <= STANDSTILL,
+        "the backup stood still for {hours} hours (was this machine suspended?): it was not recorded; take it again"
+    );
+    Ok(())
 }
 
 fn new_bytes(stored: &Stored) -> u64 {

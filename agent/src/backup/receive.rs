@@ -14,6 +14,7 @@ use walkeep_core::manifest::{Entry, EntryKind};
 use walkeep_core::relative_path::RelativePath;
 use walkeep_core::{Lsn, TimelineId};
 
+use super::announce;
 use super::damage::{Damage, bad_page};
 use super::pack::{FileFacts, Older, Packed, Packer};
 use super::postgres_manifest::{Expected, Sum, compare};
@@ -59,7 +60,7 @@ pub struct Received {
 pub async fn receive(
     repository: Arc<ClusterRepository>,
     mut source: impl Source,
-    began: DateTime<Utc>,
+    (began, label): (DateTime<Utc>, &str),
     (workers, older): (Workers, Older),
     damage: &Damage,
     meter: &mut Meter<'_>,
@@ -70,6 +71,7 @@ pub async fn receive(
     };
     let id = BackupId::new(began, start_lsn);
     tracing::info!(backup = %id, %start_lsn, timeline = timeline.get(), "backup: receiving");
+    announce(&repository, &id, label, cancel).await?;
     let sizes = tablespaces.iter().map(|space| space.size_kb).chain([data_directory_kb]);
     meter.stage(Stage::Copying, sizes.sum::<Option<u64>>().map(|kb| kb.saturating_mul(1024)));
     let mut receiver = Receiver {

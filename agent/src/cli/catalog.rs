@@ -188,14 +188,24 @@ fn print_gaps(gaps: &[GapReport]) {
 
 /// Runs `walkeep backups`.
 pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> {
-    let (_, _, catalog) = load(global).await?;
+    let (config, repository, catalog) = load(global).await?;
     if args.json {
         return Ok(output::json(&catalog.backups())?);
     }
-    if catalog.backups().is_empty() {
-        output::say!("no backups; take one with `walkeep backup`");
-        return Ok(());
+    match catalog.backups().is_empty() {
+        true => output::say!("no backups; take one with `walkeep backup`"),
+        false => print_backups(&catalog),
     }
+    let running = BackupLock::holder(&config.cluster.spool);
+    for unfinished in repository.backup_times().await?.into_iter().filter(|found| !found.recorded) {
+        let since = output::time(unfinished.first.into());
+        let what = running.as_ref().map_or("it was interrupted, or another host takes it", |_| "it is under way, or was interrupted");
+        output::say!("{}: begun {since}, no backup yet: {what}", unfinished.id);
+    }
+    Ok(())
+}
+
+fn print_backups(catalog: &Catalog) {
     let mut table = output::table(&["ID", "label", "ended", "timeline", "start", "stop", "size", "stored", "kept"]);
     for backup in catalog.backups() {
         table.add_row([
@@ -215,7 +225,6 @@ pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> 
         let pages = output::count(damage.pages, "page");
         output::say!("{}: {pages} had wrong checksums on the server (--json names them)", backup.id);
     }
-    Ok(())
 }
 
 /// Runs `walkeep timelines`.

@@ -59,6 +59,8 @@ pub struct Prefetch {
 #[derive(Debug, Default)]
 struct State {
     last: Option<SegmentName>,
+    /// How far to read ahead of it: more with each segment in a row, for whoever waits for the next one should not share the way with eight.
+    reach: usize,
     ahead: BTreeMap<SegmentName, Entry>,
     /// The first segment that was not there when it was looked for; nothing at or after it is read ahead until the reader has it.
     end: Option<SegmentName>,
@@ -124,19 +126,24 @@ impl Prefetch {
         entry
     }
 
-    /// The reader was given `segment`, finished. From the second of two in a row on, those that follow are read ahead, into `folder` if there is one.
+    /// The reader was given `segment`, finished. Those that follow are read ahead, into `folder` if a recovery asks from there; it goes on for sure. Of anyone else
+    /// only the second in a row tells a direction.
     pub fn served(&self, segment: SegmentName, folder: Option<&Path>) {
         let mut state = lock(&self.state);
         let in_a_row = state.last.and_then(|last| self.next(last)) == Some(segment);
+        let again = state.last == Some(segment);
         state.last = Some(segment);
+        state.reach = match state.reach {
+            reach if in_a_row => (reach * 2).max(1),
+            reach if again => reach,
+            _ => usize::from(folder.is_some()),
+        }
+        .min(self.slots);
         if state.end.is_some_and(|end| end <= segment) {
             state.end = None;
         }
-        if !in_a_row {
-            return;
-        }
         let mut name = segment;
-        for _ in 0..self.slots {
+        for _ in 0..state.reach {
             let Some(next) = self.next(name).filter(|next| state.end.is_none_or(|end| *next < end)) else { return };
             name = next;
             if state.ahead.contains_key(&name) {

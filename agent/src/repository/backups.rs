@@ -1,7 +1,7 @@
 //! Base backups in the repository: packs of compressed extents, manifests, and the records that make backups exist.
 //!
 //! The record, `backup.json`, is put last ([`ClusterRepository::commit_backup`]): whatever was stored before for a backup that never got
-//! one is invisible to plans and is removed by the next sweep. How files are cut and what is waited for is [`crate::backup`]'s.
+//! one is invisible to plans ([`super::unfinished`]). How files are cut and what is waited for is [`crate::backup`]'s.
 
 use std::ops::Range;
 
@@ -35,8 +35,6 @@ pub struct Backups {
     pub records: Vec<BackupRecord>,
     /// Records that cannot be believed.
     pub damaged: Vec<Damaged>,
-    /// Backups without a record: under way at this moment, or never finished.
-    pub incomplete: Vec<BackupId>,
 }
 
 impl ClusterRepository {
@@ -91,19 +89,6 @@ impl ClusterRepository {
         ManifestEntries::open(self.clone(), record).await
     }
 
-    /// What is there of the manifest of a backup without a record: read its entries up to the first error. `None` if nothing was stored of it.
-    pub async fn unfinished_manifest(&self, id: &BackupId) -> Result<Option<ManifestEntries>> {
-        let mut pieces = Vec::new();
-        for number in 1.. {
-            match self.store().get(&self.key(&ObjectName::BackupManifest(id.clone(), number))?, None).await {
-                Ok(piece) => pieces.push(piece),
-                Err(error) if error.kind() == ErrorKind::NotFound => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok((!pieces.is_empty()).then(|| ManifestEntries::unfinished(self.clone(), id.clone(), pieces)))
-    }
-
     /// A piece of the manifest of a backup that has a record.
     pub(super) async fn get_manifest_piece(&self, id: &BackupId, number: u32) -> Result<Bytes> {
         let key = self.key(&ObjectName::BackupManifest(id.clone(), number))?;
@@ -147,16 +132,17 @@ impl ClusterRepository {
             let record = self.read_record(&id).await;
             match record {
                 // Something else than damage says nothing about the record: no answer is better than one that hides a backup.
-                Err(Error::Corrupt { key, reason }) => Ok((id, Err(Damaged { key, reason }))),
-                other => other.map(|record| (id, Ok(record))),
+                Err(Error::Corrupt { key, reason }) => Ok(Err(Damaged { key, reason })),
+                other => other.map(Ok),
             }
         };
         let read: Vec<_> = stream::iter(ids.into_iter().map(read)).buffered(READS).try_collect().await?;
         let mut backups = Backups::default();
-        for (id, found) in read {
+        for found in read {
             match found {
                 Ok(Some(record)) => backups.records.push(record),
-                Ok(None) => backups.incomplete.push(id),
+                // Under way at this moment, or never finished: see `unfinished_backups`.
+                Ok(None) => {}
                 Err(damaged) => backups.damaged.push(damaged),
             }
         }
@@ -196,7 +182,6 @@ mod tests {
         repository.put_manifest(&record.id, &Piece { number: 1, bytes: Bytes::from_static(b"x") }).await.unwrap();
         let before = repository.backups().await.unwrap();
         assert!(before.records.is_empty() && before.damaged.is_empty());
-        assert_eq!(before.incomplete, std::slice::from_ref(&record.id));
         assert_eq!(repository.backup(&record.id).await.unwrap(), None);
         repository.commit_backup(&record).await.unwrap();
         repository.commit_backup(&record).await.expect("the same again");
@@ -217,7 +202,6 @@ mod tests {
         let found = repository.backups().await.unwrap();
         assert_eq!(found.records.iter().map(|record| record.start_lsn.get()).collect::<Vec<_>>(), [1 << 20, 3 << 20]);
         assert_eq!(found.damaged.iter().map(|damaged| damaged.key.as_str()).collect::<Vec<_>>(), [key.as_str()]);
-        assert!(found.incomplete.is_empty());
     }
 
     #[tokio::test]

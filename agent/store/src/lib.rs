@@ -22,6 +22,7 @@ pub mod s3;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -51,6 +52,8 @@ pub struct Listed {
     pub key: Key,
     /// Its size in bytes.
     pub size: u64,
+    /// When it was put, by the store's clock.
+    pub modified: SystemTime,
 }
 
 /// What to list.

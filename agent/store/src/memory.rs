@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,10 +11,16 @@ use bytes::Bytes;
 use crate::listing::{PageBuilder, folder_of};
 use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Result, Store};
 
+#[derive(Debug)]
+struct Object {
+    body: Bytes,
+    modified: SystemTime,
+}
+
 /// Objects in memory.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    objects: Mutex<BTreeMap<Key, Bytes>>,
+    objects: Mutex<BTreeMap<Key, Object>>,
 }
 
 impl MemoryStore {
@@ -24,7 +31,12 @@ impl MemoryStore {
 
     /// Replaces an object's bytes, as damage or an attacker would; a test's tool, no store's call.
     pub fn overwrite(&self, key: &Key, body: Bytes) {
-        self.objects().insert(key.clone(), body);
+        self.objects().insert(key.clone(), Object { body, modified: SystemTime::now() });
+    }
+
+    /// Makes all objects so much older; a test's tool, no store's call.
+    pub fn age(&self, by: Duration) {
+        self.objects().values_mut().for_each(|object| object.modified -= by);
     }
 
     /// How many objects there are.
@@ -37,7 +49,7 @@ impl MemoryStore {
         self.objects().is_empty()
     }
 
-    fn objects(&self) -> MutexGuard<'_, BTreeMap<Key, Bytes>> {
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<Key, Object>> {
         // No code under this lock leaves the map half changed.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,17 +66,17 @@ impl Store for MemoryStore {
         match objects.get(key) {
             None => {
                 // A copy: a body may be a slice of something much larger.
-                objects.insert(key.clone(), Bytes::copy_from_slice(&body));
+                objects.insert(key.clone(), Object { body: Bytes::copy_from_slice(&body), modified: SystemTime::now() });
                 Ok(Put::Created)
             }
-            Some(there) if *there == body => Ok(Put::AlreadySame),
+            Some(there) if there.body == body => Ok(Put::AlreadySame),
             Some(_) => Err(Error::new(ErrorKind::AlreadyExists, "put", key)),
         }
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
         let objects = self.objects();
-        let body = objects.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, "get", key))?;
+        let Object { body, .. } = objects.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, "get", key))?;
         Ok(match range {
             None => body.clone(),
             Some(range) => cut(body, &range),
@@ -76,7 +88,7 @@ impl Store for MemoryStore {
         let mut page = PageBuilder::new(request);
         let mut folder = None;
         // Neither a prefix nor `start_after` need be a key: compare their texts.
-        for (key, body) in objects.iter() {
+        for (key, Object { body, modified }) in objects.iter() {
             let text = key.as_str();
             if !text.starts_with(&request.prefix) || request.start_after.as_deref().is_some_and(|after| text <= after) {
                 continue;
@@ -87,7 +99,7 @@ impl Store for MemoryStore {
                     folder = Some(other.to_owned());
                     page.folder(other.to_owned())
                 }
-                None => page.object(Listed { key: key.clone(), size: body.len() as u64 }),
+                None => page.object(Listed { key: key.clone(), size: body.len() as u64, modified: *modified }),
             };
             if !room {
                 break;

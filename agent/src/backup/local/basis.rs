@@ -37,6 +37,11 @@ pub enum Read {
 }
 
 impl Basis {
+    /// Bytes of its files.
+    pub fn bytes(&self) -> u64 {
+        self.former.record.bytes
+    }
+
     /// Looks for one, for a backup that begins at `start`; and what interrupted backups stored.
     pub async fn find(
         repository: &Arc<ClusterRepository>,

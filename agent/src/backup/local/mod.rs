@@ -30,10 +30,10 @@ use walkeep_core::relative_path::RelativePath;
 use walkeep_core::tablespace_map;
 use walkeep_core::{Lsn, MajorVersion};
 
-use super::Options;
 use super::pack::{EXTENT, FileFacts, Older, Packer, Plain};
 use super::receive::Received;
 use super::workers::Workers;
+use super::{Options, announce};
 use crate::postgres::ConnectionParams;
 use crate::repository::ClusterRepository;
 use crate::transfer::{Meter, Stage};
@@ -135,13 +135,18 @@ async fn copy(
     let (_, control) = directory.control()?;
     let id = BackupId::new(server.now, start);
     tracing::info!(backup = %id, start_lsn = %start, "backup: reading the data directory");
-    meter.stage(Stage::Copying, None);
     let pages = Pages::of(&control, start);
     let workers = Workers::start(options.jobs, options.compression_level)?;
+    announce(&repository, &id, &options.label, cancel).await?;
     let (former, older) = match options.full {
         true => (None, Older::default()),
         false => Basis::find(&repository, directory, &control, start, cancel).await?,
     };
+    let size = match &former {
+        Some(former) => Some(former.bytes()),
+        None => session.size().await,
+    };
+    meter.stage(Stage::Copying, size);
     let mut job = Job {
         packer: Packer::new(repository, id.clone(), workers, older, cancel.clone())?,
         former,

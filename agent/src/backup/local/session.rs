@@ -155,6 +155,13 @@ impl Session {
         })
     }
 
+    /// About how many bytes there are to copy, if the role may know: for people who wait.
+    pub async fn size(&self) -> Option<u64> {
+        let query = "SELECT sum(pg_catalog.pg_tablespace_size(oid))::bigint FROM pg_catalog.pg_tablespace";
+        let row = within("asking for the cluster's size", async { Ok(self.client.query_one(query, &[]).await?) }).await.ok()?;
+        u64::try_from(row.try_get::<_, Option<i64>>(0).ok()??).ok()
+    }
+
     /// Begins the backup: the server makes a checkpoint, which takes at most `timeout`. Answers the position of its redo.
     pub async fn start(&self, label: &str, fast: bool, timeout: Duration) -> Result<Lsn> {
         let function = match self.version_num >= RENAMED {

@@ -70,8 +70,16 @@ async fn run(events: VecDeque<BackupEvent>) -> Result<Received> {
     let (repository, _) = memory().await;
     let mut meter = Meter::new(&unwatched);
     let making = (Workers::start(1, 1)?, Older::default());
-    receive(Arc::new(repository), Script(events), DateTime::UNIX_EPOCH, making, &Damage::default(), &mut meter, &CancellationToken::new())
-        .await
+    receive(
+        Arc::new(repository),
+        Script(events),
+        (DateTime::UNIX_EPOCH, "nightly"),
+        making,
+        &Damage::default(),
+        &mut meter,
+        &CancellationToken::new(),
+    )
+    .await
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::FileType;
 
@@ -74,7 +75,11 @@ fn may_hold(folder: &str, request: &ListRequest) -> bool {
 fn object(files: &Files, path: &str) -> io::Result<Option<Listed>> {
     let Ok(key) = path.parse::<Key>() else { return Ok(None) };
     // It may have been deleted since the folder was read.
-    Ok(files.stat(path)?.map(|stat| Listed { key, size: u64::try_from(stat.st_size).unwrap_or_default() }))
+    Ok(files.stat(path)?.map(|stat| {
+        let since_epoch =
+            Duration::new(u64::try_from(stat.st_mtime).unwrap_or_default(), u32::try_from(stat.st_mtime_nsec).unwrap_or_default());
+        Listed { key, size: u64::try_from(stat.st_size).unwrap_or_default(), modified: SystemTime::UNIX_EPOCH + since_epoch }
+    }))
 }
 
 struct Entry {

@@ -1,6 +1,7 @@
 //! Listings as S3 answers them, and where they go on.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::EncodingType;
@@ -61,7 +62,9 @@ pub(super) fn translate(prefix: &str, floor: &str, output: &ListObjectsV2Output)
         match name.parse::<Key>() {
             Ok(key) if name.as_str() > floor => {
                 let size = object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
-                page.objects.push(Listed { key, size });
+                // Whatever has no time is taken for new: old things are removed.
+                let modified = object.last_modified().and_then(|at| SystemTime::try_from(*at).ok()).unwrap_or_else(SystemTime::now);
+                page.objects.push(Listed { key, size, modified });
             }
             Ok(_) => {}
             Err(_) => warn_once(&name),

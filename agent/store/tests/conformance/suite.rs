@@ -1,5 +1,7 @@
 //! What every store must do.
 
+use std::time::{Duration, SystemTime};
+
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use walkeep_store::{ErrorKind, Key, ListRequest, Probed, Put, SharedStore, Store, list_all};
@@ -74,6 +76,12 @@ async fn proves_absence(store: &dyn Store) {
     }
 }
 
+/// Put in this run, by a clock that is about right.
+fn is_recent(at: SystemTime) -> bool {
+    let off = at.duration_since(SystemTime::now()).unwrap_or_else(|before| before.duration());
+    off < Duration::from_secs(600)
+}
+
 async fn keeps_odd_sizes(store: &dyn Store) {
     for size in [0, 1, 4095, 4097, 20 << 20] {
         let key = key(&format!("size/{size}"));
@@ -83,6 +91,7 @@ async fn keeps_odd_sizes(store: &dyn Store) {
         assert!(store.get(&key, None).await.unwrap() == body, "{size} bytes came back changed");
         let listed = store.list(&ListRequest { prefix: key.to_string(), ..Default::default() }).await.unwrap();
         assert!(listed.objects.iter().any(|object| object.key == key && object.size == size));
+        assert!(listed.objects.iter().all(|object| is_recent(object.modified)), "{listed:?}");
     }
     assert_eq!(store.get(&key("size/0"), Some(0..5)).await.unwrap(), "");
     assert_eq!(store.get(&key("size/20971520"), Some(20971519..20971530)).await.unwrap().len(), 1);

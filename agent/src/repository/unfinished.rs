@@ -1,0 +1,125 @@
+//! Backups without a record: under way at this moment, or never finished.
+//!
+//! A backup says that it has begun before it stores or refers to anything, so whoever removes what nobody refers to sees it. Times are the store's, so that
+//! no host's clock decides what is old. What is removed, and when, is [`crate::backup::sweep`]'s to decide.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use walkeep_core::backup::BackupBegun;
+use walkeep_core::layout::{BackupId, ObjectName, PackId};
+use walkeep_store::{ErrorKind, ListRequest, list_all};
+
+use super::manifest::ManifestEntries;
+use super::{ClusterRepository, Error, Result};
+
+/// When the objects of a backup were put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupTimes {
+    /// The backup.
+    pub id: BackupId,
+    /// When its first object was put.
+    pub first: SystemTime,
+    /// When its last one was.
+    pub last: SystemTime,
+    /// Whether its record is among them.
+    pub recorded: bool,
+}
+
+/// A pack and what is known of it without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedPack {
+    /// Its name.
+    pub id: PackId,
+    /// Its bytes.
+    pub bytes: u64,
+    /// When it was put.
+    pub put: SystemTime,
+}
+
+impl ClusterRepository {
+    /// Says that a backup has begun: before anything of it is stored, and before it is decided what it refers to.
+    pub async fn begin_backup(&self, id: &BackupId, begun: &BackupBegun) -> Result<()> {
+        let body = Bytes::from(serde_json::to_vec(begun).map_err(Error::encode)?);
+        Ok(self.store().put_if_absent(&self.key(&ObjectName::BackupBegun(id.clone()))?, body).await.map(drop)?)
+    }
+
+    /// Every backup of which anything is stored, in the order of their names.
+    pub async fn backup_times(&self) -> Result<Vec<BackupTimes>> {
+        let request = ListRequest { prefix: self.layout().backups_prefix(), ..ListRequest::default() };
+        let mut found: BTreeMap<BackupId, BackupTimes> = BTreeMap::new();
+        for listed in list_all(self.store().as_ref(), request).await?.objects {
+            let (id, recorded) = match self.layout().parse(listed.key.as_str()) {
+                Some(ObjectName::BackupRecord(id)) => (id, true),
+                Some(ObjectName::BackupBegun(id) | ObjectName::BackupManifest(id, _)) => (id, false),
+                _ => continue,
+            };
+            let at = listed.modified;
+            let times = found.entry(id.clone()).or_insert(BackupTimes { id, first: at, last: at, recorded });
+            *times = BackupTimes {
+                id: times.id.clone(),
+                first: times.first.min(at),
+                last: times.last.max(at),
+                recorded: times.recorded || recorded,
+            };
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// What is there of the manifest of a backup without a record: read its entries up to the first error. `None` if nothing was stored of it.
+    pub async fn unfinished_manifest(&self, id: &BackupId) -> Result<Option<ManifestEntries>> {
+        let mut pieces = Vec::new();
+        for number in 1.. {
+            match self.store().get(&self.key(&ObjectName::BackupManifest(id.clone(), number))?, None).await {
+                Ok(piece) => pieces.push(piece),
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((!pieces.is_empty()).then(|| ManifestEntries::unfinished(self.clone(), id.clone(), pieces)))
+    }
+
+    /// All packs that were put before `before`.
+    pub async fn packs_before(&self, before: SystemTime) -> Result<Vec<ListedPack>> {
+        let mut request = ListRequest { prefix: self.layout().packs_prefix(), ..ListRequest::default() };
+        let mut packs = Vec::new();
+        loop {
+            let page = self.store().list(&request).await?;
+            packs.extend(page.objects.into_iter().filter(|listed| listed.modified < before).filter_map(|listed| {
+                match self.layout().parse(listed.key.as_str()) {
+                    Some(ObjectName::Pack(id)) => Some(ListedPack { id, bytes: listed.size, put: listed.modified }),
+                    _ => None,
+                }
+            }));
+            match page.next {
+                Some(next) => request.start_after = Some(next),
+                None => return Ok(packs),
+            }
+        }
+    }
+
+    /// Removes a pack, which no manifest may name.
+    pub async fn remove_pack(&self, id: PackId) -> Result<()> {
+        Ok(self.store().delete(&self.key(&ObjectName::Pack(id))?).await?)
+    }
+
+    /// Removes what there is of a backup without a record, but its packs. Last the note that it began: until then it is found again.
+    pub async fn remove_unfinished(&self, id: &BackupId) -> Result<()> {
+        let request = ListRequest { prefix: self.layout().backup_prefix(id), ..ListRequest::default() };
+        let begun = self.key(&ObjectName::BackupBegun(id.clone()))?;
+        let record = self.key(&ObjectName::BackupRecord(id.clone()))?;
+        let objects = list_all(self.store().as_ref(), request).await?.objects;
+        if objects.iter().any(|listed| listed.key == record) {
+            return Err(Error::Conflict {
+                name: format!("backup {id}"),
+                stored: "a record".into(),
+                offered: "to remove what is left of it".into(),
+            });
+        }
+        for listed in objects.iter().filter(|listed| listed.key != begun) {
+            self.store().delete(&listed.key).await?;
+        }
+        Ok(self.store().delete(&begun).await?)
+    }
+}
