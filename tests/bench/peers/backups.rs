@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use walkeep_tests::postgres::default_version;
-use walkeep_tests::{Cluster, Scratch};
+use walkeep_tests::{Cluster, Scratch, wait_until};
 
 use crate::Plan;
 use crate::data::copy_tree;
@@ -19,6 +20,8 @@ use crate::tool::{Kind, StoreKind, Tool, prepare};
 /// The works of this module, in their order.
 pub const WORKS: [&str; 7] = ["full", "incr-nothing", "incr-range", "incr-scattered", "restore", "delta-nothing", "delta-1pct"];
 
+/// How long an agent may take to store what came while it stood still.
+const CATCH_UP: Duration = Duration::from_secs(120);
 const BLOCK: u64 = 8192;
 /// Smaller files are not spoilt.
 const BIG: u64 = 1000;
@@ -154,6 +157,12 @@ impl Turn<'_> {
     fn hold_but(&self, tool: &dyn Tool) {
         self.tools.iter().for_each(|(_, _, other)| other.hold(true));
         tool.hold(false);
+        // The WAL that came while it stood still is no part of its next work.
+        if let Some(slot) = tool.slot() {
+            let now = self.host.server.sql("SELECT pg_current_wal_flush_lsn()");
+            let stored = format!("SELECT restart_lsn >= '{now}' FROM pg_replication_slots WHERE slot_name = '{slot}'");
+            wait_until("what the agent was not there for is stored", CATCH_UP, || self.host.server.sql(&stored) == "t");
+        }
     }
 }
 

@@ -190,6 +190,11 @@ pub trait Tool {
     /// Forgets what it fetched ahead.
     fn fetch_anew(&mut self) {}
 
+    /// The slot through which it is sent WAL all the time.
+    fn slot(&self) -> Option<&str> {
+        None
+    }
+
     /// Stands still while others are measured, or goes on.
     fn hold(&self, _still: bool) {}
 }

@@ -14,6 +14,7 @@ pub struct Ours {
     agent: Option<Agent>,
     walkeep: Walkeep,
     place: Place,
+    streams: bool,
 }
 
 impl Ours {
@@ -36,7 +37,7 @@ impl Ours {
         }
         walkeep.write_config();
         walkeep.ok(if server.is_some() { &["init"] } else { &["init", "--offline"] });
-        let mut ours = Self { agent: None, walkeep, place };
+        let mut ours = Self { agent: None, walkeep, place, streams: server.is_some() };
         ours.fetch_anew();
         ours
     }
@@ -98,6 +99,10 @@ impl Tool for Ours {
         let agent = self.walkeep.agent();
         wait_until("the agent has opened its repository", Duration::from_secs(30), || agent.log().contains("repository opened"));
         self.agent = Some(agent);
+    }
+
+    fn slot(&self) -> Option<&str> {
+        Some(self.walkeep.slot.as_str()).filter(|_| self.streams)
     }
 
     fn hold(&self, still: bool) {
