@@ -3,7 +3,8 @@
 //! Only bytes are moved about here: what changed is told by the caller, with proof. Changed stretches are gathered, in the file's order, into extents
 //! of up to [`EXTENT`] bytes, so that a few changed blocks cost about those blocks. A file made so for years would fall to pieces: of each
 //! file no more than [`most_extents`] are used, and none of them brings more than twice the file's bytes. Beyond that the extents of which least is still used are
-//! given up, and what was used of them is read and stored with the changed blocks. So a restore needs at most [`most_extents`] ranged reads a file, 2 for each MiB
+//! given up, and what was used of them is read and stored with the changed blocks. An extent of which less than half is used is given up at once: a restore would
+//! fetch and open more than it writes, and could not tell by its hash that a file has it already. So a restore needs at most [`most_extents`] ranged reads a file, 2 for each MiB
 //! and 4 more, however many backups came before.
 
 use std::ops::Range;
@@ -181,6 +182,13 @@ fn give_up(before: &Content, size: u64, read: &[Range<u64>]) -> Vec<bool> {
         tally.bytes_read += live[index];
         tally.plain = tally.plain + live[index] - plain(index);
     };
+    used.retain(|index| {
+        let mostly_used = live[*index] * 2 >= plain(*index);
+        if !mostly_used {
+            give_up(*index, &mut tally);
+        }
+        mostly_used
+    });
     if tally.all_extents() > most_extents(size) {
         used.sort_by_key(|index| live[*index]);
         let enough = most_extents(size) / 4 * 3;

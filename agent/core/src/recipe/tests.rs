@@ -82,6 +82,25 @@ fn a_changed_block_costs_a_block() {
 }
 
 #[test]
+fn what_is_mostly_gone_is_not_kept() {
+    let mut world = World::default();
+    let mut file = vec![1; 2 * EXTENT as usize];
+    let full = world.carry_out(&Recipe::anew(file.len() as u64), &file);
+    let blocks = EXTENT as usize / BLOCK;
+    for (count, kept, read) in [(blocks / 2, 2, EXTENT / 2), (blocks / 2 + 1, 1, EXTENT)] {
+        let mut every_other: Vec<Range<u64>> = (0..count).flat_map(|n| changed(if n * 2 < blocks { n * 2 } else { 1 } * BLOCK)).collect();
+        every_other.sort_by_key(|range| range.start);
+        for range in &every_other {
+            file[range.start as usize] = 9;
+        }
+        let recipe = Recipe::of(&full, file.len() as u64, &every_other);
+        assert_eq!((recipe.kept.len(), recipe.bytes_read()), (kept, read), "{count} of {blocks} blocks");
+        let content = world.carry_out(&recipe, &file);
+        assert!(world.read(&content) == file);
+    }
+}
+
+#[test]
 fn an_empty_file_has_nothing() {
     assert_eq!(Recipe::anew(0), Recipe::default());
     let mut world = World::default();
