@@ -192,12 +192,39 @@ pub fn blake3(bytes: &[u8]) -> Blake3Sum {
     Blake3Sum::new(*blake3::hash(bytes).as_bytes())
 }
 
+/// Opens frames, one after the other, with one piece of working memory.
+pub struct Decompressor {
+    zstd: zstd::bulk::Decompressor<'static>,
+    plain: Vec<u8>,
+}
+
+impl Decompressor {
+    /// For any frames.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { zstd: zstd::bulk::Decompressor::new()?, plain: Vec::new() })
+    }
+
+    /// Opens one frame made by [`compress`], which must hold exactly `length` bytes.
+    pub fn decompress(&mut self, frame: &[u8], length: usize) -> std::io::Result<&[u8]> {
+        self.plain.clear();
+        self.plain.reserve(length);
+        self.zstd.decompress_to_buffer(frame, &mut self.plain)?;
+        check_length(self.plain.len(), length)?;
+        Ok(&self.plain)
+    }
+}
+
+fn check_length(found: usize, length: usize) -> std::io::Result<()> {
+    if found == length {
+        return Ok(());
+    }
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{found} bytes instead of {length}")))
+}
+
 /// Opens one frame made by [`compress`], which must hold exactly `length` bytes.
 pub fn decompress(frame: &[u8], length: usize) -> std::io::Result<Vec<u8>> {
     let plain = zstd::bulk::decompress(frame, length)?;
-    if plain.len() != length {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} bytes instead of {length}", plain.len())));
-    }
+    check_length(plain.len(), length)?;
     Ok(plain)
 }
 

@@ -11,7 +11,7 @@ use walkeep_core::manifest::{Content, Extent, Source};
 
 use super::super::batches::{Batch, Piece};
 use super::super::sums::{self, Sums};
-use crate::codec;
+use crate::codec::{self, Decompressor};
 
 /// What is zero is left out, and what is there already is not written again, in steps of so many bytes.
 const STEP: usize = 4096;
@@ -115,7 +115,7 @@ pub fn look(pieces: Vec<Piece<FileAt>>) -> Result<(Done, Vec<Piece<FileAt>>)> {
             wrong.push(piece);
             continue;
         }
-        plain.clear();
+        // Every byte of it is read below: what is left of the piece before does not matter.
         plain.resize(piece.extent.plain as usize, 0);
         let file = opened.get(&piece.file)?;
         let read = |place: &Placement, plain: &mut Vec<u8>| {
@@ -139,21 +139,28 @@ pub fn look(pieces: Vec<Piece<FileAt>>) -> Result<(Done, Vec<Piece<FileAt>>)> {
 
 /// Opens, proves and writes the pieces of a batch; or answers which piece is damaged.
 pub fn fill(batch: &Batch<FileAt>, bytes: &[u8]) -> Result<std::result::Result<Done, usize>> {
-    let (mut done, mut opened) = (Done::default(), Opened::default());
+    let (mut done, mut opened, mut zstd) = (Done::default(), Opened::default(), Decompressor::new().context("prepare to decompress")?);
     for (index, piece) in batch.pieces.iter().enumerate() {
         let Extent { offset, stored, plain, hash, .. } = piece.extent;
         let at = (offset - batch.range.start) as usize;
         let frame = bytes.get(at..at + stored as usize).unwrap_or_default();
-        let plain = codec::decompress(frame, plain as usize).ok().filter(|plain| codec::blake3(plain) == hash);
+        let plain = zstd.decompress(frame, plain as usize).ok().filter(|plain| codec::blake3(plain) == hash);
         let Some(plain) = plain else { return Ok(Err(index)) };
         let file = opened.get(&piece.file)?;
         for place in &piece.placements {
-            done.written += write(file, &piece.file, place.offset, stretch(&plain, place))?;
+            done.written += write(file, &piece.file, place.offset, stretch(plain, place))?;
+            begin_to_flush(file, place);
         }
-        piece.file.note(&piece.placements, &plain);
+        piece.file.note(&piece.placements, plain);
         done.piece(piece);
     }
     Ok(Ok(done))
+}
+
+/// Has the system write it to the disk from now on, beside what else is done: else all of it is waited for at the end. It is advice: what becomes of it does not
+/// matter.
+fn begin_to_flush(file: &File, place: &Placement) {
+    let _ = rustix::fs::fadvise(file, place.offset, std::num::NonZeroU64::new(place.length), rustix::fs::Advice::DontNeed);
 }
 
 /// Writes what is not there yet; a new file has zeros everywhere. Answers how many bytes it wrote.
