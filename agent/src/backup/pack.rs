@@ -301,6 +301,10 @@ impl Packer {
                 None => {
                     let place =
                         Place::Here { pack: self.packs.len() - 1, offset: self.open.len() as u64, stored: frame.len() as u64, hash };
+                    if self.open.is_empty() {
+                        // It would grow by doubling, and be uploaded with twice its room.
+                        self.open.reserve_exact(PACK + 2 * EXTENT);
+                    }
                     self.open.extend_from_slice(&frame);
                     if self.known.len() < REMEMBERED {
                         self.known.insert(hash, Placed { place, plain });
