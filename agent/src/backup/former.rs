@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use anyhow::Result;
 use tokio::sync::mpsc;
@@ -56,12 +55,17 @@ enum Files {
     Table(HashMap<String, FormerFile>),
 }
 
-/// The newest backup that a new one on the timelines `path` can build on, and what was stored of interrupted ones.
-pub async fn find(repository: &Arc<ClusterRepository>, path: &TimelineHistory, start: Lsn) -> Result<(Option<Former>, Older)> {
+/// The newest backup that a new one, `ours`, on the timelines `path` can build on, and what was stored of interrupted ones.
+pub async fn find(
+    repository: &Arc<ClusterRepository>,
+    ours: &BackupId,
+    path: &TimelineHistory,
+    start: Lsn,
+) -> Result<(Option<Former>, Older)> {
     let known = repository.backups().await?;
     let on_path = |record: &&BackupRecord| path.contains(record.stops_on(), record.stop_lsn) && record.stop_lsn <= start;
     let newest = known.records.iter().filter(on_path).max_by_key(|record| record.start_lsn).cloned();
-    let older = interrupted(repository).await?;
+    let older = interrupted(repository, ours).await?;
     let Some(record) = newest else { return Ok((None, older)) };
     let opened = match repository.get_manifest(&record).await {
         Ok(manifest) => Former::open(record, manifest).await,
@@ -169,10 +173,13 @@ async fn read_table(manifest: ManifestEntries) -> repository::Result<HashMap<Str
 }
 
 /// What backups that never got a record have stored. Their packs are there: a manifest's piece is stored behind the packs it names.
-async fn interrupted(repository: &Arc<ClusterRepository>) -> Result<Older> {
-    let now = SystemTime::now();
-    let fresh = |found: &BackupTimes| !found.recorded && now.duration_since(found.last).is_ok_and(|age| age <= TAKEN_UP);
-    let ids: Vec<BackupId> = repository.backup_times().await?.into_iter().filter(fresh).map(|found| found.id).collect();
+async fn interrupted(repository: &Arc<ClusterRepository>, ours: &BackupId) -> Result<Older> {
+    let times = repository.backup_times().await?;
+    // The store's present: this backup has just said that it begins.
+    let Some(now) = times.iter().find(|found| found.id == *ours).map(|found| found.last) else { return Ok(Older::default()) };
+    let fresh =
+        |found: &BackupTimes| !found.recorded && found.id != *ours && now.duration_since(found.last).unwrap_or_default() <= TAKEN_UP;
+    let ids: Vec<BackupId> = times.into_iter().filter(fresh).map(|found| found.id).collect();
     let (mut extents, mut used) = (HashMap::new(), 0);
     for id in ids.iter().rev() {
         if used == INTERRUPTED {

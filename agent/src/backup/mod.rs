@@ -35,7 +35,7 @@ use crate::retry::{Backoff, retry};
 use crate::transfer::{Meter, Stage, Watch};
 use damage::Damage;
 use local::{Copied, Local};
-use pack::{Older, Packed, ensure_moving};
+use pack::{Older, Packed};
 use receive::{Received, receive};
 use wal::{NeededWal, wait_for_wal};
 use workers::Workers;
@@ -45,6 +45,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Pages of rows become no smaller with level 3 than with 1, which takes half the time (measured: README, Benchmarks).
 const COMPRESSION_LEVEL: i32 = 1;
+
+/// Why a backup is not recorded that was whole.
+const STOOD_STILL: &str = "nothing of the backup was stored for days (was this machine suspended?), and others may have removed what it \
+                           stored before: it was not recorded; take it again";
 
 /// From this version on a base backup with a map of tablespaces has those within the data directory too.
 const IN_PLACE_SENT: u32 = 160_000;
@@ -149,10 +153,19 @@ pub async fn take(
         result = store(repository.clone(), params, options, &mut meter, cancel) => result?,
         () = cancel.cancelled() => bail!("the backup was cancelled; it was not recorded"),
     };
+    let unbroken = || repository.is_unbroken(&record.id, record.manifest_pieces, sweep::STANDSTILL);
+    let ask = || retry("looking at what was stored", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, unbroken);
+    if !ask().await.context("look at what was stored of the backup")? {
+        bail!(STOOD_STILL);
+    }
     // One small object: not worth a cancellation of which nobody could say whether it came in time.
     retry("recording the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || repository.commit_backup(&record))
         .await
         .context("record the backup")?;
+    if !ask().await.context("look at the record that was put")? {
+        repository.remove_record(&record.id).await.context("remove the record of a backup that stood still")?;
+        bail!(STOOD_STILL);
+    }
     tidy_up(&repository, &record.id, cancel).await;
     tracing::info!(
         backup = %record.id, files = record.files, bytes = record.bytes, stored = record.bytes_stored,
@@ -209,7 +222,7 @@ async fn store(
 
     meter.stage(Stage::WaitingForWal, None);
     let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
-    let Received { id, label, packed: Packed { last, trailer, totals, stored_at }, .. } = received;
+    let Received { id, label, packed: Packed { last, trailer, totals }, .. } = received;
     let waiting = wait_for_wal(&repository, need, options.wal_timeout);
     let (waited, ()) = tokio::join!(waiting, names::beside_backup(&mut names, params));
     match label.from_standby {
@@ -224,7 +237,6 @@ async fn store(
     })
     .await
     .context("store the manifest")?;
-    ensure_moving(stored_at)?;
     let manifest_bytes = if let repository::wal::Stored::New { bytes } = stored { bytes } else { 0 };
     Ok(BackupRecord {
         format: BackupRecord::FORMAT,

@@ -9,9 +9,9 @@ mod extent;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
@@ -23,7 +23,6 @@ use walkeep_core::manifest::{Content, Entry, EntryKind, Extent, ManifestTrailer,
 use walkeep_core::recipe::{self, Part, Recipe};
 use walkeep_core::relative_path::RelativePath;
 
-use super::sweep::STANDSTILL;
 use super::workers::Workers;
 use crate::codec;
 use crate::repository::manifest::{ManifestEncoder, Piece};
@@ -43,6 +42,8 @@ const WAITING: usize = 4;
 const UPLOADS: usize = 3;
 /// Contents remembered for finding repeated ones; more are simply stored again.
 const REMEMBERED: usize = 1 << 16;
+/// Extents of files that wait for the names of their packs: a gigabyte's worth times sixteen.
+const HELD: usize = 1 << 14;
 /// How long the repository may fail before the backup does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -81,8 +82,6 @@ pub struct Packed {
     pub trailer: ManifestTrailer,
     /// Sums.
     pub totals: Totals,
-    /// When something was stored last, by this host's clock.
-    pub stored_at: SystemTime,
 }
 
 /// How a file is put together.
@@ -154,8 +153,9 @@ pub struct Packer {
     packs: Vec<Option<PackId>>,
     uploads: JoinSet<repository::Result<Uploaded>>,
     waiting: VecDeque<Waiting>,
+    /// Extents of the files in it.
+    held: usize,
     totals: Totals,
-    stored_at: SystemTime,
 }
 
 enum Uploaded {
@@ -190,8 +190,8 @@ impl Packer {
             packs: vec![None],
             uploads: JoinSet::new(),
             waiting: VecDeque::new(),
+            held: 0,
             totals: Totals::default(),
-            stored_at: SystemTime::now(),
         })
     }
 
@@ -256,7 +256,7 @@ impl Packer {
             self.wait_for_upload().await?;
         }
         let (last, trailer) = self.manifest.finish()?;
-        Ok(Packed { last, trailer, totals: self.totals, stored_at: self.stored_at })
+        Ok(Packed { last, trailer, totals: self.totals })
     }
 
     /// Hands the filled extent on.
@@ -280,7 +280,9 @@ impl Packer {
                 Some(Item::File(facts, shape)) => {
                     let (extents, bad_blocks) = (std::mem::take(&mut self.placed), std::mem::take(&mut self.bad_blocks));
                     self.totals.bad_blocks += bad_blocks.len() as u64;
+                    self.held += extents.len();
                     self.waiting.push_back(Waiting::File(Box::new(Pending { facts, shape, extents, bad_blocks })));
+                    self.let_go().await?;
                 }
                 Some(Item::Other(entry)) => self.waiting.push_back(Waiting::Other(entry)),
                 None => break,
@@ -341,6 +343,21 @@ impl Packer {
         self.write_entries()
     }
 
+    /// Writes entries where little is new: no pack is closed by its size then, and files would wait for names without end.
+    async fn let_go(&mut self) -> Result<()> {
+        while self.held > HELD {
+            match self.open.is_empty() {
+                false => self.close_pack().await?,
+                true if self.uploads.is_empty() => return self.write_entries(),
+                true => {
+                    self.wait_for_upload().await?;
+                    self.write_entries()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn wait_for_upload(&mut self) -> Result<()> {
         match self.uploads.join_next().await {
             Some(done) => self.note_upload(done),
@@ -349,8 +366,6 @@ impl Packer {
     }
 
     fn note_upload(&mut self, done: std::result::Result<repository::Result<Uploaded>, tokio::task::JoinError>) -> Result<()> {
-        ensure_moving(self.stored_at)?;
-        self.stored_at = SystemTime::now();
         match done.context("store a pack")?.context("store a pack")? {
             Uploaded::Manifest { bytes } => self.totals.stored += bytes,
             Uploaded::Pack { number, id, bytes } => {
@@ -373,7 +388,9 @@ impl Packer {
                     None => break,
                 },
             };
-            self.waiting.pop_front();
+            if let Some(Waiting::File(pending)) = self.waiting.pop_front() {
+                self.held -= pending.extents.len();
+            }
             if let EntryKind::File { content, .. } = &entry.kind {
                 self.totals.files += 1;
                 self.totals.bytes += content.size();
@@ -395,17 +412,6 @@ impl Packer {
             Ok(Uploaded::Manifest { bytes: new_bytes(&stored) })
         });
     }
-}
-
-/// Fails if nothing was stored for so long that others may have removed what no manifest names yet.
-pub fn ensure_moving(stored_at: SystemTime) -> Result<()> {
-    let still = SystemTime::now().duration_since(stored_at).unwrap_or_default();
-    let hours = still.as_secs() / 3600;
-    ensure!(
-        still <= STANDSTILL,
-        "the backup stood still for {hours} hours (was this machine suspended?): it was not recorded; take it again"
-    );
-    Ok(())
 }
 
 fn new_bytes(stored: &Stored) -> u64 {

@@ -2,14 +2,15 @@
 //!
 //! A backup that was interrupted leaves packs, which the next one uses ([`super::former`]). What nobody used in [`LEFT`] is removed here: the packs that no
 //! manifest names, then what there is of the backup's own. One rule keeps this apart from backups that other hosts take at the same time: what may be removed
-//! is older than what may still be taken up ([`TAKEN_UP`]), by more than a backup may stand still ([`STANDSTILL`]). Each pack belongs to one backup, so nobody
-//! comes to name an old one by storing the same bytes again. In doubt nothing is removed: an unreadable manifest or record, a backup under way for long.
+//! is older than what may still be taken up ([`TAKEN_UP`]), and a backup that stood still for nearly as long is not recorded ([`STANDSTILL`], asked of the store when
+//! its record is put). Each pack belongs to one backup, so nobody comes to name an old one by storing the same bytes again. In doubt nothing is removed: an
+//! unreadable manifest or record, a backup under way for long, clocks that contradict each other, listings that do.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::{BackupId, PackId};
@@ -24,8 +25,12 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub const LEFT: Duration = DAY.saturating_mul(7);
 /// So long after its last object a backup may use what an interrupted one stored.
 pub const TAKEN_UP: Duration = DAY.saturating_mul(5);
-/// A backup that could store nothing for so long (a suspended machine) is not recorded.
-pub const STANDSTILL: Duration = DAY;
+/// A backup of which nothing was stored for so long (a suspended machine) is not recorded: others may soon have removed what it stored.
+pub const STANDSTILL: Duration = DAY.saturating_mul(6);
+/// A backup under way for longer may have taken up what is now left.
+const LONG: Duration = DAY;
+/// The store's clock and this host's may differ by so much.
+const SKEW: Duration = DAY;
 
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,11 +49,14 @@ pub async fn sweep(repository: &Arc<ClusterRepository>, newest: &BackupId, cance
     let Some(now) = times.iter().find(|found| found.recorded && found.id == *newest).map(|found| found.last) else {
         return Ok(Swept::default());
     };
+    let recorded: Vec<BackupId> = times.iter().filter(|found| found.recorded).map(|found| found.id.clone()).collect();
     let (left, alive): (Vec<_>, Vec<_>) = times.into_iter().filter(|found| !found.recorded).partition(|found| is_left(found, now));
     if left.is_empty() {
         return Ok(Swept::default());
     }
-    if let Some(long) = alive.iter().find(|found| age(found.first, now) > STANDSTILL) {
+    let skew = age(now, SystemTime::now()).max(age(SystemTime::now(), now));
+    ensure!(skew <= SKEW, "the store's clock and this host's differ by {} hours: what is old is not known", skew.as_secs() / 3600);
+    if let Some(long) = alive.iter().find(|found| age(found.first, now) > LONG) {
         tracing::info!(backup = %long.id, "backup: leftovers are kept while another backup may be under way that uses them");
         return Ok(Swept::default());
     }
@@ -57,6 +65,10 @@ pub async fn sweep(repository: &Arc<ClusterRepository>, newest: &BackupId, cance
     let mut unnamed: HashMap<PackId, u64> = repository.packs_before(before).await?.into_iter().map(|pack| (pack.id, pack.bytes)).collect();
     let known = repository.backups().await?;
     ensure!(known.damaged.is_empty(), "{} cannot be read: it may name packs that seem to be left over", known.damaged[0].key);
+    // A listing may lag behind, and one answer be wrong: what was once seen to be recorded must be read.
+    if let Some(missed) = recorded.iter().find(|id| !known.records.iter().any(|record| record.id == **id)) {
+        bail!("the record of {missed} was listed and cannot be read");
+    }
     for record in &known.records {
         unnamed = strike(unnamed, repository.get_manifest(record).await?, true).await?;
     }

@@ -141,7 +141,7 @@ impl ClusterRepository {
         for found in read {
             match found {
                 Ok(Some(record)) => backups.records.push(record),
-                // Under way at this moment, or never finished: see `unfinished_backups`.
+                // Under way at this moment, or never finished: see `backup_times`.
                 Ok(None) => {}
                 Err(damaged) => backups.damaged.push(damaged),
             }

@@ -46,7 +46,7 @@ pub enum Error {
     Conflict {
         /// The file's name.
         name: String,
-        /// What is stored: its SHA-256's first digits, or words.
+        /// What is stored: its BLAKE3 sum's first digits, or words.
         stored: String,
         /// What was offered, likewise.
         offered: String,

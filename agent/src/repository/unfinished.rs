@@ -4,12 +4,12 @@
 //! no host's clock decides what is old. What is removed, and when, is [`crate::backup::sweep`]'s to decide.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use walkeep_core::backup::BackupBegun;
 use walkeep_core::layout::{BackupId, ObjectName, PackId};
-use walkeep_store::{ErrorKind, ListRequest, list_all};
+use walkeep_store::{ErrorKind, ListRequest, Listed, list_all};
 
 use super::manifest::ManifestEntries;
 use super::{ClusterRepository, Error, Result};
@@ -65,6 +65,24 @@ impl ClusterRepository {
             };
         }
         Ok(found.into_values().collect())
+    }
+
+    /// Whether everything that a backup with so many pieces of a manifest said of itself is there, and was never older than `most` before the next of it came.
+    pub async fn is_unbroken(&self, id: &BackupId, pieces: u32, most: Duration) -> Result<bool> {
+        let request = ListRequest { prefix: self.layout().backup_prefix(id), ..ListRequest::default() };
+        let objects = list_all(self.store().as_ref(), request).await?.objects;
+        let named = |listed: &Listed| self.layout().parse(listed.key.as_str());
+        let begun = objects.iter().any(|listed| named(listed) == Some(ObjectName::BackupBegun(id.clone())));
+        let whole =
+            (1..=pieces).all(|piece| objects.iter().any(|listed| named(listed) == Some(ObjectName::BackupManifest(id.clone(), piece))));
+        let mut times: Vec<SystemTime> = objects.iter().map(|listed| listed.modified).collect();
+        times.sort_unstable();
+        Ok(begun && whole && times.windows(2).all(|pair| pair[1].duration_since(pair[0]).unwrap_or_default() <= most))
+    }
+
+    /// Removes a backup's record, which has just been put and must not be.
+    pub async fn remove_record(&self, id: &BackupId) -> Result<()> {
+        Ok(self.store().delete(&self.key(&ObjectName::BackupRecord(id.clone()))?).await?)
     }
 
     /// What is there of the manifest of a backup without a record: read its entries up to the first error. `None` if nothing was stored of it.

@@ -14,6 +14,10 @@ pub struct Sums {
 impl Sums {
     /// Adds a piece, which has `length` bytes and this sum.
     pub fn add(&mut self, offset: u64, length: u64, crc32c: u32) {
+        // A batch of which a piece was damaged is written once more.
+        if self.pieces.range(..=offset).next_back().is_some_and(|(_, (end, _))| *end >= offset + length) {
+            return;
+        }
         let (mut start, mut end, mut sum) = (offset, offset + length, crc32c);
         if let Some((before, (at, first))) = self.pieces.range(..offset).next_back().map(|(before, piece)| (*before, *piece))
             && at == offset

@@ -1,7 +1,8 @@
 //! Objects in an S3 bucket, of AWS or of a server that speaks like it.
 //!
 //! What is relied on: a put with `If-None-Match: *` creates or is refused (servers that ignore it are found out by [`Store::probe`]),
-//! a get after a put sees it. What is not: ETags (they are no hashes), listings as proof of absence, object times.
+//! a get after a put sees it. What is not: ETags (they are no hashes). Listings are no proof that something is
+//! absent, and objects' times decide only what is old enough to be removed, with days to spare.
 //!
 //! Every call has one deadline over all its tries. A put whose answer was lost is tried again and meets its own object: then the bytes
 //! decide. A body that came short is fetched again.

@@ -42,9 +42,10 @@ impl Basis {
         self.former.record.bytes
     }
 
-    /// Looks for one, for a backup that begins at `start`; and what interrupted backups stored.
+    /// Looks for one, for the backup `ours` that begins at `start`; and what interrupted backups stored.
     pub async fn find(
         repository: &Arc<ClusterRepository>,
+        ours: &BackupId,
         directory: &DataDirectory,
         control: &ControlFile,
         start: Lsn,
@@ -57,7 +58,7 @@ impl Basis {
             );
             return Ok((None, Older::default()));
         };
-        let (former, older) = former::find(repository, &path, start).await?;
+        let (former, older) = former::find(repository, ours, &path, start).await?;
         let Some(former) = former else { return Ok((None, older)) };
         let pg_wal = directory.path().join("pg_wal");
         let now = Now { path: &path, start, control, pg_wal: Some(&pg_wal) };

@@ -140,7 +140,7 @@ async fn copy(
     announce(&repository, &id, &options.label, cancel).await?;
     let (former, older) = match options.full {
         true => (None, Older::default()),
-        false => Basis::find(&repository, directory, &control, start, cancel).await?,
+        false => Basis::find(&repository, &id, directory, &control, start, cancel).await?,
     };
     let size = match &former {
         Some(former) => Some(former.bytes()),

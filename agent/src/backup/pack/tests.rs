@@ -143,3 +143,20 @@ async fn a_lost_answer_is_asked_again() {
     packer.file(facts("a")).await.unwrap();
     packer.finish().await.map(|_| ()).unwrap();
 }
+
+#[tokio::test]
+async fn where_little_is_new_files_do_not_wait_for_a_full_pack() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    let mut packer = packer(&repository, Older::default());
+    for number in 0..HELD + 10 {
+        packer.data(&number.to_le_bytes()).await.unwrap();
+        packer.file(facts(&format!("base/5/{number}"))).await.unwrap();
+        assert!(packer.held <= HELD, "{} extents wait", packer.held);
+    }
+    let packed = packer.finish().await.unwrap();
+    assert_eq!(packed.totals.files, HELD as u64 + 10);
+    let packs = repository.packs_before(std::time::SystemTime::now() + PATIENCE).await.unwrap();
+    assert!((2..=3).contains(&packs.len()), "{packs:?}");
+    drop(store);
+}

@@ -82,6 +82,26 @@ async fn what_an_old_backup_under_way_names_stays() {
 }
 
 #[tokio::test]
+async fn a_backup_that_stood_still_is_not_unbroken() {
+    let (repository, store) = with_store().await;
+    let id = backup(&repository, 1, b"15", true, false).await;
+    let is_unbroken = async |pieces| repository.is_unbroken(&id, pieces, STANDSTILL).await.unwrap();
+    assert!(is_unbroken(1).await);
+    assert!(!is_unbroken(2).await, "a piece is missing");
+    store.age(STANDSTILL + DAY);
+    assert!(is_unbroken(1).await, "all of it is old");
+    let mut late = record(1);
+    late.label = "late".into();
+    repository.commit_backup(&late).await.unwrap();
+    assert!(!is_unbroken(1).await, "the record came days after the rest");
+    repository.remove_record(&id).await.unwrap();
+    assert!(is_unbroken(1).await);
+    store.age(DAY);
+    repository.remove_unfinished(&id).await.unwrap();
+    assert!(!is_unbroken(0).await, "others have removed it");
+}
+
+#[tokio::test]
 async fn in_doubt_nothing_goes() {
     let (repository, store) = with_store().await;
     let id = backup(&repository, 1, b"15", true, true).await;

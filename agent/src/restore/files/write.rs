@@ -105,13 +105,21 @@ fn bytes_of(piece: &Piece<FileAt>) -> u64 {
     piece.placements.iter().map(|place| place.length).sum()
 }
 
+/// Whether its places have every byte of the extent, once.
+fn is_whole(piece: &Piece<FileAt>) -> bool {
+    let mut stretches: Vec<(u64, u64)> = piece.placements.iter().map(|place| (place.from, place.length)).collect();
+    stretches.sort_unstable();
+    let end = stretches.iter().try_fold(0, |at, (from, length)| (*from == at).then_some(from + length));
+    end == Some(piece.extent.plain)
+}
+
 /// Which pieces of files that were there before are as they should be, by their hash; and the others.
 pub fn look(pieces: Vec<Piece<FileAt>>) -> Result<(Done, Vec<Piece<FileAt>>)> {
     let (mut done, mut wrong, mut opened) = (Done::default(), Vec::new(), Opened::default());
     let mut plain = Vec::new();
     for piece in pieces {
         // An extent of which the file has a part only has no hash of that part.
-        if !piece.file.existed || bytes_of(&piece) != piece.extent.plain {
+        if !piece.file.existed || !is_whole(&piece) {
             wrong.push(piece);
             continue;
         }
