@@ -162,15 +162,15 @@ pub async fn take(
     retry("recording the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || repository.commit_backup(&record))
         .await
         .context("record the backup")?;
-    if !ask().await.context("look at the record that was put")? {
+    if !ask().await.context("the backup was recorded, but what is stored of it could not be looked at behind that: take another one")? {
         repository.remove_record(&record.id).await.context("remove the record of a backup that stood still")?;
         bail!(STOOD_STILL);
     }
-    tidy_up(&repository, &record.id, cancel).await;
     tracing::info!(
         backup = %record.id, files = record.files, bytes = record.bytes, stored = record.bytes_stored,
         seconds = meter.elapsed().as_secs(), "backup: complete"
     );
+    tidy_up(&repository, &record.id, cancel).await;
     Ok(record)
 }
 

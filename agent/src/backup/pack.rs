@@ -42,7 +42,7 @@ const WAITING: usize = 4;
 const UPLOADS: usize = 3;
 /// Contents remembered for finding repeated ones; more are simply stored again.
 const REMEMBERED: usize = 1 << 16;
-/// Extents of files that wait for the names of their packs: a gigabyte's worth times sixteen.
+/// Extents of files that may wait for the names of their packs: 16 GiB of files.
 const HELD: usize = 1 << 14;
 /// How long the repository may fail before the backup does.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -345,7 +345,11 @@ impl Packer {
 
     /// Writes entries where little is new: no pack is closed by its size then, and files would wait for names without end.
     async fn let_go(&mut self) -> Result<()> {
-        while self.held > HELD {
+        if self.held <= HELD {
+            return Ok(());
+        }
+        // Until most are gone: one that needs no pack would leave the rest to the next file, which would close a pack of its own.
+        while self.held > HELD / 2 {
             match self.open.is_empty() {
                 false => self.close_pack().await?,
                 true if self.uploads.is_empty() => return self.write_entries(),

@@ -218,13 +218,13 @@ impl Rig {
         self.fetcher.fetch(file, &self.destination(), FetchMode::default()).await
     }
 
-    /// Asks for a segment, proves that the destination is exact or untouched, and answers a word about the outcome.
     /// As somebody who is no recovery asks.
     async fn fetch_elsewhere(&self, segment: SegmentName) -> Outcome {
         let destination = self.folder.path().join("elsewhere");
         self.fetcher.fetch(WalFileName::Segment(segment), &destination, FetchMode::default()).await
     }
 
+    /// Asks for a segment, proves that the destination is exact or untouched, and answers a word about the outcome.
     async fn fetch(&self, segment: SegmentName) -> String {
         std::fs::write(self.destination(), OLD).unwrap();
         let outcome = self.ask(WalFileName::Segment(segment)).await;

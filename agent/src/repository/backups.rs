@@ -182,6 +182,8 @@ mod tests {
         repository.put_manifest(&record.id, &Piece { number: 1, bytes: Bytes::from_static(b"x") }).await.unwrap();
         let before = repository.backups().await.unwrap();
         assert!(before.records.is_empty() && before.damaged.is_empty());
+        let times = repository.backup_times().await.unwrap();
+        assert_eq!(times.iter().map(|found| (&found.id, found.recorded)).collect::<Vec<_>>(), [(&record.id, false)]);
         assert_eq!(repository.backup(&record.id).await.unwrap(), None);
         repository.commit_backup(&record).await.unwrap();
         repository.commit_backup(&record).await.expect("the same again");
@@ -202,6 +204,7 @@ mod tests {
         let found = repository.backups().await.unwrap();
         assert_eq!(found.records.iter().map(|record| record.start_lsn.get()).collect::<Vec<_>>(), [1 << 20, 3 << 20]);
         assert_eq!(found.damaged.iter().map(|damaged| damaged.key.as_str()).collect::<Vec<_>>(), [key.as_str()]);
+        assert!(repository.backup_times().await.unwrap().iter().all(|found| found.recorded), "damaged is not unfinished");
     }
 
     #[tokio::test]

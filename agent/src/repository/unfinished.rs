@@ -1,7 +1,7 @@
 //! Backups without a record: under way at this moment, or never finished.
 //!
-//! A backup says that it has begun before it stores or refers to anything, so whoever removes what nobody refers to sees it. Times are the store's, so that
-//! no host's clock decides what is old. What is removed, and when, is [`crate::backup::sweep`]'s to decide.
+//! A backup says that it has begun before it stores or refers to anything, so whoever removes what nobody refers to sees it. Times are the store's (of a local
+//! directory, those of the host that wrote), so that it is not the clock of whoever removes that decides alone what is old. What is removed, and when, is [`crate::backup::sweep`]'s to decide.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

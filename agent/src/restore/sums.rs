@@ -68,11 +68,14 @@ mod tests {
             let half = turn.index(pieces.len());
             pieces.rotate_left(half);
             let mut sums = Sums::default();
+            let again = pieces[0].clone();
             for piece in pieces {
                 prop_assert_eq!(sums.of(bytes.len() as u64), None);
                 sums.add(piece.start as u64, piece.len() as u64, crc32c::crc32c(&bytes[piece]));
             }
             prop_assert_eq!(sums.of(bytes.len() as u64), Some(crc32c::crc32c(&bytes)));
+            sums.add(again.start as u64, again.len() as u64, crc32c::crc32c(&bytes[again]));
+            prop_assert_eq!(sums.of(bytes.len() as u64), Some(crc32c::crc32c(&bytes)), "what is written once more changes nothing");
         }
     }
 
