@@ -97,7 +97,7 @@ fn picture(past: &Past, database: &str, table: &str) -> String {
 /// names of relations that are new, the index.
 fn archived(walkeep: &Walkeep) -> Vec<String> {
     let names = listing(&walkeep.local_repository()).into_iter().filter_map(|line| line.split(' ').next().map(str::to_owned));
-    let own = ["/wal/00000001", "/leases/", "/names", "/index", ".tmp~"];
+    let own = ["/wal/00000001", "/leases", "/names", "/index", ".tmp~"];
     names.filter(|name| !own.iter().any(|own| name.contains(own))).collect()
 }
 
