@@ -6,11 +6,12 @@
 //! spool's own (see [`crate::spool`]), with the same rules.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use walkeep_store::write;
 
 /// Mode of files that hold WAL, data or secrets.
 pub const PRIVATE_FILE: u32 = 0o600;
@@ -56,11 +57,11 @@ impl Staged {
                     created => break (temporary, created?),
                 }
             };
-            let mut staged = Self { temporary, path: path.to_owned(), file };
+            let staged = Self { temporary, path: path.to_owned(), file };
             if let Err(TryLockError::WouldBlock) = staged.file.try_lock() {
                 bail!("{} was taken for a leftover", staged.temporary.display());
             }
-            staged.file.write_all(content)?;
+            write::write_all(&staged.file, content)?;
             sync(&staged.file)?;
             Ok(staged)
         };
@@ -109,9 +110,9 @@ impl Unnamed {
     pub fn write(folder: &Path, content: &[u8]) -> io::Result<Self> {
         use rustix::fs::{CWD, Mode, OFlags, openat};
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mut file = File::from(openat(CWD, folder, flags, Mode::from_raw_mode(PRIVATE_FILE))?);
+        let file = File::from(openat(CWD, folder, flags, Mode::from_raw_mode(PRIVATE_FILE))?);
         set_mode(&file, PRIVATE_FILE)?;
-        file.write_all(content)?;
+        write::write_all(&file, content)?;
         Ok(Self { folder: folder.to_owned(), file })
     }
 

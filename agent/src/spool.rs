@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::{SegmentName, SegmentSize};
+use walkeep_store::write;
 
 use crate::codec;
 use crate::durable;
@@ -226,7 +227,7 @@ impl SegmentWriter {
     /// Adds bytes behind those received. They must not reach beyond the segment.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         ensure!(self.written + bytes.len() as u64 <= self.size.bytes(), "{} would grow beyond its size", self.segment);
-        self.guarded("write", |file, written| file.write_all_at(bytes, written))?;
+        self.guarded("write", |file, written| write::write_all_at(file, bytes, written))?;
         self.written += bytes.len() as u64;
         Ok(())
     }

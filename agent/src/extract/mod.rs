@@ -549,7 +549,7 @@ impl Work<'_> {
         let rows = match &self.options.output {
             Output::File { path, .. } => {
                 let file = Filled::begin(path)?;
-                let mut to = std::io::BufWriter::with_capacity(1 << 20, file.file());
+                let mut to = std::io::BufWriter::with_capacity(walkeep_store::write::STEP, file.file());
                 let rows = copy::query(client, query, &mut to).await?;
                 to.flush()?;
                 drop(to);

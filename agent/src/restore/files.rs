@@ -4,6 +4,7 @@
 //! fit is asked for once more, since it may have been damaged on its way only. Of files that were there before only what differs is fetched. Where files
 //! go is [`super::target_dir`]'s.
 
+mod behind;
 mod write;
 
 use std::collections::HashSet;
@@ -31,6 +32,7 @@ use crate::repository::manifest::ManifestEntries;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::{Backoff, retry};
 use crate::transfer::Meter;
+use behind::Behind;
 use write::{Done, FileAt, fill, look};
 
 /// How long the repository may fail before the restore does.
@@ -70,7 +72,8 @@ impl Files {
         let (entries, target, needed) = (manifest.clone(), self.target.clone(), self.needed.clone());
         let batches = spawn_blocking(move || send_batches(&entries, &target, &needed, &existing, &sender));
         let batches_in = futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-        let mut writing = std::pin::pin!(batches_in.map(|batch| self.carry_out(batch)).buffer_unordered(self.parallelism));
+        let behind = Arc::new(Behind::default());
+        let mut writing = std::pin::pin!(batches_in.map(|batch| self.carry_out(batch, &behind)).buffer_unordered(self.parallelism));
         let mut all = Written { sums: vec![None; usize::try_from(layout.files)?], ..Written::default() };
         let mut moved = 0;
         while let Some(done) = writing.next().await {
@@ -98,22 +101,22 @@ impl Files {
     }
 
     /// Looks at, reads and writes a batch; answers what was done, and how many bytes were fetched.
-    async fn carry_out(&self, batch: Batch<FileAt>) -> Result<(Done, u64)> {
+    async fn carry_out(&self, batch: Batch<FileAt>, behind: &Arc<Behind>) -> Result<(Done, u64)> {
         if !batch.pieces.iter().any(|piece| piece.file.existed) {
-            return self.fetch(batch).await;
+            return self.fetch(batch, behind).await;
         }
         let (mut done, wrong) = spawn_blocking(move || look(batch.pieces)).await??;
         let (mut batches, mut fetched) = (Batches::new(), 0);
         let full: Vec<_> = wrong.into_iter().filter_map(|piece| batches.add(piece)).collect();
         for batch in full.into_iter().chain(batches.finish()) {
-            let (more, bytes) = self.fetch(batch).await?;
+            let (more, bytes) = self.fetch(batch, behind).await?;
             done.add(more);
             fetched += bytes;
         }
         Ok((done, fetched))
     }
 
-    async fn fetch(&self, batch: Batch<FileAt>) -> Result<(Done, u64)> {
+    async fn fetch(&self, batch: Batch<FileAt>, behind: &Arc<Behind>) -> Result<(Done, u64)> {
         let batch = Arc::new(batch);
         // What lies between extents, and is read and thrown away, is not counted.
         let fetched = batch.pieces.iter().map(|piece| piece.extent.stored).sum();
@@ -122,8 +125,8 @@ impl Files {
             let file = batch.pieces.first().map_or("", |piece| &piece.file.name);
             let bytes =
                 get(&self.repository, batch.pack, batch.range.clone(), &self.cancel).await.with_context(|| format!("read {file}"))?;
-            let work = batch.clone();
-            match spawn_blocking(move || fill(&work, &bytes)).await?? {
+            let (work, behind) = (batch.clone(), behind.clone());
+            match spawn_blocking(move || fill(&work, &bytes, &behind)).await?? {
                 Ok(done) => return Ok((done, fetched)),
                 Err(index) => {
                     let piece = &batch.pieces[index];

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod observed;
 mod probe;
 pub mod s3;
+pub mod write;
 
 use std::fmt::Debug;
 use std::ops::Range;

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use walkeep_core::manifest::content::Placement;
 use walkeep_core::manifest::{Content, Extent, Source};
+use walkeep_store::write as steps;
 
 use super::super::batches::{Batch, Piece};
 use super::super::sums::{self, Sums};
+use super::behind::Behind;
 use crate::codec::{self, Decompressor};
 
 /// What is zero is left out, and what is there already is not written again, in steps of so many bytes.
@@ -66,13 +68,13 @@ fn stretch<'a>(plain: &'a [u8], place: &Placement) -> &'a [u8] {
 
 /// The file that was opened last: pieces of one file come in a row.
 #[derive(Default)]
-struct Opened(Option<(Arc<FileAt>, File)>);
+struct Opened(Option<(Arc<FileAt>, Arc<File>)>);
 
 impl Opened {
-    fn get(&mut self, file: &Arc<FileAt>) -> Result<&File> {
+    fn get(&mut self, file: &Arc<FileAt>) -> Result<&Arc<File>> {
         let again = matches!(&self.0, Some((opened, _)) if Arc::ptr_eq(opened, file));
         if !again {
-            self.0 = Some((file.clone(), file.open()?));
+            self.0 = Some((file.clone(), Arc::new(file.open()?)));
         }
         self.0.as_ref().map(|(_, handle)| handle).context("a file that was just opened")
     }
@@ -146,7 +148,7 @@ pub fn look(pieces: Vec<Piece<FileAt>>) -> Result<(Done, Vec<Piece<FileAt>>)> {
 }
 
 /// Opens, proves and writes the pieces of a batch; or answers which piece is damaged.
-pub fn fill(batch: &Batch<FileAt>, bytes: &[u8]) -> Result<std::result::Result<Done, usize>> {
+pub fn fill(batch: &Batch<FileAt>, bytes: &[u8], behind: &Behind) -> Result<std::result::Result<Done, usize>> {
     let (mut done, mut opened, mut zstd) = (Done::default(), Opened::default(), Decompressor::new().context("prepare to decompress")?);
     for (index, piece) in batch.pieces.iter().enumerate() {
         let Extent { offset, stored, plain, hash, .. } = piece.extent;
@@ -157,18 +159,12 @@ pub fn fill(batch: &Batch<FileAt>, bytes: &[u8]) -> Result<std::result::Result<D
         let file = opened.get(&piece.file)?;
         for place in &piece.placements {
             done.written += write(file, &piece.file, place.offset, stretch(plain, place))?;
-            begin_to_flush(file, place);
+            behind.wrote(file, place.offset, place.length);
         }
         piece.file.note(&piece.placements, plain);
         done.piece(piece);
     }
     Ok(Ok(done))
-}
-
-/// Has the system write it to the disk from now on, beside what else is done: else all of it is waited for at the end. It is advice: what becomes of it does not
-/// matter.
-fn begin_to_flush(file: &File, place: &Placement) {
-    let _ = rustix::fs::fadvise(file, place.offset, std::num::NonZeroU64::new(place.length), rustix::fs::Advice::DontNeed);
 }
 
 /// Writes what is not there yet; a new file has zeros everywhere. Answers how many bytes it wrote.
@@ -187,7 +183,7 @@ fn write(file: &File, at: &FileAt, offset: u64, bytes: &[u8]) -> Result<u64> {
     let (mut from, mut written) = (None, 0);
     let mut flush = |range: std::ops::Range<usize>| {
         written += range.len() as u64;
-        file.write_all_at(&bytes[range.clone()], offset + range.start as u64).with_context(context)
+        steps::write_all_at(file, &bytes[range.clone()], offset + range.start as u64).with_context(context)
     };
     for (index, step) in bytes.chunks(STEP).enumerate() {
         match (is_there(index * STEP, step), from) {

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::files::{Files, locked};
+use crate::write;
 
 /// Not a key's component, so no object can ever be in it.
 pub(super) const TEMP: &str = ".tmp~";
@@ -20,10 +21,10 @@ const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 impl Files {
     /// A new file with these bytes, fsynced; its path. Removed again if anything fails.
     pub(super) fn write_temporary(&self, body: &[u8]) -> io::Result<String> {
-        let (path, mut file) = self.new_temporary()?;
+        let (path, file) = self.new_temporary()?;
         // fchmod: a hostile umask takes from the mode given to open.
         let written = rustix::fs::fchmod(&file, FILE_MODE).map_err(io::Error::from);
-        match written.and_then(|()| file.write_all(body)).and_then(|()| file.sync_all()) {
+        match written.and_then(|()| write::write_all(&file, body)).and_then(|()| file.sync_all()) {
             Ok(()) => Ok(path),
             Err(error) => {
                 self.remove_quietly(&path);
