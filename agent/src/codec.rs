@@ -245,15 +245,58 @@ pub fn describe(front: &[u8]) -> Result<(Description, usize), CodecError> {
 
 /// Opens an object of at most `limit` plain bytes and proves its content by the described hash. CPU work.
 pub fn decode(object: &[u8], limit: u64) -> Result<(Description, Bytes), CodecError> {
-    let (description, data) = describe(object)?;
-    if description.length > limit {
-        return Err(CodecError::TooLong { claimed: description.length, limit });
-    }
+    let (description, data) = describe_within(object, limit)?;
     let plain = decompress(&object[data..], description.length as usize).map_err(CodecError::Zstd)?;
     if blake3(&plain) != description.blake3 {
         return Err(CodecError::Mismatch);
     }
     Ok((description, Bytes::from(plain)))
+}
+
+/// The same piece by piece, none longer than [`PIECE`]. What `take` was given is proven only when this succeeds.
+pub fn decode_pieces<E: From<CodecError>>(
+    object: &[u8],
+    limit: u64,
+    mut take: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<Description, E> {
+    let (description, data) = describe_within(object, limit)?;
+    let mut plain = zstd::stream::read::Decoder::with_buffer(&object[data..]).map_err(CodecError::Zstd)?;
+    let mut hashing = Hashing { inner: &mut plain, hash: blake3::Hasher::new(), length: 0 };
+    let mut piece = vec![0; PIECE.min(description.length as usize + 1)];
+    loop {
+        let read = fill(&mut hashing, &mut piece).map_err(CodecError::Zstd)?;
+        if hashing.length > description.length {
+            return Err(CodecError::Mismatch.into());
+        }
+        if read == 0 {
+            break;
+        }
+        take(&piece[..read])?;
+    }
+    match hashing.finish() == (description.blake3, description.length) {
+        true => Ok(description),
+        false => Err(CodecError::Mismatch.into()),
+    }
+}
+
+/// Reads until `buffer` is full or nothing comes any more; answers how much came.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..])? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(filled)
+}
+
+fn describe_within(object: &[u8], limit: u64) -> Result<(Description, usize), CodecError> {
+    let (description, data) = describe(object)?;
+    match description.length > limit {
+        true => Err(CodecError::TooLong { claimed: description.length, limit }),
+        false => Ok((description, data)),
+    }
 }
 
 #[cfg(test)]
@@ -264,6 +307,28 @@ mod tests {
     fn object(plain: &[u8]) -> Bytes {
         let description = Description::of("000000010000000000000003".into(), SystemIdentifier::new(7), Some(Lsn::new(3 << 24)), plain);
         encode(&description, plain, 1).unwrap()
+    }
+
+    fn in_pieces(object: &[u8], limit: u64) -> Result<Vec<u8>, CodecError> {
+        let mut plain = Vec::new();
+        decode_pieces::<CodecError>(object, limit, |piece| {
+            plain.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(plain)
+    }
+
+    #[test]
+    fn a_large_object_comes_in_pieces_and_a_short_or_long_one_is_refused() {
+        let plain: Vec<u8> = (0..3 * PIECE + 5).map(|at| (at / 7) as u8).collect();
+        assert_eq!(in_pieces(&object(&plain), plain.len() as u64).unwrap(), plain);
+        assert!(matches!(in_pieces(&object(&plain), PIECE as u64), Err(CodecError::TooLong { .. })));
+        // Another content behind this description.
+        let described = |length: usize| Description::of("x".into(), SystemIdentifier::new(7), None, &plain[..length]);
+        for (says, holds) in [(plain.len(), 2 * PIECE), (PIECE, plain.len()), (0, 1), (1, 0)] {
+            let object = encode(&described(says), &plain[..holds], 1).unwrap();
+            assert!(matches!(in_pieces(&object, plain.len() as u64), Err(CodecError::Mismatch)), "{says} {holds}");
+        }
     }
 
     #[test]
@@ -293,11 +358,15 @@ mod tests {
             if let Ok((_, read)) = decode(&flipped, 10_000) {
                 prop_assert_eq!(&read[..], &plain[..]);
             }
+            if let Ok(read) = in_pieces(&flipped, 10_000) {
+                prop_assert_eq!(&read[..], &plain[..]);
+            }
         }
 
         #[test]
         fn any_bytes_at_all_are_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(decode(&bytes, 10_000).is_err());
+            prop_assert!(in_pieces(&bytes, 10_000).is_err());
         }
 
         #[test]
@@ -320,6 +389,7 @@ mod tests {
         fn content_round_trips(plain in proptest::collection::vec(any::<u8>(), 0..5000)) {
             let (_, read) = decode(&object(&plain), 5000).unwrap();
             prop_assert_eq!(&read[..], &plain[..]);
+            prop_assert_eq!(in_pieces(&object(&plain), 5000).unwrap(), plain);
         }
     }
 }

@@ -106,14 +106,18 @@ pub struct Unnamed {
 }
 
 impl Unnamed {
-    /// Writes `content` into such a file. Fails also where the file system knows none.
-    pub fn write(folder: &Path, content: &[u8]) -> io::Result<Self> {
+    /// Makes such a file, empty. Fails also where the file system knows none.
+    pub fn begin(folder: &Path) -> io::Result<Self> {
         use rustix::fs::{CWD, Mode, OFlags, openat};
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = File::from(openat(CWD, folder, flags, Mode::from_raw_mode(PRIVATE_FILE))?);
         set_mode(&file, PRIVATE_FILE)?;
-        write::write_all(&file, content)?;
         Ok(Self { folder: folder.to_owned(), file })
+    }
+
+    /// Writes `bytes` behind what is in it.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        write::write_all(&self.file, bytes)
     }
 
     /// The folder it is in.
@@ -325,7 +329,11 @@ mod tests {
     fn an_unnamed_file_takes_the_place_of_another_and_is_never_seen_before() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let unnamed = |content: &[u8]| Unnamed::write(dir.path(), content).unwrap();
+        let unnamed = |content: &[u8]| {
+            let mut file = Unnamed::begin(dir.path()).unwrap();
+            content.chunks(2).for_each(|piece| file.append(piece).unwrap());
+            file
+        };
         let (one, two) = (unnamed(b"one"), unnamed(b"two"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         one.publish(&path).unwrap();

@@ -3,13 +3,16 @@
 //! To PostgreSQL "absent" means "the WAL ends here": it opens the database. So absence is said only when nothing that is stored speaks
 //! against it. WAL that lies behind what is missing does: then there is a hole, and recovery must stop instead of end.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use walkeep_core::layout::{GapName, ObjectName};
-use walkeep_core::{SegmentName, SegmentNumber, TimelineHistory, TimelineId, WalFileName, page};
+use walkeep_core::page::SegmentError;
+use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest};
 
+use super::content::{self, Content, Packed};
 use crate::repository::{ClusterIdentity, ClusterRepository, Error};
 
 /// Objects that one page of the look behind a missing segment asks for. One is enough, unless others put objects there, or the server lists the
@@ -20,7 +23,7 @@ const LOOK: usize = 32;
 #[derive(Debug)]
 pub enum Found {
     /// The file, proven.
-    Whole(Bytes),
+    Whole(Content),
     /// A segment that is still being written, filled up with zeros, at which PostgreSQL finds the end of the WAL. It may be longer the
     /// next time.
     Tail {
@@ -138,9 +141,9 @@ impl Finder {
         self.repository.identity()
     }
 
-    /// One try.
-    pub async fn find(&self, file: WalFileName) -> Result<Found, Trouble> {
-        if let Some(content) = self.whole(file).await? {
+    /// One try. `folder` as for [`Finder::whole`].
+    pub async fn find(&self, file: WalFileName, folder: Option<&Path>) -> Result<Found, Trouble> {
+        if let Some(content) = self.whole(file, folder.map(Path::to_owned)).await? {
             return Ok(Found::Whole(content));
         }
         match file {
@@ -150,17 +153,22 @@ impl Finder {
         }
     }
 
-    /// The finished file, fit to be given; `None` if the repository was reached and has none.
-    pub async fn whole(&self, file: WalFileName) -> Result<Option<Bytes>, Trouble> {
-        let Some(found) = self.repository.get_wal(file).await? else { return Ok(None) };
+    /// The finished file, fit to be given; `None` if the repository was reached and has none. A segment is put into `folder` at once, if one is given.
+    pub async fn whole(&self, file: WalFileName, folder: Option<PathBuf>) -> Result<Option<Content>, Trouble> {
+        let Some(stored) = self.repository.get_stored_wal(file).await? else { return Ok(None) };
         if let WalFileName::Segment(segment) = file {
-            let start = self.number(segment)?.start(self.identity().segment_size);
-            if found.description.start != Some(start) {
+            let (start, size) = (self.number(segment)?.start(self.identity().segment_size), self.identity().segment_size.bytes());
+            let description = stored.description();
+            if description.start != Some(start) {
                 return Err(self.unfit(file, format!("it does not say that it begins at {start}")));
             }
+            if description.length != size {
+                return Err(self.unfit(file, SegmentError::Length { expected: size, found: description.length }.to_string()));
+            }
         }
-        check_before_visible(file, &found.content, self.identity()).map_err(|reason| self.unfit(file, reason))?;
-        Ok(Some(found.content))
+        let folder = folder.filter(|_| matches!(file, WalFileName::Segment(_)));
+        let packed = Packed { stored, file, key: self.repository.layout().wal_key(file), identity: self.identity().clone() };
+        packed.open(folder).await.map(Some)
     }
 
     /// A segment that is not stored as one object: what is stored of it in parts, if it is the last one.
@@ -190,9 +198,9 @@ impl Finder {
         }
         let mut content = Vec::from(tail);
         content.resize(size as usize, 0);
-        check_before_visible(file, &content, self.identity()).map_err(|reason| self.unfit(file, reason))?;
+        content::check(file, &content, self.identity()).map_err(|reason| self.unfit(file, reason))?;
         let content = Bytes::from(content);
-        Ok(if wal == size { Found::Whole(content) } else { Found::Tail { content, wal } })
+        Ok(if wal == size { Found::Whole(Content::Memory(content)) } else { Found::Tail { content, wal } })
     }
 
     /// A recorded gap in the segment, behind its first `wal` bytes: the server did write WAL there, so this is not the end of it.
@@ -289,16 +297,4 @@ enum Later {
     Itself(String),
     /// It is of a later one.
     Behind(String),
-}
-
-/// The last look at a file's content before PostgreSQL can see it. Name, cluster and hash are proven by the repository already.
-fn check_before_visible(file: WalFileName, content: &[u8], identity: &ClusterIdentity) -> Result<(), String> {
-    match file {
-        WalFileName::Segment(segment) => {
-            let checked = page::check_segment(segment, identity.segment_size, identity.system_identifier, None, content);
-            checked.map_err(|error| error.to_string())
-        }
-        WalFileName::History(timeline) => TimelineHistory::parse(timeline, content).map(drop).map_err(|error| error.to_string()),
-        WalFileName::Partial(_) | WalFileName::BackupHistory { .. } => Ok(()),
-    }
 }

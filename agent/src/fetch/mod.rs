@@ -8,6 +8,7 @@
 //! `RECOVERYHISTORY` under another name it fsyncs it, and after a crash it removes what it finds under these. Under any other name, for pg_rewind and people, lies
 //! the old file or the whole new one after a crash too. The folder is not fsynced: at worst the name is lost, and whoever asked asks again.
 
+pub mod content;
 pub mod find;
 pub mod prefetch;
 mod replay;
@@ -20,7 +21,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use walkeep_core::{SegmentName, WalFileName};
@@ -31,9 +31,10 @@ use crate::repository::ClusterRepository;
 use crate::retry::{Backoff, retry};
 use crate::wal_path;
 
+use content::Content;
 use find::{Finder, Found, Remedy, Trouble};
+use prefetch::Prefetch;
 pub use prefetch::PrefetchConfig;
-use prefetch::{Content, Prefetch};
 use replay::ReplayMeter;
 pub use service::Activity;
 
@@ -114,7 +115,7 @@ pub struct Fetcher {
     activity: Activity,
     meter: Option<ReplayMeter>,
     /// Folders in which leftovers of killed processes were looked for.
-    tidied: Arc<Mutex<HashSet<PathBuf>>>,
+    tidied: Mutex<HashSet<PathBuf>>,
     cancel: CancellationToken,
     _stop: DropGuard,
 }
@@ -130,7 +131,7 @@ impl Fetcher {
             config,
             activity: Activity::new(),
             meter: None,
-            tidied: Arc::default(),
+            tidied: Mutex::default(),
             _stop: cancel.clone().drop_guard(),
             cancel,
         }
@@ -189,7 +190,7 @@ impl Fetcher {
             };
         }
         let left = deadline.saturating_sub(asked.elapsed());
-        let found = match self.find(name, left).await {
+        let found = match self.find(name, destination, left).await {
             Ok(found) => found,
             Err(trouble) => {
                 let (hint, permanent) = (trouble.hint().into(), trouble.is_permanent());
@@ -200,20 +201,20 @@ impl Fetcher {
             Found::Whole(content) => (content, true),
             Found::Tail { content, wal } => {
                 tracing::info!(wal, "giving the unfinished end of the WAL, filled up with zeros");
-                (content, false)
+                (Content::Memory(content), false)
             }
             Found::Absent(why) => {
                 meter.inspect(|meter| meter.absent(destination));
                 return Outcome::Absent { why };
             }
         };
-        let size = content.len() as u64;
-        if let Err(why) = self.place(content, destination).await {
+        if let Err(why) = self.put(content, destination).await {
             return misplaced(why, name, destination);
         }
         if let WalFileName::Segment(segment) = name
             && finished
         {
+            let size = self.finder.identity().segment_size.bytes();
             self.served(segment, destination);
             meter.inspect(|meter| meter.served(segment, size, asked, destination));
         }
@@ -224,25 +225,15 @@ impl Fetcher {
     async fn place_ahead(&self, name: WalFileName, destination: &Path, deadline: Duration) -> Option<anyhow::Result<SegmentName>> {
         let WalFileName::Segment(segment) = name else { return None };
         let ready = self.prefetch.claim(segment)?.content(deadline).await?;
-        let content = match ready.content {
-            Content::Written(file) if Some(file.folder()) == destination.parent() && wal_path::is_scratch(destination) => {
-                // No await: a request that was given up must not change the destination afterwards.
-                return Some(file.publish(destination).map(|()| segment));
-            }
-            // Another server asks than the one before.
-            Content::Written(file) => tokio::task::spawn_blocking(|| file.read()).await.ok()?.ok()?.into(),
-            Content::Memory(content) => content,
-        };
-        Some(self.place(content, destination).await.map(|()| segment))
+        Some(self.put(ready.content, destination).await.map(|()| segment))
     }
 
     fn served(&self, segment: SegmentName, destination: &Path) {
-        let folder = destination.parent().filter(|_| wal_path::is_scratch(destination));
-        self.prefetch.served(segment, folder);
+        self.prefetch.served(segment, recovery_folder(destination));
     }
 
     /// What the repository has, tried again while that may help.
-    async fn find(&self, name: WalFileName, left: Duration) -> Result<Found, Trouble> {
+    async fn find(&self, name: WalFileName, destination: &Path, left: Duration) -> Result<Found, Trouble> {
         let rereads = AtomicU32::new(0);
         let again = |trouble: &Trouble| match trouble.remedy() {
             Remedy::Wait => true,
@@ -250,39 +241,57 @@ impl Fetcher {
             Remedy::None => false,
         };
         let left = left.min(self.config.patience);
-        retry("reading the file", Backoff::within(left), &self.cancel, again, || self.finder.find(name)).await
+        retry("reading the file", Backoff::within(left), &self.cancel, again, || self.finder.find(name, recovery_folder(destination))).await
     }
 
-    /// Writes the file and gives it its name.
-    async fn place(&self, content: Bytes, destination: &Path) -> anyhow::Result<()> {
-        let (tidied, path) = (Arc::clone(&self.tidied), destination.to_owned());
+    /// Gives the file its name, and writes it before if it is not there yet.
+    async fn put(&self, content: Content, destination: &Path) -> anyhow::Result<()> {
+        self.tidy(destination).await;
+        let content = match content {
+            // From here on there is no await: a request that was given up must not change the destination afterwards.
+            Content::Written(file) if Some(file.folder()) == recovery_folder(destination) => return file.publish(destination),
+            // Another server asks than the one before.
+            Content::Written(file) => tokio::task::spawn_blocking(|| file.read()).await?.context("read what was read ahead")?.into(),
+            Content::Memory(content) => content,
+        };
+        let path = destination.to_owned();
         let write = move || {
-            tidy(&tidied, &path);
             let write = if wal_path::is_scratch(&path) { Staged::write_volatile } else { Staged::write };
             write(&path, &content, PRIVATE_FILE)
         };
         // If this is dropped while it waits, the file is written to its end on its thread, and removed.
         let staged = tokio::task::spawn_blocking(write).await.context("write the file")??;
-        // From here on there is no await: a request that was given up must not change the destination afterwards.
+        // No await, as above.
         staged.publish()
     }
+
+    /// Removes what killed processes left in the folder of `path`, once.
+    async fn tidy(&self, path: &Path) {
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        if !self.tidied.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone()) {
+            return;
+        }
+        let remove = move || {
+            if let Err(error) = durable::remove_abandoned(&folder) {
+                tracing::debug!(folder = %folder.display(), %error, "could not look for leftovers");
+            }
+        };
+        // Nothing depends on it.
+        let _ = tokio::task::spawn_blocking(remove).await;
+    }
+}
+
+/// The folder that a recovery wants its segments in, if it is one that asks.
+fn recovery_folder(destination: &Path) -> Option<&Path> {
+    destination.parent().filter(|_| wal_path::is_scratch(destination))
 }
 
 fn misplaced(why: anyhow::Error, name: WalFileName, destination: &Path) -> Outcome {
     let hint = format!("Check free space and permissions of the folder of {}.", destination.display());
     Outcome::Failed { why: why.context(format!("cannot put {name} in place")), hint, permanent: false }
-}
-
-/// Removes what killed processes left in the folder of `path`, once.
-fn tidy(tidied: &Mutex<HashSet<PathBuf>>, path: &Path) {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let first = tidied.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
-    if first && let Err(error) = durable::remove_abandoned(folder) {
-        tracing::debug!(folder = %folder.display(), %error, "could not look for leftovers");
-    }
 }
 
 #[cfg(test)]

@@ -1,23 +1,21 @@
 //! Reads ahead for a server that replays one segment after the other.
 //!
-//! What is read ahead of a recovery waits in the folder where it is wanted, in files without a name: given one, it is in its place, nothing can be left over
-//! from a killed process, nothing torn can be taken for whole. Where that cannot be (a full disk, an old file system, another reader than a recovery), it waits in
-//! memory. The price is bounded by a budget, and is paid only while somebody replays. Only finished segments are kept, proven, each under its name, which has the timeline in it; and a
-//! name has one content for ever. So what is kept cannot grow stale, nor hide a timeline switch.
+//! What is read ahead of a recovery waits where it is wanted ([`super::content`]). The price is bounded by a budget, and is paid only while somebody replays. Only
+//! finished segments are kept, proven, each under its name, which has the timeline in it; and a name has one content for ever. So what is kept cannot grow
+//! stale, nor hide a timeline switch.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use walkeep_core::{SegmentName, WalFileName};
 
+use super::content::Content;
 use super::find::Finder;
-use crate::durable::Unnamed;
 
 /// How much to read ahead.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +35,9 @@ impl PrefetchConfig {
 
 impl Default for PrefetchConfig {
     fn default() -> Self {
-        Self { depth: 8, budget: 256 << 20, parallel: 4 }
+        // While each core opens one, one more is on its way. More of them come no sooner, and the one that is waited for comes later.
+        let parallel = std::thread::available_parallelism().map_or(3, |cores| cores.get() + 1).min(4);
+        Self { depth: 8, budget: 256 << 20, parallel }
     }
 }
 
@@ -79,15 +79,6 @@ pub struct Ready {
     /// What it holds.
     pub content: Content,
     _room: OwnedSemaphorePermit,
-}
-
-/// Where a segment waits.
-#[derive(Debug)]
-pub enum Content {
-    /// In the folder where it is wanted.
-    Written(Unnamed),
-    /// In memory.
-    Memory(Bytes),
 }
 
 impl Entry {
@@ -136,7 +127,7 @@ impl Prefetch {
         state.reach = match state.reach {
             reach if in_a_row => (reach * 2).max(1),
             reach if again => reach,
-            _ => usize::from(folder.is_some()),
+            _ => 2 * usize::from(folder.is_some()),
         }
         .min(self.slots);
         if state.end.is_some_and(|end| end <= segment) {
@@ -180,9 +171,9 @@ impl Prefetch {
         self.tasks.spawn(async move {
             let read = async {
                 let Ok(_turn) = turns.acquire().await else { return };
-                match finder.whole(WalFileName::Segment(segment)).await {
+                match finder.whole(WalFileName::Segment(segment), folder).await {
                     // If nobody waits for it any more, it is freed.
-                    Ok(Some(content)) => drop(sender.send(Ready { content: written(content, folder).await, _room: room })),
+                    Ok(Some(content)) => drop(sender.send(Ready { content, _room: room })),
                     Ok(None) => ends_at(&state, segment, &stopped),
                     Err(error) => tracing::debug!(%segment, %error, "could not read ahead; the request will try for itself"),
                 }
@@ -193,20 +184,6 @@ impl Prefetch {
             }
         });
         Entry { content, _stop: stop.drop_guard() }
-    }
-}
-
-/// Writes it into the folder, if that can be.
-async fn written(content: Bytes, folder: Option<PathBuf>) -> Content {
-    let Some(folder) = folder else { return Content::Memory(content) };
-    let bytes = content.clone();
-    match tokio::task::spawn_blocking(move || Unnamed::write(&folder, &bytes)).await {
-        Ok(Ok(file)) => Content::Written(file),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "what is read ahead stays in memory");
-            Content::Memory(content)
-        }
-        Err(_) => Content::Memory(content),
     }
 }
 

@@ -4,24 +4,20 @@
 //! if the name was taken, the object there is read back whole and proven before "already stored" is said.
 
 use std::io::Seek;
-use std::sync::LazyLock;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::layout::{ObjectName, PartName};
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
+use super::stored::StoredFile;
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
 use crate::codec::{self, Description, FRONT};
 
 /// The most a history, `.backup` note may hold; PostgreSQL writes a few lines.
 const SMALL_FILE_LIMIT: u64 = 1 << 20;
-
-/// Objects that are decoded at the same time, first come, first served.
-static DECODING: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)));
 
 /// How a file came to be in the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +171,15 @@ impl ClusterRepository {
     /// A file of the archive by its name; `None` only if the repository was reached and proves it absent. Parts are not looked at: see
     /// [`ClusterRepository::get_tail`].
     pub async fn get_wal(&self, file: WalFileName) -> Result<Option<WalFile>> {
-        let found = self.read(&ObjectName::Wal(file), &file.to_string(), self.limit_of(file)).await?;
+        match self.get_stored_wal(file).await? {
+            Some(stored) => stored.on_a_core(|stored| stored.content()).await?.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, not opened yet.
+    pub async fn get_stored_wal(&self, file: WalFileName) -> Result<Option<StoredFile>> {
+        let found = self.get_stored(&ObjectName::Wal(file), &file.to_string(), self.limit_of(file)).await?;
         if found.is_none() {
             self.repository().prove_reached().await?;
         }
@@ -263,29 +267,6 @@ impl ClusterRepository {
         let Some(found) = self.get_wal(file).await? else { return Ok(None) };
         let history = TimelineHistory::parse(timeline, &found.content);
         history.map(Some).map_err(|error| Error::corrupt(self.layout().wal_key(file), error))
-    }
-
-    /// Reads an object and proves that it holds the file called `title` of this cluster.
-    pub(super) async fn read(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<WalFile>> {
-        let key = self.key(name)?;
-        let object = match self.store().get(&key, None).await {
-            Ok(object) => object,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        // Each gets a core to itself: of many at once the one that is waited for would come last with all others.
-        let turn = DECODING.acquire().await.map_err(Error::encode)?;
-        let decoded = on_blocking_thread(move || codec::decode(&object, limit)).await?;
-        drop(turn);
-        let (description, content) = decoded.map_err(|error| Error::codec(key.as_str(), error))?;
-        if description.name != title {
-            return Err(Error::corrupt(key.as_str(), format!("it holds {}", description.name)));
-        }
-        if description.system_identifier != self.identity().system_identifier {
-            let reason = format!("it belongs to the cluster with system identifier {}", description.system_identifier);
-            return Err(Error::corrupt(key.as_str(), reason));
-        }
-        Ok(Some(WalFile { description, content }))
     }
 
     fn limit_of(&self, file: WalFileName) -> u64 {

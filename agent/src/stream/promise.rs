@@ -403,8 +403,9 @@ impl World {
 
     /// What of a segment the store gives to `restore_command`, without what it is filled up with.
     async fn stored(&self, finder: &Finder, number: SegmentNumber) -> Result<Bytes, String> {
-        match finder.find(walkeep_core::WalFileName::Segment(segment(number.get()))).await {
-            Ok(Found::Whole(content)) => Ok(content),
+        match finder.find(walkeep_core::WalFileName::Segment(segment(number.get())), None).await {
+            Ok(Found::Whole(crate::fetch::content::Content::Memory(content))) => Ok(content),
+            Ok(Found::Whole(content)) => Err(format!("{content:?} without a folder")),
             Ok(Found::Tail { content, wal }) => Ok(content.slice(..wal as usize)),
             Ok(Found::Absent(reason)) => Err(reason),
             Err(trouble) => Err(trouble.to_string()),
