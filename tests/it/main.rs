@@ -26,6 +26,7 @@ mod least_privilege;
 mod lineage;
 mod local_backup;
 mod log;
+mod many_relations;
 mod minimal;
 mod names;
 mod parts;

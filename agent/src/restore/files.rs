@@ -72,7 +72,7 @@ impl Files {
         let (entries, target, needed) = (manifest.clone(), self.target.clone(), self.needed.clone());
         let batches = spawn_blocking(move || send_batches(&entries, &target, &needed, &existing, &sender));
         let batches_in = futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-        let behind = Arc::new(Behind::default());
+        let behind = Arc::new(Behind::new(layout.written));
         let mut writing = std::pin::pin!(batches_in.map(|batch| self.carry_out(batch, &behind)).buffer_unordered(self.parallelism));
         let mut all = Written { sums: vec![None; usize::try_from(layout.files)?], ..Written::default() };
         let mut moved = 0;

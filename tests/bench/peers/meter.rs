@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -65,6 +66,8 @@ pub struct Measured {
     pub cpu: f64,
     /// Bytes of memory at most.
     pub peak: u64,
+    /// Of these, what the process beside had.
+    pub beside: u64,
     /// Seconds of each successful call.
     pub calls: Vec<f64>,
     /// Calls that failed and were repeated.
@@ -116,7 +119,8 @@ fn do_job(order: &Path) -> Result<Measured> {
         sampling.over.store(true, Ordering::Relaxed);
         settled?;
         let cpu = cpu(job.beside) - before;
-        Ok(Measured { wall, cpu, peak: sampling.peak.load(Ordering::Relaxed), calls: runner.calls, repeated: runner.repeated })
+        let (peak, beside) = sampling.peak();
+        Ok(Measured { wall, cpu, peak, beside, calls: runner.calls, repeated: runner.repeated })
     })
 }
 
@@ -190,17 +194,24 @@ fn settle(beside: Option<u32>) -> Result<()> {
 #[derive(Debug, Default)]
 struct Sampling {
     over: AtomicBool,
-    peak: AtomicU64,
+    /// In all, and of the process beside.
+    peak: Mutex<(u64, u64)>,
 }
 
 impl Sampling {
     fn sample(&self, beside: Option<u32>) {
         while !self.over.load(Ordering::Relaxed) {
             let below = process::descendants(std::process::id());
-            let resident = below.into_iter().chain(beside).map(resident).sum();
-            self.peak.fetch_max(resident, Ordering::Relaxed);
+            let (below, beside): (u64, u64) = (below.into_iter().map(resident).sum(), beside.map_or(0, resident));
+            let mut peak = self.peak.lock().unwrap_or_else(PoisonError::into_inner);
+            *peak = (*peak).max((below + beside, beside));
+            drop(peak);
             std::thread::sleep(SAMPLE);
         }
+    }
+
+    fn peak(&self) -> (u64, u64) {
+        *self.peak.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Sample {
     pub cpu: f64,
     /// Bytes of memory.
     pub peak: f64,
+    /// Of these, what a process has that runs anyway.
+    pub beside: f64,
     /// Seconds of each call.
     pub calls: Vec<f64>,
     /// Calls that failed before they succeeded.
@@ -34,8 +36,8 @@ pub struct Sample {
 impl Sample {
     /// With what was measured.
     pub fn of(measured: Measured) -> Self {
-        let Measured { wall, cpu, peak, calls, repeated } = measured;
-        Self { wall, cpu, peak: peak as f64, calls, repeated, ..Self::default() }
+        let Measured { wall, cpu, peak, beside, calls, repeated } = measured;
+        Self { wall, cpu, peak: peak as f64, beside: beside as f64, calls, repeated, ..Self::default() }
     }
 }
 
@@ -87,7 +89,7 @@ impl Table {
     pub fn print(&self, data: &Data, rounds: u32) {
         println!("\n{}, medians of {rounds} rounds; {}; {}", machine(), data.words, versions());
         println!("(x: of {} on the same store)\n", REFERENCE.name());
-        println!("| work | store | tool | wall s (min..max) | x | CPU s/GB | x | call p50 / p99 ms | memory MB | grown MB | x | |");
+        println!("| work | store | tool | wall s (min..max) | x | CPU s/GB | x | call p50 / p99 ms | memory MB (agent) | grown MB | x | |");
         println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
         let mut works: Vec<_> = Vec::new();
         self.0.iter().for_each(|row| {
@@ -110,6 +112,7 @@ struct Figures {
     cpu: f64,
     calls: Vec<f64>,
     peak: f64,
+    beside: f64,
     growth: f64,
 }
 
@@ -124,6 +127,7 @@ impl Figures {
             cpu: of(&share),
             calls,
             peak: of(&|sample| sample.peak),
+            beside: of(&|sample| sample.beside),
             growth: of(&|sample| sample.growth.unwrap_or(0) as f64),
         }
     }
@@ -159,6 +163,10 @@ impl Row {
         let cpu = if self.samples.iter().any(|sample| sample.calls_only) { String::new() } else { format!("{:.2}", own.cpu) };
         let differing: usize = self.samples.iter().map(|sample| sample.differing).sum();
         let repeated: u32 = self.samples.iter().map(|sample| sample.repeated).sum();
+        let memory = match own.beside > 0.0 {
+            true => format!("{:.0} ({:.0})", own.peak / 1e6, own.beside / 1e6),
+            false => format!("{:.0}", own.peak / 1e6),
+        };
         let mut remarks = Vec::new();
         if differing > 0 {
             remarks.push(format!("WORTHLESS: {differing} files differ from the original"));
@@ -167,12 +175,11 @@ impl Row {
             remarks.push(format!("{repeated} calls failed and were repeated"));
         }
         println!(
-            "{head} {:.2} ({least:.2}..{:.2}) | {} | {cpu} | {} | {calls} | {:.0} | {growth} | {grown} | {} |",
+            "{head} {:.2} ({least:.2}..{:.2}) | {} | {cpu} | {} | {calls} | {memory} | {growth} | {grown} | {} |",
             own.wall,
             largest(&walls),
             times(own.wall, |figures| figures.wall),
             times(own.cpu, |figures| figures.cpu),
-            own.peak / 1e6,
             remarks.join("; "),
         );
     }
