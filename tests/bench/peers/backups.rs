@@ -184,9 +184,19 @@ fn backup(host: &Host, tool: &dyn Tool, command: String) -> Result<Sample> {
     // What was waiting for this tool's archive_command, or its stream, is not the backup's.
     let mut job = host.job(tool, command);
     job.warm = vec![Step { command: "sleep 1".to_owned(), rename: None }];
-    let before = tool.place().bytes();
+    let before = at_rest(tool);
     let measured = run(&job)?;
     Ok(Sample { bytes: host.bytes, growth: Some(tool.place().bytes().saturating_sub(before)), ..Sample::of(measured) })
+}
+
+/// Bytes in the tool's place once they stay the same for a while.
+fn at_rest(tool: &dyn Tool) -> u64 {
+    let mut bytes = tool.place().bytes();
+    wait_until("nothing is stored any more", CATCH_UP, || {
+        std::thread::sleep(Duration::from_secs(1));
+        std::mem::replace(&mut bytes, tool.place().bytes()) == bytes
+    });
+    bytes
 }
 
 fn restore(host: &Host, tool: &dyn Tool, command: String, folder: &Path) -> Result<Sample> {

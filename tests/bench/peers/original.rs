@@ -10,13 +10,15 @@ const COMPARED: [&str; 5] = ["base", "global", "pg_xact", "pg_multixact", "pg_tb
 /// Files that are each server's own.
 const OWN: [&str; 2] = ["pg_control", "pg_internal.init"];
 
-/// Brings a server to rest: what readers would still note in the catalogs' pages is noted, and everything is on disk.
+/// Brings a server to rest: what readers would still note in the catalogs' pages is noted, everything is on disk, and the WAL so far is in finished segments:
+/// nobody's next backup has to bring it.
 pub fn rest(server: &Cluster) {
     let catalogs = server.sql(
         "SELECT string_agg(c.oid::regclass::text, ', ') FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace = 'pg_catalog'::regnamespace",
     );
     server.sql(&format!("VACUUM {catalogs}"));
     server.sql("CHECKPOINT");
+    server.sql("SELECT pg_switch_wal()");
 }
 
 /// Files that differ, are missing, or are too many.
