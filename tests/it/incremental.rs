@@ -171,8 +171,8 @@ fn nothing_is_left_of_the_killed(story: &Story, listed: &str) {
     let repository = story.walkeep.local_repository();
     // One of them for certain, behind its beginning.
     let command = story.walkeep.command(&["backup", "--full", "--max-rate", "5000"]);
-    let mut backup = Process::start(command, &story.walkeep.scratch().join("killed.log")).unwrap();
     let before = without_record();
+    let mut backup = Process::start(command, &story.walkeep.scratch().join("killed.log")).unwrap();
     wait_until("it has begun", PATIENCE, || without_record() > before);
     backup.kill();
     for line in story::listing(&repository) {
