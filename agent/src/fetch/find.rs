@@ -113,7 +113,7 @@ impl Trouble {
         match self {
             Self::Repository(error) => error.hint(),
             Self::Unfit { .. } => {
-                "The stored object must not be trusted; restore it from a copy of the repository or take a new base backup."
+                "The stored object must not be trusted; restore it from a copy of the repository, or take a new base backup (`walkeep backup`)."
             }
             Self::Hole { .. } => {
                 "If another server's agent is storing it, this mends itself. If not, and if there is a copy of the missing file: put it into the pg_wal of a data directory of this cluster, with an empty archive_status/SEGMENT.ready beside it, and `walkeep wal push` it. Else recover to a target before the hole; `walkeep timelines` shows it."

@@ -181,7 +181,7 @@ impl Error {
                 "Two servers write one archive, or a file changed after it was archived. Find the second writer before anything else; `walkeep timelines` shows what is stored."
             }
             Self::Corrupt { .. } => {
-                "The stored object must not be trusted; restore it from a copy of the repository or take a new base backup."
+                "The stored object must not be trusted; restore it from a copy of the repository, or take a new base backup that builds on nothing stored (`walkeep backup --full`)."
             }
             Self::Overtaken { .. } => "Nothing, if it is told once: an upload of an earlier process arrived late.",
             Self::Lease { .. } => {
