@@ -163,7 +163,12 @@ pub async fn take(
         .await
         .context("record the backup")?;
     if !ask().await.context("the backup was recorded, but what is stored of it could not be looked at behind that: take another one")? {
-        repository.remove_record(&record.id).await.context("remove the record of a backup that stood still")?;
+        repository.remove_record(&record.id).await.with_context(|| {
+            format!(
+                "{} stood still for days, and its record could not be removed: do not restore it, remove its backup.json, and take another",
+                record.id
+            )
+        })?;
         bail!(STOOD_STILL);
     }
     tracing::info!(

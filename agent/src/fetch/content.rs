@@ -26,7 +26,7 @@ pub enum Content {
 
 /// A finished file that was got and not opened yet.
 #[derive(Debug)]
-pub struct Packed {
+pub struct Unopened {
     pub(super) stored: StoredFile,
     pub(super) file: WalFileName,
     pub(super) key: String,
@@ -47,7 +47,7 @@ impl From<Error> for Failure {
     }
 }
 
-impl Packed {
+impl Unopened {
     /// Opens it, into `folder` if that can be.
     pub async fn open(self, folder: Option<PathBuf>) -> Result<Content, Trouble> {
         let Self { stored, file, key, identity } = self;

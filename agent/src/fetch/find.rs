@@ -12,7 +12,7 @@ use walkeep_core::page::SegmentError;
 use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest};
 
-use super::content::{self, Content, Packed};
+use super::content::{self, Content, Unopened};
 use crate::repository::{ClusterIdentity, ClusterRepository, Error};
 
 /// Objects that one page of the look behind a missing segment asks for. One is enough, unless others put objects there, or the server lists the
@@ -167,8 +167,8 @@ impl Finder {
             }
         }
         let folder = folder.filter(|_| matches!(file, WalFileName::Segment(_)));
-        let packed = Packed { stored, file, key: self.repository.layout().wal_key(file), identity: self.identity().clone() };
-        packed.open(folder).await.map(Some)
+        let found = Unopened { stored, file, key: self.repository.layout().wal_key(file), identity: self.identity().clone() };
+        found.open(folder).await.map(Some)
     }
 
     /// A segment that is not stored as one object: what is stored of it in parts, if it is the last one.

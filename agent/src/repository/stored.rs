@@ -39,7 +39,12 @@ impl StoredFile {
         on_blocking_thread(move || work(self)).await
     }
 
-    /// Its content, proven. CPU work.
+    /// Its content, proven.
+    pub async fn open(self) -> Result<WalFile> {
+        self.on_a_core(|stored| stored.content()).await?
+    }
+
+    /// The same where one is on such a thread already. CPU work.
     pub fn content(&self) -> Result<WalFile> {
         let (description, content) = codec::decode(&self.object, self.limit).map_err(|error| Error::codec(&self.key, error))?;
         Ok(WalFile { description, content })
@@ -88,7 +93,7 @@ impl ClusterRepository {
     /// The same, opened: its content is proven.
     pub(super) async fn read(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<WalFile>> {
         match self.get_stored(name, title, limit).await? {
-            Some(stored) => stored.on_a_core(|stored| stored.content()).await?.map(Some),
+            Some(stored) => stored.open().await.map(Some),
             None => Ok(None),
         }
     }

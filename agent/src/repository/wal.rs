@@ -172,7 +172,7 @@ impl ClusterRepository {
     /// [`ClusterRepository::get_tail`].
     pub async fn get_wal(&self, file: WalFileName) -> Result<Option<WalFile>> {
         match self.get_stored_wal(file).await? {
-            Some(stored) => stored.on_a_core(|stored| stored.content()).await?.map(Some),
+            Some(stored) => stored.open().await.map(Some),
             None => Ok(None),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! All that a restore writes is waited for at its end: so the system is told to write each stretch from now on, beside what else is done. Recovery reads much of
 //! it soon: so it stays in memory, unless it is more than half of that. Then each stretch gives its memory up a while later, for the next one, instead of that
-//! of other programs. It is advice: what becomes of it does not matter.
+//! of other programs. It is advice: what becomes of it does not matter. What of a stretch is on the disk already leaves memory at once: of a file that was there
+//! before, the pages around what differed.
 
 use std::collections::VecDeque;
 use std::fs::File;
