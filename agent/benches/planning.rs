@@ -71,7 +71,7 @@ async fn run(segments: u64) {
             let repository = Arc::new(over(slow.clone()).await);
             let before = slow.calls().len();
             let began = Instant::now();
-            let around = Around { server: Err("not asked".into()), rates: Rates::default() };
+            let around = Around { server: Err("not asked".into()), rates: Rates::default(), whole: false };
             let mut view = View::load(repository).await.unwrap();
             let plan = view.plan(&RecoveryTarget::new(kind(*number)), &around, &mut |_, _| {}).await.unwrap().unwrap();
             seconds.push(began.elapsed().as_secs_f64());

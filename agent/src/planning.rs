@@ -8,8 +8,9 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use chrono::Utc;
+use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::decoder::{DecodeError, Decoder};
 use walkeep_core::index::{Level, Summary};
@@ -20,8 +21,8 @@ use walkeep_core::{Lsn, SegmentSize, SystemIdentifier};
 
 use crate::index::reader::{Guided, Index};
 use crate::postgres::{ConnectionParams, sql};
-use crate::repository::ClusterRepository;
 use crate::repository::backups::Damaged;
+use crate::repository::{ClusterRepository, Error};
 use crate::wal_walk::{OnProgress, Stored, Traffic, Visitor};
 
 pub use view::View;
@@ -40,6 +41,9 @@ pub struct Around {
     pub server: Result<ConnectionParams, String>,
     /// What was measured on this host.
     pub rates: Rates,
+    /// Whether the whole backup is wanted: then all that it refers to must be there, and if it is not, an older backup may do. Of a part of it only
+    /// the restore itself knows what is needed.
+    pub whole: bool,
 }
 
 /// The plan for `target` by what `catalog` says is stored, or why there is none.
@@ -56,6 +60,7 @@ async fn plan(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let mut refused: Vec<(usize, Refusal)> = Vec::new();
+    let mut damaged = Vec::new();
     let traffic = Traffic::default();
     // First those that may lead there; the others only for their reasons.
     let mut order: Vec<usize> = (0..candidates.len()).collect();
@@ -70,10 +75,15 @@ async fn plan(
             finished = plan::finish(candidate, &outcome, catalog, &witness);
         }
         match finished {
+            Ok(_) if let Some(reason) = damage(repository, &candidate.backup, around.whole).await? => {
+                damaged.push(format!("backup {} is newer and cannot be restored whole: {reason}", candidate.backup.id));
+                refused.push((at, Refusal::BackupDamaged { backup: candidate.backup.id.clone(), reason }));
+            }
             Ok(plan) => {
                 let files = candidate.backup.bytes_referenced;
                 let estimate = Estimate::new(files, plan.replay_bytes, &around.rates, measured(&traffic));
                 let mut plan = RestorePlan { estimate: Some(estimate), ..plan };
+                plan.warnings.extend(damaged);
                 plan.warnings.extend(index.damaged().iter().map(damaged_digest));
                 return Ok(Ok(plan));
             }
@@ -85,6 +95,18 @@ async fn plan(
     let refused = refused.into_iter().map(|(_, refusal)| refusal).reduce(Refusal::and_older);
     let none_left = || anyhow::anyhow!("no backup leads to the target, and none said why: a defect of Walkeep");
     Ok(Err(refused.ok_or_else(none_left)?))
+}
+
+/// What keeps a backup from being restored whole, as far as a listing and its manifest tell.
+async fn damage(repository: &ClusterRepository, backup: &BackupRecord, asked: bool) -> Result<Option<String>> {
+    if !asked {
+        return Ok(None);
+    }
+    match repository.lost_packs(backup).await {
+        Ok(lost) => Ok((!lost.is_nothing()).then(|| lost.to_string())),
+        Err(error @ Error::Corrupt { .. }) => Ok(Some(error.to_string())),
+        Err(error) => Err(error).context("look at what the backup refers to"),
+    }
 }
 
 /// Whether the index alone shows that a transaction or a restore point is not in the candidate's stretch: where there are many backups, most are so.

@@ -37,7 +37,9 @@ fn the_server_itself_becomes_what_it_was() {
     assert_eq!(story.cluster.sql("SELECT count(*) FROM later"), "1000");
     story.cluster.stop(Stop::Fast);
     story.stop_agent(&["server", "the stream ended", "cannot"]);
+    std::os::unix::fs::symlink("/nowhere", data.join("a-link")).unwrap();
     let asked = story.walkeep.run(&delta).expect_code(3);
+    assert!(asked.stderr.contains("a-link -> /nowhere\n") && asked.stderr.contains(" files, links and folders\n"), "{}", asked.stderr);
     assert!(asked.stderr.contains("nobody is there to be asked") && asked.stderr.contains("--yes"), "{}", asked.stderr);
     story.walkeep.run(&delta[..5]).expect_code(3);
 

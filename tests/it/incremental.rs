@@ -105,6 +105,60 @@ fn what_came_over_the_wire_is_built_on() {
     story.end(&[]);
 }
 
+/// D2, D5: what a listing shows to be lost is noticed before anybody relies on it, and the next backup does not.
+#[test]
+fn lost_packs_are_told_and_stored_anew() {
+    let story = with_big_table();
+    let first = take(&story, &[]);
+    story.cluster.sql("UPDATE big SET n = 1 WHERE id % 4000 = 7");
+    take(&story, &[]);
+    let lost = one_pack(&story, &[], |path| std::fs::remove_file(path).unwrap());
+    for args in [vec!["plan"], vec!["plan", "--json"], vec!["restore", "--to", "/tmp/never"]] {
+        let refused = story.walkeep.run(&args).expect_code(3);
+        let told = refused.stdout + &refused.stderr;
+        assert!(told.contains("cannot be restored whole") && told.contains(&format!("{lost} is gone; ")), "{args:?}: {told}");
+    }
+    assert!(!std::path::Path::new("/tmp/never").exists());
+
+    let before = packs(&story);
+    let taken = story.walkeep.ok(&["backup", "--method", "local", "--json"]);
+    assert!(taken.stderr.contains("packs of older backups are lost") && taken.stderr.contains(&lost), "{}", taken.stderr);
+    let third = taken.json();
+    assert_eq!(third["parent"].as_str().map(|_| ()), Some(()), "what is there is used: {third}");
+    assert!(stored(&third) < stored(&first), "{third}");
+    let now = story.cluster.sql(DIGEST);
+    assert_eq!(story::plan(&story.walkeep, &[])["backup"]["id"], third["id"]);
+    assert_eq!(digest_of(&story, third["id"].as_str().unwrap()), now);
+    assert!(packs(&story).len() > before.len());
+
+    // The newest is of no use: the one before is.
+    let before = packs(&story);
+    let full = take(&story, &["--full"]);
+    let cut = one_pack(&story, &before, |path| std::fs::File::options().write(true).open(path).unwrap().set_len(100).unwrap());
+    let planned = story::plan(&story.walkeep, &[]);
+    assert_eq!(planned["backup"]["id"], third["id"]);
+    let warned = planned["warnings"].to_string();
+    assert!(warned.contains(full["id"].as_str().unwrap()) && warned.contains(&format!("{cut} is cut off at 100 bytes")), "{warned}");
+    let over_the_wire = story.walkeep.ok(&["backup", "--method", "protocol", "--json"]).json();
+    assert_eq!(digest_of(&story, over_the_wire["id"].as_str().unwrap()), now);
+    story.end(&[]);
+}
+
+/// The names of all packs.
+fn packs(story: &Story) -> Vec<String> {
+    let listed = story::listing(&story.walkeep.local_repository());
+    listed.iter().filter_map(|line| line.split(' ').next()).filter(|name| name.contains("/packs/")).map(str::to_owned).collect()
+}
+
+/// Does something to the largest pack beside these. Answers its key.
+fn one_pack(story: &Story, beside: &[String], damage: impl Fn(&std::path::Path)) -> String {
+    let repository = story.walkeep.local_repository();
+    let size = |name: &String| std::fs::metadata(repository.join(name)).map_or(0, |found| if found.is_file() { found.len() } else { 0 });
+    let name = packs(story).into_iter().filter(|name| !beside.contains(name)).max_by_key(size).unwrap();
+    damage(&repository.join(&name));
+    name
+}
+
 /// Killed in the middle: nothing is listed, nothing else is harmed, and what was stored is not stored again.
 #[test]
 fn an_interrupted_backup_is_gone_on_with() {

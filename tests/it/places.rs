@@ -46,6 +46,41 @@ fn a_directory_that_is_not_empty() {
     story.end(&crate::support::SERVER_GONE);
 }
 
+/// The places of the running server and of Walkeep itself: a folder in there looks as free as any.
+#[test]
+fn a_place_within_the_server_or_the_repository() {
+    let story = Story::local(VERSION);
+    let place = Scratch::new();
+    let space = place.dir("space");
+    story.cluster.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display()));
+    story.cluster.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS i");
+    story.insert(10);
+    story.backup();
+    let (data, repository) = (story.cluster.data().to_owned(), story.walkeep.local_repository());
+    std::os::unix::fs::symlink(data.join("base"), place.join("link")).unwrap();
+    let taken = [
+        (data.join("restored"), "which is PostgreSQL's"),
+        (place.join("link/restored"), "which is PostgreSQL's"),
+        (space.join("restored"), "which is a tablespace of PostgreSQL"),
+        (repository.join("restored"), "it and the repository"),
+        (story.walkeep.spool().join("restored"), "it and the spool"),
+    ];
+    for (to, says) in &taken {
+        into(&story, to, says);
+        let apart = format!("{}={}", space.display(), to.display());
+        let new = place.join("new");
+        let refused = story.walkeep.run(&["restore", "--to", &new.to_string_lossy(), "--tablespace", &apart]).expect_code(3);
+        assert!(refused.stderr.contains(says), "{}", refused.stderr);
+        assert!(!to.exists() && !new.exists());
+    }
+    // What is there already must not be in use for something else either.
+    for to in [repository.clone(), story.walkeep.scratch().path().to_owned()] {
+        let refused = story.walkeep.run(&["restore", "--delta", "--yes", "--to", &to.to_string_lossy()]).expect_code(3);
+        assert!(refused.stderr.contains("it and the"), "{}", refused.stderr);
+    }
+    story.end(&[]);
+}
+
 /// A folder that must not be written, or lies on a disk that must not: nothing is begun.
 #[test]
 fn a_place_that_cannot_be_written() {

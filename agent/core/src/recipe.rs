@@ -57,7 +57,7 @@ impl Recipe {
         Self::of(&Content::default(), size, &[])
     }
 
-    /// A file of `size` bytes that was `before`, and in which these stretches (in order, apart from each other) may have changed since. What lies beyond
+    /// A file of `size` bytes that was `before`, and in which these stretches may have changed since. What lies beyond
     /// the end it had is read in any case.
     pub fn of(before: &Content, size: u64, changed: &[Range<u64>]) -> Self {
         let mut read: Vec<Range<u64>> =

@@ -3,7 +3,8 @@
 //! Files are looked up by path, as the walk through the data directory comes to them. A backup of the data directory has its files in that walk's order,
 //! so its manifest is read along, a few entries ahead; one that came over the wire has them in the server's order, and is kept in memory while it is no
 //! larger than [`TABLE`]. What was stored by a backup that was interrupted is known by its content only ([`interrupted`]). A manifest that cannot be read
-//! makes a backup larger, never wrong: then nothing of it is used.
+//! makes a backup larger, never wrong: then nothing of it is used; and of what it refers to, only what a
+//! listing still shows is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use walkeep_core::{Lsn, TimelineHistory};
 use super::pack::Older;
 use super::sweep::TAKEN_UP;
 use crate::repository::manifest::ManifestEntries;
+use crate::repository::packs::{Lost, Packs};
 use crate::repository::unfinished::BackupTimes;
 use crate::repository::{self, ClusterRepository};
 
@@ -44,6 +46,9 @@ pub struct Former {
     /// Its record.
     pub record: BackupRecord,
     files: Files,
+    repository: Arc<ClusterRepository>,
+    packs: Packs,
+    lost: Lost,
 }
 
 enum Files {
@@ -65,13 +70,11 @@ pub async fn find(
     let known = repository.backups().await?;
     let on_path = |record: &&BackupRecord| path.contains(record.stops_on(), record.stop_lsn) && record.stop_lsn <= start;
     let newest = known.records.iter().filter(on_path).max_by_key(|record| record.start_lsn).cloned();
-    let older = interrupted(repository, ours).await?;
+    // A pack may have been lost since a manifest named it: what is built on must be there.
+    let packs = repository.packs().await?;
+    let older = interrupted(repository, ours, &packs).await?;
     let Some(record) = newest else { return Ok((None, older)) };
-    let opened = match repository.get_manifest(&record).await {
-        Ok(manifest) => Former::open(record, manifest).await,
-        Err(error) => Err(error),
-    };
-    match opened {
+    match Former::open(repository.clone(), record, packs).await {
         Ok(former) => Ok((Some(former), older)),
         Err(error) if error.is_transient() => Err(error.into()),
         Err(error) => {
@@ -82,12 +85,13 @@ pub async fn find(
 }
 
 impl Former {
-    async fn open(record: BackupRecord, manifest: ManifestEntries) -> repository::Result<Self> {
+    async fn open(repository: Arc<ClusterRepository>, record: BackupRecord, packs: Packs) -> repository::Result<Self> {
+        let manifest = repository.get_manifest(&record).await?;
         let files = match record.method {
             BackupMethod::DataDirectory => Files::Along { entries: read_along(manifest), next: None },
             BackupMethod::BaseBackup => Files::Table(read_table(manifest).await?),
         };
-        Ok(Self { record, files })
+        Ok(Self { record, files, repository, packs, lost: Lost::default() })
     }
 
     /// The file at `path`. Paths are asked for in their order.
@@ -118,11 +122,30 @@ impl Former {
         }
     }
 
+    /// Which of a file's extents are still stored. What is not, is told once all files were asked for ([`Former::tell_lost`]).
+    pub fn stored(&mut self, path: &RelativePath, content: &Content) -> Vec<bool> {
+        match self.lost.note(&self.repository, &self.packs, path, content) {
+            true => vec![true; content.extents().len()],
+            false => content.extents().iter().map(|extent| self.packs.hold(extent)).collect(),
+        }
+    }
+
+    /// Says what was not stored any more.
+    pub fn tell_lost(&self) {
+        if !self.lost.is_nothing() {
+            tracing::warn!(
+                since = %self.record.id, lost = %self.lost,
+                "backup: packs of older backups are lost; this backup has stored anew what lay there, and does not need them. The older backups that do \
+                 cannot be restored whole"
+            );
+        }
+    }
+
     /// Its extents, by what they hold, for files of which nothing else is known.
     pub fn extents(&self) -> Older {
         match &self.files {
             Files::Table(files) => {
-                let extents = files.values().flat_map(|file| file.content.extents());
+                let extents = files.values().flat_map(|file| file.content.extents()).filter(|extent| self.packs.hold(extent));
                 Older::new(extents.map(|extent| (extent.hash, *extent)).collect())
             }
             Files::Along { .. } => Older::default(),
@@ -173,7 +196,7 @@ async fn read_table(manifest: ManifestEntries) -> repository::Result<HashMap<Str
 }
 
 /// What backups that never got a record have stored. Their packs are there: a manifest's piece is stored behind the packs it names.
-async fn interrupted(repository: &Arc<ClusterRepository>, ours: &BackupId) -> Result<Older> {
+async fn interrupted(repository: &Arc<ClusterRepository>, ours: &BackupId, packs: &Packs) -> Result<Older> {
     let times = repository.backup_times().await?;
     // The store's present: this backup has just said that it begins.
     let Some(now) = times.iter().find(|found| found.id == *ours).map(|found| found.last) else { return Ok(Older::default()) };
@@ -202,7 +225,7 @@ async fn interrupted(repository: &Arc<ClusterRepository>, ours: &BackupId) -> Re
         });
         let found = read.await?;
         tracing::info!(backup = %id, extents = found.len(), "backup: what an interrupted backup stored is used");
-        extents.extend(found.into_iter().map(|extent| (extent.hash, extent)));
+        extents.extend(found.into_iter().filter(|extent| packs.hold(extent)).map(|extent| (extent.hash, extent)));
     }
     Ok(Older::new(extents))
 }

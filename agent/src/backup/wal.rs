@@ -14,6 +14,8 @@ use crate::repository::{self, ClusterRepository};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// WAL comes within a second or two, where it comes. What is missing is told after so long, and again after twice and four times as long, and so on.
+const TOLD_AFTER: Duration = Duration::from_secs(10);
 
 /// The WAL of a backup.
 #[derive(Debug, Clone, Copy)]
@@ -67,16 +69,40 @@ enum Missing {
     Segment(Box<FirstMissing>),
 }
 
+impl Missing {
+    /// Says on what a backup waits, for so long now.
+    fn tell(&self, need: NeededWal, waited: Duration, patience: Duration) {
+        let (waited_s, given_up_after_s) = (waited.as_secs(), patience.as_secs());
+        const ADVICE: &str = "is `walkeep agent` running, or archive_command set? `walkeep check` tells what hinders them";
+        match self {
+            Self::History => {
+                let history = format!("{}.history", need.timeline.hex());
+                tracing::warn!(
+                    history,
+                    waited_s,
+                    given_up_after_s,
+                    "backup: waiting for its timeline's history, which is not stored: {ADVICE}"
+                );
+            }
+            Self::Segment(missing) => tracing::warn!(
+                segment = %missing.segment, from = %missing.at, to = %need.stop, waited_s, given_up_after_s,
+                "backup: waiting for WAL that it needs and that is not stored: {ADVICE}"
+            ),
+        }
+    }
+}
+
 /// Waits until `need` is stored; gives up when nothing of it has come for `patience`.
 pub async fn wait_for_wal(repository: &ClusterRepository, need: NeededWal, patience: Duration) -> Result<()> {
     let (mut waiting_since, mut reached, mut pause) = (Instant::now(), Lsn::ZERO, FIRST_PAUSE);
+    let mut told_after = TOLD_AFTER;
     loop {
         let waited = waiting_since.elapsed();
         match look(repository, need).await {
             Ok(None) => return Ok(()),
             Ok(Some(Missing::Segment(missing))) if missing.at > reached => {
                 tracing::info!(segment = %missing.segment, "waiting for WAL");
-                (waiting_since, reached, pause) = (Instant::now(), missing.at, FIRST_PAUSE);
+                (waiting_since, reached, pause, told_after) = (Instant::now(), missing.at, FIRST_PAUSE, TOLD_AFTER);
             }
             Ok(Some(Missing::Segment(missing))) if waited > patience => {
                 let FirstMissing { segment, at, .. } = *missing;
@@ -84,6 +110,10 @@ pub async fn wait_for_wal(repository: &ClusterRepository, need: NeededWal, patie
             }
             Ok(Some(Missing::History)) if waited > patience => {
                 return Err(WalMissing::History { timeline: need.timeline, waited: patience }.into());
+            }
+            Ok(Some(missing)) if waited > told_after => {
+                missing.tell(need, waited, patience);
+                told_after *= 2;
             }
             Ok(Some(_)) => {}
             Err(error) if error.is_transient() && waited <= patience => tracing::warn!(%error, "could not look for the backup's WAL"),
@@ -131,6 +161,33 @@ mod tests {
             repository.put_part(part, Bytes::from(vec![1; 100])).await.unwrap();
         };
         tokio::join!(waiting, coming).0.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_waited_for_is_told_while_it_is() {
+        use std::sync::{Arc, Mutex};
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let _logged = tracing::subscriber::set_default(
+            tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false).with_writer(move || writer.clone()).finish(),
+        );
+        let (repository, _) = memory().await;
+        wait_for_wal(&repository, need(1), Duration::from_secs(100)).await.unwrap_err();
+        let told = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        // After 10, 20, 40 and 80 seconds.
+        assert_eq!(told.lines().count(), 4, "{told}");
+        assert!(told.lines().all(|line| line.contains("000000010000000000000002") && line.contains("given_up_after_s=100")), "{told}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,7 +49,7 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let planned = make(&repository, &config.cluster, &args.target).await;
+    let planned = make(&repository, &config.cluster, &args.target, Share::Whole).await;
     if args.json {
         planned.as_ref().err().map_or(Ok(()), json_refusal)?;
         output::json(&planned?)?;
@@ -60,11 +60,25 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How much of a backup is to be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// All of it.
+    Whole,
+    /// Some databases of it.
+    Part,
+}
+
 /// Makes the plan, showing how far the reading of WAL has come.
-pub async fn make(repository: &Arc<ClusterRepository>, cluster: &ClusterConfig, target: &TargetArgs) -> Result<RestorePlan, Failure> {
+pub async fn make(
+    repository: &Arc<ClusterRepository>,
+    cluster: &ClusterConfig,
+    target: &TargetArgs,
+    share: Share,
+) -> Result<RestorePlan, Failure> {
     // A plan is made without a server, and on hosts where its connection cannot be used: then it is not asked.
     let server = setup::connection(cluster).map_err(|failure| format!("{:#}", failure.error));
-    let around = Around { server, rates: RatesFile::of(cluster).load() };
+    let around = Around { server, rates: RatesFile::of(cluster).load(), whole: share == Share::Whole };
     let mut waits = 0;
     loop {
         let mut view = View::load(repository.clone()).await?;

@@ -8,11 +8,12 @@ use clap::{Args, ValueEnum};
 use walkeep_core::target::TargetAction;
 
 use super::failure::Failure;
+use super::plan::Share;
 use super::target::TargetArgs;
 use super::{Global, ask, output, plan, progress, setup};
-use crate::config::Config;
+use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::rates::RatesFile;
-use crate::restore::{self, Options, Refusal, Summary, Survey};
+use crate::restore::{self, InUse, Options, Refusal, Summary, Survey};
 
 /// Arguments of `walkeep restore`.
 #[derive(Debug, Args)]
@@ -84,12 +85,14 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     let to = std::path::absolute(&args.to).context("make the path absolute")?;
     let tablespaces = args.tablespace.iter().map(|text| mapping(text)).collect::<Result<Vec<_>>>().map_err(Failure::usage)?;
     // Before WAL is read, which may take long. All is looked at again, with the room on the disks, before anything is written.
+    let in_use = in_use(&config.cluster);
     for directory in [&to].into_iter().chain(tablespaces.iter().map(|(_, new)| new)).filter(|_| !args.delta) {
-        restore::check_directory(directory).map_err(refusal_or_failure)?;
+        restore::check_directory(directory, &in_use).map_err(refusal_or_failure)?;
     }
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let planned = plan::make(&repository, &config.cluster, &args.target).await;
+    let wanted = if args.only_database.is_empty() { Share::Whole } else { Share::Part };
+    let planned = plan::make(&repository, &config.cluster, &args.target, wanted).await;
     if args.json {
         planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;
     }
@@ -98,7 +101,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
         plan::print(&plan);
     }
     let mut options = Options::new(to, restore_command(&config)?);
-    options.tablespaces = tablespaces;
+    (options.tablespaces, options.in_use) = (tablespaces, in_use);
     options.action = match args.action {
         Action::Promote => TargetAction::Promote,
         Action::Pause => TargetAction::Pause,
@@ -128,6 +131,16 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What Walkeep itself has on this host.
+pub(super) fn in_use(cluster: &ClusterConfig) -> Vec<InUse> {
+    let spool = InUse { path: cluster.spool.clone(), what: "the spool" };
+    let repository = match &cluster.repository {
+        RepositoryConfig::Local { path } => Some(InUse { path: path.clone(), what: "the repository" }),
+        RepositoryConfig::S3(_) => None,
+    };
+    [spool].into_iter().chain(repository).collect()
+}
+
 /// Says what will be lost, and asks.
 async fn agree(survey: &Survey, args: &RestoreArgs, to: &Path) -> Result<(), Failure> {
     if survey.is_empty() || args.yes && args.json {
@@ -140,8 +153,10 @@ async fn agree(survey: &Survey, args: &RestoreArgs, to: &Path) -> Result<(), Fai
         output::bytes(survey.bytes)
     );
     if survey.removed > 0 {
-        output::tell!("what the backup does not have is removed: {}", output::count(survey.removed, "file or folder"));
-        survey.named.iter().for_each(|path| output::tell!("  {}", path.display()));
+        let all =
+            if survey.removed == 1 { "1 file, link or folder".into() } else { format!("{} files, links and folders", survey.removed) };
+        output::tell!("what the backup does not have is removed: {all}");
+        survey.named.iter().for_each(|path| output::tell!("  {}", named(path)));
         if survey.removed > survey.named.len() as u64 {
             output::tell!("  ...");
         }
@@ -166,6 +181,15 @@ async fn agree(survey: &Survey, args: &RestoreArgs, to: &Path) -> Result<(), Fai
     match ask::ask(format!("{to} becomes the backup.")).await? {
         true => Ok(()),
         false => Err(Failure::refused("not done: nothing was touched".to_owned())),
+    }
+}
+
+/// A path and what it is: a link is removed, not what it leads to, a folder with all that is in it.
+fn named(path: &Path) -> String {
+    match std::fs::read_link(path) {
+        Ok(leads_to) => format!("{} -> {}", path.display(), leads_to.display()),
+        Err(_) if path.is_dir() => format!("{}/", path.display()),
+        Err(_) => path.display().to_string(),
     }
 }
 

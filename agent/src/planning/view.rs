@@ -148,7 +148,7 @@ mod tests {
         }
         repository.commit_backup(&record(1)).await.unwrap();
         let mut view = View::load_listing(Arc::new(repository), listed).await.unwrap();
-        let around = Around { server: Err("not asked".into()), rates: Rates::default() };
+        let around = Around { server: Err("not asked".into()), rates: Rates::default(), whole: false };
         let planned = view.plan(&RecoveryTarget::new(TargetKind::Latest), &around, &mut |_, _| {}).await.unwrap();
         (view, planned)
     }

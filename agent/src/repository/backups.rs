@@ -1,20 +1,17 @@
-//! Base backups in the repository: packs of compressed extents, manifests, and the records that make backups exist.
+//! Base backups in the repository: manifests, and the records that make backups exist. Packs are [`super::packs`]'.
 //!
 //! The record, `backup.json`, is put last ([`ClusterRepository::commit_backup`]): whatever was stored before for a backup that never got
 //! one is invisible to plans ([`super::unfinished`]). How files are cut and what is waited for is [`crate::backup`]'s.
 
-use std::ops::Range;
-
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::backup::BackupRecord;
-use walkeep_core::layout::{BackupId, ObjectName, PackId};
+use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
 use super::manifest::{ManifestEntries, Piece};
 use super::wal::Stored;
-use super::{ClusterRepository, Error, Result, on_blocking_thread};
-use crate::codec;
+use super::{ClusterRepository, Error, Result};
 
 /// Small objects read at the same time.
 const READS: usize = 8;
@@ -38,40 +35,6 @@ pub struct Backups {
 }
 
 impl ClusterRepository {
-    /// Stores a pack under the SHA-256 of its bytes.
-    pub async fn put_pack(&self, pack: Bytes) -> Result<(PackId, Stored)> {
-        let hashed = pack.clone();
-        let id = PackId::new(on_blocking_thread(move || codec::sha256(&hashed)).await?);
-        let bytes = pack.len() as u64;
-        match self.store().put_if_absent(&self.key(&ObjectName::Pack(id))?, pack).await {
-            Ok(Put::Created) => Ok((id, Stored::New { bytes })),
-            Ok(Put::AlreadySame) => Ok((id, Stored::Already)),
-            // The name is the content's hash: other bytes there are damage, not another pack.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                Err(Error::corrupt(self.layout().key(&ObjectName::Pack(id)), "its bytes do not have the SHA-256 that names it"))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// A stretch of a pack, which may span several extents. Their hashes are the caller's to check.
-    pub async fn get_extents(&self, pack: PackId, range: Range<u64>) -> Result<Bytes> {
-        let key = self.key(&ObjectName::Pack(pack))?;
-        let bytes = match self.store().get(&key, Some(range.clone())).await {
-            Ok(bytes) => bytes,
-            // Nothing is decided on absence here, and whoever asks was promised the pack.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.repository().prove_reached().await?;
-                return Err(Error::corrupt(key.as_str(), "a manifest refers to it and it is gone"));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        match bytes.len() as u64 == range.end.saturating_sub(range.start) {
-            true => Ok(bytes),
-            false => Err(Error::corrupt(key.as_str(), format!("it ends before byte {}", range.end))),
-        }
-    }
-
     /// Stores a piece of a manifest, made by [`super::manifest::ManifestEncoder`].
     pub async fn put_manifest(&self, id: &BackupId, piece: &Piece) -> Result<Stored> {
         let bytes = piece.bytes.len() as u64;
@@ -215,20 +178,5 @@ mod tests {
         let repository = crate::repository::tests::over(faulty.clone()).await;
         faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Transient)).on("backup.json"));
         assert!(repository.backups().await.unwrap_err().is_transient());
-    }
-
-    #[tokio::test]
-    async fn packs_are_named_by_their_content_and_read_in_pieces() {
-        let (repository, store) = memory().await;
-        let (id, stored) = repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap();
-        assert_eq!(stored, Stored::New { bytes: 10 });
-        assert_eq!(repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap(), (id, Stored::Already));
-        assert_eq!(repository.get_extents(id, 2..5).await.unwrap(), "234");
-        let short = repository.get_extents(id, 8..12).await.unwrap_err();
-        assert!(matches!(short, Error::Corrupt { .. }), "{short}");
-        let gone = repository.get_extents(PackId::new([1; 32]), 0..1).await.unwrap_err();
-        assert!(matches!(gone, Error::Corrupt { .. }), "{gone}");
-        store.overwrite(&repository.key(&ObjectName::Pack(id)).unwrap(), Bytes::from_static(b"other"));
-        assert!(matches!(repository.put_pack(Bytes::from_static(b"0123456789")).await, Err(Error::Corrupt { .. })));
     }
 }

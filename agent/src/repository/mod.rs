@@ -15,6 +15,7 @@ pub mod later;
 pub mod leases;
 pub mod manifest;
 pub mod names;
+pub mod packs;
 pub mod stored;
 pub mod unfinished;
 pub mod wal;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use walkeep_core::backup::BackupBegun;
-use walkeep_core::layout::{BackupId, ObjectName, PackId};
+use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_store::{ErrorKind, ListRequest, Listed, list_all};
 
 use super::manifest::ManifestEntries;
@@ -25,17 +25,6 @@ pub struct BackupTimes {
     pub last: SystemTime,
     /// Whether its record is among them.
     pub recorded: bool,
-}
-
-/// A pack and what is known of it without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListedPack {
-    /// Its name.
-    pub id: PackId,
-    /// Its bytes.
-    pub bytes: u64,
-    /// When it was put.
-    pub put: SystemTime,
 }
 
 impl ClusterRepository {
@@ -96,30 +85,6 @@ impl ClusterRepository {
             }
         }
         Ok((!pieces.is_empty()).then(|| ManifestEntries::unfinished(self.clone(), id.clone(), pieces)))
-    }
-
-    /// All packs that were put before `before`.
-    pub async fn packs_before(&self, before: SystemTime) -> Result<Vec<ListedPack>> {
-        let mut request = ListRequest { prefix: self.layout().packs_prefix(), ..ListRequest::default() };
-        let mut packs = Vec::new();
-        loop {
-            let page = self.store().list(&request).await?;
-            packs.extend(page.objects.into_iter().filter(|listed| listed.modified < before).filter_map(|listed| {
-                match self.layout().parse(listed.key.as_str()) {
-                    Some(ObjectName::Pack(id)) => Some(ListedPack { id, bytes: listed.size, put: listed.modified }),
-                    _ => None,
-                }
-            }));
-            match page.next {
-                Some(next) => request.start_after = Some(next),
-                None => return Ok(packs),
-            }
-        }
-    }
-
-    /// Removes a pack, which no manifest may name.
-    pub async fn remove_pack(&self, id: PackId) -> Result<()> {
-        Ok(self.store().delete(&self.key(&ObjectName::Pack(id))?).await?)
     }
 
     /// Removes what there is of a backup without a record, but its packs. Last the note that it began: until then it is found again.

@@ -120,6 +120,7 @@ pub fn survey(target: &Target, manifest: &ManifestEntries, record: &BackupRecord
     for root in [&target.data].into_iter().chain(target.tablespaces.iter().map(|space| &space.new)) {
         walk(root, &files, &folders, target, &mut survey)?;
     }
+    survey.remove.sort_unstable();
     survey.removed = survey.remove.len() as u64;
     survey.named = survey.remove.iter().filter(|path| Some(*path) != survey.control.as_ref()).take(NAMED).cloned().collect();
     let wal = target.data.join("pg_wal");

@@ -4,9 +4,11 @@
 //! that); here is checked that there is nothing twice, that nothing lies below a file, and that it is a whole cluster.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::control::ControlFile;
@@ -17,6 +19,7 @@ use super::{Refusal, backup_manifest};
 use crate::codec;
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
+use crate::repository::packs::{Lost, Packs};
 
 /// Written last: without it no server starts.
 pub const CONTROL: &str = "global/pg_control";
@@ -64,10 +67,27 @@ pub struct Small {
 }
 
 impl Layout {
-    /// Reads and checks the manifest of which these files are `needed`. CPU work.
-    pub fn read(manifest: &ManifestEntries, record: &BackupRecord, needed: &Needed) -> Result<Self> {
+    /// Reads and checks the manifest of which these files are `needed`, whose packs must be among those that are there.
+    pub async fn read(
+        repository: &Arc<ClusterRepository>,
+        manifest: &ManifestEntries,
+        record: &BackupRecord,
+        needed: &Needed,
+    ) -> Result<Self> {
+        let packs = repository.packs().await?;
+        let (repository, manifest, record, needed) = (repository.clone(), manifest.clone(), record.clone(), needed.clone());
+        spawn_blocking(move || Self::read_with(&repository, &packs, &manifest, &record, &needed)).await?
+    }
+
+    fn read_with(
+        repository: &ClusterRepository,
+        packs: &Packs,
+        manifest: &ManifestEntries,
+        record: &BackupRecord,
+        needed: &Needed,
+    ) -> Result<Self> {
         let refuse = |reason: String| Refusal::Backup { backup: record.id.to_string(), reason };
-        let mut layout = Self::default();
+        let (mut layout, mut lost) = (Self::default(), Lost::default());
         let mut files: HashSet<String> = HashSet::new();
         let mut folders: HashSet<String> = HashSet::new();
         for entry in manifest.iter()? {
@@ -86,7 +106,10 @@ impl Layout {
                         bail!(refuse(format!("its manifest has a tablespace, {path}, that its record has not")));
                     }
                 }
-                EntryKind::File { .. } => {
+                EntryKind::File { content, .. } => {
+                    if needed.content(&entry.path) {
+                        lost.note(repository, packs, &entry.path, content);
+                    }
                     if !files.insert(path.to_owned()) {
                         bail!(refuse(format!("its manifest has {path} twice")));
                     }
@@ -103,6 +126,9 @@ impl Layout {
         if (layout.files, layout.bytes) != (record.files, record.bytes) {
             let (files, bytes) = (layout.files, layout.bytes);
             bail!(refuse(format!("its manifest has {files} files of {bytes} bytes, its record {} of {}", record.files, record.bytes)));
+        }
+        if !lost.is_nothing() {
+            bail!(refuse(format!("{lost}. An older backup may do: --backup ID, as `walkeep backups` lists them")));
         }
         Ok(layout)
     }

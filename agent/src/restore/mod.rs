@@ -13,6 +13,7 @@ mod files;
 mod layout;
 mod settings;
 mod sums;
+mod surroundings;
 mod target_dir;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use crate::transfer::{Meter, Stage, Watch};
 pub use databases::{Shared, only, shared};
 pub use delta::Survey;
 use layout::{Layout, Small};
+pub use surroundings::InUse;
 use target_dir::Target;
 pub use target_dir::check_directory;
 
@@ -47,6 +49,8 @@ pub struct Options {
     /// Other places for tablespaces, by the place they had: `--tablespace OLD=NEW`. Those not named keep their place, which must be
     /// absent or empty too.
     pub tablespaces: Vec<(PathBuf, PathBuf)>,
+    /// Places that no directory to be filled may lie in or around: those of the configuration.
+    pub in_use: Vec<InUse>,
     /// What the server does at the target.
     pub action: TargetAction,
     /// How the server gets WAL.
@@ -72,6 +76,7 @@ impl Options {
         Self {
             to: to.into(),
             tablespaces: Vec::new(),
+            in_use: Vec::new(),
             action: TargetAction::Promote,
             restore_command: restore_command.into(),
             keep_archiving: false,
@@ -211,13 +216,11 @@ async fn write_files(
     let record = read_record(&repository, plan).await?;
     let manifest = repository.get_manifest(&record).await?;
     // Everything is looked at before anything is written: what the manifest says, what the directories are, what the disks hold.
-    let layout = {
-        let (manifest, record, needed) = (manifest.clone(), record.clone(), options.needed.clone());
-        spawn_blocking(move || Layout::read(&manifest, &record, &needed)).await??
-    };
+    let layout = Layout::read(&repository, &manifest, &record, &options.needed).await?;
     let small = Small::read(&repository, &layout, cancel).await?;
     let control = small.check(&record)?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
+    target.check_surroundings(&options.in_use)?;
     let survey = survey_of(&target, &manifest, &record).await?;
     target.check(&layout, wal_headroom(plan, &record), survey.bytes)?;
 
@@ -237,17 +240,17 @@ async fn write_files(
 
 /// What [`restore`] would find in the directories, and change. Refuses what it would refuse.
 pub async fn look_over(
-    repository: &ClusterRepository,
+    repository: &Arc<ClusterRepository>,
     plan: &RestorePlan,
     options: &Options,
     cancel: &CancellationToken,
 ) -> Result<Survey> {
     let record = read_record(repository, plan).await?;
     let manifest = repository.get_manifest(&record).await?;
-    let (entries, known, needed) = (manifest.clone(), record.clone(), options.needed.clone());
-    let layout = spawn_blocking(move || Layout::read(&entries, &known, &needed)).await??;
+    let layout = Layout::read(repository, &manifest, &record, &options.needed).await?;
     let small = Small::read(repository, &layout, cancel).await?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
+    target.check_surroundings(&options.in_use)?;
     survey_of(&target, &manifest, &record).await
 }
 

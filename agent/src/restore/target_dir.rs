@@ -17,6 +17,7 @@ use walkeep_core::plan::RestorePlan;
 use walkeep_core::relative_path::RelativePath;
 
 use super::layout::{CONTROL, Layout, SIGNALS, Small, TABLESPACE_MAP};
+use super::surroundings::{self, InUse};
 use super::{Options, Refusal};
 use crate::durable;
 
@@ -81,6 +82,12 @@ impl Target {
         let replayed = plan.replayed_tablespaces.iter().map(|space| (PathBuf::from(&space.location), space.lsn)).collect();
         let dir_mode = if layout.group_access { 0o750 } else { durable::PRIVATE_DIR };
         Ok(Self { data, tablespaces, replayed, dir_mode, delta: options.delta })
+    }
+
+    /// Refuses directories that lie where they must not.
+    pub fn check_surroundings(&self, in_use: &[InUse]) -> Result<()> {
+        let spaces = self.tablespaces.iter().map(|space| &space.new);
+        [&self.data].into_iter().chain(spaces).try_for_each(|path| Ok(surroundings::check(path, in_use)?))
     }
 
     /// Refuses directories that have something in them or cannot be written, and disks that are too full. What is used again (`kept` bytes) needs no room.
@@ -208,9 +215,10 @@ impl Target {
     }
 }
 
-/// Refuses a directory that no restore could fill: something is in it, or it cannot be written or made.
-pub fn check_directory(path: &Path) -> Result<()> {
+/// Refuses a directory that no restore could fill: something is in it, it lies where it must not, or it cannot be written or made.
+pub fn check_directory(path: &Path, in_use: &[InUse]) -> Result<()> {
     check_empty(path, None)?;
+    surroundings::check(path, in_use)?;
     check_writable(path)
 }
 

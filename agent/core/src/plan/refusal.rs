@@ -176,6 +176,14 @@ pub enum Refusal {
         /// The backups, newest first, and what they lack.
         holes: Vec<(BackupId, Hole)>,
     },
+    /// Something that the backup refers to is lost or damaged.
+    #[error("backup {backup} cannot be restored whole: {reason}")]
+    BackupDamaged {
+        /// The backup.
+        backup: BackupId,
+        /// What is.
+        reason: String,
+    },
     /// There is a hole before the target.
     #[error("{target} cannot be reached along timeline {timeline} from backup {backup}: {hole}; {}", latest_text(hole.at, last_commit))]
     WalMissing {
@@ -265,7 +273,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether an older candidate may still lead to the target.
     pub fn tries_older(&self) -> bool {
-        matches!(self, Self::BeforeConsistency { .. } | Self::NotFound { .. })
+        matches!(self, Self::BeforeConsistency { .. } | Self::NotFound { .. } | Self::BackupDamaged { .. })
     }
 
     /// Whether the running server may know what is missing for a plan: its [`Witness`](super::Witness) is then worth asking for.

@@ -12,7 +12,7 @@ use walkeep_core::Lsn;
 use walkeep_core::changes::{BLOCK_SIZE, Changes, Verdict};
 use walkeep_core::control::ControlFile;
 use walkeep_core::layout::BackupId;
-use walkeep_core::manifest::Extent;
+use walkeep_core::manifest::{Content, Extent, Source};
 use walkeep_core::recipe::{EXTENT, Recipe};
 use walkeep_core::relative_path::RelativePath;
 
@@ -30,8 +30,8 @@ pub struct Basis {
 
 /// What of a file is read.
 pub enum Read {
-    /// All of it; these extents are what it was, in order, as far as it is not known to be made of pieces.
-    All(Vec<Extent>),
+    /// All of it; these extents are what it was, in order, as far as they are known and stored.
+    All(Vec<Option<Extent>>),
     /// What the recipe says.
     Of(Recipe),
 }
@@ -76,6 +76,7 @@ impl Basis {
     /// What of a file of `size` bytes is read.
     pub async fn file(&mut self, path: &RelativePath, size: u64) -> Read {
         let Some(former) = self.former.file(path).await else { return Read::All(Vec::new()) };
+        let stored = self.former.stored(path, &former.content);
         if let Some(changes) = &self.changes
             && let Verdict::Blocks(blocks) = changes.of(path, Some(former.content.size()))
         {
@@ -84,14 +85,26 @@ impl Basis {
             changed.push((u64::from(blocks.all_from) * u64::from(BLOCK_SIZE)).min(size)..size);
             // A page that was damaged is looked at again: it is told until it is mended.
             changed.extend(former.bad_blocks.iter().map(|block| bytes(&(*block..block + 1))));
+            changed.extend(lost_stretches(&former.content, &stored));
             return Read::Of(Recipe::of(&former.content, size, &changed));
         }
         let in_order = former.content.is_in_order() && former.content.extents().iter().rev().skip(1).all(|extent| extent.plain == EXTENT);
-        Read::All(if in_order { former.content.extents().to_vec() } else { Vec::new() })
+        let known = former.content.extents().iter().zip(stored).map(|(extent, stored)| stored.then_some(*extent));
+        Read::All(if in_order { known.collect() } else { Vec::new() })
+    }
+
+    /// Says what of the former backup was not stored any more.
+    pub fn tell_lost(&self) {
+        self.former.tell_lost();
     }
 
     /// Which backup it is.
     pub fn into_id(self) -> BackupId {
         self.former.record.id
     }
+}
+
+/// Stretches of a file that lay in extents which are not stored any more: they are as good as changed.
+fn lost_stretches<'c>(content: &'c Content, stored: &'c [bool]) -> impl Iterator<Item = Range<u64>> + 'c {
+    content.located().filter(|(_, run)| matches!(run.source, Source::Extent { index, .. } if !stored[index as usize])).map(|(at, _)| at)
 }

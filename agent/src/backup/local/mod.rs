@@ -228,7 +228,7 @@ impl Job<'_, '_> {
                 self.packer.file_of(facts, recipe).await
             }
             Read::All(expected) => {
-                for (offset, expected) in (0..size).step_by(EXTENT).zip(expected.into_iter().map(Some).chain(std::iter::repeat(None))) {
+                for (offset, expected) in (0..size).step_by(EXTENT).zip(expected.into_iter().chain(std::iter::repeat(None))) {
                     let length = (size - offset).min(EXTENT as u64);
                     self.pace.pass(length).await;
                     let source = source.clone();
@@ -316,7 +316,10 @@ impl Job<'_, '_> {
             id,
         };
         let damage = self.reading.damage().report(params).await;
-        let parent = self.former.map(Basis::into_id);
+        let parent = self.former.map(|former| {
+            former.tell_lost();
+            former.into_id()
+        });
         Ok(Copied { received, ended_at: now, data_checksums, damage, parent })
     }
 }

@@ -14,7 +14,8 @@ use walkeep_core::identifier::printable;
 use walkeep_core::plan::RestorePlan;
 
 use super::failure::Failure;
-use super::restore::restore_command;
+use super::plan::Share;
+use super::restore::{in_use, restore_command};
 use super::target::TargetArgs;
 use super::{Global, ask, output, plan, setup};
 use crate::config::Config;
@@ -139,7 +140,7 @@ pub async fn run(global: &Global, args: ExtractArgs) -> Result<(), Failure> {
         _ => None,
     };
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let planned = plan::make(&repository, &config.cluster, &args.target).await;
+    let planned = plan::make(&repository, &config.cluster, &args.target, Share::Part).await;
     if args.json {
         planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;
     }
@@ -272,8 +273,9 @@ fn parent(named: Option<&Path>, config: &Config, plan: &RestorePlan) -> PathBuf 
         return std::path::absolute(named).unwrap_or_else(|_| named.to_owned());
     }
     let beside = config.cluster.spool.parent().map(Path::to_owned);
+    let in_use = in_use(&config.cluster);
     let places: Vec<_> = beside.into_iter().chain([std::env::temp_dir()]).collect();
-    let usable = places.iter().filter(|place| place.is_dir() && restore::check_directory(&place.join("walkeep-scratch")).is_ok());
+    let usable = places.iter().filter(|place| place.is_dir() && restore::check_directory(&place.join("walkeep-scratch"), &in_use).is_ok());
     let with_room: Vec<_> = usable.map(|place| (place, room(place))).collect();
     let first = with_room.iter().find(|(_, room)| *room > plan.restore_bytes + (2 << 30));
     let most = with_room.iter().max_by_key(|(_, room)| *room);

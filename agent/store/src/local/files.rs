@@ -262,7 +262,10 @@ pub(super) fn create_root(root: &Path) -> io::Result<()> {
 }
 
 fn root_is_gone() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "the store's root directory was removed")
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "the store's root directory was removed, or another put in its place, since it was opened; once it is back, start this program anew",
+    )
 }
 
 /// Whether the file holds exactly these bytes, read in pieces.

@@ -1,0 +1,264 @@
+//! Packs, the objects that hold what files are made of: stored, read in stretches, listed, and compared with what manifests refer to.
+//!
+//! A listing tells of a pack that it is there and how long it is, which is what is asked before a backup builds on others, and before a restore is
+//! planned ([`Packs`], [`Lost`]). Whether its bytes are right is told by reading it only: every extent has its hash in the manifest.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::ops::Range;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::task::spawn_blocking;
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::layout::{ObjectName, PackId};
+use walkeep_core::manifest::{Content, EntryKind, Extent};
+use walkeep_core::relative_path::RelativePath;
+use walkeep_store::{ErrorKind, ListRequest, Listed, Put, list_all};
+
+use super::wal::Stored;
+use super::{ClusterRepository, Error, Result, on_blocking_thread};
+use crate::codec;
+
+/// The first letters of packs' names: of very many packs each is listed by itself.
+const DIGITS: &str = "0123456789abcdef";
+/// Listings at a time.
+const LISTINGS: usize = 8;
+
+/// A pack and what is known of it without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedPack {
+    /// Its name.
+    pub id: PackId,
+    /// Its bytes.
+    pub bytes: u64,
+    /// When it was put.
+    pub put: SystemTime,
+}
+
+/// The packs that are there, by their lengths.
+#[derive(Debug, Clone, Default)]
+pub struct Packs(HashMap<PackId, u64>);
+
+impl Packs {
+    /// Whether an extent can be there.
+    pub fn hold(&self, extent: &Extent) -> bool {
+        self.0.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= *bytes)
+    }
+
+    fn fault(&self, extent: &Extent) -> Option<Fault> {
+        match self.0.get(&extent.pack) {
+            None => Some(Fault::Gone),
+            Some(_) if self.hold(extent) => None,
+            Some(bytes) => Some(Fault::CutOff(*bytes)),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Gone,
+    /// It has so many bytes, and not those that are referred to.
+    CutOff(u64),
+}
+
+/// What a manifest refers to and is not there.
+#[derive(Debug, Clone, Default)]
+pub struct Lost {
+    packs: HashSet<PackId>,
+    /// The first one's key, what is wrong with it, and who needs it.
+    first: Option<(String, Fault, RelativePath)>,
+    /// How many files need any of them.
+    files: u64,
+}
+
+impl Lost {
+    /// Notes what is not there of a file's content. Answers whether all is.
+    pub fn note(&mut self, repository: &ClusterRepository, packs: &Packs, path: &RelativePath, content: &Content) -> bool {
+        let mut whole = true;
+        for (pack, fault) in content.extents().iter().filter_map(|extent| Some((extent.pack, packs.fault(extent)?))) {
+            whole = false;
+            self.first.get_or_insert_with(|| (repository.layout().key(&ObjectName::Pack(pack)), fault, path.clone()));
+            self.packs.insert(pack);
+        }
+        self.files += u64::from(!whole);
+        whole
+    }
+
+    /// Whether everything is there.
+    pub fn is_nothing(&self) -> bool {
+        self.packs.is_empty()
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((key, fault, file)) = &self.first else { return f.write_str("nothing is lost") };
+        match fault {
+            Fault::Gone => write!(f, "{key} is gone")?,
+            Fault::CutOff(bytes) => write!(f, "{key} is cut off at {bytes} bytes")?,
+        }
+        match self.packs.len() - 1 {
+            0 => {}
+            1 => f.write_str(", and 1 more pack is gone or cut off")?,
+            more => write!(f, ", and {more} more packs are gone or cut off")?,
+        }
+        write!(f, "; {file} ")?;
+        match self.files - 1 {
+            0 => f.write_str("needs it"),
+            1 => f.write_str("and 1 more file need that"),
+            more => write!(f, "and {more} more files need that"),
+        }
+    }
+}
+
+impl ClusterRepository {
+    /// Stores a pack under the SHA-256 of its bytes.
+    pub async fn put_pack(&self, pack: Bytes) -> Result<(PackId, Stored)> {
+        let hashed = pack.clone();
+        let id = PackId::new(on_blocking_thread(move || codec::sha256(&hashed)).await?);
+        let bytes = pack.len() as u64;
+        match self.store().put_if_absent(&self.key(&ObjectName::Pack(id))?, pack).await {
+            Ok(Put::Created) => Ok((id, Stored::New { bytes })),
+            Ok(Put::AlreadySame) => Ok((id, Stored::Already)),
+            // The name is the content's hash: other bytes there are damage, not another pack.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                Err(Error::corrupt(self.layout().key(&ObjectName::Pack(id)), "its bytes do not have the SHA-256 that names it"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A stretch of a pack, which may span several extents. Their hashes are the caller's to check.
+    pub async fn get_extents(&self, pack: PackId, range: Range<u64>) -> Result<Bytes> {
+        let key = self.key(&ObjectName::Pack(pack))?;
+        let bytes = match self.store().get(&key, Some(range.clone())).await {
+            Ok(bytes) => bytes,
+            // Nothing is decided on absence here, and whoever asks was promised the pack.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.repository().prove_reached().await?;
+                return Err(Error::corrupt(key.as_str(), "a manifest refers to it and it is gone"));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match bytes.len() as u64 == range.end.saturating_sub(range.start) {
+            true => Ok(bytes),
+            false => Err(Error::corrupt(key.as_str(), format!("it ends before byte {}", range.end))),
+        }
+    }
+
+    /// The packs that are there: one request for each thousand.
+    pub async fn packs(&self) -> Result<Packs> {
+        let prefix = self.layout().packs_prefix();
+        let page = self.store().list(&ListRequest { prefix: prefix.clone(), ..ListRequest::default() }).await?;
+        let all = match page.next {
+            None => page.objects,
+            Some(_) => {
+                let below = DIGITS.chars().map(|digit| ListRequest { prefix: format!("{prefix}{digit}"), ..ListRequest::default() });
+                let listings = below.map(|request| list_all(self.store().as_ref(), request));
+                let pages: Vec<_> = stream::iter(listings).buffer_unordered(LISTINGS).try_collect().await?;
+                pages.into_iter().flat_map(|page| page.objects).collect()
+            }
+        };
+        Ok(Packs(all.iter().filter_map(|listed| self.listed_pack(listed)).map(|pack| (pack.id, pack.bytes)).collect()))
+    }
+
+    /// What the manifest of a backup refers to and is not there. Reads all of it.
+    pub async fn lost_packs(&self, record: &BackupRecord) -> Result<Lost> {
+        let (manifest, packs) = tokio::try_join!(self.get_manifest(record), self.packs())?;
+        let repository = self.clone();
+        let looked = spawn_blocking(move || {
+            let mut lost = Lost::default();
+            for entry in manifest.iter()? {
+                let entry = entry?;
+                if let EntryKind::File { content, .. } = &entry.kind {
+                    lost.note(&repository, &packs, &entry.path, content);
+                }
+            }
+            Ok(lost)
+        });
+        looked.await.map_err(Error::encode)?
+    }
+
+    /// All packs that were put before `before`.
+    pub async fn packs_before(&self, before: SystemTime) -> Result<Vec<ListedPack>> {
+        let mut request = ListRequest { prefix: self.layout().packs_prefix(), ..ListRequest::default() };
+        let mut packs = Vec::new();
+        loop {
+            let page = self.store().list(&request).await?;
+            packs.extend(page.objects.iter().filter_map(|listed| self.listed_pack(listed)).filter(|pack| pack.put < before));
+            match page.next {
+                Some(next) => request.start_after = Some(next),
+                None => return Ok(packs),
+            }
+        }
+    }
+
+    /// Removes a pack, which no manifest may name.
+    pub async fn remove_pack(&self, id: PackId) -> Result<()> {
+        Ok(self.store().delete(&self.key(&ObjectName::Pack(id))?).await?)
+    }
+
+    fn listed_pack(&self, listed: &Listed) -> Option<ListedPack> {
+        match self.layout().parse(listed.key.as_str())? {
+            ObjectName::Pack(id) => Some(ListedPack { id, bytes: listed.size, put: listed.modified }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::tests::memory;
+
+    #[tokio::test]
+    async fn packs_are_named_by_their_content_and_read_in_pieces() {
+        let (repository, store) = memory().await;
+        let (id, stored) = repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap();
+        assert_eq!(stored, Stored::New { bytes: 10 });
+        assert_eq!(repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap(), (id, Stored::Already));
+        assert_eq!(repository.get_extents(id, 2..5).await.unwrap(), "234");
+        let short = repository.get_extents(id, 8..12).await.unwrap_err();
+        assert!(matches!(short, Error::Corrupt { .. }), "{short}");
+        let gone = repository.get_extents(PackId::new([1; 32]), 0..1).await.unwrap_err();
+        assert!(matches!(gone, Error::Corrupt { .. }), "{gone}");
+        store.overwrite(&repository.key(&ObjectName::Pack(id)).unwrap(), Bytes::from_static(b"other"));
+        assert!(matches!(repository.put_pack(Bytes::from_static(b"0123456789")).await, Err(Error::Corrupt { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_or_short_is_told() {
+        let (repository, store) = memory().await;
+        let (mut packs, mut files) = (Vec::new(), Vec::new());
+        for number in 0..3u8 {
+            let (pack, _) = repository.put_pack(Bytes::from(vec![number; 100])).await.unwrap();
+            packs.push(pack);
+            let extent = |offset| Extent { pack, offset, stored: 50, plain: 50, hash: codec::blake3(&[number]) };
+            let content = Content::in_order(vec![extent(0), extent(50)]).unwrap();
+            files.push((RelativePath::parse(&format!("base/5/{number}")).unwrap(), content));
+        }
+        let key = |pack: PackId| -> walkeep_store::Key { repository.layout().key(&ObjectName::Pack(pack)).parse().unwrap() };
+        let told = async || {
+            let (listed, mut lost) = (repository.packs().await.unwrap(), Lost::default());
+            let whole: Vec<bool> = files.iter().map(|(path, content)| lost.note(&repository, &listed, path, content)).collect();
+            (whole, lost.is_nothing(), lost.to_string())
+        };
+        assert_eq!(told().await, (vec![true; 3], true, "nothing is lost".to_owned()));
+        store.overwrite(&key(packs[1]), Bytes::from_static(&[1; 99]));
+        assert_eq!(told().await, (vec![true, false, true], false, format!("{} is cut off at 99 bytes; base/5/1 needs it", key(packs[1]))));
+        walkeep_store::Store::delete(store.as_ref(), &key(packs[0])).await.unwrap();
+        let text = format!("{} is gone, and 1 more pack is gone or cut off; base/5/0 and 1 more file need that", key(packs[0]));
+        assert_eq!(told().await, (vec![false, false, true], false, text));
+    }
+
+    #[tokio::test]
+    async fn more_than_a_page_is_listed_side_by_side() {
+        let (repository, _) = memory().await;
+        for number in 0..1100u32 {
+            repository.put_pack(Bytes::from(number.to_le_bytes().to_vec())).await.unwrap();
+        }
+        assert_eq!(repository.packs().await.unwrap().0.len(), 1100);
+    }
+}
