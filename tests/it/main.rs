@@ -29,6 +29,7 @@ mod log;
 mod many_relations;
 mod minimal;
 mod names;
+mod other_history;
 mod parts;
 mod picture;
 mod places;

@@ -37,6 +37,7 @@ pub mod relation_file;
 pub mod relative_path;
 pub mod resume;
 pub mod schedule;
+pub mod seam;
 pub mod segment;
 pub mod sha256;
 pub mod slot;

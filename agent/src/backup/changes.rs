@@ -20,6 +20,7 @@ use walkeep_core::changes::{Changes, holes};
 use walkeep_core::control::ControlFile;
 use walkeep_core::decoder::record_begin;
 use walkeep_core::index::{BlockChanges, BlockMap, BlocksName, Level};
+use walkeep_core::layout::GapName;
 use walkeep_core::{Lsn, TimelineHistory};
 
 use crate::repository::{ClusterRepository, Error};
@@ -85,6 +86,9 @@ pub async fn since(
     }
     let began = Instant::now();
     let wanted = WalRange { from: before.start_lsn, to: now.start };
+    if let Some(reason) = other_history_within(repository, now.path, wanted, cancel).await? {
+        return Ok(Known::Unknown(reason));
+    }
     let mut maps = match join_maps(repository, now.path, wanted, limits, cancel).await? {
         Ok(maps) => maps,
         Err(reason) => return Ok(Known::Unknown(reason)),
@@ -132,6 +136,20 @@ fn not_comparable(before: &BackupRecord, now: &Now<'_>) -> Option<String> {
         return Some(format!("the pages of backup {id} are not known to have checksums, and the server's have"));
     }
     None
+}
+
+/// Whether the WAL of `wanted` is that of two histories: what the server wrote before the seam is not stored.
+async fn other_history_within(
+    repository: &ClusterRepository,
+    path: &TimelineHistory,
+    wanted: WalRange,
+    cancel: &CancellationToken,
+) -> Result<Option<String>> {
+    let within = |gap: &GapName| gap.from < wanted.to && gap.to > wanted.from && path.contains(gap.timeline, gap.from);
+    let look = || repository.other_histories(within);
+    let found = retry("looking for gaps", Backoff::within(PATIENCE), cancel, Error::is_transient, look).await.context("look for gaps")?;
+    let open = found.into_iter().find(|(_, closed)| !closed);
+    Ok(open.map(|(gap, _)| format!("the WAL stored from {} on is of another history than what is stored before", gap.to)))
 }
 
 /// What is known up to now.
@@ -254,6 +272,7 @@ async fn map(repository: &ClusterRepository, name: BlocksName, cancel: &Cancella
 #[cfg(test)]
 mod tests {
     use walkeep_core::TimelineId;
+    use walkeep_core::catalog::GapCause;
 
     use super::*;
     use crate::repository::tests::{memory, record};
@@ -317,6 +336,14 @@ mod tests {
             panic!("known")
         };
         assert!(reason.contains("000000010000000000000003 is neither in pg_wal nor in the repository"), "{reason}");
+        // Maps of both sides may be there; what the server wrote before the seam is not.
+        let seam = |from, to| GapName { timeline: TimelineId::FIRST, from: Lsn::new(from), to: Lsn::new(to) };
+        for (gap, is_told) in [(seam(0x20_0000, 0x30_0000), false), (seam(0x90_0000, 0xA0_0000), false), (seam(0x4F_FF00, 0x50_0000), true)]
+        {
+            repository.put_gap(gap, GapCause::OtherHistory).await.unwrap();
+            let known = since(&repository, &record(3), now, Limits::default(), &cancel).await.unwrap();
+            assert!(matches!(known, Known::Unknown(reason) if reason.contains("another history") == is_told), "{gap:?}");
+        }
         let of_another = BackupRecord { system_identifier: walkeep_core::SystemIdentifier::new(8), ..record(3) };
         assert!(since(&repository, &of_another, now, Limits::default(), &cancel).await.is_err());
     }

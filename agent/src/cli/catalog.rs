@@ -160,6 +160,10 @@ fn print_timeline(report: &TimelineReport) {
             window.latest,
             output::count(window.backups.len() as u64, "backup")
         );
+        if let Some((gap, words)) = window.ends.gap.as_ref().filter(|gap| gap.blocks()).and_then(|gap| Some((gap.name, gap.cause.words()?)))
+        {
+            output::say!("  GAP: the WAL from {} to {} {words}", gap.from, gap.to);
+        }
     }
     if report.windows.is_empty() {
         output::say!("  nothing recoverable: no backup with all its WAL");

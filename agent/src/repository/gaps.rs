@@ -44,7 +44,10 @@ impl ClusterRepository {
                 continue;
             }
             match self.gap(gap).await {
-                Ok(record) if !record.cause.forbids_replay() => self.close_gap(gap).await?,
+                Ok(record) if !record.cause.forbids_replay() => {
+                    tracing::info!(timeline = gap.timeline.get(), from = %gap.from, to = %gap.to, "the gap is filled: closing it");
+                    self.close_gap(gap).await?;
+                }
                 Ok(_) | Err(Error::Corrupt { .. }) => open.push(gap),
                 Err(error) => return Err(error),
             }
@@ -52,8 +55,22 @@ impl ClusterRepository {
         Ok(open)
     }
 
-    async fn close_gap(&self, gap: GapName) -> Result<()> {
-        tracing::info!(timeline = gap.timeline.get(), from = %gap.from, to = %gap.to, "the gap is filled: closing it");
+    /// Of the gaps that are wanted, those behind which another history is stored, each with whether it was closed: the first history went on after all.
+    pub async fn other_histories(&self, is_wanted: impl Fn(&GapName) -> bool) -> Result<Vec<(GapName, bool)>> {
+        let ListedGaps { recorded, closed } = self.listed_gaps().await?;
+        let mut found = Vec::new();
+        for gap in recorded.into_iter().filter(is_wanted) {
+            match self.gap(gap).await {
+                Ok(record) if record.cause == GapCause::OtherHistory => found.push((gap, closed.contains(&gap))),
+                Ok(_) | Err(Error::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Notes that a gap is none any more.
+    pub async fn close_gap(&self, gap: GapName) -> Result<()> {
         self.put_once(&ObjectName::GapClosing(gap), &GapClosing { name: gap, closed_at: chrono::Utc::now() }).await
     }
 
@@ -159,5 +176,26 @@ mod tests {
         }
         assert_eq!(repository.open_gaps().await.unwrap(), [gap()]);
         assert!(repository.load_catalog().await.unwrap().catalog.gap_reports()[0].open);
+    }
+
+    #[tokio::test]
+    async fn a_seam_stays_a_gap_until_it_is_said_to_be_none() {
+        let (repository, _) = memory().await;
+        let seam = GapName { from: Lsn::new((4 << 20) - 100), to: Lsn::new(4 << 20), ..gap() };
+        repository.put_gap(gap(), GapCause::SlotLost).await.unwrap();
+        repository.put_gap(seam, GapCause::OtherHistory).await.unwrap();
+        for number in 3..6 {
+            store(&repository, number).await;
+        }
+        assert_eq!(repository.open_gaps().await.unwrap(), [seam]);
+        assert_eq!(repository.other_histories(|_| true).await.unwrap(), [(seam, false)]);
+        assert_eq!(repository.other_histories(|gap| gap.to > seam.to).await.unwrap(), []);
+        repository.close_gap(seam).await.unwrap();
+        assert_eq!(
+            (repository.open_gaps().await.unwrap(), repository.other_histories(|_| true).await.unwrap()),
+            (vec![], vec![(seam, true)])
+        );
+        let reports = repository.load_catalog().await.unwrap().catalog.gap_reports();
+        assert!(reports.iter().all(|report| !report.open && !report.record.blocks()), "{reports:?}");
     }
 }

@@ -201,14 +201,23 @@ impl Streamer {
         let writing = self.writing_alone(connection.host(), epoch, size.segment_of(at.lsn).name(at.timeline, size), compared);
         if slot >= at.lsn || bytes.len() > LONG_HEADER {
             let known = [KnownSegment::without_parts(bytes, Known::InSpool)].into();
-            return Ok(Some(Start { at, frontier: at, known, durable, noted: Some(noted), writing }));
+            return Ok(Some(Start { at, frontier: at, known, durable, noted: Some(noted), writing, confirmed: true, behind_gap: false }));
         }
         let Some(before) = size.segment_of(at.lsn).previous() else { return Ok(None) };
         // Not there any more if it is stored; the repository answers then, or has just gone.
         let Ok(stored) = self.spool.read(before.name(at.timeline, size)) else { return Ok(None) };
         let back = Position { lsn: before.start(size), ..at };
         let known = [KnownSegment::without_parts(Bytes::from(stored), Known::WholeInSpool)].into();
-        Ok(Some(Start { at: back, frontier: at, known, durable: durable.min(back.lsn), noted: Some(noted), writing }))
+        Ok(Some(Start {
+            at: back,
+            frontier: at,
+            known,
+            durable: durable.min(back.lsn),
+            noted: Some(noted),
+            writing,
+            confirmed: true,
+            behind_gap: false,
+        }))
     }
 
     /// `work` on the repository; `None` if the stream may go on without it and the repository does not answer in time.

@@ -54,12 +54,16 @@ impl Streamer {
                 "GAP in the archive: nothing in it can be restored, and no backup from before it beyond it; take a new base backup"
             );
         }
-        // An alarm must not wait for the watcher's next look.
+        self.count_gaps().await;
+        Ok(())
+    }
+
+    /// An alarm must not wait for the watcher's next look.
+    pub(super) async fn count_gaps(&self) {
         match self.repository.open_gaps().await {
             Ok(open) => self.metrics.open_gaps(open.len()),
             Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot count the gaps"),
         }
-        Ok(())
     }
 
     /// The oldest segment behind `removed` that the server still has, looked for up to `kept`, or to where it writes should that be gone too.
@@ -84,7 +88,7 @@ impl Streamer {
 
     /// Whether the server has a segment that it wrote: under the name of its first byte's timeline, or, where timelines end within it, of the one that
     /// went on.
-    async fn has(
+    pub(super) async fn has(
         &self,
         connection: &mut ReplicationConnection,
         identity: &Identity,

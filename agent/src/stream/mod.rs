@@ -2,7 +2,8 @@
 //!
 //! [`Streamer`] connects, decides where to begin (the decision itself is `walkeep_core::resume`), follows the server from timeline to
 //! timeline, and begins again with backoff when anything fails. One connection's work is [`session`]; storing is [`uploads`]. It never
-//! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it.
+//! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it, and so is a place behind which
+//! the server's WAL is another history's ([`seam`]).
 
 pub mod alone;
 mod behind;
@@ -16,6 +17,7 @@ mod position;
 mod promise;
 mod reaper;
 mod refill;
+mod seam;
 mod session;
 mod tail;
 mod uploads;
@@ -215,6 +217,9 @@ impl Streamer {
             }
             if let Some(history) = &history {
                 self.refill(history, stop).await;
+                if !self.prove_seam(&start, history, stop).await? {
+                    return Ok(());
+                }
             }
             let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.only_compares_first());
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {

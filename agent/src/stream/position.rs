@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use walkeep_core::layout::GapName;
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
@@ -35,6 +36,10 @@ pub(super) struct Start {
     pub noted: Option<Option<Lsn>>,
     /// Under which epoch the stream stores what follows.
     pub writing: Writing,
+    /// The slot stands where only this agent moves it: the server is the one that was archived before.
+    pub confirmed: bool,
+    /// A recorded gap ends at `frontier`.
+    pub behind_gap: bool,
 }
 
 /// What is known of a segment from its first byte on; received bytes must be equal.
@@ -137,15 +142,17 @@ impl Streamer {
         let hole = self.newest_hole(history.timeline()).await?;
         let kept = slot.into_iter().chain(noted).chain(hole).min();
         let begin = resume::begin(&resume::Known { server: history, flushed, slot: kept, stored }, size);
+        let gaps = self.repository.gaps().await?;
         let mut frontier = begin.position;
         loop {
-            let behind = self.skip_stored(self.behind_known_gaps(frontier, history).await?, history).await?;
+            let behind = self.skip_stored(self.behind_known_gaps(frontier, &gaps, history), history).await?;
             if behind == frontier {
                 break;
             }
             frontier = behind;
         }
-        self.back_to_prove(frontier, slot, host, server).await
+        let start = self.back_to_prove(frontier, slot, host, server).await?;
+        Ok(Start { behind_gap: gaps.iter().any(|gap| gap.to == frontier.lsn), ..start })
     }
 
     /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
@@ -235,9 +242,8 @@ impl Streamer {
     }
 
     /// If the position lies in a gap that is recorded already, behind it.
-    async fn behind_known_gaps(&self, mut position: Position, history: &TimelineHistory) -> Result<Position> {
+    fn behind_known_gaps(&self, mut position: Position, gaps: &[GapName], history: &TimelineHistory) -> Position {
         let size = self.repository.identity().segment_size;
-        let gaps = self.repository.gaps().await?;
         while let Some(gap) =
             gaps.iter().find(|gap| gap.timeline == position.timeline && size.align_down(gap.from) <= position.lsn && position.lsn < gap.to)
         {
@@ -247,7 +253,7 @@ impl Streamer {
                 break;
             }
         }
-        Ok(position)
+        position
     }
 
     /// One segment back if that one is stored: the server sends it once more, and what it sends must be the same. A copied server with the same
@@ -255,7 +261,7 @@ impl Streamer {
     ///
     /// Not needed where the slot stands exactly where we have confirmed everything: only we move it there, while the slot of a copied
     /// server, and one made just now, begins at some checkpoint. Not possible where the server has removed that segment: see
-    /// [`Streamer::cannot_compare`].
+    /// [`Streamer::cannot_compare`], and [`super::seam`] for what is proven then.
     async fn back_to_prove(&self, frontier: Position, slot: Option<Lsn>, host: &Host, server: &Identity) -> Result<Start> {
         let size = self.repository.identity().segment_size;
         let segment = size.segment_of(frontier.lsn);
@@ -270,8 +276,8 @@ impl Streamer {
             false => Writing { epoch: self.epoch_of_ended(frontier.timeline).await?, lease: None },
         };
         let unfinished = KnownSegment { bytes, known: Known::InParts, chain, more_parts };
-        let before =
-            segment.previous().filter(|_| frontier.lsn <= server.flush && !slot.is_some_and(confirmed) && !self.is_incomparable(frontier));
+        let confirmed = slot.is_some_and(confirmed);
+        let before = segment.previous().filter(|_| frontier.lsn <= server.flush && !confirmed && !self.is_incomparable(frontier));
         if let Some(before) = before {
             let name = before.name(frontier.timeline, size);
             match self.repository.get_wal(WalFileName::Segment(name)).await {
@@ -279,7 +285,16 @@ impl Streamer {
                     let at = Position { lsn: before.start(size), ..frontier };
                     let whole = KnownSegment::without_parts(stored.content, Known::Whole);
                     // What is stored of the next one goes on, and is compared too: a copy may have gone its own way there.
-                    return Ok(Start { at, frontier, known: [whole, unfinished].into(), durable: at.lsn, noted: None, writing });
+                    return Ok(Start {
+                        at,
+                        frontier,
+                        known: [whole, unfinished].into(),
+                        durable: at.lsn,
+                        noted: None,
+                        writing,
+                        confirmed,
+                        behind_gap: false,
+                    });
                 }
                 Ok(None) => {}
                 Err(error @ Error::Corrupt { .. }) => {
@@ -288,7 +303,16 @@ impl Streamer {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Start { at: frontier, frontier, known: [unfinished].into(), durable: frontier.lsn, noted: None, writing })
+        Ok(Start {
+            at: frontier,
+            frontier,
+            known: [unfinished].into(),
+            durable: frontier.lsn,
+            noted: None,
+            writing,
+            confirmed,
+            behind_gap: false,
+        })
     }
 
     fn is_incomparable(&self, frontier: Position) -> bool {
@@ -304,10 +328,9 @@ impl Streamer {
             tracing::debug!(segment = %next, "the server has removed the segment before; what is stored of this one is compared");
             return Ok(());
         }
-        tracing::warn!(
+        tracing::info!(
             timeline = frontier.timeline.get(), up_to = %frontier.lsn,
-            "what is stored cannot be compared with this server's WAL, which it has removed: going on behind it. Be sure that it is not a copy of \
-             the server that was archived before"
+            "the server has removed the last segment that is stored: its records must show that they go on behind it"
         );
         Ok(())
     }

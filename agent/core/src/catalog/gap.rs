@@ -25,6 +25,9 @@ pub enum GapCause {
     NotArchived,
     /// The server ran with `wal_level = minimal`: the WAL may be stored, but PostgreSQL refuses to replay it.
     MinimalWal,
+    /// What is stored behind it is another history's, on the same timeline: the server had been put back to an older state, and had removed the WAL in
+    /// which the two part.
+    OtherHistory,
     /// Anything else, in words.
     Other(String),
 }
@@ -32,7 +35,18 @@ pub enum GapCause {
 impl GapCause {
     /// Whether the stretch is of no use even where its bytes are stored.
     pub fn forbids_replay(&self) -> bool {
-        matches!(self, GapCause::MinimalWal)
+        self.words().is_some()
+    }
+
+    /// What is to be said of WAL that is stored and of no use; `None` where what is stored can be replayed.
+    pub fn words(&self) -> Option<&'static str> {
+        match self {
+            Self::MinimalWal => Some("was written with wal_level = minimal and cannot be replayed"),
+            Self::OtherHistory => Some(
+                "is not continued by what is stored behind it: the server had been put back to an older state, and wrote other WAL on the same timeline",
+            ),
+            Self::SlotLost | Self::SlotInvalidated | Self::SlotGivenUp | Self::NotArchived | Self::Other(_) => None,
+        }
     }
 }
 

@@ -73,11 +73,9 @@ impl Hole {
 
 impl fmt::Display for Hole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let forbidden = self.gap.as_ref().filter(|gap| gap.blocks());
+        let forbidden = self.gap.as_ref().filter(|gap| gap.blocks()).and_then(|gap| Some((gap.name.to, gap.cause.words()?)));
         match (forbidden, self.last) {
-            (Some(gap), _) => {
-                write!(f, "the WAL from {} to {} was written with wal_level = minimal and cannot be replayed", self.at, gap.name.to)?
-            }
+            (Some((to, words)), _) => write!(f, "the WAL from {} to {to} {words}", self.at)?,
             (None, Some(last)) if last != self.first => write!(f, "WAL is missing from {}: {} to {last}", self.at, self.first)?,
             (None, _) => write!(f, "WAL is missing from {}: {}", self.at, self.first)?,
         }

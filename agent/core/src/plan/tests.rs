@@ -218,6 +218,23 @@ fn g9_wal_of_a_minimal_server_is_a_gap_though_it_is_stored() {
 }
 
 #[test]
+fn what_another_history_wrote_behind_is_not_replayed() {
+    let catalog = simple().gap(1, 7 * MIB - 100, 7 * MIB, GapCause::OtherHistory).backup(1, 8 * MIB, 8 * MIB + 100, (800, 810)).build();
+    assert!(plan_unsearched(&catalog, &lsn(7 * MIB - 101)).is_ok(), "the first history can be restored up to its end");
+    match candidates(&catalog, &lsn(7 * MIB + 100)) {
+        Err(refusal @ Refusal::WalMissing { .. }) => {
+            let text = refusal.to_string();
+            assert!(text.contains("put back to an older state") && !text.contains("minimal"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(plan_unsearched(&catalog, &lsn(9 * MIB)).is_ok(), "from the backup behind it");
+    let windows = catalog.report()[0].windows.iter().map(|window| (window.earliest.lsn, window.latest)).collect::<Vec<_>>();
+    assert_eq!(windows[0].1, Lsn::new(7 * MIB - 100));
+    assert_eq!(windows[1].0, Lsn::new(8 * MIB + 100));
+}
+
+#[test]
 fn t3_a_target_after_the_end_is_refused_with_the_latest() {
     let catalog = simple().build();
     match plan(&catalog, &time(5000), &simple_events()) {
