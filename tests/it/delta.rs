@@ -54,6 +54,60 @@ fn the_server_itself_becomes_what_it_was() {
     again.stop(Stop::Fast);
 }
 
+/// A copy of the data directory beside the running server: its links lead to that server's tablespaces.
+#[test]
+fn a_copy_leaves_the_originals_tablespaces_alone() {
+    let story = Story::local(VERSION);
+    let place = Scratch::new();
+    let space = place.dir("space");
+    story.cluster.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display()));
+    story.cluster.sql("CREATE TABLE big TABLESPACE apart AS SELECT g AS id, md5(random()::text) AS noise FROM generate_series(1, 20000) g");
+    story.backup();
+    story.cluster.stop(Stop::Fast);
+    let copy = place.join("copy");
+    assert!(user::command("cp").arg("-a").arg(story.cluster.data()).arg(&copy).status().unwrap().success());
+    story.cluster.start();
+    story.cluster.sql("UPDATE big SET noise = 'new' WHERE id % 2 = 0");
+    story.cluster.sql("CHECKPOINT");
+    let digest = story.cluster.sql(DIGEST);
+    let is_untouched = || {
+        story.cluster.restart();
+        assert_eq!(story.cluster.sql(DIGEST), digest);
+    };
+    let mut args = vec!["restore", "--immediate", "--delta", "--yes", "--to", copy.to_str().unwrap()];
+    let refused = story.walkeep.run(&args).expect_code(3);
+    assert!(refused.stderr.contains("a tablespace of the configured server"), "{}", refused.stderr);
+    let named = format!("{0}={0}", space.display());
+    args.extend(["--tablespace", &named]);
+    story.walkeep.run(&args).expect_code(3);
+    is_untouched();
+    // With places of its own the copy becomes the backup.
+    let own = format!("{}={}", space.display(), place.join("own").display());
+    args.truncate(6);
+    args.extend(["--tablespace", &own]);
+    story.walkeep.ok(&args);
+    is_untouched();
+    story.end(&crate::support::SERVER_GONE);
+}
+
+/// What cannot be changed is found before anything is.
+#[test]
+fn what_cannot_be_overwritten_is_told_first() {
+    let mut story = with_table();
+    story.backup();
+    story.settle();
+    story.cluster.stop(Stop::Fast);
+    story.stop_agent(&["server", "the stream ended", "cannot"]);
+    let data = story.cluster.data().to_owned();
+    fs::set_permissions(data.join("PG_VERSION"), std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+    let args = ["restore", "--immediate", "--delta", "--yes", "--to", data.to_str().unwrap()];
+    let refused = story.walkeep.run(&args).expect_code(3);
+    assert!(refused.stderr.contains("PG_VERSION: cannot be changed by user"), "{}", refused.stderr);
+    assert!(data.join("global/pg_control").exists(), "nothing was touched");
+    fs::set_permissions(data.join("PG_VERSION"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    story.walkeep.ok(&args);
+}
+
 /// Of the others only what all databases share is fetched.
 #[test]
 fn one_database_alone() {
@@ -68,6 +122,12 @@ fn one_database_alone() {
     let none = story.walkeep.run(&["restore", "--to", to.to_str().unwrap(), "--only-database", "shopp"]).expect_code(3);
     assert!(!to.exists());
     assert!(none.stderr.contains("has no database \"shopp\"") && none.stderr.contains("shop"), "{}", none.stderr);
+    story.cluster.sql("CREATE DATABASE gone");
+    story.backup();
+    story.cluster.sql("DROP DATABASE gone");
+    story.settle();
+    let dropped = story.walkeep.run(&["restore", "--to", to.to_str().unwrap(), "--only-database", "gone"]).expect_code(3);
+    assert!(dropped.stderr.contains("\"gone\" is dropped at") && dropped.stderr.contains("--exclusive"), "{}", dropped.stderr);
     let restored = Restored::by(&story.walkeep, VERSION, &["--only-database", "shop"]);
     restored.launch();
     let in_shop = |query: &str| restored.cluster.try_sql_in("shop", query).unwrap();

@@ -59,9 +59,9 @@ fn a_place_within_the_server_or_the_repository() {
     let (data, repository) = (story.cluster.data().to_owned(), story.walkeep.local_repository());
     std::os::unix::fs::symlink(data.join("base"), place.join("link")).unwrap();
     let taken = [
-        (data.join("restored"), "which is PostgreSQL's"),
-        (place.join("link/restored"), "which is PostgreSQL's"),
-        (space.join("restored"), "which is a tablespace of PostgreSQL"),
+        (data.join("restored"), "it and the configured server's data directory"),
+        (place.join("link/restored"), "it and the configured server's data directory"),
+        (space.join("restored"), "it and a tablespace of the configured server"),
         (repository.join("restored"), "it and the repository"),
         (story.walkeep.spool().join("restored"), "it and the spool"),
     ];
@@ -73,6 +73,17 @@ fn a_place_within_the_server_or_the_repository() {
         assert!(refused.stderr.contains(says), "{}", refused.stderr);
         assert!(!to.exists() && !new.exists());
     }
+    // Paths are compared by where they lead.
+    std::os::unix::fs::symlink(place.path(), place.join("around")).unwrap();
+    let into_itself = format!("{}={}", space.display(), place.join("around/new/space").display());
+    let refused = story.walkeep.run(&["restore", "--to", place.join("new").to_str().unwrap(), "--tablespace", &into_itself]).expect_code(3);
+    assert!(refused.stderr.contains("must not lie in one another"), "{}", refused.stderr);
+    let dots = place.join("x/../new");
+    let refused = story.walkeep.run(&["restore", "--to", dots.to_str().unwrap()]).expect_code(2);
+    assert!(refused.stderr.contains("without `..`"), "{}", refused.stderr);
+    let twice = format!("{}={}", space.display(), place.join("one").display());
+    let refused = story.walkeep.run(&["restore", "--to", "/tmp/never", "--tablespace", &twice, "--tablespace", &twice]).expect_code(2);
+    assert!(refused.stderr.contains("is given twice"), "{}", refused.stderr);
     // What is there already must not be in use for something else either.
     for to in [repository.clone(), story.walkeep.scratch().path().to_owned()] {
         let refused = story.walkeep.run(&["restore", "--delta", "--yes", "--to", &to.to_string_lossy()]).expect_code(3);

@@ -1,18 +1,25 @@
 //! `walkeep restore`: the plan, then a data directory that starts and recovers to the target.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
-use walkeep_core::target::TargetAction;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::Lsn;
+use walkeep_core::journal::{Edge, Happening, Window};
+use walkeep_core::plan::RestorePlan;
+use walkeep_core::target::{TargetAction, print_time};
 
 use super::failure::Failure;
 use super::plan::Share;
 use super::target::TargetArgs;
-use super::{Global, ask, output, plan, progress, setup};
+use super::{Global, ask, log, output, plan, progress, setup};
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
+use crate::journal;
+use crate::planning::View;
 use crate::rates::RatesFile;
+use crate::repository::ClusterRepository;
 use crate::restore::{self, InUse, Options, Refusal, Summary, Survey};
 
 /// Arguments of `walkeep restore`.
@@ -84,8 +91,20 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let to = std::path::absolute(&args.to).context("make the path absolute")?;
     let tablespaces = args.tablespace.iter().map(|text| mapping(text)).collect::<Result<Vec<_>>>().map_err(Failure::usage)?;
+    for (at, (old, _)) in tablespaces.iter().enumerate() {
+        if tablespaces[..at].iter().any(|(other, _)| other == old) {
+            return Err(Failure::usage(anyhow!("--tablespace {}=... is given twice", old.display())));
+        }
+    }
+    if let Some(path) = [&to]
+        .into_iter()
+        .chain(tablespaces.iter().map(|(_, new)| new))
+        .find(|path| path.components().any(|part| part == Component::ParentDir))
+    {
+        return Err(Failure::usage(anyhow!("{}: write the path without `..`", path.display())));
+    }
     // Before WAL is read, which may take long. All is looked at again, with the room on the disks, before anything is written.
-    let in_use = in_use(&config.cluster);
+    let in_use = in_use(&config.cluster, Some(&to));
     for directory in [&to].into_iter().chain(tablespaces.iter().map(|(_, new)| new)).filter(|_| !args.delta) {
         restore::check_directory(directory, &in_use).map_err(refusal_or_failure)?;
     }
@@ -102,6 +121,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     }
     let mut options = Options::new(to, restore_command(&config)?);
     (options.tablespaces, options.in_use) = (tablespaces, in_use);
+    options.data_directory.clone_from(&config.cluster.data_directory);
     options.action = match args.action {
         Action::Promote => TargetAction::Promote,
         Action::Pause => TargetAction::Pause,
@@ -113,6 +133,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     options.delta = args.delta;
     if !args.only_database.is_empty() {
         options.needed = restore::only(&repository, &plan, &args.only_database, &stop).await.map_err(refusal_or_failure)?;
+        see_not_dropped(&repository, &plan, &args.only_database, &stop).await?;
     }
     if args.delta {
         let survey = restore::look_over(&repository, &plan, &options, &stop).await.map_err(refusal_or_failure)?;
@@ -131,14 +152,46 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What Walkeep itself has on this host.
-pub(super) fn in_use(cluster: &ClusterConfig) -> Vec<InUse> {
+/// Refuses databases that the WAL drops before the target: the restored server would not have them.
+async fn see_not_dropped(
+    repository: &Arc<ClusterRepository>,
+    plan: &RestorePlan,
+    names: &[String],
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let shared = restore::shared(repository, plan, stop).await?;
+    let view = View::load(repository.clone()).await?;
+    let path = log::path(view.catalog(), Some(plan.timeline))?;
+    let window = Window { from: Some(Edge::Lsn(plan.backup.start_lsn)), to: Some(Edge::Lsn(plan.stop_lsn)) };
+    let mut on_progress = plan::wal_progress("for dropped databases");
+    let account = journal::read(repository, view.index(), view.catalog(), &path, window, &mut on_progress).await?;
+    let entries = account.map(|account| account.summary.entries).unwrap_or_default();
+    for name in names {
+        let oids = shared.oids(name);
+        let dropped =
+            entries.iter().find(|entry| matches!(entry.what, Happening::DatabaseDropped { database, .. } if oids.contains(&database)));
+        // One of that name may have been made since.
+        let made = |lsn: Lsn| entries.iter().any(|entry| entry.lsn > lsn && matches!(entry.what, Happening::DatabaseCreated { .. }));
+        if let Some(dropped) = dropped.filter(|dropped| !made(dropped.lsn)) {
+            let time = dropped.time.and_then(print_time).map(|time| format!(" ({time})")).unwrap_or_default();
+            let reason =
+                format!("database {name:?} is dropped at {}{time}, before the target: the restored server would not have it", dropped.lsn);
+            return Err(Failure::refused(reason).hint(format!("To just before: --lsn {} --exclusive", dropped.lsn)));
+        }
+    }
+    Ok(())
+}
+
+/// What Walkeep itself has on this host, and its server, unless it is that server's directory that is to be filled.
+pub(super) fn in_use(cluster: &ClusterConfig, to: Option<&Path>) -> Vec<InUse> {
+    let other = cluster.data_directory.as_ref().filter(|server| !to.is_some_and(|to| restore::is_same(server, to)));
+    let server = other.map(|server| restore::of_server(server)).unwrap_or_default();
     let spool = InUse { path: cluster.spool.clone(), what: "the spool" };
     let repository = match &cluster.repository {
         RepositoryConfig::Local { path } => Some(InUse { path: path.clone(), what: "the repository" }),
         RepositoryConfig::S3(_) => None,
     };
-    [spool].into_iter().chain(repository).collect()
+    [spool].into_iter().chain(repository).chain(server).collect()
 }
 
 /// Says what will be lost, and asks.
@@ -152,6 +205,7 @@ async fn agree(survey: &Survey, args: &RestoreArgs, to: &Path) -> Result<(), Fai
         output::count(survey.files, "file"),
         output::bytes(survey.bytes)
     );
+    survey.outside.iter().for_each(|space| output::tell!("so is what differs in its tablespace at {}", space.display()));
     if survey.removed > 0 {
         let all =
             if survey.removed == 1 { "1 file, link or folder".into() } else { format!("{} files, links and folders", survey.removed) };

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{Access, AtFlags};
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::control::ControlFile;
 use walkeep_core::manifest::EntryKind;
@@ -34,6 +35,8 @@ pub struct Survey {
     pub removed: u64,
     /// The first of them.
     pub named: Vec<PathBuf>,
+    /// Directories of tablespaces that have something in them.
+    pub outside: Vec<PathBuf>,
     /// How many of those are WAL.
     pub wal: u64,
     /// How many of these were not archived yet, as the server's `.ready` files say.
@@ -90,6 +93,20 @@ pub fn survey(target: &Target, manifest: &ManifestEntries, record: &BackupRecord
                 format!("is not empty, and {} does not lead there; choose another place with --tablespace OLD=NEW", link.display());
             bail!(Refusal::Directory { path: space.new.clone(), reason });
         }
+        if is_empty(&space.new)? {
+            continue;
+        }
+        // A copy of a data directory has the links of the original, which may be running.
+        let proven = target.is_server || space.named || target.data.join(CONTROL_WAITING).exists();
+        if !proven {
+            let reason = format!(
+                "is not empty, and nothing tells whether it is {}'s: a copy of a data directory has links to the tablespaces of the original. Give it \
+                 another place with --tablespace OLD=NEW, or name this one so if it shall be overwritten; nothing was touched",
+                target.data.display()
+            );
+            bail!(Refusal::Directory { path: space.new.clone(), reason });
+        }
+        survey.outside.push(space.new.clone());
     }
     let (mut files, mut folders): (HashSet<PathBuf>, HashSet<PathBuf>) = Default::default();
     let mut sizes = 0_u64;
@@ -107,6 +124,7 @@ pub fn survey(target: &Target, manifest: &ManifestEntries, record: &BackupRecord
                 {
                     survey.files += 1;
                     sizes += found.len().min(content.size());
+                    allowed(&path, Access::READ_OK | Access::WRITE_OK)?;
                 }
                 files.insert(path);
             }
@@ -137,6 +155,7 @@ fn walk(folder: &Path, files: &HashSet<PathBuf>, folders: &HashSet<PathBuf>, tar
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.with_context(context)?,
     };
+    allowed(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
     for entry in entries {
         let entry = entry.with_context(context)?;
         let (path, kind) = (entry.path(), entry.file_type().with_context(context)?);
@@ -146,10 +165,45 @@ fn walk(folder: &Path, files: &HashSet<PathBuf>, folders: &HashSet<PathBuf>, tar
             if path.ends_with(CONTROL) {
                 survey.control = Some(path.clone());
             }
+            removable(&path, kind)?;
             survey.remove.push(path);
         }
     }
     Ok(())
+}
+
+/// Refuses what could not be removed: in the middle of the work it would be found out too late.
+fn removable(path: &Path, kind: fs::FileType) -> Result<()> {
+    if kind.is_symlink() {
+        return Ok(());
+    }
+    if !kind.is_dir() {
+        // Who may write into the folder may remove it, but for one that nobody may change.
+        return match rustix::fs::accessat(rustix::fs::CWD, path, Access::WRITE_OK, AtFlags::EACCESS) {
+            Err(rustix::io::Errno::PERM) => bail!(not_allowed(path, "cannot be removed: it is immutable (chattr -i)")),
+            _ => Ok(()),
+        };
+    }
+    allowed(path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
+    for entry in fs::read_dir(path).with_context(|| format!("look into {}", path.display()))? {
+        let entry = entry.with_context(|| format!("look into {}", path.display()))?;
+        removable(&entry.path(), entry.file_type().with_context(|| format!("look at {}", entry.path().display()))?)?;
+    }
+    Ok(())
+}
+
+fn allowed(path: &Path, access: Access) -> Result<()> {
+    match rustix::fs::accessat(rustix::fs::CWD, path, access, AtFlags::EACCESS) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let user = rustix::process::geteuid().as_raw();
+            bail!(not_allowed(path, &format!("cannot be changed by user {user}: {}", io::Error::from(error))))
+        }
+    }
+}
+
+fn not_allowed(path: &Path, what: &str) -> Refusal {
+    Refusal::Directory { path: path.to_owned(), reason: format!("{what}; nothing was touched") }
 }
 
 /// Such a link stays: it says whose the tablespace's directory is, should this restore be cut off.
@@ -191,7 +245,10 @@ fn is_of_cluster(data: &Path, record: &BackupRecord) -> Result<()> {
         Some(Err(_)) | None => bail!(refuse("is not empty, and is no data directory".into())),
     }
     match fs::read_to_string(data.join("PG_VERSION")) {
-        Ok(version) if !version.is_empty() && version.trim() != record.major_version.to_string() => {
+        // A restore gives its files their lengths first.
+        Ok(version) if version.bytes().all(|byte| byte == 0) => Ok(()),
+        Ok(version) if version.trim() != record.major_version.to_string() => {
+            let version = version.trim().escape_default().to_string();
             bail!(refuse(format!("is a data directory of PostgreSQL {}, the backup of {}", version.trim(), record.major_version)))
         }
         _ => Ok(()),

@@ -160,7 +160,6 @@ pub(super) fn damaged(repository: &ClusterRepository, extent: &Extent, file: &st
 
 /// Creates folders and empty files, which have their length. Answers the files that were there before, as the target allows.
 fn create_all(manifest: &ManifestEntries, target: &Target, needed: &Needed) -> Result<HashSet<PathBuf>> {
-    target.create_roots()?;
     target.link_tablespaces()?;
     let mut folders: HashSet<PathBuf> = HashSet::new();
     let mut existing = HashSet::new();

@@ -34,9 +34,9 @@ use crate::transfer::{Meter, Stage, Watch};
 pub use databases::{Shared, only, shared};
 pub use delta::Survey;
 use layout::{Layout, Small};
-pub use surroundings::InUse;
-use target_dir::Target;
+pub use surroundings::{InUse, is_same, of_server};
 pub use target_dir::check_directory;
+use target_dir::{Locks, Target};
 
 /// Bytes of a block of PostgreSQL as everybody builds it.
 const USUAL_BLOCK: u32 = 8192;
@@ -51,6 +51,8 @@ pub struct Options {
     pub tablespaces: Vec<(PathBuf, PathBuf)>,
     /// Places that no directory to be filled may lie in or around: those of the configuration.
     pub in_use: Vec<InUse>,
+    /// The data directory of the server that Walkeep is configured for, if it is on this host.
+    pub data_directory: Option<PathBuf>,
     /// What the server does at the target.
     pub action: TargetAction,
     /// How the server gets WAL.
@@ -77,6 +79,7 @@ impl Options {
             to: to.into(),
             tablespaces: Vec::new(),
             in_use: Vec::new(),
+            data_directory: None,
             action: TargetAction::Promote,
             restore_command: restore_command.into(),
             keep_archiving: false,
@@ -204,6 +207,7 @@ struct Written {
     small: Small,
     files: files::Written,
     block_size: u32,
+    _locks: Locks,
 }
 
 async fn write_files(
@@ -221,12 +225,22 @@ async fn write_files(
     let control = small.check(&record)?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);
     target.check_surroundings(&options.in_use)?;
+    let mut locks = Locks::default();
+    target.lock(&mut locks)?;
     let survey = survey_of(&target, &manifest, &record).await?;
     target.check(&layout, wal_headroom(plan, &record), survey.bytes)?;
 
     meter.stage(Stage::Copying, Some(layout.written));
     tracing::info!(backup = %record.id, to = %target.data.display(), files = layout.files, bytes = layout.written, "restore: begins");
-    spawn_blocking(move || survey.clear()).await??;
+    let (roots, mut locks) = (target.clone(), locks);
+    let locks = spawn_blocking(move || -> Result<Locks> {
+        survey.clear()?;
+        roots.create_roots()?;
+        // Those that were not there before.
+        roots.lock(&mut locks)?;
+        Ok(locks)
+    })
+    .await??;
     let files = files::Files {
         repository,
         target: target.clone(),
@@ -235,7 +249,7 @@ async fn write_files(
         cancel: cancel.clone(),
     };
     let files = files.write(&manifest, &layout, meter).await?;
-    Ok(Written { target, manifest, record, layout, small, files, block_size: control.block_size })
+    Ok(Written { target, manifest, record, layout, small, files, block_size: control.block_size, _locks: locks })
 }
 
 /// What [`restore`] would find in the directories, and change. Refuses what it would refuse.

@@ -39,6 +39,27 @@ pub fn check(path: &Path, in_use: &[InUse]) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What a server has: its data directory, and its tablespaces outside it, as far as they can be seen.
+pub fn of_server(data_directory: &Path) -> Vec<InUse> {
+    let links = fs::read_dir(data_directory.join("pg_tblspc")).into_iter().flatten().flatten();
+    let spaces = links.filter_map(|link| fs::read_link(link.path()).ok()).filter(|place| place.is_absolute());
+    // One that was moved away has left its place to others.
+    let spaces = spaces.filter(|place| fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some()));
+    let spaces = spaces.map(|path| InUse { path, what: "a tablespace of the configured server" });
+    std::iter::once(InUse { path: data_directory.to_owned(), what: "the configured server's data directory" }).chain(spaces).collect()
+}
+
+/// Whether both lead to one place.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    resolve(one) == resolve(other)
+}
+
+/// Whether one lies in the other, or they are the same.
+pub fn overlap(one: &Path, other: &Path) -> bool {
+    let (one, other) = (resolve(one), resolve(other));
+    one.starts_with(&other) || other.starts_with(&one)
+}
+
 /// The path without links, as far as there is something.
 fn resolve(path: &Path) -> PathBuf {
     let found = path.ancestors().find_map(|existing| Some((existing, existing.canonicalize().ok()?)));
@@ -70,6 +91,27 @@ fn is_version_folder(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_servers_places_are_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("data/pg_tblspc")).unwrap();
+        fs::create_dir_all(at("space/PG_15_202209061")).unwrap();
+        fs::create_dir_all(at("left")).unwrap();
+        std::os::unix::fs::symlink(at("left"), at("data/pg_tblspc/16401")).unwrap();
+        std::os::unix::fs::symlink(at("space"), at("data/pg_tblspc/16400")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), at("other")).unwrap();
+        let in_use = of_server(&at("data"));
+        for name in ["data", "space", "space/x", "other/space", "other/data/x"] {
+            assert!(check(&at(name), &in_use).is_err(), "{name}");
+        }
+        check(&at("elsewhere"), &in_use).unwrap();
+        check(&at("left"), &in_use).unwrap();
+        assert!(is_same(&at("other/space"), &at("space")) && overlap(&at("other/space/new"), &at("space")));
+        assert!(!overlap(&at("space"), &at("space2")));
+        assert_eq!(of_server(&at("nowhere")).len(), 1);
+    }
 
     #[test]
     fn nothing_is_laid_into_clusters_and_repositories() {

@@ -31,6 +31,8 @@ pub struct Space {
     pub oid: u32,
     /// Where it goes.
     pub new: PathBuf,
+    /// Whether it was said to go there, and is not only where it was.
+    pub named: bool,
 }
 
 /// Where everything goes.
@@ -47,10 +49,16 @@ pub struct Target {
     pub dir_mode: u32,
     /// What is there already is used.
     pub delta: bool,
+    /// The data directory is that of the configured server.
+    pub is_server: bool,
 }
 
+/// The right to fill these directories, until it is dropped. The kernel lets go of it however the process ends.
+#[derive(Debug, Default)]
+pub struct Locks(Vec<(PathBuf, fs::File)>);
+
 impl Target {
-    /// Decides where everything goes; looks at no disk.
+    /// Decides where everything goes.
     pub fn choose(options: &Options, plan: &RestorePlan, record: &BackupRecord, layout: &Layout, small: &Small) -> Result<Self> {
         let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()));
         let data = absolute(&options.to)?;
@@ -64,16 +72,16 @@ impl Target {
         let mut tablespaces: Vec<Space> = Vec::new();
         for space in &record.tablespaces {
             let old = Path::new(&space.path);
-            let new = options.tablespaces.iter().find(|(from, _)| from == old).map_or(old, |(_, to)| to.as_path());
-            let new = absolute(new)?;
+            let named = options.tablespaces.iter().find(|(from, _)| from == old).map(|(_, to)| to.as_path());
+            let new = absolute(named.unwrap_or(old))?;
             let refuse = |reason: String| Refusal::Directory { path: new.clone(), reason };
-            if new.starts_with(&data) || data.starts_with(&new) {
+            if surroundings::overlap(&new, &data) {
                 bail!(refuse("a tablespace and the data directory must not lie in one another; give it a place with --tablespace".into()));
             }
-            if let Some(other) = tablespaces.iter().find(|other| new.starts_with(&other.new) || other.new.starts_with(&new)) {
+            if let Some(other) = tablespaces.iter().find(|other| surroundings::overlap(&new, &other.new)) {
                 bail!(refuse(format!("it and the tablespace at {} lie in one another", other.new.display())));
             }
-            tablespaces.push(Space { oid: space.oid, new });
+            tablespaces.push(Space { oid: space.oid, new, named: named.is_some() });
         }
         if !tablespaces.is_empty() && small.tablespace_map.is_none() {
             let reason = "it has tablespaces and no tablespace_map".to_owned();
@@ -81,13 +89,42 @@ impl Target {
         }
         let replayed = plan.replayed_tablespaces.iter().map(|space| (PathBuf::from(&space.location), space.lsn)).collect();
         let dir_mode = if layout.group_access { 0o750 } else { durable::PRIVATE_DIR };
-        Ok(Self { data, tablespaces, replayed, dir_mode, delta: options.delta })
+        let is_server = options.data_directory.as_ref().is_some_and(|server| surroundings::is_same(server, &data));
+        Ok(Self { data, tablespaces, replayed, dir_mode, delta: options.delta, is_server })
+    }
+
+    /// Refuses directories that another restore is at work in, and keeps others out of those that are there.
+    pub fn lock(&self, locks: &mut Locks) -> Result<()> {
+        for path in [&self.data].into_iter().chain(self.tablespaces.iter().map(|space| &space.new)) {
+            if locks.0.iter().any(|(locked, _)| locked == path) {
+                continue;
+            }
+            let folder = match fs::File::open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                folder => folder.with_context(|| format!("open {}", path.display()))?,
+            };
+            match folder.try_lock() {
+                Ok(()) => locks.0.push((path.clone(), folder)),
+                Err(fs::TryLockError::WouldBlock) => {
+                    let reason = "another restore is at work in it; nothing was touched".to_owned();
+                    bail!(Refusal::Directory { path: path.clone(), reason })
+                }
+                Err(fs::TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+            }
+        }
+        Ok(())
     }
 
     /// Refuses directories that lie where they must not.
     pub fn check_surroundings(&self, in_use: &[InUse]) -> Result<()> {
-        let spaces = self.tablespaces.iter().map(|space| &space.new);
-        [&self.data].into_iter().chain(spaces).try_for_each(|path| Ok(surroundings::check(path, in_use)?))
+        surroundings::check(&self.data, in_use)?;
+        for space in &self.tablespaces {
+            surroundings::check(&space.new, in_use).map_err(|refusal| match refusal {
+                Refusal::Directory { path, reason } => Refusal::Directory { path, reason: format!("{reason} with --tablespace OLD=NEW") },
+                other => other,
+            })?;
+        }
+        Ok(())
     }
 
     /// Refuses directories that have something in them or cannot be written, and disks that are too full. What is used again (`kept` bytes) needs no room.

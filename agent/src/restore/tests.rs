@@ -253,7 +253,8 @@ async fn a_disk_that_is_too_small_is_refused() {
     let world = world(cluster(), |_| {}).await;
     let mut layout = Layout::default();
     layout.written = u64::MAX / 2;
-    let target = Target { data: world.data(), tablespaces: Vec::new(), replayed: Vec::new(), dir_mode: 0o700, delta: false };
+    let target =
+        Target { data: world.data(), tablespaces: Vec::new(), replayed: Vec::new(), dir_mode: 0o700, delta: false, is_server: false };
     let error = target.check(&layout, 0, 0).unwrap_err();
     assert!(matches!(error.downcast_ref(), Some(Refusal::Space { .. })), "{error}");
 }

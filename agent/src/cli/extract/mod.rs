@@ -273,7 +273,7 @@ fn parent(named: Option<&Path>, config: &Config, plan: &RestorePlan) -> PathBuf 
         return std::path::absolute(named).unwrap_or_else(|_| named.to_owned());
     }
     let beside = config.cluster.spool.parent().map(Path::to_owned);
-    let in_use = in_use(&config.cluster);
+    let in_use = in_use(&config.cluster, None);
     let places: Vec<_> = beside.into_iter().chain([std::env::temp_dir()]).collect();
     let usable = places.iter().filter(|place| place.is_dir() && restore::check_directory(&place.join("walkeep-scratch"), &in_use).is_ok());
     let with_room: Vec<_> = usable.map(|place| (place, room(place))).collect();

@@ -78,6 +78,64 @@ async fn what_is_no_directory_of_this_cluster_is_not_touched() {
     assert!(!data.join("letters").exists() && !data.join("postmaster.pid").exists());
 }
 
+/// A copy of a data directory has links to the original's tablespaces, which is no word of the operator's that they may be overwritten.
+#[tokio::test]
+async fn a_tablespace_that_is_not_named_must_be_proven() {
+    let world = world(cluster(), |_| {}).await;
+    let space = world.dir.path().join("space");
+    let whole = world.options();
+    world.restore(whole.clone()).await.unwrap();
+    // As if the backup's own place were that of the world.
+    let record = world.repository.backup(&world.plan.backup.id).await.unwrap().unwrap();
+    let manifest = world.repository.get_manifest(&record).await.unwrap();
+    let target = |named, is_server| Target {
+        data: world.data(),
+        tablespaces: vec![super::super::target_dir::Space { oid: 16400, new: space.clone(), named }],
+        replayed: Vec::new(),
+        dir_mode: 0o700,
+        delta: true,
+        is_server,
+    };
+    let surveyed = |named, is_server| survey(&target(named, is_server), &manifest, &record);
+    let refused = surveyed(false, false).unwrap_err().to_string();
+    assert!(refused.contains("nothing tells whether it is") && refused.contains("nothing was touched"), "{refused}");
+    for found in [surveyed(true, false), surveyed(false, true)] {
+        assert_eq!(found.unwrap().outside, [space.clone()]);
+    }
+    // A restore that did not come to its end had found it empty.
+    fs::rename(world.data().join(CONTROL), world.data().join(CONTROL_WAITING)).unwrap();
+    surveyed(false, false).unwrap();
+}
+
+#[tokio::test]
+async fn two_restores_at_once_are_kept_apart() {
+    let world = world(cluster(), |_| {}).await;
+    let mut options = world.options();
+    world.restore(options.clone()).await.unwrap();
+    options.delta = true;
+    for folder in [world.data(), world.dir.path().join("space")] {
+        let other = fs::File::open(&folder).unwrap();
+        other.lock().unwrap();
+        let refused = world.refusal(options.clone()).await;
+        assert!(refused.contains("another restore is at work in it"), "{refused}");
+        drop(other);
+        world.restore(options.clone()).await.unwrap();
+    }
+}
+
+/// Files have their lengths before they have their bytes.
+#[tokio::test]
+async fn one_that_was_cut_off_early_is_gone_on_with() {
+    let world = world(cluster(), |_| {}).await;
+    let mut options = world.options();
+    world.restore(options.clone()).await.unwrap();
+    fs::remove_file(world.data().join(CONTROL)).unwrap();
+    fs::write(world.data().join("PG_VERSION"), [0; 3]).unwrap();
+    options.delta = true;
+    world.restore(options).await.unwrap();
+    assert_eq!(fs::read(world.data().join("PG_VERSION")).unwrap(), b"15\n");
+}
+
 /// Cut off anywhere, it starts no server, and doing it again completes it.
 #[tokio::test]
 async fn one_that_was_cut_off_is_gone_on_with() {
