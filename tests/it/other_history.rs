@@ -271,3 +271,36 @@ fn with_a_part_stored_behind_it_is_refused_and_then_a_plain_gap() {
     assert!(story::refused(walkeep, &["--lsn", &twice.written()]).contains("WAL is missing"));
     agent.stop();
 }
+
+/// What is stored where it lies is the WAL of the server's former life: replayed onto the backup it would ruin it.
+#[test]
+fn a_backup_of_a_server_that_was_put_back_is_not_recorded() {
+    let cluster = Cluster::builder().version(15).segment_mib(1).conf("autovacuum", "off").conf("checkpoint_timeout", "1h").start();
+    let walkeep = Walkeep::local(&cluster);
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    story::insert(&cluster, 5);
+    cluster.stop(Stop::Fast);
+    assert!(user::command("cp").arg("-a").arg(cluster.data()).arg(older(&cluster)).status().unwrap().success());
+    cluster.start();
+    for _ in 0..6 {
+        story::insert(&cluster, 20);
+        cluster.switch_wal();
+    }
+    story::settle(&cluster, &walkeep);
+    agent.stop();
+    exchange(&cluster, &older(&cluster));
+    let agent = walkeep.launch_agent().unwrap();
+    wait_until("it is refused", SOON, || agent.log().contains("the server has less WAL"));
+    cluster.sql("INSERT INTO t VALUES (1000, 'second life')");
+    for method in ["local", "protocol"] {
+        let refused = walkeep.run(&["backup", "--method", method]).expect_code(1);
+        assert!(
+            refused.stderr.contains("is not this server's") && refused.stderr.contains("it was not recorded"),
+            "{method}: {}",
+            refused.stderr
+        );
+    }
+    assert_eq!(story::backups(&walkeep), [""; 0]);
+}

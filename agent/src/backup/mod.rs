@@ -37,7 +37,7 @@ use damage::Damage;
 use local::{Copied, Local};
 use pack::{Older, Packed};
 use receive::{Received, receive};
-use wal::{NeededWal, wait_for_wal};
+use wal::{NeededWal, prove_checkpoint, wait_for_wal};
 use workers::Workers;
 
 /// How long the repository may fail before the backup does.
@@ -235,6 +235,7 @@ async fn store(
             .context("wait for the primary, as a standby cannot end a WAL segment: SELECT pg_switch_wal() there, or set archive_timeout")?,
         false => waited?,
     }
+    prove_checkpoint(&repository, need, label.checkpoint).await?;
 
     meter.stage(Stage::Finishing, None);
     let stored = retry("storing the manifest", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || {

@@ -3,14 +3,18 @@
 //! A backup without it is worth nothing, so it is not recorded before. Who brings the WAL (the stream, archive_command) does not matter here.
 //! The question asked is the one that plans ask later, so that a recorded backup is one a plan accepts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tokio::time::Instant;
-use walkeep_core::catalog::FirstMissing;
+use walkeep_core::catalog::{FirstMissing, WalRange};
+use walkeep_core::decoder::{DecodeError, Decoder};
+use walkeep_core::event::{WalEvent, WalEventKind};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
 use crate::repository::{self, ClusterRepository};
+use crate::wal_walk::{Stored, Traffic, Visitor};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -62,6 +66,18 @@ pub enum WalMissing {
         /// For how long nothing came.
         waited: Duration,
     },
+}
+
+/// The WAL that is stored where the backup lies is not that of this server. The backup is not recorded.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "what is stored as WAL at {checkpoint} is not this server's: the backup begins with a checkpoint there, and {found}. The server went another way than \
+     the archive, as after it was put back to an older copy: `walkeep timelines` shows what is stored. Let the agent archive it (`walkeep check`), then \
+     take the backup again; it was not recorded"
+)]
+pub struct OtherHistory {
+    checkpoint: Lsn,
+    found: String,
 }
 
 enum Missing {
@@ -121,6 +137,51 @@ pub async fn wait_for_wal(repository: &ClusterRepository, need: NeededWal, patie
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Proves that the WAL that is stored is that of the server the backup was taken from: the backup's checkpoint is in it, at its place. A server that was put
+/// back to an older copy would find WAL of its former life there, and replay of that would ruin the restore.
+pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededWal, checkpoint: Lsn) -> Result<()> {
+    let refuse = |found: String| Err(OtherHistory { checkpoint, found }.into());
+    let Some(path) = repository.replay_path(need.timeline).await? else { bail!("the history of timeline {} is gone", need.timeline) };
+    let size = repository.identity().segment_size;
+    let catalog = repository.wal_catalog(&path, size.segment_of(checkpoint)).await?;
+    let stored = Stored { repository, catalog: &catalog, path: &path, traffic: &Traffic::default() };
+    let range = WalRange { from: checkpoint, to: need.stop.max(checkpoint.saturating_add(1)) };
+    let decoder = Decoder::new(checkpoint, size).every_record();
+    let first = match stored.walk(range, decoder, First(None), &mut |_, _| {}).await {
+        Ok((First(first), _)) => first,
+        Err(error) if error.root_cause().is::<DecodeError>() => {
+            return refuse(format!("nothing there can be read as a record ({})", error.root_cause()));
+        }
+        Err(error) => return Err(error.context("look for the backup's checkpoint in the WAL that is stored")),
+    };
+    match first {
+        Some(WalEvent { start, kind: WalEventKind::Checkpoint { redo, .. }, .. }) if start == checkpoint && redo == need.start => Ok(()),
+        Some(WalEvent { kind: WalEventKind::Checkpoint { redo, .. }, .. }) => {
+            refuse(format!("the one there goes back to {redo}, not to {}", need.start))
+        }
+        Some(event) => refuse(format!("the record at {} is none", event.start)),
+        None => refuse("no record begins there".to_owned()),
+    }
+}
+
+/// The first record.
+struct First(Option<WalEvent>);
+
+impl Visitor for First {
+    fn drain(&mut self, decoder: &mut Decoder, mut bytes: &[u8]) -> Result<(), DecodeError> {
+        while self.0.is_none()
+            && let Some(event) = decoder.next_event(&mut bytes)?
+        {
+            self.0 = Some(event);
+        }
+        Ok(())
+    }
+
+    fn goes_on(&mut self, _segments: u64) -> bool {
+        self.0.is_none()
     }
 }
 

@@ -100,7 +100,7 @@ async fn a_tablespace_that_is_not_named_must_be_proven() {
     let refused = surveyed(false, false).unwrap_err().to_string();
     assert!(refused.contains("nothing tells whether it is") && refused.contains("nothing was touched"), "{refused}");
     for found in [surveyed(true, false), surveyed(false, true)] {
-        assert_eq!(found.unwrap().outside, [space.clone()]);
+        assert_eq!(found.unwrap().outside, std::slice::from_ref(&space));
     }
     // A restore that did not come to its end had found it empty.
     fs::rename(world.data().join(CONTROL), world.data().join(CONTROL_WAITING)).unwrap();
