@@ -234,7 +234,9 @@ fn a_snapshot_is_stored_when_it_says_something_new() {
     assert_eq!(snapshots(&story), first, "rows are no news");
     story.cluster.sql("ALTER TABLE t RENAME TO renamed");
     story.backup();
-    assert_eq!(snapshots(&story), first + 1);
+    // One by the backup, and one by the agent if it looked in that very moment: they do not know of each other.
+    let renamed = snapshots(&story);
+    assert!((first + 1..=first + 2).contains(&renamed), "{renamed}");
     // Dropped twice under one name, in one schema.
     story.cluster.sql("CREATE TABLE again (i int)");
     story.backup();
