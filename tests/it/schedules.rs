@@ -149,9 +149,7 @@ fn a_clock_that_is_set_is_followed_and_confuses_nothing() {
     let cluster = story::builder(VERSION).start();
     let mut walkeep = Walkeep::local(&cluster);
     let Some(minute) = soon(&mut walkeep) else { return };
-    let file = format!("FAKETIME_TIMESTAMP_FILE={}", set_clock(&walkeep, "+0").display());
-    walkeep.run_by.retain(|word| !word.starts_with("FAKETIME="));
-    walkeep.run_by.extend([file, "FAKETIME_NO_CACHE=1".to_owned()]);
+    follow_clock(&mut walkeep, "+0");
     with_schedules(&cluster, &mut walkeep, &daily(minute + 240, 0, ""));
     let agent = walkeep.agent();
     wait_until("the schedule is known", PATIENCE, || said(&agent, "backups by schedule"));
@@ -163,7 +161,7 @@ fn a_clock_that_is_set_is_followed_and_confuses_nothing() {
     set_clock(&walkeep, "+0");
     let ended = agent.metric(&of("walkeep_backup_last_success_timestamp_seconds", "scheduled")).unwrap();
     wait_until("it is seen that the clock is back", PATIENCE, || next_of(&agent) - ended < 5.0 * 3600.0);
-    assert_calm(&agent, &["minutes apart"]);
+    assert_calm(&agent, &["minutes apart", "still to come"]);
     agent.stop();
     // The moment that comes again is done, for whoever reads the repository.
     let agent = walkeep.agent();
@@ -172,6 +170,58 @@ fn a_clock_that_is_set_is_followed_and_confuses_nothing() {
     wait_until("it is seen that the clock is ahead", PATIENCE, || next_of(&agent) - ended > 20.0 * 3600.0);
     assert_eq!(backups(&walkeep), taken);
     agent.stop();
+}
+
+/// An agent whose clock is a day ahead until somebody puts it right, as on a machine that starts before its clock was set.
+#[test]
+fn a_backup_under_a_clock_that_was_ahead_stops_no_schedule() {
+    let cluster = story::builder(VERSION).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    let Some(_) = soon(&mut walkeep) else { return };
+    let each_minute = |more| format!("\n[[cluster.main.backup]]\nschedule = \"* * * * *\"\n{more}\n");
+    // `init` too is under that clock: the cluster is kept since tomorrow.
+    follow_clock(&mut walkeep, &into_minute(86_400, 45));
+    let strict = each_minute("label = \"strict\"\ncatch_up = false");
+    with_schedules(&cluster, &mut walkeep, &(each_minute("label = \"eager\"") + &strict));
+    let agent = walkeep.agent();
+    let ahead = wait_for("both are taken", PATIENCE, || {
+        Some(backups(&walkeep)).filter(|backups| ["eager", "strict"].iter().all(|label| !dues_of(backups, label).is_empty()))
+    });
+    wait_until("and done", PATIENCE, || agent.log().matches("the scheduled backup is done").count() >= 2);
+    set_clock(&walkeep, &into_minute(0, 40));
+    wait_until("it is told", PATIENCE, || agent.log().matches("for a moment that is still to come").count() >= 2);
+    let text = walkeep.ok(&["status"]).stdout;
+    assert!(text.contains("none taken yet") && text.contains("which is still to come: it does not count before"), "{text}");
+    for label in ["eager", "strict"] {
+        let tomorrow = &dues_of(&ahead, label)[0];
+        wait_until(&format!("a backup of {label} by the right clock"), PATIENCE, || {
+            dues_of(&backups(&walkeep), label).iter().any(|due| due < tomorrow)
+        });
+    }
+    let status = walkeep.ok(&["status", "--json"]).json();
+    let schedules = status["schedules"].as_array().unwrap();
+    assert!(schedules.iter().all(|schedule| schedule["last"].is_object() && schedule["ahead"].is_object()), "{status}");
+    assert_calm(&agent, &["minutes apart", "still to come"]);
+    agent.stop();
+}
+
+/// For which moments the backups of a schedule were due.
+fn dues_of(backups: &[serde_json::Value], label: &str) -> Vec<String> {
+    let ours = backups.iter().filter(|backup| backup["label"] == label);
+    ours.map(|backup| backup["due"].as_str().unwrap().to_owned()).collect()
+}
+
+/// What sets a clock so many seconds ahead, and to this second of a minute.
+fn into_minute(ahead_s: i64, second: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed();
+    format!("{:+}", ahead_s + second - now.rem_euclid(60))
+}
+
+/// Everything that Walkeep does from now on is so far off, until the clock is set again.
+fn follow_clock(walkeep: &mut Walkeep, by: &str) {
+    let file = format!("FAKETIME_TIMESTAMP_FILE={}", set_clock(walkeep, by).display());
+    walkeep.run_by.retain(|word| !word.starts_with("FAKETIME="));
+    walkeep.run_by.extend([file, "FAKETIME_NO_CACHE=1".to_owned()]);
 }
 
 /// Sets the clock of programs that follow this file.

@@ -9,6 +9,7 @@ mod local;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -54,10 +55,10 @@ pub struct Fire {
 }
 
 /// What is known of a schedule's runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Past {
-    /// For which moment the last one was due, of those that are recorded.
-    pub done: Option<DateTime<Utc>>,
+    /// For which moments those that are recorded were due. All of them: which is the last one depends on the clock, and that may be set.
+    pub done: BTreeSet<DateTime<Utc>>,
     /// Since when the cluster is kept: before, nothing was due.
     pub since: DateTime<Utc>,
     /// Since when the schedule is watched by this process.
@@ -67,10 +68,21 @@ pub struct Past {
 }
 
 impl Past {
+    /// The moment of the last run. One that is still to come is passed over: the clock was ahead then, or is behind now.
+    pub fn last(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.done.range(..=now).next_back().copied()
+    }
+
+    /// The clock shows `now`: if that is before the schedule was watched, it was ahead when that began.
+    pub fn seen_at(&mut self, now: DateTime<Utc>) {
+        self.watched = self.watched.min(now);
+    }
+
     /// Behind which moment a run is missing.
-    fn base(&self, catch_up: bool) -> DateTime<Utc> {
+    fn base(&self, now: DateTime<Utc>, catch_up: bool) -> DateTime<Utc> {
         // Since when there is such a schedule nobody wrote down: one that never ran has missed what lies behind the cluster's beginning.
-        self.done.unwrap_or(if catch_up { self.since } else { self.watched })
+        let began = if catch_up && self.since <= now { self.since } else { self.watched };
+        self.last(now).unwrap_or(began)
     }
 }
 
@@ -98,7 +110,7 @@ impl Schedule {
 
     /// Whether a backup is to be taken now, and for which moment.
     pub fn decide(&self, now: DateTime<Utc>, past: &Past) -> Decision {
-        let base = past.base(self.catch_up);
+        let base = past.base(now, self.catch_up);
         let Some(fire) = self.begun(now).filter(|fire| fire.due > base) else { return Decision::Wait };
         if !self.catch_up && now - fire.at > LATE && past.tried != Some(fire.due) {
             return Decision::Wait;
@@ -109,18 +121,16 @@ impl Schedule {
 
     /// Since when a run is missing, if it is for so long that somebody has to know. One that is under way is given until the next is due.
     pub fn overdue(&self, now: DateTime<Utc>, past: &Past, running: bool) -> Option<DateTime<Utc>> {
-        let missing = self.fire(self.due_after(past.base(self.catch_up))?);
+        let missing = self.fire(self.due_after(past.base(now, self.catch_up))?);
         let until = missing.at.checked_add_signed(TimeDelta::from_std(GRACE).ok()?)?;
         let until = if running { self.due_after(missing.due).map_or(until, |next| until.max(next)) } else { until };
         (until < now).then_some(missing.due)
     }
 
-    /// For which moment the newest of these backups was due, as far as its schedule is this one.
-    ///
-    /// A moment that is still to come is passed over: the clock was ahead then, or is behind now.
-    pub fn done<'a>(&self, records: impl IntoIterator<Item = &'a BackupRecord>, now: DateTime<Utc>) -> Option<&'a BackupRecord> {
-        let ours = records.into_iter().filter(|record| record.label == self.label && record.due.is_some_and(|due| due <= now));
-        ours.max_by_key(|record| record.due)
+    /// Those of these backups that are this schedule's, by the moments for which they were due.
+    pub fn runs<'a>(&self, records: impl IntoIterator<Item = &'a BackupRecord>) -> BTreeMap<DateTime<Utc>, &'a BackupRecord> {
+        let ours = records.into_iter().filter(|record| record.label == self.label);
+        ours.filter_map(|record| Some((record.due?, record))).collect()
     }
 
     /// The newest run that has begun by `now`.

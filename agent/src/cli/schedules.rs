@@ -20,6 +20,8 @@ pub struct ScheduleReport {
     catch_up: bool,
     next: Option<Moment>,
     last: Option<Last>,
+    /// One that is recorded for a moment still to come: a clock was ahead, or is behind. It does not count before.
+    ahead: Option<Last>,
     /// For which moment a backup is missing, for more than an hour.
     overdue: Option<DateTime<Utc>>,
 }
@@ -51,8 +53,12 @@ pub fn report(cluster: &ClusterConfig, backups: &[BackupRecord], since: DateTime
 }
 
 fn of(schedule: &Schedule, backups: &[BackupRecord], now: DateTime<Utc>, since: DateTime<Utc>, running: bool) -> ScheduleReport {
-    let last = schedule.done(backups, now);
-    let past = Past { done: last.and_then(|last| last.due), since, watched: now, tried: None };
+    let runs = schedule.runs(backups);
+    let run =
+        |(_, record): (&DateTime<Utc>, &&BackupRecord)| Last { backup: record.id.clone(), due: record.due, ended_at: record.ended_at };
+    let last = runs.range(..=now).next_back().map(run);
+    let ahead = runs.last_key_value().filter(|(due, _)| **due > now).map(run);
+    let past = Past { done: runs.into_keys().collect(), since, watched: now, tried: None };
     let moment = |Fire { due, at }| {
         let there = at.with_timezone(&schedule.zone);
         let shown = format!("{} ({})", output::time(at), there.format("%a %Y-%m-%d %H:%M:%S %Z"));
@@ -64,7 +70,8 @@ fn of(schedule: &Schedule, backups: &[BackupRecord], now: DateTime<Utc>, since: 
         timezone: schedule.zone.to_string(),
         catch_up: schedule.catch_up,
         next: schedule.next(now).map(moment),
-        last: last.map(|last| Last { backup: last.id.clone(), due: last.due, ended_at: last.ended_at }),
+        last,
+        ahead,
         overdue: schedule.overdue(now, &past, running),
     }
 }
@@ -72,7 +79,7 @@ fn of(schedule: &Schedule, backups: &[BackupRecord], now: DateTime<Utc>, since: 
 /// Prints them; `answers` tells whether an agent is there to take the backups.
 pub fn print(reports: &[ScheduleReport], answers: bool) {
     for report in reports {
-        let ScheduleReport { label, schedule, timezone, next, last, overdue, .. } = report;
+        let ScheduleReport { label, schedule, timezone, next, last, ahead, overdue, .. } = report;
         output::say!("schedule    {label}: {schedule} {timezone}");
         match next {
             Some(next) => output::say!("            next {}{}", next.shown, if answers { "" } else { ", if an agent runs then" }),
@@ -81,6 +88,13 @@ pub fn print(reports: &[ScheduleReport], answers: bool) {
         match last {
             Some(last) => output::say!("            last {}, ended {}", last.backup, output::time(last.ended_at)),
             None => output::say!("            none taken yet"),
+        }
+        if let Some((ahead, due)) = ahead.as_ref().and_then(|ahead| Some((ahead, ahead.due?))) {
+            output::say!(
+                "            {} is recorded for {}, which is still to come: it does not count before",
+                ahead.backup,
+                output::time(due)
+            );
         }
         if let Some(due) = overdue {
             output::say!("            OVERDUE: no backup for {}; the agent's log says why", output::time(*due));

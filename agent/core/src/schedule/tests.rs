@@ -23,7 +23,7 @@ fn at(text: &str) -> DateTime<Utc> {
 }
 
 fn past(done: Option<&str>) -> Past {
-    Past { done: done.map(at), since: at("2026-01-01T00:00:00Z"), watched: at("2026-01-01T00:00:00Z"), tried: None }
+    Past { done: done.map(at).into_iter().collect(), since: at("2026-01-01T00:00:00Z"), watched: at("2026-01-01T00:00:00Z"), tried: None }
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn the_newest_missed_run_is_made_up_for_once() {
     }
     let never = Past { since: at("2026-11-21T02:00:00Z"), ..past(None) };
     assert_eq!(nightly.decide(late, &never), Decision::Take { fire, missed: 0 });
-    assert_eq!(nightly.decide(late, &Past { since: at("2026-11-21T10:00:00Z"), ..never }), Decision::Wait, "nothing was due yet");
+    assert_eq!(nightly.decide(late, &Past { since: at("2026-11-21T10:00:00Z"), ..never.clone() }), Decision::Wait, "nothing was due yet");
 
     let only_on_time = Schedule { catch_up: false, ..nightly };
     let before = past(Some("2026-11-20T03:00:00Z"));
@@ -100,13 +100,47 @@ fn the_last_run_is_what_the_records_say() {
         taken("nightly", None),
         taken("nightly", Some("2027-11-20T03:00:00Z")),
     ];
-    let done = |now: &str| nightly.done(&records, at(now)).and_then(|record| record.due);
+    let past = Past { done: nightly.runs(&records).into_keys().collect(), ..past(None) };
+    let last = |now: &str| past.last(at(now));
     assert_eq!(
-        done("2026-11-21T12:00:00Z"),
+        last("2026-11-21T12:00:00Z"),
         Some(at("2026-11-20T03:00:00Z")),
         "by hand, of others and of a clock that was ahead: none of them"
     );
-    assert_eq!(done("2026-11-18T12:00:00Z"), None);
+    assert_eq!(last("2026-11-18T12:00:00Z"), None);
+}
+
+#[test]
+fn a_run_under_a_clock_that_was_ahead_takes_nothing_from_the_right_one() {
+    let nightly = schedule("0 3 * * *", "UTC");
+    let ahead = Past { done: ["2026-11-20T03:00:00Z", "2027-12-25T03:00:00Z"].map(at).into(), ..past(None) };
+    let due = at("2026-11-21T03:00:00Z");
+    assert_eq!(nightly.decide(at("2026-11-20T15:00:00Z"), &ahead), Decision::Wait, "what was done before it counts");
+    assert_eq!(nightly.decide(at("2026-11-21T03:00:01Z"), &ahead).fire_due(), Some(due));
+    assert_eq!(nightly.overdue(at("2026-11-21T03:59:00Z"), &ahead, false), None);
+    assert_eq!(nightly.overdue(at("2026-11-21T04:01:00Z"), &ahead, false), Some(due));
+    assert_eq!(nightly.decide(at("2027-12-25T03:00:01Z"), &ahead), Decision::Wait, "and that moment is done when it comes");
+}
+
+#[test]
+fn a_clock_that_was_ahead_from_the_start_is_followed_back() {
+    let tomorrow = at("2026-11-21T12:00:00Z");
+    let (due, on_time, late) = (at("2026-11-21T03:00:00Z"), at("2026-11-21T03:00:01Z"), at("2026-11-21T04:01:00Z"));
+    for (catch_up, since) in [(true, "2026-01-01T00:00:00Z"), (true, "2026-11-21T12:00:00Z"), (false, "2026-11-21T12:00:00Z")] {
+        let nightly = Schedule { catch_up, ..schedule("0 3 * * *", "UTC") };
+        let mut known = Past { done: [tomorrow].into(), since: at(since), watched: tomorrow, ..past(None) };
+        known.seen_at(at("2026-11-20T12:00:00Z"));
+        known.seen_at(on_time);
+        assert_eq!(nightly.decide(on_time, &known).fire_due(), Some(due), "{catch_up} {since}");
+        assert!(nightly.overdue(late, &known, false).is_some(), "{catch_up} {since}");
+    }
+    let fresh = Past { since: tomorrow, watched: at("2026-11-20T12:00:00Z"), ..past(None) };
+    let nightly = schedule("0 3 * * *", "UTC");
+    assert_eq!(
+        nightly.decide(at("2026-11-20T12:00:00Z"), &fresh),
+        Decision::Wait,
+        "made under that clock, the cluster has missed nothing yet"
+    );
 }
 
 #[test]
@@ -220,7 +254,7 @@ proptest! {
             prop_assert!(fire.at < following);
             // None is left out: the next is due right behind the one before.
             prop_assert!(due.is_none_or(|due| schedule.due_after(due) == Some(fire.due)));
-            let known = Past { done: due, since: fire.due - TimeDelta::days(9), ..past(None) };
+            let known = Past { done: due.into_iter().collect(), since: fire.due - TimeDelta::days(9), ..past(None) };
             prop_assert_eq!(schedule.decide(fire.at, &known).fire_due(), Some(fire.due));
             (now, due) = (fire.at, Some(fire.due));
         }

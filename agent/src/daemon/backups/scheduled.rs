@@ -3,6 +3,7 @@
 //! What was done is read from the repository, at the start and again before each backup, so that a new host, or a second agent, knows it
 //! too. What failed is tried again until the next one is due, which then takes its place.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ struct State {
     asked: bool,
     /// Whether a backup of it is being taken.
     running: bool,
+    /// The moment to come for which one is recorded, as far as it was told.
+    ahead: Option<DateTime<Utc>>,
     again: Again,
 }
 
@@ -52,8 +55,8 @@ impl Schedules {
         let (now, since) = (Utc::now(), taker.repository.identity().since);
         let one = |config: &ScheduledBackup| {
             taker.metrics.backups.begin(&config.schedule.label);
-            let past = Past { done: None, since, watched: now, tried: None };
-            let state = State { past, asked: false, running: false, again: Again::new(AGAIN) };
+            let past = Past { done: BTreeSet::new(), since, watched: now, tried: None };
+            let state = State { past, asked: false, running: false, ahead: None, again: Again::new(AGAIN) };
             One { config: config.clone(), state: Mutex::new(state) }
         };
         Self { all: taker.cluster.backups.iter().map(one).collect() }
@@ -90,13 +93,20 @@ impl One {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The time, and the state as it is then: the clock may have been set since the last look.
+    fn now(&self) -> (DateTime<Utc>, MutexGuard<'_, State>) {
+        let mut state = self.state();
+        let now = Utc::now();
+        state.past.seen_at(now);
+        (now, state)
+    }
+
     fn label(&self) -> &str {
         &self.config.schedule.label
     }
 
     fn show(&self, metrics: &Metrics) {
-        let now = Utc::now();
-        let state = self.state();
+        let (now, state) = self.now();
         let next = self.config.schedule.next(now).map(|fire| fire.at);
         // Before the repository was asked nothing is known to be missing; what cannot be asked is an alarm of its own.
         let overdue = state.asked && self.config.schedule.overdue(now, &state.past, state.running).is_some();
@@ -112,6 +122,7 @@ impl One {
             }
             return;
         }
+        self.tell_ahead();
         let Some((fire, _)) = self.due() else { return };
         {
             let mut state = self.state();
@@ -132,7 +143,8 @@ impl One {
 
     /// What is due now, and how many runs before it were missed.
     fn due(&self) -> Option<(Fire, usize)> {
-        match self.config.schedule.decide(Utc::now(), &self.state().past) {
+        let (now, state) = self.now();
+        match self.config.schedule.decide(now, &state.past) {
             Decision::Take { fire, missed } => Some((fire, missed)),
             Decision::Wait => None,
         }
@@ -141,22 +153,36 @@ impl One {
     /// Looks in the repository for what was done.
     async fn ask(&self, taker: &Taker) -> Result<()> {
         let records = taker.repository.backups().await.context("look for backups in the repository")?.records;
-        let newest = self.config.schedule.done(&records, Utc::now());
-        if let Some(newest) = newest {
+        let runs = self.config.schedule.runs(&records);
+        let (now, mut state) = self.now();
+        if let Some((_, newest)) = runs.range(..=now).next_back() {
             taker.metrics.backups.newest(self.label(), newest.ended_at);
         }
-        let mut state = self.state();
-        state.past.done = newest.and_then(|record| record.due);
+        state.past.done = runs.into_keys().collect();
         state.asked = true;
         Ok(())
     }
 
+    /// Says once that one is recorded for a moment that is still to come.
+    fn tell_ahead(&self) {
+        let (now, mut state) = self.now();
+        let ahead = state.past.done.last().copied().filter(|due| *due > now);
+        if let Some(due) = ahead.filter(|_| state.ahead != ahead) {
+            tracing::warn!(
+                label = self.label(), due = %due.to_rfc3339(),
+                "a backup is recorded for a moment that is still to come: this host's clock was ahead then, or is behind now. It does not count before"
+            );
+        }
+        state.ahead = ahead;
+    }
+
     fn tell_plan(&self) {
         let schedule = &self.config.schedule;
-        let next = schedule.next(Utc::now());
+        let (now, state) = self.now();
+        let (next, last) = (schedule.next(now), state.past.last(now));
         tracing::info!(
             label = self.label(), schedule = %schedule.cron, timezone = %schedule.zone,
-            last = self.state().past.done.map(|due| due.to_rfc3339()),
+            last = last.map(|due| due.to_rfc3339()),
             next = next.map(|fire| fire.at.to_rfc3339()),
             next_there = next.map(|fire| fire.at.with_timezone(&schedule.zone).to_rfc3339()),
             "backups by schedule"
@@ -176,9 +202,7 @@ impl One {
         let late_s = (now - fire.at).num_seconds();
         tracing::info!(label = self.label(), due = %fire.due.to_rfc3339(), late_s, missed, "a scheduled backup begins");
         let record = taker.take(self.options(taker, fire, now)?).await?;
-        let mut state = self.state();
-        state.past.done = state.past.done.max(Some(fire.due));
-        drop(state);
+        self.state().past.done.insert(fire.due);
         taker.metrics.backups.newest(self.label(), record.ended_at);
         self.compare_clocks(now, &record);
         let next = self.config.schedule.next(Utc::now()).map(|fire| fire.at.to_rfc3339());
