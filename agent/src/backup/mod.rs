@@ -235,7 +235,8 @@ async fn store(
             .context("wait for the primary, as a standby cannot end a WAL segment: SELECT pg_switch_wal() there, or set archive_timeout")?,
         false => waited?,
     }
-    prove_checkpoint(&repository, need, label.checkpoint).await?;
+    let prove = || prove_checkpoint(&repository, need, label.checkpoint);
+    retry("looking for the backup's checkpoint in the stored WAL", Backoff::within(PATIENCE), cancel, wal::is_transient, prove).await?;
 
     meter.stage(Stage::Finishing, None);
     let stored = retry("storing the manifest", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || {

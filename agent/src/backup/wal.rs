@@ -167,6 +167,11 @@ pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededW
     }
 }
 
+/// Whether looking again may help.
+pub fn is_transient(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<repository::Error>()).any(repository::Error::is_transient)
+}
+
 /// The first record.
 struct First(Option<WalEvent>);
 
@@ -249,6 +254,27 @@ mod tests {
         // After 10, 20, 40 and 80 seconds.
         assert_eq!(told.lines().count(), 4, "{told}");
         assert!(told.lines().all(|line| line.contains("000000010000000000000002") && line.contains("given_up_after_s=100")), "{told}");
+    }
+
+    /// A store that is away for a moment, when all of a backup is stored, must not cost the backup.
+    #[tokio::test]
+    async fn only_an_outage_is_worth_another_look() {
+        use walkeep_store::{ErrorKind, Fault, FaultyStore, Operation, Rule};
+        let (_, store) = memory().await;
+        let faulty = Arc::new(FaultyStore::new(store));
+        let repository = Arc::new(crate::repository::tests::over(faulty.clone()).await);
+        let content = Bytes::from(vec![1; MIB as usize]);
+        for number in 2..=4 {
+            repository.put_wal(WalFileName::Segment(segment(number)), content.clone()).await.unwrap();
+        }
+        for operation in [Operation::List, Operation::Get] {
+            faulty.inject(Rule::new(operation, Fault::Fail(ErrorKind::Transient)));
+            let error = prove_checkpoint(&repository, need(1), Lsn::new(2 * MIB + 40)).await.unwrap_err();
+            assert!(is_transient(&error), "{error:#}");
+            faulty.heal();
+        }
+        let error = prove_checkpoint(&repository, need(1), Lsn::new(2 * MIB + 40)).await.unwrap_err();
+        assert!(error.is::<OtherHistory>() && !is_transient(&error), "{error:#}");
     }
 
     #[tokio::test(start_paused = true)]
