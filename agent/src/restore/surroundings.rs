@@ -1,7 +1,7 @@
 //! What a directory to be filled must not lie in: a data directory, a tablespace, a repository, a spool.
 //!
 //! An empty folder in there looks as free as any. But a server does not expect files beside its own, and its next base backup takes them along; a
-//! repository is Walkeep's alone. What holds a cluster is known by the files that PostgreSQL marks it with, whoever's server it is; links on the way are
+//! repository is Walkeep's alone. What holds a cluster is known by the files that PostgreSQL marks it with, whosever server it is; links on the way are
 //! followed, as they will be when files are written.
 
 use std::ffi::OsStr;
@@ -24,14 +24,10 @@ pub struct InUse {
 /// Refuses a directory that lies in one of these, or around one, or in any cluster or repository.
 pub fn check(path: &Path, in_use: &[InUse]) -> Result<(), Refusal> {
     let refuse = |reason: String| Err(Refusal::Directory { path: path.to_owned(), reason });
-    let real = resolve(path);
-    for InUse { path: place, what } in in_use {
-        let place = resolve(place);
-        if real.starts_with(&place) || place.starts_with(&real) {
-            return refuse(format!("it and {what}, {}, must not lie in one another; choose another place", place.display()));
-        }
+    if let Some(InUse { path: place, what }) = in_use.iter().find(|place| overlap(path, &place.path)) {
+        return refuse(format!("it and {what}, {}, must not lie in one another; choose another place", place.display()));
     }
-    for above in real.ancestors().skip(1) {
+    for above in resolve(path).ancestors().skip(1) {
         if let Some(what) = holds(above) {
             return refuse(format!("it lies within {}, which is {what}; choose another place", above.display()));
         }
