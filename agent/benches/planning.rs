@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chrono::DateTime;
 use walkeep::index::fold;
-use walkeep::planning::{Around, View};
+use walkeep::planning::{Around, Share, View};
 use walkeep::repository::{ClusterIdentity, ClusterRepository, Repository};
 use walkeep_core::backup::{BackupMethod, BackupRecord};
 use walkeep_core::index::{Digest, Indexer, Level};
@@ -71,7 +71,7 @@ async fn run(segments: u64) {
             let repository = Arc::new(over(slow.clone()).await);
             let before = slow.calls().len();
             let began = Instant::now();
-            let around = Around { server: Err("not asked".into()), rates: Rates::default(), whole: false };
+            let around = Around { server: Err("not asked".into()), rates: Rates::default(), share: Share::Part };
             let mut view = View::load(repository).await.unwrap();
             let plan = view.plan(&RecoveryTarget::new(kind(*number)), &around, &mut |_, _| {}).await.unwrap().unwrap();
             seconds.push(began.elapsed().as_secs_f64());

@@ -41,9 +41,17 @@ pub struct Around {
     pub server: Result<ConnectionParams, String>,
     /// What was measured on this host.
     pub rates: Rates,
-    /// Whether the whole backup is wanted: then all that it refers to must be there, and if it is not, an older backup may do. Of a part of it only
-    /// the restore itself knows what is needed.
-    pub whole: bool,
+    /// How much of the backup is wanted.
+    pub share: Share,
+}
+
+/// How much of a backup is to be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// All of it: then all that it refers to must be there, and if it is not, an older backup may do.
+    Whole,
+    /// Some databases of it: only the restore itself knows what is needed.
+    Part,
 }
 
 /// The plan for `target` by what `catalog` says is stored, or why there is none.
@@ -75,7 +83,7 @@ async fn plan(
             finished = plan::finish(candidate, &outcome, catalog, &witness);
         }
         match finished {
-            Ok(_) if let Some(reason) = damage(repository, &candidate.backup, around.whole).await? => {
+            Ok(_) if let Some(reason) = damage(repository, &candidate.backup, around.share).await? => {
                 damaged.push(format!("backup {} is newer and cannot be restored whole: {reason}", candidate.backup.id));
                 refused.push((at, Refusal::BackupDamaged { backup: candidate.backup.id.clone(), reason }));
             }
@@ -98,8 +106,8 @@ async fn plan(
 }
 
 /// What keeps a backup from being restored whole, as far as a listing and its manifest tell.
-async fn damage(repository: &ClusterRepository, backup: &BackupRecord, asked: bool) -> Result<Option<String>> {
-    if !asked {
+async fn damage(repository: &ClusterRepository, backup: &BackupRecord, share: Share) -> Result<Option<String>> {
+    if share == Share::Part {
         return Ok(None);
     }
     match repository.lost_packs(backup).await {

@@ -15,6 +15,7 @@ mod index;
 mod init;
 mod lease;
 mod log;
+mod only_database;
 mod output;
 mod picture;
 mod plan;

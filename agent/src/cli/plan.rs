@@ -14,7 +14,7 @@ use super::failure::{Exit, Failure};
 use super::target::TargetArgs;
 use super::{Global, output, setup};
 use crate::config::ClusterConfig;
-use crate::planning::{Around, View};
+use crate::planning::{Around, Share, View};
 use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
 
@@ -60,15 +60,6 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How much of a backup is to be restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Share {
-    /// All of it.
-    Whole,
-    /// Some databases of it.
-    Part,
-}
-
 /// Makes the plan, showing how far the reading of WAL has come.
 pub async fn make(
     repository: &Arc<ClusterRepository>,
@@ -78,7 +69,7 @@ pub async fn make(
 ) -> Result<RestorePlan, Failure> {
     // A plan is made without a server, and on hosts where its connection cannot be used: then it is not asked.
     let server = setup::connection(cluster).map_err(|failure| format!("{:#}", failure.error));
-    let around = Around { server, rates: RatesFile::of(cluster).load(), whole: share == Share::Whole };
+    let around = Around { server, rates: RatesFile::of(cluster).load(), share };
     let mut waits = 0;
     loop {
         let mut view = View::load(repository.clone()).await?;

@@ -5,21 +5,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
-use tokio_util::sync::CancellationToken;
-use walkeep_core::Lsn;
-use walkeep_core::journal::{Edge, Happening, Window};
-use walkeep_core::plan::RestorePlan;
-use walkeep_core::target::{TargetAction, print_time};
+use walkeep_core::target::TargetAction;
 
 use super::failure::Failure;
-use super::plan::Share;
 use super::target::TargetArgs;
-use super::{Global, ask, log, output, plan, progress, setup};
+use super::{Global, ask, only_database, output, plan, progress, setup};
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
-use crate::journal;
-use crate::planning::View;
+use crate::planning::Share;
 use crate::rates::RatesFile;
-use crate::repository::ClusterRepository;
 use crate::restore::{self, InUse, Options, Refusal, Summary, Survey};
 
 /// Arguments of `walkeep restore`.
@@ -132,8 +125,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     options.parallelism = args.parallel.clamp(1, 64);
     options.delta = args.delta;
     if !args.only_database.is_empty() {
-        options.needed = restore::only(&repository, &plan, &args.only_database, &stop).await.map_err(refusal_or_failure)?;
-        see_not_dropped(&repository, &plan, &args.only_database, &stop).await?;
+        options.needed = only_database::needed(&repository, &plan, &args.only_database, &stop).await?;
     }
     if args.delta {
         let survey = restore::look_over(&repository, &plan, &options, &stop).await.map_err(refusal_or_failure)?;
@@ -148,36 +140,6 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
         output::json(&summary)?;
     } else {
         print(&summary);
-    }
-    Ok(())
-}
-
-/// Refuses databases that the WAL drops before the target: the restored server would not have them.
-async fn see_not_dropped(
-    repository: &Arc<ClusterRepository>,
-    plan: &RestorePlan,
-    names: &[String],
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let shared = restore::shared(repository, plan, stop).await?;
-    let view = View::load(repository.clone()).await?;
-    let path = log::path(view.catalog(), Some(plan.timeline))?;
-    let window = Window { from: Some(Edge::Lsn(plan.backup.start_lsn)), to: Some(Edge::Lsn(plan.stop_lsn)) };
-    let mut on_progress = plan::wal_progress("for dropped databases");
-    let account = journal::read(repository, view.index(), view.catalog(), &path, window, &mut on_progress).await?;
-    let entries = account.map(|account| account.summary.entries).unwrap_or_default();
-    for name in names {
-        let oids = shared.oids(name);
-        let dropped =
-            entries.iter().find(|entry| matches!(entry.what, Happening::DatabaseDropped { database, .. } if oids.contains(&database)));
-        // One of that name may have been made since.
-        let made = |lsn: Lsn| entries.iter().any(|entry| entry.lsn > lsn && matches!(entry.what, Happening::DatabaseCreated { .. }));
-        if let Some(dropped) = dropped.filter(|dropped| !made(dropped.lsn)) {
-            let time = dropped.time.and_then(print_time).map(|time| format!(" ({time})")).unwrap_or_default();
-            let reason =
-                format!("database {name:?} is dropped at {}{time}, before the target: the restored server would not have it", dropped.lsn);
-            return Err(Failure::refused(reason).hint(format!("To just before: --lsn {} --exclusive", dropped.lsn)));
-        }
     }
     Ok(())
 }
@@ -247,7 +209,7 @@ fn named(path: &Path) -> String {
     }
 }
 
-fn refusal_or_failure(error: anyhow::Error) -> Failure {
+pub(super) fn refusal_or_failure(error: anyhow::Error) -> Failure {
     match error.downcast::<Refusal>() {
         Ok(refusal) => Failure::refused(refusal.to_string()),
         Err(error) => error.into(),

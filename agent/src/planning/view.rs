@@ -129,6 +129,7 @@ mod tests {
     use walkeep_core::plan::estimate::Rates;
     use walkeep_core::target::TargetKind;
 
+    use super::super::Share;
     use super::*;
     use crate::repository::tests::{memory, record, segment};
 
@@ -148,7 +149,7 @@ mod tests {
         }
         repository.commit_backup(&record(1)).await.unwrap();
         let mut view = View::load_listing(Arc::new(repository), listed).await.unwrap();
-        let around = Around { server: Err("not asked".into()), rates: Rates::default(), whole: false };
+        let around = Around { server: Err("not asked".into()), rates: Rates::default(), share: Share::Part };
         let planned = view.plan(&RecoveryTarget::new(TargetKind::Latest), &around, &mut |_, _| {}).await.unwrap();
         (view, planned)
     }

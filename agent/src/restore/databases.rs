@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::manifest::{Content, EntryKind};
@@ -35,25 +35,24 @@ impl Shared {
     pub fn oids(&self, database: &str) -> Vec<u32> {
         self.databases.iter().filter(|(_, name)| name == database).map(|(oid, _)| *oid).collect()
     }
-}
 
-/// What is needed of the backup of `plan` for these databases: their files, those of the templates, and everything that belongs to no database.
-pub async fn only(repository: &ClusterRepository, plan: &RestorePlan, names: &[String], cancel: &CancellationToken) -> Result<Needed> {
-    let shared = shared(repository, plan, cancel).await?;
-    let mut oids = BTreeSet::new();
-    for name in names {
-        let found = shared.oids(name);
-        if found.is_empty() {
-            let mut known: Vec<_> = shared.databases.iter().map(|(_, name)| name.as_str()).collect();
-            known.sort_unstable();
-            known.dedup();
-            let reason = format!("it has no database {name:?}; it has: {}", known.join(", "));
-            bail!(Refusal::Backup { backup: plan.backup.id.to_string(), reason });
+    /// What is needed of the backup of `plan` for these databases: their files, those of the templates, and everything that belongs to no database.
+    pub fn only(&self, plan: &RestorePlan, names: &[String]) -> Result<Needed, Refusal> {
+        let mut oids = BTreeSet::new();
+        for name in names {
+            let found = self.oids(name);
+            if found.is_empty() {
+                let mut known: Vec<_> = self.databases.iter().map(|(_, name)| name.as_str()).collect();
+                known.sort_unstable();
+                known.dedup();
+                let reason = format!("it has no database {name:?}; it has: {}", known.join(", "));
+                return Err(Refusal::Backup { backup: plan.backup.id.to_string(), reason });
+            }
+            oids.extend(found);
         }
-        oids.extend(found);
+        oids.extend(["template0", "template1"].iter().flat_map(|name| self.oids(name)));
+        Ok(Needed::Databases(oids))
     }
-    oids.extend(["template0", "template1"].iter().flat_map(|name| shared.oids(name)));
-    Ok(Needed::Databases(oids))
 }
 
 /// Reads them for the backup of `plan`. What cannot be understood is left out.

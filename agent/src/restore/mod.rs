@@ -31,7 +31,7 @@ use walkeep_core::target::TargetAction;
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
 use crate::transfer::{Meter, Stage, Watch};
-pub use databases::{Shared, only, shared};
+pub use databases::{Shared, shared};
 pub use delta::Survey;
 use layout::{Layout, Small};
 pub use surroundings::{InUse, is_same, of_server};

@@ -14,12 +14,12 @@ use walkeep_core::identifier::printable;
 use walkeep_core::plan::RestorePlan;
 
 use super::failure::Failure;
-use super::plan::Share;
 use super::restore::{in_use, restore_command};
 use super::target::TargetArgs;
 use super::{Global, ask, output, plan, setup};
 use crate::config::Config;
 use crate::extract::{self, Format, Options, Output, Refused, Report, TableName, Target, Wanted};
+use crate::planning::Share;
 use crate::postgres::without_password;
 use crate::restore;
 use crate::scratch_server::{self, NotFound, Place, Programs};
