@@ -52,8 +52,7 @@ fn a_place_within_the_server_or_the_repository() {
     let story = Story::local(VERSION);
     let place = Scratch::new();
     let space = place.dir("space");
-    story.cluster.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display()));
-    story.cluster.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS i");
+    story.far_table(&space);
     story.insert(10);
     story.backup();
     let (data, repository) = (story.cluster.data().to_owned(), story.walkeep.local_repository());
@@ -101,8 +100,7 @@ fn a_place_that_cannot_be_written() {
     disk.remount("ro");
     let story = Story::local(VERSION);
     let (old, new) = (place.dir("old"), place.dir("new"));
-    story.cluster.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", old.display()));
-    story.cluster.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS i");
+    story.far_table(&old);
     story.insert(10);
     story.backup();
     let theirs = place.join("theirs");

@@ -87,6 +87,13 @@ impl Story {
         insert(&self.cluster, rows);
     }
 
+    /// Makes the tablespace `apart` at `place`, with a table `far` of a thousand rows in it.
+    #[track_caller]
+    pub fn far_table(&self, place: &Path) {
+        self.cluster.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", place.display()));
+        self.cluster.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS i");
+    }
+
     /// Waits until everything written is stored.
     #[track_caller]
     pub fn settle(&self) {

@@ -15,8 +15,7 @@ fn tablespaces_go_where_they_are_told() {
     let story = Story::local(VERSION);
     let places = Scratch::new();
     let old = places.dir("old");
-    story.cluster.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", old.display()));
-    story.cluster.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS i");
+    story.far_table(&old);
     story.insert(10);
     story.backup();
     story.cluster.sql("INSERT INTO far SELECT generate_series(1001, 1500)");
