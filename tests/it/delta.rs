@@ -105,7 +105,13 @@ fn what_cannot_be_overwritten_is_told_first() {
     assert!(refused.stderr.contains("PG_VERSION: cannot be changed by user"), "{}", refused.stderr);
     assert!(data.join("global/pg_control").exists(), "nothing was touched");
     fs::set_permissions(data.join("PG_VERSION"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    // What may only be read, as a server's key, is replaced.
+    let map = data.join("base/1/pg_filenode.map");
+    let original = fs::read(&map).unwrap();
+    fs::write(&map, b"damaged").unwrap();
+    fs::set_permissions(&map, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
     story.walkeep.ok(&args);
+    assert_eq!(fs::read(&map).unwrap(), original);
 }
 
 /// Of the others only what all databases share is fetched.

@@ -2,7 +2,7 @@
 //!
 //! Made of what a [`Catalog`] knows, and of what a log of the WAL told if there is one; drawn as [text](Picture::text) or as an
 //! [SVG](Picture::svg). It decides nothing: what can be restored is the catalog's word. Positions are exact; where on the axis they stand
-//! is for the eye, see [`axis`].
+//! is for the eye, see `axis`.
 
 mod axis;
 mod clock;

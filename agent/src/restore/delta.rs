@@ -124,7 +124,7 @@ pub fn survey(target: &Target, manifest: &ManifestEntries, record: &BackupRecord
                 {
                     survey.files += 1;
                     sizes += found.len().min(content.size());
-                    allowed(&path, Access::READ_OK | Access::WRITE_OK)?;
+                    changeable(&path)?;
                 }
                 files.insert(path);
             }
@@ -190,6 +190,16 @@ fn removable(path: &Path, kind: fs::FileType) -> Result<()> {
         removable(&entry.path(), entry.file_type().with_context(|| format!("look at {}", entry.path().display()))?)?;
     }
     Ok(())
+}
+
+/// Refuses a file that could neither be written nor replaced. One that its owner may only read (a server's key, say) is replaced: who may write
+/// into its folder, which is looked at too, may do so.
+fn changeable(path: &Path) -> Result<()> {
+    allowed(path, Access::READ_OK)?;
+    match rustix::fs::accessat(rustix::fs::CWD, path, Access::WRITE_OK, AtFlags::EACCESS) {
+        Err(rustix::io::Errno::ACCESS) => Ok(()),
+        _ => allowed(path, Access::WRITE_OK),
+    }
 }
 
 fn allowed(path: &Path, access: Access) -> Result<()> {

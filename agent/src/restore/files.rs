@@ -202,7 +202,7 @@ fn create_all(manifest: &ManifestEntries, target: &Target, needed: &Needed) -> R
     Ok(existing)
 }
 
-/// Opens a file that is there already. What is no file, or has another name too, is removed: its bytes are not only ours.
+/// Opens a file that is there already. What is no file, or has another name too, is removed: its bytes are not only ours. So is one that may only be read.
 fn reuse(path: &Path, mode: u32) -> Result<Option<File>> {
     use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
     let found = match fs::symlink_metadata(path) {
@@ -223,7 +223,13 @@ fn reuse(path: &Path, mode: u32) -> Result<Option<File>> {
         durable::set_mode(&file, mode)?;
         Ok::<_, std::io::Error>(file)
     };
-    open().map(Some).with_context(|| format!("open {}", path.display()))
+    match open() {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            fs::remove_file(path).with_context(|| format!("remove {}, which cannot be written", path.display()))?;
+            Ok(None)
+        }
+        opened => opened.map(Some).with_context(|| format!("open {}", path.display())),
+    }
 }
 
 /// Goes through the manifest and sends what to read, until nobody wants more. Answers the files for which nothing is read, and their sums.

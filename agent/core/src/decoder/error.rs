@@ -5,7 +5,7 @@ use crate::lsn::Lsn;
 use crate::page::PageError;
 use crate::segment::SegmentSize;
 
-/// WAL that cannot be read on. Everything before [`Decoder::position`] was whole.
+/// WAL that cannot be read on. Everything before [`Decoder::position`](crate::decoder::Decoder::position) was whole.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// A page header cannot be read.
