@@ -206,7 +206,7 @@ impl Archives {
     fn counted(&self, because: Because, put: repository::Result<Stored>) -> Result<Stored, ArchiveError> {
         match &put {
             Ok(stored) => self.metrics.stored(Source::Archive, *stored),
-            Err(error) if because == Because::Offered => self.metrics.error(error.kind()),
+            Err(error) if because == Because::Offered => self.metrics.refused(error),
             Err(_) => {}
         }
         Ok(put?)
@@ -243,7 +243,7 @@ impl Archives {
         if because == Because::Offered && self.has_parts(segment).await? {
             let (content, read) = on_blocking_thread(move || whole(file)).await?.map_err(unreadable)?;
             let compared = self.repository.compare_with_parts(segment, &content).await;
-            compared.inspect_err(|error| self.metrics.error(error.kind()))?;
+            compared.inspect_err(|error| self.metrics.refused(error))?;
             file = read;
         }
         let stored = self.counted(because, self.repository.put_segment(&packed).await)?;
@@ -253,13 +253,13 @@ impl Archives {
     }
 
     async fn has_parts(&self, segment: SegmentName) -> Result<bool, ArchiveError> {
-        let parts = self.repository.list_parts(segment).await.inspect_err(|error| self.metrics.error(error.kind()))?;
+        let parts = self.repository.list_parts(segment).await.inspect_err(|error| self.metrics.refused(error))?;
         Ok(!parts.is_empty())
     }
 
     /// After this answer the server may remove its copy, so what was stored a while ago is looked at once more: one small request.
     async fn is_still_there(&self, name: WalFileName, hash: Blake3Sum) -> Result<bool, ArchiveError> {
-        let described = self.repository.describe_wal(name).await.inspect_err(|error| self.metrics.error(error.kind()))?;
+        let described = self.repository.describe_wal(name).await.inspect_err(|error| self.metrics.refused(error))?;
         if described.is_none() {
             tracing::warn!(%name, "it was stored by the stream and is gone from the repository: storing it again");
         }

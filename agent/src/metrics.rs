@@ -5,13 +5,36 @@
 
 mod backups;
 
+use std::time::Duration;
+
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 pub use backups::BackupMetrics;
 use walkeep_core::backup::BackupRecord;
+use walkeep_store::{ErrorKind, Observer, Operation};
 
 use crate::progress::{Phase, Progress, SlotHold};
+use crate::repository::Error;
 use crate::repository::wal::Stored;
+
+/// Kinds of `walkeep_errors_total` that a rule may ask for.
+const ERRORS: [&str; 13] = [
+    "transient",
+    "denied",
+    DELETE_DENIED,
+    "unusable",
+    "no_credentials",
+    "misconfigured",
+    "full",
+    "corrupt",
+    "conflict",
+    "lease",
+    "no_repository",
+    "open",
+    "spool",
+];
+/// Apart from what is denied otherwise: who keeps an archive may deny it on purpose, and nothing is lost.
+const DELETE_DENIED: &str = "delete_denied";
 
 /// How WAL came to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +126,7 @@ impl Metrics {
                 .int_gauge("walkeep_commits_wait", "1 while commits on the server wait for this agent: it is a synchronous standby.")?,
             objects: maker.counter_vec("walkeep_stored_objects_total", "Objects stored: segments and other files, and parts.", "source")?,
             bytes: maker.counter_vec("walkeep_stored_bytes_total", "Bytes written to the repository for them.", "source")?,
-            errors: maker.counter_vec("walkeep_errors_total", "Failed calls to the repository, by kind.", "kind")?,
+            errors: maker.counter_vec("walkeep_errors_total", "Failed calls to the repository, and what was refused, by kind.", "kind")?,
             conflicts: maker.counter("walkeep_conflicts_total", "Files refused because their name holds other content: alarm on any.")?,
             archived: maker.counter_vec("walkeep_archive_requests_total", "Answers to archive_command.", "answer")?,
             fetched: maker.counter_vec("walkeep_fetch_requests_total", "Answers to restore_command.", "answer")?,
@@ -140,7 +163,7 @@ impl Metrics {
             self.objects.with_label_values(&[source.as_str()]).reset();
             self.bytes.with_label_values(&[source.as_str()]).reset();
         }
-        for kind in ["transient", "denied", "unusable", "corrupt", "conflict", "lease"] {
+        for kind in ERRORS {
             self.errors.with_label_values(&[kind]).reset();
         }
         for answer in ["done", "failed"] {
@@ -175,7 +198,14 @@ impl Metrics {
         self.indexed.set(to.get() as f64);
     }
 
-    /// A call to the repository failed.
+    /// What is stored, or who asks, does not allow it. Where it was the store that failed, that was counted when its call ended.
+    pub fn refused(&self, error: &Error) {
+        if !matches!(error, Error::Store(_)) {
+            self.error(error.kind());
+        }
+    }
+
+    /// Something failed that is no call to the store.
     pub fn error(&self, kind: &str) {
         self.errors.with_label_values(&[kind]).inc();
         if kind == "conflict" {
@@ -256,6 +286,17 @@ impl Metrics {
     }
 }
 
+/// Of the repository's store: whoever makes a call, it is counted here if it fails, and nowhere else.
+impl Observer for Metrics {
+    fn ended(&self, operation: Operation, _: Duration, _: u64, failure: Option<ErrorKind>) {
+        match (operation, failure) {
+            (Operation::Delete, Some(ErrorKind::Denied)) => self.error(DELETE_DENIED),
+            (_, Some(kind)) if kind.is_failure() => self.error(kind.as_str()),
+            _ => {}
+        }
+    }
+}
+
 /// Makes metrics and registers them.
 struct Maker<'a>(&'a Registry);
 
@@ -288,7 +329,14 @@ impl Maker<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use tokio_util::sync::CancellationToken;
+    use walkeep_store::{Fault, FaultyStore, GuardedStore, ListRequest, MemoryStore, ObservedStore, Rule, Store};
+
     use super::*;
+    use crate::repository::tests::over;
 
     #[test]
     fn a_scrape_shows_every_metric_from_the_start() {
@@ -306,5 +354,79 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
+    }
+
+    /// How often each kind was counted that was at all.
+    fn counted(metrics: &Metrics) -> Vec<(String, u64)> {
+        let text = metrics.render(&Progress::default()).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("walkeep_errors_total{kind=\"")?.split_once("\"} "));
+        lines.map(|(kind, count)| (kind.to_owned(), count.parse().unwrap())).filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn once(kind: &str) -> Vec<(String, u64)> {
+        vec![(kind.to_owned(), 1)]
+    }
+
+    #[tokio::test]
+    async fn each_failed_call_is_counted_once_by_its_kind() {
+        use ErrorKind::*;
+        for operation in Operation::ALL {
+            for kind in [NotFound, AlreadyExists, Denied, NoCredentials, Full, Transient, Corrupt, Unusable, Misconfigured, Cancelled] {
+                let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+                let metrics = Arc::new(Metrics::new().unwrap());
+                let repository = over(store.clone()).await.observed(metrics.clone());
+                store.inject(Rule::new(operation, Fault::Fail(kind)));
+                let (store, key) = (repository.repository().store(), "a".parse().unwrap());
+                let failed = match operation {
+                    Operation::Put => store.put_if_absent(&key, Bytes::new()).await.map(drop),
+                    Operation::Get => store.get(&key, None).await.map(drop),
+                    Operation::List => store.list(&ListRequest::default()).await.map(drop),
+                    Operation::Delete => store.delete(&key).await,
+                    Operation::Probe => store.probe(&key).await.map(drop),
+                };
+                let error = failed.unwrap_err();
+                assert_eq!(error.kind(), kind);
+                // Whoever made the call passes it on.
+                metrics.refused(&error.into());
+                let expected = match (operation, kind) {
+                    // These are what it answers, and the agent's own wish.
+                    (_, NotFound | AlreadyExists | Cancelled) => vec![],
+                    (Operation::Delete, Denied) => once("delete_denied"),
+                    _ => once(kind.as_str()),
+                };
+                assert_eq!(counted(&metrics), expected, "{operation:?} {kind:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_was_cut_off_is_not_counted_and_one_that_took_too_long_is() {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+        let (metrics, stop) = (Arc::new(Metrics::new().unwrap()), CancellationToken::new());
+        let guarded = GuardedStore::new(store.clone(), Duration::from_secs(60), stop.clone());
+        let repository = over(Arc::new(guarded)).await.observed(metrics.clone());
+        store.inject(Rule::new(Operation::Get, Fault::Hang));
+        let ask = || repository.repository().prove_reached();
+        tokio::time::timeout(Duration::from_secs(1), ask()).await.unwrap_err();
+        assert_eq!(counted(&metrics), [], "it was given up by whoever asked");
+        let (cut, ()) = tokio::join!(ask(), async { stop.cancel() });
+        assert!(cut.is_err());
+        assert_eq!(counted(&metrics), [], "the agent stops");
+        let guarded = GuardedStore::new(store, Duration::from_secs(60), CancellationToken::new());
+        let slow = ObservedStore::new(Arc::new(guarded), metrics.clone());
+        slow.get(&"a".parse().unwrap(), None).await.unwrap_err();
+        assert_eq!(counted(&metrics), once("transient"));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_call_is_counted_where_it_is_found() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let repository = over(Arc::new(MemoryStore::new())).await.observed(metrics.clone());
+        let file = walkeep_core::WalFileName::History(walkeep_core::TimelineId::new(2).unwrap());
+        repository.put_wal(file, Bytes::from_static(b"one")).await.unwrap();
+        let conflict = repository.put_wal(file, Bytes::from_static(b"other")).await.unwrap_err();
+        assert_eq!(counted(&metrics), []);
+        metrics.refused(&conflict);
+        assert_eq!(counted(&metrics), once("conflict"));
     }
 }

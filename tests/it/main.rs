@@ -48,3 +48,4 @@ mod tablespaces;
 mod targets;
 mod timelines;
 mod trees;
+mod waiting_backups;

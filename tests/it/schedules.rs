@@ -17,7 +17,7 @@ const VERSION: u32 = 15;
 const LEAD_S: i64 = 15;
 
 /// The clock is set so that a minute is full soon; that minute of the day, in UTC.
-fn soon(walkeep: &mut Walkeep) -> Option<i64> {
+pub fn soon(walkeep: &mut Walkeep) -> Option<i64> {
     if !Path::new(&library()).exists() {
         eprintln!("SKIPPED: libfaketime is not here");
         return None;
@@ -29,13 +29,13 @@ fn soon(walkeep: &mut Walkeep) -> Option<i64> {
 }
 
 /// A schedule at this minute of each day in UTC, where clocks are so many minutes ahead.
-fn daily(minute: i64, ahead: i64, more: &str) -> String {
+pub fn daily(minute: i64, ahead: i64, more: &str) -> String {
     let there = (minute + ahead).rem_euclid(1440);
     format!("\n[[cluster.main.backup]]\nschedule = \"{} {} * * *\"\n{more}\n", there % 60, there / 60)
 }
 
 /// A server and Walkeep for it, with these schedules from now on.
-fn with_schedules(cluster: &Cluster, walkeep: &mut Walkeep, schedules: &str) {
+pub fn with_schedules(cluster: &Cluster, walkeep: &mut Walkeep, schedules: &str) {
     walkeep.ok(&["init"]);
     walkeep.more = schedules.to_owned();
     walkeep.write_config();
@@ -48,7 +48,7 @@ fn backups(walkeep: &Walkeep) -> Vec<serde_json::Value> {
 }
 
 #[track_caller]
-fn wait_backups(walkeep: &Walkeep, number: usize) -> Vec<serde_json::Value> {
+pub fn wait_backups(walkeep: &Walkeep, number: usize) -> Vec<serde_json::Value> {
     wait_for(&format!("{number} backups"), PATIENCE, || Some(backups(walkeep)).filter(|backups| backups.len() == number))
 }
 
@@ -56,7 +56,7 @@ fn of(metric: &str, label: &str) -> String {
     format!("{metric}{{schedule=\"{label}\"}}")
 }
 
-fn said(agent: &Agent, text: &str) -> bool {
+pub fn said(agent: &Agent, text: &str) -> bool {
     agent.log().contains(text)
 }
 

@@ -4,8 +4,8 @@
 //! removed, because whoever removes a lock file may remove another's lock. Of other hosts it knows nothing.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
+use std::io::{self, ErrorKind, Read, Seek};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,7 +46,9 @@ pub enum LockError {
 /// The right to take a backup, until it is dropped.
 #[derive(Debug)]
 pub struct BackupLock {
-    _file: File,
+    file: File,
+    /// Who has it.
+    holder: String,
 }
 
 impl BackupLock {
@@ -67,9 +69,19 @@ impl BackupLock {
                 Err(TryLockError::Error(error)) => return Err(because("lock")(error)),
             }
         }
-        let text = format!("process {}, {who}, since {}\n", std::process::id(), Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(because("write"))?;
-        Ok(Self { _file: file })
+        let holder = format!("process {}, {who}, since {}", std::process::id(), Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+        let lock = Self { file, holder };
+        lock.note(None).map_err(because("write"))?;
+        Ok(lock)
+    }
+
+    /// Tells whoever comes what the backup waits for, until it is noted that it goes on.
+    pub fn note(&self, waits: Option<&str>) -> io::Result<()> {
+        let waits = waits.map_or_else(String::new, |waits| format!("; {waits}"));
+        let line = format!("{}{waits}\n", self.holder);
+        // In this order there is a whole line at any time: only the first one is read.
+        self.file.write_all_at(line.as_bytes(), 0)?;
+        self.file.set_len(line.len() as u64)
     }
 
     /// An error while somebody takes a backup.
@@ -108,7 +120,7 @@ fn open(spool: &Path, path: &Path) -> io::Result<File> {
 fn told(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(LONGEST).read_to_string(&mut text));
-    match text.trim() {
+    match text.lines().next().unwrap_or_default().trim() {
         told if read.is_ok() && !told.is_empty() => told.into(),
         _ => "it has not said yet which".into(),
     }
@@ -128,6 +140,11 @@ mod tests {
         let us = format!("process {}, `walkeep backup`, since 2", std::process::id());
         assert!(holder.starts_with(&us), "{holder}");
         assert_eq!(BackupLock::holder(&spool), Some(holder));
+        let told = || BackupLock::holder(&spool).unwrap();
+        first.note(Some("it waits for the repository (put: full)")).unwrap();
+        assert!(told().starts_with(&us) && told().ends_with(" UTC; it waits for the repository (put: full)"), "{}", told());
+        first.note(None).unwrap();
+        assert!(told().starts_with(&us) && told().ends_with(" UTC"), "{}", told());
         drop(first);
         assert_eq!(BackupLock::holder(&spool), None, "what stands in the file is of the past");
         let second = BackupLock::take(&spool, "the agent, \"nightly\"").unwrap();

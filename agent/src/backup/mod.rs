@@ -13,6 +13,7 @@ pub mod pack;
 pub mod postgres_manifest;
 mod receive;
 pub mod sweep;
+pub mod waiting;
 pub mod wal;
 pub mod workers;
 

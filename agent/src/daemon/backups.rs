@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
 
 use crate::backup::lock::{BackupLock, LockError};
-use crate::backup::{self, Options};
+use crate::backup::{self, Options, waiting};
 use crate::config::{ClusterConfig, Protect};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
@@ -72,10 +72,10 @@ impl Taker {
     /// Takes one. It ends soon after the agent is told to stop.
     async fn take(&self, options: Options) -> Result<BackupRecord> {
         let (spool, who) = (self.cluster.spool.clone(), format!("the agent, {:?}", options.label));
-        let lock = tokio::task::spawn_blocking(move || BackupLock::take(&spool, &who)).await.context("wait for the lock")??;
+        let lock = Arc::new(tokio::task::spawn_blocking(move || BackupLock::take(&spool, &who)).await.context("wait for the lock")??);
         let (label, began) = (options.label.clone(), Instant::now());
         self.metrics.backups.running(true);
-        let taken = backup::take(self.repository.clone(), &self.params, options, &|_| {}, &self.stop).await;
+        let taken = backup::take(waiting::told(&self.repository, &lock), &self.params, options, &|_| {}, &self.stop).await;
         self.metrics.backups.running(false);
         drop(lock);
         if let Ok(record) = &taken {

@@ -179,7 +179,8 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             repository
         }
     };
-    let repository = Arc::new(repository);
+    // Whoever makes a call to it: that it failed is counted. What fails while it is opened is `open`.
+    let repository = Arc::new(repository.observed(metrics.clone()));
     let identity = repository.identity();
     let recent = Arc::new(Recent::default());
     let index = match role {

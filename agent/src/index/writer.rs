@@ -53,7 +53,7 @@ pub async fn run(repository: Arc<ClusterRepository>, mut offers: Offers, metrics
         match worked {
             Ok(()) => waits = false,
             Err(error) => {
-                writer.metrics.error(error.kind());
+                writer.metrics.refused(&error);
                 match std::mem::replace(&mut waits, true) {
                     false => tracing::warn!(%error, "the index of the WAL waits; archiving does not need it"),
                     true => tracing::debug!(%error, "the index of the WAL waits"),

@@ -20,10 +20,12 @@ pub mod stored;
 pub mod unfinished;
 pub mod wal;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use walkeep_core::layout::{ClusterLayout, ClusterName, MARKER_KEY, ObjectName};
-use walkeep_store::{ErrorKind, Key, Put, SharedStore};
+use walkeep_store::{ErrorKind, Key, ObservedStore, Observer, Put, SharedStore};
 
 pub use error::{Error, Result};
 pub use identity::ClusterIdentity;
@@ -111,6 +113,12 @@ impl ClusterRepository {
     /// The same with another level for segments and their parts.
     pub fn with_wal_level(mut self, level: i32) -> Self {
         self.wal_level = level;
+        self
+    }
+
+    /// The same, `observer` being told how each call to the store ended.
+    pub fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.repository.store = Arc::new(ObservedStore::new(self.repository.store, observer));
         self
     }
 

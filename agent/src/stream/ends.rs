@@ -99,7 +99,7 @@ impl Streamer {
         }
         let bytes = &bytes[..(to - from) as usize];
         let before = stored.tail.get(from as usize..).unwrap_or_default();
-        same_bytes(name, from as usize, before, bytes).inspect_err(|error| self.metrics.error(error.kind()))?;
+        same_bytes(name, from as usize, before, bytes).inspect_err(|error| self.metrics.refused(error))?;
         let shared = before.len().min(bytes.len());
         if shared < bytes.len() {
             let part = PartName { segment: name, from: from as u32 + shared as u32, to: to as u32, epoch: stored.epoch };

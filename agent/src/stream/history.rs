@@ -33,7 +33,7 @@ impl Streamer {
         let content = connection.timeline_history(timeline).await?;
         let history = TimelineHistory::parse(timeline, &content)?;
         let file = WalFileName::History(timeline);
-        let stored = self.repository.put_wal(file, Bytes::from(content)).await.inspect_err(|error| self.metrics.error(error.kind()));
+        let stored = self.repository.put_wal(file, Bytes::from(content)).await.inspect_err(|error| self.metrics.refused(error));
         let stored = stored.with_context(|| format!("store {file}"))?;
         self.metrics.stored(Source::Stream, stored);
         Ok(history)

@@ -195,7 +195,7 @@ impl Streamer {
 
     fn refused(&self, holder: LeaseRecord, reason: Refusal) -> Error {
         let refused = Error::Lease { holder: Box::new(holder), me: Box::new(self.writer.clone()), reason };
-        self.metrics.error(refused.kind());
+        self.metrics.refused(&refused);
         refused
     }
 

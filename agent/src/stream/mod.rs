@@ -395,7 +395,7 @@ impl Streamer {
             None => self.repository.get_tail(segment).await?,
         };
         // Another writer may have gone on with it, on a copy of the server: its bytes and these are not one history.
-        same_bytes(segment, 0, &stored, &bytes[..end as usize]).inspect_err(|error| self.metrics.error(error.kind()))?;
+        same_bytes(segment, 0, &stored, &bytes[..end as usize]).inspect_err(|error| self.metrics.refused(error))?;
         let from = stored.len();
         if end > from as u64 {
             let epoch = self.epoch_of_leftovers(segment.timeline()).await?;

@@ -125,14 +125,14 @@ impl Streamer {
         tokio::task::block_in_place(|| writer.seal())?;
         let (hash, path) = (tokio::task::block_in_place(|| self.spool.hash(segment))?, self.spool.path(segment));
         let packed = self.repository.pack_segment(segment, hash, move || std::fs::File::open(path)).await?;
-        let stored = self.repository.put_segment(&packed).await.inspect_err(|error| self.metrics.error(error.kind()))?;
+        let stored = self.repository.put_segment(&packed).await.inspect_err(|error| self.metrics.refused(error))?;
         self.metrics.stored(Source::Stream, stored);
         tracing::info!(%segment, "stored; it was in a gap");
         self.spool.remove(segment)
     }
 
     fn same(&self, segment: SegmentName, from: usize, stored: &[u8], offered: &[u8]) -> Result<()> {
-        Ok(same_bytes(segment, from, stored, offered).inspect_err(|error| self.metrics.error(error.kind()))?)
+        Ok(same_bytes(segment, from, stored, offered).inspect_err(|error| self.metrics.refused(error))?)
     }
 
     /// Gives a finished segment's bytes, as the server sends them, piece by piece with their offsets to `take`.

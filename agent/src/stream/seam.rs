@@ -233,14 +233,14 @@ impl Streamer {
             stored: format!("WAL up to {}", at.lsn),
             offered: format!("WAL that does not continue it: {why}"),
         };
-        self.metrics.error(conflict.kind());
+        self.metrics.refused(&conflict);
         Err(conflict.into())
     }
 
     /// Only whoever may store what follows may say what it is.
     async fn assure_writer(&self, start: &Start) -> Result<()> {
         match &start.writing.lease {
-            Some(lease) => Ok(lease.assure().await.inspect_err(|error| self.metrics.error(error.kind()))?),
+            Some(lease) => Ok(lease.assure().await.inspect_err(|error| self.metrics.refused(error))?),
             None => self.epoch_of_leftovers(start.frontier.timeline).await.map(drop),
         }
     }

@@ -247,7 +247,7 @@ impl<S: Walsender> Receiving<'_, S> {
         };
         let proven = tail.append(bytes).inspect_err(|error| {
             if let Some(error) = error.downcast_ref::<repository::Error>() {
-                self.session.metrics.error(error.kind());
+                self.session.metrics.refused(error);
             }
         })?;
         self.at = self.at.saturating_add(bytes.len() as u64);

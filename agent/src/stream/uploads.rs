@@ -280,7 +280,7 @@ where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<Stored, Error>>,
 {
-    let counted = async || put().await.inspect_err(|error| to.metrics.error(error.kind()));
+    let counted = async || put().await.inspect_err(|error| to.metrics.refused(error));
     retry(what, Backoff::FOREVER, cancel, Error::is_mendable, counted).await
 }
 

@@ -40,6 +40,11 @@ impl ErrorKind {
         matches!(self, Self::Transient | Self::Full)
     }
 
+    /// Whether the store failed. It did not where it answered what it knows of an object, or where the caller cut the call off.
+    pub const fn is_failure(self) -> bool {
+        !matches!(self, Self::NotFound | Self::AlreadyExists | Self::Cancelled)
+    }
+
     /// A short word for logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -41,7 +41,8 @@ impl Operation {
     }
 }
 
-/// Is told of every call that ended. A call that was dropped did not end.
+/// Is told of every call that ended, once: what a store tries again by itself, as S3's does, is one call until it answers its caller. A call that was
+/// dropped did not end.
 pub trait Observer: Send + Sync + 'static {
     /// `operation` ended after `elapsed`, with this failure or none; `bytes` of a body went or came.
     fn ended(&self, operation: Operation, elapsed: Duration, bytes: u64, failure: Option<ErrorKind>);
