@@ -85,6 +85,11 @@ impl Store for WaitedFor {
         self.wait("delete", key.as_str(), self.inner.delete(key)).await
     }
 
+    async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, walkeep_store::Error)>> {
+        let place = keys.first().map_or("", Key::as_str);
+        self.wait("delete", place, self.inner.delete_many(keys)).await
+    }
+
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.wait("probe", scratch.as_str(), self.inner.probe(scratch)).await
     }

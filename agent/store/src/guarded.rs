@@ -59,6 +59,16 @@ impl Store for GuardedStore {
         self.guard("delete", key.as_str(), self.inner.delete(key)).await
     }
 
+    /// The deadline is for each thousand of them.
+    async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
+        let mut stay = Vec::new();
+        for batch in keys.chunks(1000) {
+            let place = batch.first().map_or("", Key::as_str);
+            stay.extend(self.guard("delete", place, self.inner.delete_many(batch)).await?);
+        }
+        Ok(stay)
+    }
+
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.guard("probe", scratch.as_str(), self.inner.probe(scratch)).await
     }

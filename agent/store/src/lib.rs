@@ -110,6 +110,21 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Removes the object; no error if it was not there.
     async fn delete(&self, key: &Key) -> Result<()>;
 
+    /// Removes all of these that it can, many in one request where the server knows how. Answers those that stay, each with the reason; fails where the
+    /// server could not be asked, and then some may be gone.
+    async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
+        let mut stay = Vec::new();
+        for key in keys {
+            match self.delete(key).await {
+                Ok(()) => {}
+                // The others would be answered the same way.
+                Err(error) if error.kind() != ErrorKind::Denied => return Err(error),
+                Err(error) => stay.push((key.clone(), error)),
+            }
+        }
+        Ok(stay)
+    }
+
     /// Proves that the store keeps its promises (reach, permission, conditional puts), by a small object at `scratch` that it removes again
     /// where it may. Fails with [`ErrorKind::Unusable`] for a server that ignores `If-None-Match`.
     async fn probe(&self, scratch: &Key) -> Result<Probed>;

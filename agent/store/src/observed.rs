@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
 
 /// A store's calls, for counting them and for naming one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,6 +99,10 @@ impl Store for ObservedStore {
 
     async fn delete(&self, key: &Key) -> Result<()> {
         self.watch(Operation::Delete, self.inner.delete(key), |()| 0).await
+    }
+
+    async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
+        self.watch(Operation::Delete, self.inner.delete_many(keys), |_| 0).await
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {

@@ -27,7 +27,7 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
-use aws_sdk_s3::types::{ChecksumMode, EncodingType, ServerSideEncryption, StorageClass};
+use aws_sdk_s3::types::{ChecksumMode, Delete, EncodingType, ObjectIdentifier, ServerSideEncryption, StorageClass};
 use bytes::Bytes;
 
 use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, Store};
@@ -36,6 +36,9 @@ pub use config::{Credentials, S3Options, Secret, Sse, Timeouts};
 use credentials::Refreshing;
 use errors::{Failure, RetryMore};
 use listing::From;
+
+/// The most keys that one request removes (S3's DeleteObjects).
+const BATCH: usize = 1000;
 
 /// A store in an S3 bucket.
 pub struct S3Store {
@@ -140,6 +143,28 @@ impl S3Store {
         put.send().await.map(|_| ()).map_err(Failure::from_sdk)
     }
 
+    /// Up to [`BATCH`] of them; answers those that stay.
+    async fn delete_batch(&self, keys: &[Key]) -> std::result::Result<Vec<(Key, Failure)>, Failure> {
+        let named = keys.iter().map(|key| ObjectIdentifier::builder().key(self.name(key)).build());
+        let named = named.collect::<std::result::Result<Vec<_>, _>>().map_err(Failure::not_sent)?;
+        let delete = Delete::builder().set_objects(Some(named)).quiet(true).build().map_err(Failure::not_sent)?;
+        let output = self.client.delete_objects().bucket(&self.options.bucket).delete(delete).send().await.map_err(Failure::from_sdk)?;
+        let mut stay = Vec::new();
+        for error in output.errors() {
+            let failure = Failure::of_one(error.code(), error.message());
+            if failure.kind == ErrorKind::NotFound {
+                continue;
+            }
+            let key = error.key().and_then(|name| name.strip_prefix(&self.prefix)).and_then(|key| key.parse().ok());
+            match key {
+                Some(key) => stay.push((key, failure)),
+                // An answer that names no key of these says that something else is wrong.
+                None => return Err(failure),
+            }
+        }
+        Ok(stay)
+    }
+
     async fn read(&self, key: &Key, range: Option<&Range<u64>>) -> std::result::Result<Bytes, Failure> {
         let mut pause = Duration::from_millis(50);
         for attempt in 1.. {
@@ -234,6 +259,19 @@ impl Store for S3Store {
             }
         };
         self.call("delete", key.as_str(), self.request(delete)).await
+    }
+
+    async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
+        let mut stay = Vec::new();
+        for batch in keys.chunks(BATCH) {
+            let place = batch.first().map_or("", Key::as_str);
+            let failed = self.call("delete", place, self.request(|| self.delete_batch(batch))).await?;
+            stay.extend(failed.into_iter().map(|(key, failure)| {
+                let error = Error::at(failure.kind, "delete", key.as_str()).because(failure);
+                (key, error)
+            }));
+        }
+        Ok(stay)
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {

@@ -31,6 +31,21 @@ impl Failure {
         Self { kind, status: None, code: None, message: message.into(), remedy: None }
     }
 
+    /// A request that could not be made.
+    pub(super) fn not_sent(error: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Unusable, error.to_string())
+    }
+
+    /// What an answer that is fine on the whole says of one of many keys: it has a code and no status.
+    pub(super) fn of_one(code: Option<&str>, message: Option<&str>) -> Self {
+        let kind = match code {
+            Some("NoSuchKey") => ErrorKind::NotFound,
+            code => kind_of(200, code),
+        };
+        let message = message.or(code).unwrap_or("without a reason").to_owned();
+        Self { kind, status: None, code: code.map(str::to_owned), message, remedy: None }
+    }
+
     /// What the SDK reports.
     pub(super) fn from_sdk<E>(error: SdkError<E, HttpResponse>) -> Self
     where

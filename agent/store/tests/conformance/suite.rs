@@ -26,6 +26,7 @@ pub async fn run(store: SharedStore, many: usize, sorts: Sorts) {
     lists_by_folder(&*store).await;
     lists_many(&store, many).await;
     deletes(&*store).await;
+    deletes_many(&store, many).await;
     probes(&*store).await;
 }
 
@@ -249,6 +250,19 @@ async fn deletes(store: &dyn Store) {
         assert_eq!(store.get(&key, None).await.unwrap_err().kind(), ErrorKind::NotFound);
     }
     assert_eq!(store.put_if_absent(&key, Bytes::from_static(b"y")).await.unwrap(), Put::Created, "the name is free again");
+}
+
+/// Behind [`lists_many`]: more keys than one request takes.
+async fn deletes_many(store: &SharedStore, many: usize) {
+    let request = ListRequest { prefix: "many/".to_owned(), ..Default::default() };
+    let mut keys: Vec<Key> = list_all(&**store, request.clone()).await.unwrap().objects.into_iter().map(|listed| listed.key).collect();
+    assert_eq!(keys.len(), many);
+    let left = keys.split_off(many - 2);
+    keys.push(key("many/that/is/not/there"));
+    assert!(store.delete_many(&keys).await.unwrap().is_empty());
+    let rest: Vec<Key> = list_all(&**store, request).await.unwrap().objects.into_iter().map(|listed| listed.key).collect();
+    assert_eq!(rest, left, "what was not named stays");
+    assert!(store.delete_many(&[]).await.unwrap().is_empty());
 }
 
 async fn probes(store: &dyn Store) {
