@@ -14,6 +14,7 @@ pub(crate) mod oracle;
 use std::collections::BTreeMap;
 
 use crate::backup::BackupRecord;
+use crate::expiry::Expired;
 use crate::history::TimelineHistory;
 use crate::identity::{SystemIdentifier, TimelineId};
 use crate::index::Run;
@@ -47,10 +48,16 @@ pub struct Catalog {
     /// Sorted by stop and timeline.
     backups: Vec<BackupRecord>,
     gaps: Vec<GapRecord>,
+    expired: Expired,
     ignored: u64,
 }
 
 impl CatalogBuilder {
+    /// Leaves out what has left the catalog. Before anything else is added.
+    pub fn expired(&mut self, expired: Expired) {
+        self.catalog.expired = expired;
+    }
+
     /// Adds a listed object of `bytes` stored bytes. Those that say nothing about WAL are passed over.
     pub fn object(&mut self, name: &ObjectName, bytes: u64) {
         let size = self.catalog.size;
@@ -63,6 +70,9 @@ impl CatalogBuilder {
             self.catalog.ignored += 1;
             return;
         };
+        if self.catalog.expired.has_segment(segment.timeline(), number.start(size)) {
+            return;
+        }
         let stored = self.catalog.stored.entry(segment.timeline()).or_default();
         match part {
             None => stored.add_segment(number, bytes),
@@ -72,7 +82,9 @@ impl CatalogBuilder {
 
     /// Adds segments that are known to have been stored, and were not listed: how large they are is not known.
     pub fn believed(&mut self, timeline: TimelineId, run: Run) {
-        self.catalog.stored.entry(timeline).or_default().add_run(run);
+        let rest = self.catalog.expired.rest_of(timeline, run, self.catalog.size);
+        let stored = self.catalog.stored.entry(timeline).or_default();
+        rest.into_iter().for_each(|run| stored.add_run(run));
     }
 
     /// Adds a timeline's history.
@@ -82,6 +94,9 @@ impl CatalogBuilder {
 
     /// Adds a backup. One of another identity or segment size is counted as ignored: it cannot be replayed with this WAL.
     pub fn backup(&mut self, record: BackupRecord) {
+        if self.catalog.expired.has_backup(&record.id) {
+            return;
+        }
         let ours = record.system_identifier == self.catalog.system && record.segment_size == self.catalog.size;
         match ours && record.start_lsn < record.stop_lsn {
             true => self.catalog.backups.push(record),
@@ -106,6 +121,8 @@ impl CatalogBuilder {
         // Order is LSN and timeline, never a clock.
         self.catalog.backups.sort_by(|a, b| (a.stop_lsn, a.stops_on(), &a.id).cmp(&(b.stop_lsn, b.stops_on(), &b.id)));
         self.catalog.gaps.sort_by_key(|gap| gap.name);
+        let expired = &self.catalog.expired;
+        self.catalog.gaps.retain(|gap| !expired.has_all_of(gap.name.timeline, WalRange { from: gap.name.from, to: gap.name.to }));
         // What was filled and is missing again is a gap again.
         self.closings.retain(|closing| self.catalog.missing_within(closing.name).is_empty());
         for gap in &mut self.catalog.gaps {
@@ -119,7 +136,8 @@ impl Catalog {
     /// Begins the catalog of one cluster identity.
     pub fn builder(cluster: ClusterName, system: SystemIdentifier, size: SegmentSize) -> CatalogBuilder {
         let (stored, histories) = (BTreeMap::new(), BTreeMap::new());
-        let catalog = Catalog { cluster, system, size, stored, histories, backups: Vec::new(), gaps: Vec::new(), ignored: 0 };
+        let (backups, gaps) = (Vec::new(), Vec::new());
+        let catalog = Catalog { cluster, system, size, stored, histories, backups, gaps, expired: Expired::default(), ignored: 0 };
         CatalogBuilder { catalog, closings: Vec::new() }
     }
 
@@ -128,6 +146,23 @@ impl Catalog {
         let closing = |gap: &GapRecord| Some(GapClosing { name: gap.name, closed_at: gap.closed_at? });
         let closings = self.gaps.iter().filter_map(closing).collect();
         CatalogBuilder { catalog: Catalog { stored: BTreeMap::new(), ..self.clone() }, closings }
+    }
+
+    /// As it will be once more has left it.
+    pub fn without(&self, expired: &Expired) -> Self {
+        let mut rest = self.clone();
+        for (timeline, stored) in &mut rest.stored {
+            *stored = stored.without(|number| expired.has_segment(*timeline, number.start(self.size)), self.size);
+        }
+        rest.backups.retain(|backup| !expired.has_backup(&backup.id));
+        rest.gaps.retain(|gap| !expired.has_all_of(gap.name.timeline, WalRange { from: gap.name.from, to: gap.name.to }));
+        expired.wal().into_iter().for_each(|wal| rest.expired.add_wal(wal));
+        rest
+    }
+
+    /// What has left it.
+    pub fn expired(&self) -> &Expired {
+        &self.expired
     }
 
     /// The operator's name of the cluster.
@@ -201,10 +236,11 @@ impl Catalog {
         self.stored(timeline).map_or(&[], Stored::ranges)
     }
 
-    /// The holes between those stretches.
+    /// The holes between those stretches, but for what has left the catalog.
     pub fn holes(&self, timeline: TimelineId) -> Vec<WalRange> {
         let ranges = self.stored_ranges(timeline);
-        ranges.windows(2).map(|pair| WalRange { from: pair[0].to, to: pair[1].from }).collect()
+        let holes = ranges.windows(2).map(|pair| WalRange { from: pair[0].to, to: pair[1].from });
+        holes.flat_map(|hole| self.expired.without(timeline, hole)).collect()
     }
 
     /// The end of a timeline's newest stretch.
@@ -215,6 +251,16 @@ impl Catalog {
     /// The finished segments of a timeline, in order.
     pub fn segments(&self, timeline: TimelineId) -> impl Iterator<Item = SegmentNumber> + '_ {
         self.stored(timeline).into_iter().flat_map(Stored::numbers)
+    }
+
+    /// The same with their stored bytes; 0 for one that was not listed.
+    pub fn sized_segments(&self, timeline: TimelineId) -> impl Iterator<Item = (SegmentNumber, u64)> + '_ {
+        self.stored(timeline).into_iter().flat_map(|stored| stored.segments_in(SegmentNumber::new(0), SegmentNumber::new(u64::MAX)))
+    }
+
+    /// Segments of a timeline that are stored in parts, with their stored bytes.
+    pub fn unfinished(&self, timeline: TimelineId) -> impl Iterator<Item = (SegmentNumber, u64)> + '_ {
+        self.stored(timeline).into_iter().flat_map(Stored::unfinished)
     }
 
     /// How many finished segments of a timeline are stored, and their stored bytes.

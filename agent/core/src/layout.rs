@@ -78,6 +78,11 @@ impl BackupId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Where it began.
+    pub fn start(&self) -> Lsn {
+        Lsn::new(u64::from_str_radix(&self.0[17..], 16).unwrap_or_default())
+    }
 }
 
 impl FromStr for BackupId {
@@ -220,6 +225,12 @@ pub enum ObjectName {
     Blocks(BlocksName),
     /// What relations were called.
     Names(SnapshotName),
+    /// What was said of a backup after it was taken: that it is to be kept, or not any more. Counted from 1; the last one holds.
+    Hold(BackupId, u32),
+    /// What left the catalog.
+    Expiry(u32),
+    /// How that went on.
+    ExpiryEnd(u32),
 }
 
 /// The keys of one cluster identity.
@@ -269,6 +280,9 @@ impl ClusterLayout {
             ObjectName::Blocks(name) => {
                 format!("{}{:016X}-{:016X}.zst", self.blocks_prefix(name.timeline), name.from.get(), name.to.get())
             }
+            ObjectName::Hold(id, number) => format!("{}hold.{number}.json", self.backup_prefix(id)),
+            ObjectName::Expiry(number) => format!("{}{number:08X}.json", self.expired_prefix()),
+            ObjectName::ExpiryEnd(number) => format!("{}{number:08X}.end.json", self.expired_prefix()),
             ObjectName::Names(names) => format!("{}{}/{:016X}.zst", self.names_prefix(), names.timeline.hex(), names.lsn.get()),
         }
     }
@@ -343,6 +357,11 @@ impl ClusterLayout {
         format!("{}leases/", self.root)
     }
 
+    /// The records of what left the catalog.
+    pub fn expired_prefix(&self) -> String {
+        format!("{}expired/", self.root)
+    }
+
     /// The catalog snapshots.
     pub fn names_prefix(&self) -> String {
         format!("{}names/", self.root)
@@ -365,6 +384,10 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             (id, "begun.json") => id.parse().ok().map(ObjectName::BackupBegun),
             (id, "manifest.zst") => Some(ObjectName::BackupManifest(id.parse().ok()?, 1)),
             (id, "backup.json") => id.parse().ok().map(ObjectName::BackupRecord),
+            (id, name) if name.starts_with("hold.") => {
+                let number = name.strip_prefix("hold.")?.strip_suffix(".json")?.parse().ok()?;
+                (number > 0).then_some(ObjectName::Hold(id.parse().ok()?, number))
+            }
             (id, name) => {
                 let piece = name.strip_prefix("manifest.")?.strip_suffix(".zst")?.parse().ok()?;
                 (piece > 0).then_some(ObjectName::BackupManifest(id.parse().ok()?, piece))
@@ -384,6 +407,13 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             Some(ObjectName::Lease(LeaseName { timeline: TimelineId::parse_hex(timeline)?, epoch: parse_hex8(epoch)? }))
         }
         "index" => parse_index(rest),
+        "expired" => {
+            let name = rest.strip_suffix(".json")?;
+            Some(match name.strip_suffix(".end") {
+                Some(number) => ObjectName::ExpiryEnd(parse_hex8(number)?),
+                None => ObjectName::Expiry(parse_hex8(name)?),
+            })
+        }
         "names" => {
             let (timeline, lsn) = rest.strip_suffix(".zst")?.split_once('/')?;
             let lsn = u64::from_str_radix(lsn, 16).ok().map(Lsn::new)?;
@@ -465,6 +495,9 @@ mod tests {
             (ObjectName::BackupBegun(id.clone()), "backups/20261121T034712Z-0000000002000028/begun.json"),
             (ObjectName::BackupManifest(id.clone(), 1), "backups/20261121T034712Z-0000000002000028/manifest.zst"),
             (ObjectName::BackupManifest(id.clone(), 12), "backups/20261121T034712Z-0000000002000028/manifest.12.zst"),
+            (ObjectName::Hold(id.clone(), 2), "backups/20261121T034712Z-0000000002000028/hold.2.json"),
+            (ObjectName::Expiry(10), "expired/0000000A.json"),
+            (ObjectName::ExpiryEnd(10), "expired/0000000A.end.json"),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),

@@ -133,6 +133,22 @@ impl World {
     }
 
     pub fn catalog(&self) -> Catalog {
+        self.built(|index, _| (index as i64, index as i64 + 1))
+    }
+
+    /// The same with backups, none of them held, that ended when the cell of their stop was written.
+    pub fn timed_catalog(&self, moment: impl Fn(u64) -> DateTime<chrono::Utc>) -> Catalog {
+        let seconds = |index: u64| (moment(index) - DateTime::from_timestamp(1_795_219_200, 0).expect("a time")).num_seconds();
+        let mut catalog = self.built(|_, stop| (seconds(stop) - 1, seconds(stop)));
+        catalog.backups.iter_mut().for_each(|backup| backup.keep = None);
+        // Two with one name would be one object.
+        let mut names = std::collections::BTreeSet::new();
+        catalog.backups.retain(|backup| names.insert(backup.id.clone()));
+        catalog
+    }
+
+    /// `seconds` says when a backup began and ended, of its number and the cell of its stop.
+    fn built(&self, seconds: impl Fn(usize, u64) -> (i64, i64)) -> Catalog {
         let size = SegmentSize::new(SEGMENT).expect("a size");
         let mut builder = Catalog::builder("main".parse().expect("a name"), SystemIdentifier::new(7), size);
         for timeline in 1..=self.timelines() {
@@ -164,8 +180,7 @@ impl World {
         }
         for (index, (timeline, start, stop)) in self.backups.iter().enumerate() {
             let timeline = (*timeline).min(self.timelines());
-            let seconds = (index as i64, index as i64 + 1);
-            builder.backup(crate::backup::tests::record(timeline, cell(*start).get(), cell(*stop).get(), seconds));
+            builder.backup(crate::backup::tests::record(timeline, cell(*start).get(), cell(*stop).get(), seconds(index, *stop)));
         }
         builder.build()
     }

@@ -147,6 +147,23 @@ impl Stored {
         self.within(SegmentNumber::new(0), SegmentNumber::new(u64::MAX))
     }
 
+    /// Segments of which parts hold the beginning, with their stored sizes.
+    pub fn unfinished(&self) -> impl Iterator<Item = (SegmentNumber, u64)> + '_ {
+        self.chains.iter().map(|(number, chain)| (*number, chain.parts.iter().map(|(_, bytes)| bytes).sum()))
+    }
+
+    /// The same without some segments.
+    pub fn without(&self, is_gone: impl Fn(SegmentNumber) -> bool, size: SegmentSize) -> Self {
+        let mut rest = Self::default();
+        let all = self.segments_in(SegmentNumber::new(0), SegmentNumber::new(u64::MAX));
+        all.filter(|(number, _)| !is_gone(*number)).for_each(|(number, bytes)| rest.add_segment(number, bytes));
+        for (number, chain) in self.chains.iter().filter(|(number, _)| !is_gone(**number)) {
+            chain.parts.iter().for_each(|(part, bytes)| rest.add_part(*number, *part, *bytes));
+        }
+        rest.seal(size);
+        rest
+    }
+
     /// How many whole segments are stored, and their stored bytes.
     pub fn segment_totals(&self) -> (u64, u64) {
         (self.runs.iter().map(|(first, end)| end.get() - first.get()).sum(), self.segments.values().sum())
