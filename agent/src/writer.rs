@@ -22,7 +22,7 @@ struct Identity {
 
 /// This process as a writer. The spool's identity is made if there is none; the folder must exist.
 pub fn this_process(spool: &Path, params: &ConnectionParams, slot: &str) -> Result<Writer> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = host();
     Ok(Writer {
         id: identity(spool)?,
         life: random_id()?,
@@ -32,6 +32,11 @@ pub fn this_process(spool: &Path, params: &ConnectionParams, slot: &str) -> Resu
         slot: slot.to_owned(),
         host,
     })
+}
+
+/// What this host calls itself.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The identity in the spool, if there is one that can be read.

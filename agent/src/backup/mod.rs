@@ -196,8 +196,8 @@ async fn tidy_up(repository: &Arc<ClusterRepository>, newest: &BackupId, cancel:
 
 /// Says in the repository that a backup begins, before anything is stored of it or decided of what older ones have.
 async fn announce(repository: &ClusterRepository, id: &BackupId, label: &str, cancel: &CancellationToken) -> Result<()> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let begun = BackupBegun { format: 1, label: label.to_owned(), host, process: std::process::id(), at: Utc::now() };
+    let begun =
+        BackupBegun { format: 1, label: label.to_owned(), host: crate::writer::host(), process: std::process::id(), at: Utc::now() };
     let put = || repository.begin_backup(id, &begun);
     let begun = retry("noting that a backup begins", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, put).await;
     begun.context("note in the repository that a backup begins")

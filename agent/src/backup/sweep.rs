@@ -46,12 +46,39 @@ pub struct Swept {
 /// Removes what is left of unfinished backups. The backup `newest` has just been recorded: its time is the store's present.
 pub async fn sweep(repository: &Arc<ClusterRepository>, newest: &BackupId, cancel: &CancellationToken) -> Result<Swept> {
     let times = repository.backup_times().await?;
+    sweep_by(repository, times, newest, cancel, Wanted::Leftovers).await
+}
+
+/// The same, and all packs that nothing needs any more: for who has removed backups.
+pub async fn sweep_unneeded(repository: &Arc<ClusterRepository>, cancel: &CancellationToken) -> Result<Swept> {
+    let times = repository.backup_times().await?;
+    let Some(newest) = times.iter().filter(|found| found.recorded).max_by_key(|found| found.last).map(|found| found.id.clone()) else {
+        return Ok(Swept::default());
+    };
+    sweep_by(repository, times, &newest, cancel, Wanted::AllPacks).await
+}
+
+/// What is looked for.
+#[derive(PartialEq)]
+enum Wanted {
+    /// What unfinished backups left; where there are none, nothing.
+    Leftovers,
+    AllPacks,
+}
+
+async fn sweep_by(
+    repository: &Arc<ClusterRepository>,
+    times: Vec<BackupTimes>,
+    newest: &BackupId,
+    cancel: &CancellationToken,
+    wanted: Wanted,
+) -> Result<Swept> {
     let Some(now) = times.iter().find(|found| found.recorded && found.id == *newest).map(|found| found.last) else {
         return Ok(Swept::default());
     };
     let recorded: Vec<BackupId> = times.iter().filter(|found| found.recorded).map(|found| found.id.clone()).collect();
     let (left, alive): (Vec<_>, Vec<_>) = times.into_iter().filter(|found| !found.recorded).partition(|found| is_left(found, now));
-    if left.is_empty() {
+    if left.is_empty() && wanted == Wanted::Leftovers {
         return Ok(Swept::default());
     }
     let skew = age(now, SystemTime::now()).max(age(SystemTime::now(), now));
@@ -66,10 +93,12 @@ pub async fn sweep(repository: &Arc<ClusterRepository>, newest: &BackupId, cance
     let known = repository.backups().await?;
     ensure!(known.damaged.is_empty(), "{} cannot be read: it may name packs that seem to be left over", known.damaged[0].key);
     // A listing may lag behind, and one answer be wrong: what was once seen to be recorded must be read.
-    if let Some(missed) = recorded.iter().find(|id| !known.records.iter().any(|record| record.id == **id)) {
+    let stored = || known.records.iter().chain(&known.expired);
+    if let Some(missed) = recorded.iter().find(|id| !stored().any(|record| record.id == **id)) {
         bail!("the record of {missed} was listed and cannot be read");
     }
-    for record in &known.records {
+    // Of what left the catalog too: it may be taken back.
+    for record in stored() {
         unnamed = strike(unnamed, repository.get_manifest(record).await?, true).await?;
     }
     for backup in &alive {
@@ -90,7 +119,8 @@ pub async fn sweep(repository: &Arc<ClusterRepository>, newest: &BackupId, cance
     Ok(swept)
 }
 
-fn is_left(found: &BackupTimes, now: SystemTime) -> bool {
+/// Whether a backup without a record stood still for so long that it will not get one.
+pub fn is_left(found: &BackupTimes, now: SystemTime) -> bool {
     age(found.last, now) > LEFT
 }
 

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::catalog::{WalRange, legs};
 use walkeep_core::decoder::Decoder;
 use walkeep_core::index::{Digest, DigestName, Level, Summary, cover};
-use walkeep_core::{Lsn, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
+use walkeep_core::{Lsn, PgTimestamp, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
 
 use crate::repository::backups::Damaged;
 use crate::repository::{ClusterRepository, Error};
@@ -103,6 +103,12 @@ impl Index {
     /// Stretches of a timeline that it tells of, as segments.
     pub fn runs(&self, timeline: TimelineId) -> impl Iterator<Item = walkeep_core::index::Run> + '_ {
         self.told.get(&timeline).into_iter().flatten().flat_map(|node| node.summary.segments.iter().copied())
+    }
+
+    /// The latest moment that it tells of a timeline.
+    pub fn last_moment(&self, timeline: TimelineId) -> Option<PgTimestamp> {
+        let of = |node: &Node| node.summary.transactions.as_ref().map(|ended| ended.highest).max(node.summary.clock);
+        self.told.get(&timeline).into_iter().flatten().filter_map(of).max()
     }
 
     /// Whether it tells of all of `range`, and each of the summaries is one that `is_nothing`.

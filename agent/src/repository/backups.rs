@@ -30,6 +30,8 @@ pub struct Damaged {
 pub struct Backups {
     /// The backups, by name, which begins with the time.
     pub records: Vec<BackupRecord>,
+    /// Those that left the catalog, and whose objects are still there.
+    pub expired: Vec<BackupRecord>,
     /// Records that cannot be believed.
     pub damaged: Vec<Damaged>,
 }
@@ -86,6 +88,8 @@ impl ClusterRepository {
 
     /// Everything that is known of base backups.
     pub async fn backups(&self) -> Result<Backups> {
+        // Before the records: of two answers this is then the older one, and what is being removed is not taken for damaged.
+        let expired = self.expired().await?;
         let prefix = self.layout().backups_prefix();
         let request = ListRequest { prefix: prefix.clone(), by_folder: true, ..ListRequest::default() };
         let folders = list_all(self.store().as_ref(), request).await?.folders;
@@ -103,6 +107,7 @@ impl ClusterRepository {
         let mut backups = Backups::default();
         for found in read {
             match found {
+                Ok(Some(record)) if expired.has_backup(&record.id) => backups.expired.push(record),
                 Ok(Some(record)) => backups.records.push(record),
                 // Under way at this moment, or never finished: see `backup_times`.
                 Ok(None) => {}

@@ -152,6 +152,7 @@ impl ClusterRepository {
         // An empty listing of a volume that is not mounted must not become "nothing is stored".
         self.repository().prove_reached().await?;
         let mut builder = self.catalog_builder();
+        builder.expired(self.expired().await?);
         // Backups first: one that is committed meanwhile has its WAL in the listing that comes after.
         let mut backups = self.backups().await?;
         backups.records.into_iter().for_each(|record| builder.backup(record));

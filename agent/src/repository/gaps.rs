@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use walkeep_core::catalog::{GapCause, GapClosing, GapRecord};
+use walkeep_core::catalog::{GapCause, GapClosing, GapRecord, WalRange};
 use walkeep_core::layout::{GapName, ObjectName};
 use walkeep_store::{ErrorKind, ListRequest, list_all};
 
@@ -38,7 +38,14 @@ impl ClusterRepository {
     pub async fn open_gaps(&self) -> Result<Vec<GapName>> {
         let ListedGaps { recorded, closed } = self.listed_gaps().await?;
         let mut open = Vec::new();
-        for gap in recorded.into_iter().filter(|gap| !closed.contains(gap)) {
+        let unclosed: Vec<GapName> = recorded.into_iter().filter(|gap| !closed.contains(gap)).collect();
+        if unclosed.is_empty() {
+            return Ok(open);
+        }
+        // Around it nothing is kept any more: nobody will ask for it.
+        let expired = self.expired().await?;
+        let is_gone = |gap: &GapName| expired.has_all_of(gap.timeline, WalRange { from: gap.from, to: gap.to });
+        for gap in unclosed.into_iter().filter(|gap| !is_gone(gap)) {
             if !self.wal_within(gap.timeline, gap.from, gap.to).await?.missing_within(gap).is_empty() {
                 open.push(gap);
                 continue;

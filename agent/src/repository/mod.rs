@@ -7,8 +7,10 @@
 pub mod backups;
 pub mod catalog;
 pub mod error;
+pub mod expiry;
 pub mod frontier;
 pub mod gaps;
+pub mod holds;
 pub mod identity;
 pub mod index;
 pub mod later;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use walkeep_core::catalog::WalRange;
 use walkeep_core::layout::GapName;
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
@@ -156,12 +157,18 @@ impl Streamer {
     }
 
     /// Where WAL is missing between stored segments of `timeline`, not long before the newest one: somebody deleted it, or brought an older copy of
-    /// the repository back. The server may still have it; if not, that is a gap. Holes that are recorded are passed over like any gap.
+    /// the repository back. The server may still have it; if not, that is a gap. Holes that are recorded are passed over like any gap; what left the
+    /// catalog is none.
     async fn newest_hole(&self, timeline: TimelineId) -> Result<Option<Lsn>> {
         let Some(newest) = self.repository.newest_segment(timeline).await? else { return Ok(None) };
         let from = SegmentNumber::new(newest.get().saturating_sub(HOLES_WITHIN));
         let stretches = self.repository.stored_stretches(timeline, from).await?;
-        Ok(stretches.windows(2).map(|pair| pair[0].1).next())
+        let holes: Vec<WalRange> = stretches.windows(2).map(|pair| WalRange { from: pair[0].1, to: pair[1].0 }).collect();
+        if holes.is_empty() {
+            return Ok(None);
+        }
+        let expired = self.repository.expired().await?;
+        Ok(holes.into_iter().find(|hole| !expired.has_all_of(timeline, *hole)).map(|hole| hole.from))
     }
 
     /// The end of the newest whole segment on each timeline of the history. Where there is none at all, the start of the segment that an agent had begun

@@ -1,0 +1,205 @@
+//! Removes the objects of what left the catalog: once its time of grace is over, and no backup is under way that may refer to them.
+//!
+//! First the records of backups, so that they do not come back whatever happens next; then WAL, manifests and what was said of the backups; packs at last, by
+//! [`sweep`], which keeps those that any manifest names. What the store does not let go stays named by the record, and is tried again by the next run.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
+use walkeep_core::layout::BackupId;
+use walkeep_store::Key;
+
+use super::{alive, is_memory};
+use crate::backup::sweep::{self, Swept};
+use crate::repository::ClusterRepository;
+use crate::repository::expiry::KnownExpiry;
+
+/// Keys that are removed together.
+const BATCH: usize = 1000;
+/// A backup that began so shortly behind a record may not have seen it in a listing yet.
+const UNSEEN: Duration = Duration::from_secs(600);
+/// So many of what could not be removed are named.
+const NAMED: usize = 10;
+
+/// What was removed, and what was not.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct CarriedOut {
+    /// Backups.
+    pub backups: Vec<BackupId>,
+    /// Objects, but for packs.
+    pub objects: u64,
+    /// Packs, and their bytes.
+    pub packs: u64,
+    /// Bytes of packs.
+    pub pack_bytes: u64,
+    /// Objects that the store did not let go.
+    pub refused: u64,
+    /// The first of them, with the store's reason.
+    pub refused_named: Vec<String>,
+    /// Records whose objects stay for now.
+    pub waits: Vec<Waits>,
+    /// Why packs were not looked at, if they were not.
+    pub packs_wait: Option<String>,
+}
+
+/// A record whose objects stay for now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waits {
+    /// Its number.
+    pub number: u32,
+    /// When its time of grace is over, by this host's clock.
+    pub until: Option<DateTime<Utc>>,
+    /// The backup under way that may refer to them.
+    pub for_backup: Option<BackupId>,
+}
+
+/// Removes what may be removed now.
+pub async fn carry_out(
+    repository: &Arc<ClusterRepository>,
+    grace: Duration,
+    host_now: DateTime<Utc>,
+    cancel: &CancellationToken,
+    tell: &(dyn Fn(u64) + Sync),
+) -> Result<CarriedOut> {
+    let (known, _) = repository.expiries().await.context("read what left the catalog")?;
+    let mut work = Work { repository, cancel, tell, done: CarriedOut::default() };
+    let mut over = Vec::new();
+    for known in known {
+        let number = known.record.number;
+        if !known.hides() || is_memory(&known.record) {
+            over.push(known);
+            continue;
+        }
+        if known.end.is_none() {
+            if let Some(waits) = work.waits(&known, grace, host_now).await? {
+                work.done.waits.push(waits);
+                continue;
+            }
+            let end = ExpiryEnd { end: End::Removing, at: host_now, host: crate::writer::host() };
+            if repository.end_expiry(number, &end).await.context("begin to remove")? == End::Undone {
+                continue;
+            }
+        }
+        if work.remove(&known.record).await? {
+            over.push(known);
+        }
+    }
+    merge(repository, over, host_now).await?;
+    let any = !work.done.backups.is_empty();
+    let mut done = work.done;
+    if any {
+        match sweep::sweep_unneeded(repository, cancel).await {
+            Ok(Swept { packs, bytes, .. }) => (done.packs, done.pack_bytes) = (packs, bytes),
+            Err(error) => done.packs_wait = Some(format!("{error:#}")),
+        }
+    }
+    Ok(done)
+}
+
+struct Work<'a> {
+    repository: &'a Arc<ClusterRepository>,
+    cancel: &'a CancellationToken,
+    tell: &'a (dyn Fn(u64) + Sync),
+    done: CarriedOut,
+}
+
+impl Work<'_> {
+    /// Why the objects of a record stay for now.
+    async fn waits(&self, known: &KnownExpiry, grace: Duration, host_now: DateTime<Utc>) -> Result<Option<Waits>> {
+        let number = known.record.number;
+        // Of two clocks the one by which it is younger.
+        let began = known.record.at.max(known.put.into());
+        let over = began.checked_add_signed(chrono::TimeDelta::from_std(grace)?).context("a time of grace beyond all years")?;
+        // Without a grace it does not matter by how little the store's clock is ahead.
+        if host_now < over && !grace.is_zero() {
+            return Ok(Some(Waits { number, until: Some(over), for_backup: None }));
+        }
+        let may_refer = |began: SystemTime| began <= known.put + UNSEEN;
+        let alive = alive(self.repository).await?.into_iter().find(|found| may_refer(found.first));
+        Ok(alive.map(|backup| Waits { number, until: None, for_backup: Some(backup.id) }))
+    }
+
+    /// Removes what a record names; whether all of it is gone.
+    async fn remove(&mut self, record: &Expiry) -> Result<bool> {
+        let refused = self.done.refused;
+        let records = self.repository.records_of(&record.backups)?;
+        for batch in records.chunks(BATCH) {
+            self.delete(batch).await.context("remove records of backups")?;
+        }
+        for wal in &record.wal {
+            self.remove_wal(*wal).await.with_context(|| format!("remove WAL of timeline {} before {}", wal.timeline, wal.to))?;
+        }
+        for id in &record.backups {
+            self.remove_backup(id).await.with_context(|| format!("remove backup {id}"))?;
+        }
+        Ok(self.done.refused == refused)
+    }
+
+    async fn remove_wal(&mut self, wal: ExpiredWal) -> Result<()> {
+        let mut next = Some(self.repository.expired_wal(wal));
+        while let Some(from) = next {
+            let (keys, rest) = self.repository.expired_wal_page(wal, from).await?;
+            self.delete(&keys).await?;
+            next = rest;
+        }
+        let keys = self.repository.expired_blocks(wal).await?;
+        for batch in keys.chunks(BATCH) {
+            self.delete(batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_backup(&mut self, id: &BackupId) -> Result<()> {
+        let refused = self.done.refused;
+        for batch in self.repository.rest_of_backup(id).await?.chunks(BATCH) {
+            self.delete(batch).await?;
+        }
+        if self.done.refused == refused {
+            self.done.backups.push(id.clone());
+        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        ensure!(!self.cancel.is_cancelled(), "Walkeep stops; the next `walkeep expire` goes on");
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let stay = self.repository.remove_objects(keys).await?;
+        self.done.objects += (keys.len() - stay.len()) as u64;
+        self.done.refused += stay.len() as u64;
+        let room = NAMED.saturating_sub(self.done.refused_named.len());
+        self.done.refused_named.extend(stay.iter().take(room).map(|(_, error)| error.to_string()));
+        (self.tell)(self.done.objects);
+        Ok(())
+    }
+}
+
+/// Makes one record of those whose objects are gone, which says so, and removes them; what was taken back goes too.
+async fn merge(repository: &ClusterRepository, over: Vec<KnownExpiry>, host_now: DateTime<Utc>) -> Result<()> {
+    let (gone, undone): (Vec<_>, Vec<_>) = over.into_iter().partition(KnownExpiry::hides);
+    // One that is alone and says only what is gone is what this would make.
+    if gone.len() > 1 || gone.iter().any(|known| !is_memory(&known.record)) {
+        let mut all = Expired::default();
+        gone.iter().for_each(|known| all.add(&known.record));
+        let number = repository.expiries().await?.1;
+        let (at, host) = (host_now, crate::writer::host());
+        let merged = Expiry { format: Expiry::FORMAT, number, at, host, backups: Vec::new(), wal: Vec::new(), gone: all.wal() };
+        // Taken by somebody else at this moment: the next run does it.
+        if !repository.put_expiry(&merged).await.context("note what is gone")? {
+            return Ok(());
+        }
+        for known in gone {
+            repository.remove_expiry(known.record.number).await.context("remove a record of what is gone")?;
+        }
+    }
+    for known in undone {
+        repository.remove_expiry(known.record.number).await.context("remove what was taken back")?;
+    }
+    Ok(())
+}

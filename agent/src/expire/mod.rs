@@ -1,0 +1,191 @@
+//! Lets go what the retention policy does not keep: decides it by what is stored ([`look`]), takes it out of the catalog ([`take_out`]), and removes the
+//! objects once the time of grace is over ([`carry_out`]).
+//!
+//! What may go is `walkeep_core::retention`'s to decide; here is what it needs to know, and the order in which objects go. A record that hides is put before
+//! any object goes and merged away when all are gone: whoever is killed in between, or runs beside another, leaves a record that the next run carries on. In
+//! doubt nothing goes: a record that cannot be read, a backup under way that began before the record was put.
+
+mod carry_out;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use chrono::{DateTime, Utc};
+use walkeep_core::catalog::Catalog;
+use walkeep_core::expiry::{End, Expired, Expiry, ExpiryEnd};
+use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::plan::estimate::Rates;
+use walkeep_core::retention::{self, Facts, Policy, RetentionPlan};
+use walkeep_core::target::{RecoveryTarget, TargetKind};
+use walkeep_core::{Lsn, TimelineId};
+
+use crate::backup::sweep;
+use crate::planning::{Around, Share, View};
+use crate::repository::expiry::KnownExpiry;
+use crate::repository::holds::Hold;
+use crate::repository::unfinished::BackupTimes;
+use crate::repository::{self, ClusterRepository};
+
+pub use carry_out::{CarriedOut, Waits, carry_out};
+
+/// Tries to find a free number for a record while others take them.
+const TRIES: usize = 5;
+
+/// Why nothing may go.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// What it names may be needed or not.
+    #[error("{key} cannot be believed ({reason}): what it needs is not known, so nothing may go")]
+    Damaged {
+        /// The record's key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What is stored, and what of it may go.
+#[derive(Debug)]
+pub struct Look {
+    /// What stays and what goes.
+    pub plan: RetentionPlan,
+    /// What is stored.
+    pub catalog: Catalog,
+    /// What will be in the catalog behind it.
+    pub after: Catalog,
+    /// What left the catalog before and is not gone yet.
+    pub pending: Vec<KnownExpiry>,
+    /// The present by which it was decided.
+    pub now: DateTime<Utc>,
+    /// What this host's clock said, where that is much later.
+    pub clock_ahead: Option<DateTime<Utc>>,
+}
+
+/// Looks at what is stored. Changes nothing.
+pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now: DateTime<Utc>) -> Result<Look> {
+    // Before everything else: who begins a backup behind this has a start that is kept anyway.
+    let under_way = under_way(repository).await?;
+    let holds = repository.holds().await.context("read the holds")?;
+    let mut view = View::load_listing(repository.clone(), u64::MAX).await?;
+    let is_record = |key: &str| matches!(repository.layout().parse(key), Some(ObjectName::BackupRecord(_)));
+    if let Some(damaged) = view.loaded().damaged.iter().find(|damaged| is_record(&damaged.key)) {
+        bail!(Refusal::Damaged { key: damaged.key.clone(), reason: damaged.reason.clone() });
+    }
+    let last_moments = last_moments(&mut view).await?;
+    let catalog = view.catalog().clone();
+    let newest_backup = catalog.backups().iter().map(|backup| backup.ended_at).max();
+    let newest_commit = catalog.newest_timeline().and_then(|timeline| last_moments.get(&timeline).copied());
+    let now = retention::present(host_now, newest_backup.max(newest_commit));
+    let holds = holds.into_iter().map(|(id, Hold { keep, .. })| (id, keep)).collect();
+    let plan =
+        retention::plan(policy, &Facts { catalog: &catalog, now, holds: &holds, last_moments: &last_moments, under_way: &under_way });
+    let after = catalog.without(&named_by(&plan));
+    let (known, _) = repository.expiries().await.context("read what left the catalog before")?;
+    let pending = known.into_iter().filter(|known| known.hides() && !is_memory(&known.record)).collect();
+    let clock_ahead = (host_now - now > chrono::TimeDelta::days(1)).then_some(host_now);
+    Ok(Look { plan, catalog, after, pending, now, clock_ahead })
+}
+
+/// Whether a record only says what is gone.
+fn is_memory(record: &Expiry) -> bool {
+    record.backups.is_empty() && record.wal.is_empty()
+}
+
+fn named_by(plan: &RetentionPlan) -> Expired {
+    let mut expired = Expired::default();
+    expired.add(&Expiry {
+        format: Expiry::FORMAT,
+        number: 0,
+        at: DateTime::<Utc>::MIN_UTC,
+        host: String::new(),
+        backups: plan.expired.clone(),
+        wal: plan.wal.clone(),
+        gone: Vec::new(),
+    });
+    expired
+}
+
+/// Where backups began that may still get a record.
+async fn under_way(repository: &ClusterRepository) -> Result<Vec<Lsn>> {
+    Ok(alive(repository).await?.into_iter().map(|found| found.id.start()).collect())
+}
+
+/// Backups that may still get a record: by the time of what was put last, since this host's clock may be ahead.
+async fn alive(repository: &ClusterRepository) -> Result<Vec<BackupTimes>> {
+    let times = repository.backup_times().await.context("look for backups under way")?;
+    let now = times.iter().map(|found| found.last).max().unwrap_or(SystemTime::UNIX_EPOCH);
+    Ok(times.into_iter().filter(|found| !found.recorded && !sweep::is_left(found, now)).collect())
+}
+
+/// The last moment of each timeline, as far as the index or the WAL tells it to the end.
+async fn last_moments(view: &mut View) -> Result<BTreeMap<TimelineId, DateTime<Utc>>> {
+    let around = Around { server: Err("retention does not ask it".into()), rates: Rates::default(), share: Share::Part };
+    let mut last = BTreeMap::new();
+    for timeline in view.catalog().timelines() {
+        let size = view.catalog().segment_size();
+        let told_to = view.index().runs(timeline).map(|run| run.end.start(size)).max();
+        let told = view.index().last_moment(timeline).and_then(|time| time.to_utc());
+        // Of the newest a moment that is too early lets nothing go.
+        let told_all = told_to.is_some() && told_to >= view.catalog().frontier(timeline);
+        if told_all || view.catalog().newest_timeline() == Some(timeline) {
+            last.extend(told.map(|told| (timeline, told)));
+            continue;
+        }
+        // Its last segment was never finished: the plan for its end reads it.
+        let target = RecoveryTarget { timeline: Some(timeline), ..RecoveryTarget::new(TargetKind::Latest) };
+        match view.plan(&target, &around, &mut |_, _| {}).await {
+            Ok(Ok(plan)) if plan.searched => {
+                let commit = plan.last_replayed.and_then(|commit| commit.time.to_utc());
+                last.extend(commit.max(told).map(|moment| (timeline, moment)));
+            }
+            Ok(_) => {}
+            Err(error) if error.chain().any(is_transient) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%timeline, error = format!("{error:#}"), "retention: when this timeline ended cannot be read: it is kept");
+            }
+        }
+    }
+    Ok(last)
+}
+
+fn is_transient(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<repository::Error>().is_some_and(repository::Error::is_transient)
+}
+
+/// Takes what the plan names out of the catalog; answers the record. Nothing is removed by it.
+pub async fn take_out(repository: &ClusterRepository, plan: &RetentionPlan, host_now: DateTime<Utc>) -> Result<Expiry> {
+    for _ in 0..TRIES {
+        let (known, number) = repository.expiries().await.context("read what left the catalog before")?;
+        let mut before = Expired::default();
+        known.iter().filter(|known| known.hides()).for_each(|known| before.add(&known.record));
+        // Somebody else may have let go the same a moment ago.
+        let backups: Vec<BackupId> = plan.expired.iter().filter(|id| !before.has_backup(id)).cloned().collect();
+        let record = Expiry {
+            format: Expiry::FORMAT,
+            number,
+            at: host_now,
+            host: crate::writer::host(),
+            backups,
+            wal: plan.wal.clone(),
+            gone: Vec::new(),
+        };
+        if repository.put_expiry(&record).await.context("note what leaves the catalog")? {
+            return Ok(record);
+        }
+    }
+    bail!("others let go at the same time, again and again; try it once more")
+}
+
+/// Takes a record back: what it names is in the catalog again. Answers false if its objects are being removed already.
+pub async fn undo(repository: &ClusterRepository, number: u32, host_now: DateTime<Utc>) -> Result<Option<(Expiry, bool)>> {
+    let (known, _) = repository.expiries().await.context("read what left the catalog")?;
+    let Some(known) = known.into_iter().find(|known| known.record.number == number && !is_memory(&known.record)) else { return Ok(None) };
+    let end = ExpiryEnd { end: End::Undone, at: host_now, host: crate::writer::host() };
+    let decided = repository.end_expiry(number, &end).await.context("take it back")?;
+    Ok(Some((known.record, decided == End::Undone)))
+}
+
+#[cfg(test)]
+mod tests;

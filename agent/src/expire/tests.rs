@@ -1,0 +1,243 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono_tz::Tz;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::{BackupBegun, BackupRecord, Keep};
+use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::manifest::EntryKind;
+use walkeep_core::relative_path::RelativePath;
+use walkeep_core::{SegmentNumber, WalFileName};
+use walkeep_store::{ErrorKind, Fault, FaultyStore, Key, ListRequest, MemoryStore, Operation, Rule, SharedStore, list_all};
+
+use super::*;
+use crate::backup::pack::{FileFacts, Older, Packer};
+use crate::backup::workers::Workers;
+use crate::repository::tests::{memory, over, record, segment};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const NEVER: Duration = Duration::from_secs(365 * 86_400);
+
+fn policy() -> Policy {
+    let window = chrono::TimeDelta::zero();
+    Policy { window, daily: 0, weekly: 0, monthly: 0, yearly: 0, minimum: 1, zone: Tz::UTC }
+}
+
+/// Backup `number` with a pack of its own, and the WAL that it needs: segment `number`.
+async fn backup(repository: &Arc<ClusterRepository>, number: u64) -> BackupId {
+    let record = packed(repository, number).await;
+    repository.commit_backup(&record).await.unwrap();
+    record.id
+}
+
+/// The same without its record.
+async fn packed(repository: &Arc<ClusterRepository>, number: u64) -> BackupRecord {
+    let mut record = record(number);
+    let begun = BackupBegun { format: 1, label: "nightly".into(), host: "db1".into(), process: 1, at: Utc::now() };
+    repository.begin_backup(&record.id, &begun).await.unwrap();
+    let workers = Workers::start(1, 1).unwrap();
+    let mut packer = Packer::new(repository.clone(), record.id.clone(), workers, Older::default(), CancellationToken::new()).unwrap();
+    packer.data(format!("what is in backup {number}").as_bytes()).await.unwrap();
+    packer.file(FileFacts { path: RelativePath::parse("PG_VERSION").unwrap(), mode: 0o600, mtime: None }).await.unwrap();
+    let packed = packer.finish().await.unwrap();
+    repository.put_manifest(&record.id, &packed.last).await.unwrap();
+    (record.manifest_sha256, record.manifest_pieces) = (packed.trailer.sha256, packed.last.number);
+    put_segment(repository, number).await;
+    record
+}
+
+async fn put_segment(repository: &ClusterRepository, number: u64) {
+    repository.put_wal(WalFileName::Segment(segment(number)), Bytes::from(vec![number as u8; 1 << 20])).await.unwrap();
+}
+
+/// Five backups, and a segment behind the last.
+async fn five(repository: &Arc<ClusterRepository>) -> Vec<BackupId> {
+    let mut ids = Vec::new();
+    for number in 1..=5 {
+        ids.push(backup(repository, number).await);
+    }
+    put_segment(repository, 6).await;
+    ids
+}
+
+async fn letting_go(repository: &Arc<ClusterRepository>) -> Expiry {
+    let look = look(repository, &policy(), Utc::now()).await.unwrap();
+    take_out(repository, &look.plan, Utc::now()).await.unwrap()
+}
+
+async fn carried_out(repository: &Arc<ClusterRepository>, grace: Duration) -> Result<CarriedOut> {
+    carry_out(repository, grace, Utc::now(), &CancellationToken::new(), &|_| {}).await
+}
+
+async fn keys(store: &MemoryStore, part: &str) -> Vec<String> {
+    let all = list_all(store, ListRequest::default()).await.unwrap().objects;
+    all.into_iter().map(|listed| listed.key.to_string()).filter(|key| key.contains(part)).collect()
+}
+
+/// Whether everything that a backup's manifest names is there.
+async fn is_whole(repository: &ClusterRepository, id: &BackupId) -> bool {
+    let record = repository.backup(id).await.unwrap().unwrap();
+    repository.lost_packs(&record).await.unwrap().is_nothing()
+}
+
+#[tokio::test]
+async fn what_goes_leaves_the_catalog_first_and_its_objects_go_behind_the_grace() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    let ids = five(&repository).await;
+    repository.put_hold(&Hold { backup: ids[1].clone(), keep: Some(Keep::Forever), at: Utc::now(), host: "db1".into() }).await.unwrap();
+    let record = letting_go(&repository).await;
+    assert_eq!(record.backups, [ids[0].clone(), ids[2].clone(), ids[3].clone()]);
+    let catalog = repository.load_catalog().await.unwrap().catalog;
+    assert_eq!(catalog.backups().iter().map(|backup| backup.id.clone()).collect::<Vec<_>>(), [ids[1].clone(), ids[4].clone()]);
+    assert!(catalog.holes(TimelineId::FIRST).is_empty(), "what left on purpose is no hole");
+
+    let done = carried_out(&repository, NEVER).await.unwrap();
+    assert_eq!((done.objects, done.waits.len()), (0, 1));
+    assert_eq!(keys(&store, "/backup.json").await.len(), 5, "nothing goes within the grace");
+
+    let done = carried_out(&repository, Duration::ZERO).await.unwrap();
+    assert_eq!((done.backups.len(), done.refused, done.packs), (3, 0, 0), "packs are too young");
+    assert_eq!(keys(&store, "/backups/").await.len(), 7, "of two backups what they have, and a hold");
+    assert_eq!(keys(&store, "/wal/").await.len(), 3);
+    store.age(sweep::LEFT + DAY);
+    let newest = backup(&repository, 7).await;
+    sweep::sweep_unneeded(&repository, &CancellationToken::new()).await.unwrap();
+    assert_eq!(keys(&store, "/packs/").await.len(), 3);
+    for id in [&ids[1], &ids[4], &newest] {
+        assert!(is_whole(&repository, id).await);
+    }
+    let (known, _) = repository.expiries().await.unwrap();
+    assert_eq!(known.len(), 1, "one record that says what is gone");
+    assert!(is_memory(&known[0].record) && known[0].record.gone.len() == 2);
+    assert!(repository.load_catalog().await.unwrap().catalog.holes(TimelineId::FIRST).is_empty());
+}
+
+#[tokio::test]
+async fn what_is_taken_back_is_as_it_was() {
+    let (repository, _) = memory().await;
+    let repository = Arc::new(repository);
+    five(&repository).await;
+    let record = letting_go(&repository).await;
+    assert!(undo(&repository, record.number, Utc::now()).await.unwrap().unwrap().1);
+    assert_eq!(carried_out(&repository, Duration::ZERO).await.unwrap().objects, 0);
+    let catalog = repository.load_catalog().await.unwrap().catalog;
+    assert_eq!((catalog.backups().len(), catalog.segment_totals(TimelineId::FIRST).0), (5, 6));
+    assert!(undo(&repository, record.number, Utc::now()).await.unwrap().is_none());
+    let again = letting_go(&repository).await;
+    let _ = carried_out(&repository, Duration::ZERO).await.unwrap();
+    assert!(undo(&repository, again.number, Utc::now()).await.unwrap().is_none(), "it is gone");
+}
+
+/// Killed at each of its calls that change something, and run again: nothing that is kept is harmed, all that goes is gone.
+#[tokio::test]
+async fn killed_anywhere_the_next_run_goes_on() {
+    for step in 0.. {
+        let inner = Arc::new(MemoryStore::new());
+        let faulty = Arc::new(FaultyStore::new(inner.clone() as SharedStore));
+        let repository = Arc::new(over(faulty.clone()).await);
+        let ids = five(&repository).await;
+        letting_go(&repository).await;
+        faulty.inject(Rule::new(Operation::Delete, Fault::Fail(ErrorKind::Transient)).from_call(step + 1));
+        let failed = carried_out(&repository, Duration::ZERO).await.is_err();
+        faulty.heal();
+        for id in &repository.load_catalog().await.unwrap().catalog.backups().iter().map(|found| found.id.clone()).collect::<Vec<_>>() {
+            assert!(*id == ids[4] && is_whole(&repository, id).await, "step {step}: {id} is back in the catalog");
+        }
+        carried_out(&repository, Duration::ZERO).await.unwrap();
+        assert_eq!(keys(&inner, "/backup.json").await.len(), 1, "step {step}");
+        assert_eq!(keys(&inner, "/backups/").await.len(), 3, "step {step}");
+        assert_eq!(keys(&inner, "/wal/").await.len(), 2, "step {step}");
+        assert!(is_whole(&repository, &ids[4]).await);
+        if !failed {
+            assert!(step > 10, "only {step} steps were tried");
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backup_that_began_before_keeps_everything_until_it_is_over() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    five(&repository).await;
+    // It has looked at what there is, and may refer to it in what it has not stored yet.
+    let under_way = packed(&repository, 6).await;
+    let expiry = letting_go(&repository).await;
+    let done = carried_out(&repository, Duration::ZERO).await.unwrap();
+    assert_eq!(done.waits, [Waits { number: expiry.number, until: None, for_backup: Some(under_way.id.clone()) }]);
+    assert_eq!(keys(&store, "/backup.json").await.len(), 5);
+    repository.commit_backup(&under_way).await.unwrap();
+    let done = carried_out(&repository, Duration::ZERO).await.unwrap();
+    assert_eq!((done.waits.len(), done.backups.len()), (0, 4));
+    assert!(is_whole(&repository, &under_way.id).await);
+}
+
+#[tokio::test]
+async fn what_the_store_does_not_let_go_is_told_and_tried_again() {
+    let inner = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultyStore::new(inner.clone() as SharedStore));
+    let repository = Arc::new(over(faulty.clone()).await);
+    five(&repository).await;
+    letting_go(&repository).await;
+    faulty.inject(Rule::new(Operation::Delete, Fault::Fail(ErrorKind::Denied)).on("00000002.zst").times(1));
+    let done = carried_out(&repository, Duration::ZERO).await.unwrap();
+    assert_eq!((done.refused, done.refused_named.len()), (1, 1));
+    assert_eq!(keys(&inner, "/wal/").await.len(), 3, "the others went");
+    assert_eq!(repository.load_catalog().await.unwrap().catalog.segment_totals(TimelineId::FIRST).0, 2, "it stays out of the catalog");
+    let done = carried_out(&repository, Duration::ZERO).await.unwrap();
+    assert_eq!((done.refused, keys(&inner, "/wal/").await.len()), (0, 2));
+}
+
+#[tokio::test]
+async fn thousands_of_segments_go_page_by_page() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    five(&repository).await;
+    for number in 7..1500 {
+        let key = repository.layout().wal_key(WalFileName::Segment(segment(number)));
+        store.overwrite(&key.parse().unwrap(), Bytes::from_static(b"never read here"));
+    }
+    backup(&repository, 1500).await;
+    letting_go(&repository).await;
+    let done = carried_out(&repository, Duration::ZERO).await.unwrap();
+    assert!(done.objects > 1499 && done.refused == 0, "{done:?}");
+    let left = keys(&store, "/wal/").await;
+    assert_eq!(
+        left,
+        [repository.layout().wal_key(WalFileName::Segment(SegmentNumber::new(1500).name(TimelineId::FIRST, segment_size(&repository))))]
+    );
+}
+
+fn segment_size(repository: &ClusterRepository) -> walkeep_core::SegmentSize {
+    repository.identity().segment_size
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_stops_everything() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    let ids = five(&repository).await;
+    let key: Key = repository.layout().key(&ObjectName::BackupRecord(ids[2].clone())).parse().unwrap();
+    store.overwrite(&key, Bytes::from_static(b"{"));
+    let refused = look(&repository, &policy(), Utc::now()).await.unwrap_err();
+    assert!(refused.downcast_ref::<Refusal>().is_some(), "{refused:#}");
+}
+
+#[tokio::test]
+async fn two_that_let_go_at_once_take_out_each_backup_once() {
+    let (repository, _) = memory().await;
+    let repository = Arc::new(repository);
+    five(&repository).await;
+    let now = Utc::now();
+    let (one, two) = (look(&repository, &policy(), now).await.unwrap(), look(&repository, &policy(), now).await.unwrap());
+    let first = take_out(&repository, &one.plan, now).await.unwrap();
+    let second = take_out(&repository, &two.plan, now).await.unwrap();
+    assert_eq!((first.backups.len(), second.backups.len()), (4, 0));
+    carried_out(&repository, Duration::ZERO).await.unwrap();
+    let catalog = repository.load_catalog().await.unwrap().catalog;
+    assert_eq!(catalog.backups().len(), 1);
+    let record = repository.backup(&catalog.backups()[0].id).await.unwrap().unwrap();
+    let manifest = repository.get_manifest(&record).await.unwrap();
+    assert!(manifest.iter().unwrap().all(|entry| matches!(entry.unwrap().kind, EntryKind::File { .. })));
+}
