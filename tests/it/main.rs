@@ -37,6 +37,7 @@ mod process_faults;
 mod protect;
 mod recovery;
 mod restore;
+mod retention;
 mod same_moment;
 mod schedules;
 mod standbys;

@@ -134,6 +134,12 @@ impl Story {
         }
     }
 
+    /// The agent, which runs.
+    #[track_caller]
+    pub fn agent(&self) -> &Agent {
+        self.agent.as_ref().expect("an agent that runs")
+    }
+
     /// The agent dies at once.
     #[track_caller]
     pub fn kill_agent(&mut self) {

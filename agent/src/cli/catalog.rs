@@ -193,12 +193,17 @@ fn print_gaps(gaps: &[GapReport]) {
 /// Runs `walkeep backups`.
 pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> {
     let (config, repository, catalog) = load(global).await?;
-    if args.json {
-        return Ok(output::json(&catalog.backups())?);
+    let mut backups = catalog.backups().to_vec();
+    // What was said last of a backup holds.
+    for (id, hold) in repository.holds().await? {
+        backups.iter_mut().filter(|backup| backup.id == id).for_each(|backup| backup.keep = hold.keep);
     }
-    match catalog.backups().is_empty() {
+    if args.json {
+        return Ok(output::json(&backups)?);
+    }
+    match backups.is_empty() {
         true => output::say!("no backups; take one with `walkeep backup`"),
-        false => print_backups(&catalog),
+        false => print_backups(&backups),
     }
     let running = BackupLock::holder(&config.cluster.spool);
     for unfinished in repository.backup_times().await?.into_iter().filter(|found| !found.recorded) {
@@ -209,9 +214,9 @@ pub async fn backups(global: &Global, args: BackupsArgs) -> Result<(), Failure> 
     Ok(())
 }
 
-fn print_backups(catalog: &Catalog) {
+fn print_backups(backups: &[BackupRecord]) {
     let mut table = output::table(&["ID", "label", "ended", "timeline", "start", "stop", "size", "stored", "kept"]);
-    for backup in catalog.backups() {
+    for backup in backups {
         table.add_row([
             backup.id.to_string(),
             backup.label.clone(),
@@ -225,7 +230,7 @@ fn print_backups(catalog: &Catalog) {
         ]);
     }
     output::say!("{table}");
-    for (backup, damage) in catalog.backups().iter().filter_map(|backup| Some((backup, backup.damage.as_ref()?))) {
+    for (backup, damage) in backups.iter().filter_map(|backup| Some((backup, backup.damage.as_ref()?))) {
         let pages = output::count(damage.pages, "page");
         output::say!("{}: {pages} had wrong checksums on the server (--json names them)", backup.id);
     }

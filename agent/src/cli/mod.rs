@@ -9,10 +9,12 @@ mod before;
 mod catalog;
 mod check;
 mod demo;
+mod expire;
 mod extract;
 pub mod failure;
 mod index;
 mod init;
+mod keep;
 mod lease;
 mod log;
 mod only_database;
@@ -108,6 +110,12 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// One table, or the rows of a query, out of the past, beside the running server
     Extract(extract::ExtractArgs),
+    /// Let go what the retention policy does not keep: print it, ask, take it out of the catalog, remove it later
+    Expire(expire::ExpireArgs),
+    /// Keep a backup beyond the retention policy
+    Keep(keep::KeepArgs),
+    /// Leave a backup to the retention policy again
+    Release(keep::ReleaseArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -179,6 +187,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Extract(args) => extract::run(&global, args).await,
             Command::ScratchWatch(args) => extract::watch(&args),
+            Command::Expire(args) => expire::run(&global, args).await,
+            Command::Keep(args) => keep::keep(&global, args).await,
+            Command::Release(args) => keep::release(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

@@ -38,3 +38,28 @@ impl Bar {
         self.bar.finish_and_clear();
     }
 }
+
+/// A running number of things on standard error; nothing where that is no terminal.
+pub struct Count {
+    bar: ProgressBar,
+}
+
+impl Count {
+    /// For a job that is `doing` something.
+    pub fn new(doing: &'static str) -> Self {
+        let bar = ProgressBar::no_length();
+        bar.set_style(ProgressStyle::with_template("{msg:24} {pos}, {per_sec}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_message(doing);
+        Self { bar }
+    }
+
+    /// Shows how many.
+    pub fn show(&self, number: u64) {
+        self.bar.set_position(number);
+    }
+
+    /// Takes it away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,7 +1,8 @@
 //! Every key of the configuration by environment variable, laid over the file.
 //!
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
-//! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), the others `WALKEEP_LISTEN_HTTP`, `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
+//! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
+//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), the others `WALKEEP_LISTEN_HTTP`, `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
 
 use anyhow::{Context, Result, bail};
 use toml::Value;
@@ -64,6 +65,18 @@ const BACKUP: [(&str, Kind); 9] = [
     ("spread_checkpoint", Boolean),
 ];
 
+const RETENTION: [(&str, Kind); 9] = [
+    ("window", Text),
+    ("daily", Integer),
+    ("weekly", Integer),
+    ("monthly", Integer),
+    ("yearly", Integer),
+    ("minimum_backups", Integer),
+    ("timezone", Text),
+    ("grace", Text),
+    ("automatic", Boolean),
+];
+
 /// What else Walkeep's programs read.
 const OTHERS: [&str; 10] = [
     "WALKEEP_CONFIG",
@@ -88,6 +101,10 @@ pub fn variable_of_backup(key: &str) -> String {
     format!("WALKEEP_BACKUP_{}", key.to_uppercase())
 }
 
+fn variable_of_retention(key: &str) -> String {
+    format!("WALKEEP_RETENTION_{}", key.to_uppercase())
+}
+
 /// A warning for each variable that looks like one of ours and is none. Not an error: Kubernetes sets `WALKEEP_PORT` and others of the
 /// kind in every container beside a service that is called so.
 pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
@@ -96,6 +113,7 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
             || CLUSTER.iter().any(|(key, _)| name == format!("WALKEEP_{}", key.to_uppercase()))
             || REPOSITORY.iter().any(|(key, _)| name == variable_of_repository(key))
             || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
+            || RETENTION.iter().any(|(key, _)| name == variable_of_retention(key))
     };
     let mut unknown: Vec<_> = names.filter(|name| name.starts_with("WALKEEP_") && !known(name)).collect();
     unknown.sort_unstable();
@@ -126,6 +144,11 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
     for (key, kind) in BACKUP {
         if let Some(value) = given("BACKUP_", (key, kind))? {
             first_of(child(child(table, "cluster")?, cluster.as_str())?, "backup")?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in RETENTION {
+        if let Some(value) = given("RETENTION_", (key, kind))? {
+            child(child(child(table, "cluster")?, cluster.as_str())?, "retention")?.insert(key.into(), value);
         }
     }
     Ok(())

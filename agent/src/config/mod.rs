@@ -6,6 +6,7 @@
 
 mod environment;
 mod raw;
+mod retention;
 mod schedules;
 mod values;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use walkeep_core::layout::ClusterName;
 
+pub use retention::Retention;
 pub use schedules::{ScheduledBackup, keep_for};
 pub use values::{ByteSize, Secret};
 
@@ -76,6 +78,8 @@ pub struct ClusterConfig {
     pub repository: RepositoryConfig,
     /// The backups that the agent takes by itself, and when.
     pub backups: Vec<ScheduledBackup>,
+    /// What is kept for how long; without it everything is.
+    pub retention: Option<Retention>,
 }
 
 /// What a reported flush position promises.

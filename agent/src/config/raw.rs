@@ -39,6 +39,22 @@ pub struct RawCluster {
     pub repository: Vec<RawRepository>,
     #[serde(default)]
     pub backup: Vec<RawBackup>,
+    pub retention: Option<RawRetention>,
+}
+
+/// What is kept for how long.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRetention {
+    pub window: Option<String>,
+    pub daily: Option<u32>,
+    pub weekly: Option<u32>,
+    pub monthly: Option<u32>,
+    pub yearly: Option<u32>,
+    pub minimum_backups: Option<u32>,
+    pub timezone: Option<String>,
+    pub grace: Option<String>,
+    pub automatic: Option<bool>,
 }
 
 /// A schedule.

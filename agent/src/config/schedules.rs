@@ -75,7 +75,7 @@ fn cron(text: Option<&str>) -> Result<walkeep_core::schedule::Cron> {
     text.parse().map_err(|error| anyhow!("{text:?}: {error}"))
 }
 
-fn zone(text: Option<&str>) -> Result<chrono_tz::Tz> {
+pub(super) fn zone(text: Option<&str>) -> Result<chrono_tz::Tz> {
     let Some(text) = text else { return Ok(chrono_tz::Tz::UTC) };
     text.parse().ok().with_context(|| format!("{text:?} is no time zone of the IANA database: write Europe/Berlin or UTC"))
 }
@@ -86,7 +86,7 @@ fn jitter(text: &str) -> Result<Duration> {
     Ok(jitter)
 }
 
-fn time(text: &str) -> Result<Duration> {
+pub(super) fn time(text: &str) -> Result<Duration> {
     humantime::parse_duration(text).with_context(|| format!("{text:?} is not a duration: write 30s, 10min or 1h"))
 }
 

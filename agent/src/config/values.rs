@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use walkeep_core::layout::ClusterName;
 
 use super::raw::{Raw, RawCluster, RawRepository};
+use super::retention;
 use super::{Acknowledge, ClusterConfig, Config, LogConfig, Protect, RepositoryConfig, S3Config, ScheduledBackup, ServerSideEncryption};
 
 /// A text that must not be shown.
@@ -140,6 +141,7 @@ fn check_cluster(raw: RawCluster, name: &ClusterName, backups: Vec<ScheduledBack
         protect,
         repository,
         backups,
+        retention: raw.retention.as_ref().map(retention::check).transpose().context("[retention]")?,
     })
 }
 

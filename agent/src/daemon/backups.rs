@@ -4,6 +4,7 @@
 //! The clock is looked at every [`PERIOD`]: it may be set, and the host may sleep, without a timer that notices.
 
 mod gap;
+mod retention;
 mod scheduled;
 
 use std::sync::Arc;
@@ -84,6 +85,9 @@ impl Taker {
         // A stop is neither.
         if taken.is_ok() || !self.stop.is_cancelled() {
             self.metrics.backups.ended(&label, taken.is_ok(), began.elapsed().as_secs_f64(), Utc::now());
+        }
+        if taken.is_ok() {
+            retention::let_go(self).await;
         }
         taken.context("take the base backup")
     }

@@ -15,6 +15,8 @@ pub struct BackupMetrics {
     duration: GaugeVec,
     next: IntGaugeVec,
     overdue: IntGaugeVec,
+    expire_success: IntGauge,
+    expire_failure: IntGauge,
 }
 
 impl BackupMetrics {
@@ -45,6 +47,14 @@ impl BackupMetrics {
             overdue: by_schedule(
                 "walkeep_backup_overdue",
                 "1 while a backup that the schedule asked for is missing for more than an hour: alarm on it.",
+            )?,
+            expire_success: maker.int_gauge(
+                "walkeep_expire_last_success_timestamp_seconds",
+                "When the agent last did what the retention policy asks for, as a Unix time; 0 if it did not since its start.",
+            )?,
+            expire_failure: maker.int_gauge(
+                "walkeep_expire_last_failure_timestamp_seconds",
+                "When it last did not, or not all of it, as a Unix time; 0 if that did not happen since its start.",
             )?,
         })
     }
@@ -82,6 +92,12 @@ impl BackupMetrics {
     /// The newest one that is recorded ended then.
     pub fn newest(&self, label: &str, ended: DateTime<Utc>) {
         self.success.with_label_values(&[label]).set(ended.timestamp());
+    }
+
+    /// The retention policy was followed, or not.
+    pub fn let_go(&self, done: bool, now: DateTime<Utc>) {
+        let gauge = if done { &self.expire_success } else { &self.expire_failure };
+        gauge.set(now.timestamp());
     }
 
     /// What the schedule's next run is, and whether one is missing.

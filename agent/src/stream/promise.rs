@@ -225,6 +225,7 @@ impl World {
             protect: Protect::Archive,
             repository: RepositoryConfig::Local { path: "/nonexistent".into() },
             backups: Vec::new(),
+            retention: None,
         }
     }
 

@@ -1,0 +1,288 @@
+//! `walkeep expire`: what the retention policy lets go, told and asked for before it goes.
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde::Serialize;
+use walkeep_core::TimelineId;
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::catalog::{Catalog, Window};
+use walkeep_core::expiry::Expiry;
+use walkeep_core::retention::{Reason, RetentionPlan};
+use walkeep_store::ErrorKind;
+
+use super::failure::Failure;
+use super::{Global, ask, output, progress, setup};
+use crate::config::Retention;
+use crate::expire::{self, CarriedOut, Look};
+use crate::repository::{self, ClusterRepository};
+
+/// Said where the store did not let something go.
+const DENIED: &str = "this role needs s3:DeleteObject (packaging/iam/s3-policy-expire.json); what is locked goes when its lock has run out. The next run goes on";
+
+/// Arguments of `walkeep expire`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep expire --dry-run            what would go and what stays, and why
+  walkeep expire                      print it, ask, take it out of the catalog
+  walkeep expire --yes                the same from cron
+  walkeep expire --undo 3             bring back what number 3 took out, while its time of grace runs
+
+What goes leaves the catalog at once, and can be brought back for the time of grace ([cluster.NAME.retention] grace, a day by default). The first
+`walkeep expire` behind that removes the objects. More than half of all backups at once go only if --allow says how many.")]
+pub struct ExpireArgs {
+    /// Change nothing
+    #[arg(long, conflicts_with_all = ["undo", "yes"])]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Let so many backups go at most, should it be more than half of them
+    #[arg(long, value_name = "N")]
+    allow: Option<usize>,
+    /// Bring back what was taken out under this number
+    #[arg(long, value_name = "NUMBER", conflicts_with = "allow")]
+    undo: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `walkeep expire --json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    now: DateTime<Utc>,
+    plan: &'a RetentionPlan,
+    /// What can be restored of each timeline before and behind it.
+    windows: Vec<Windows>,
+    /// What left the catalog before, and is not removed yet.
+    pending: Vec<&'a Expiry>,
+    /// What left it now.
+    taken_out: Option<Expiry>,
+    carried_out: Option<CarriedOut>,
+}
+
+#[derive(Debug, Serialize)]
+struct Windows {
+    timeline: TimelineId,
+    before: Vec<Window>,
+    after: Vec<Window>,
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    let stop = setup::stop_on_signals()?;
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    if let Some(number) = args.undo {
+        return undo(&repository, number, args.json).await;
+    }
+    let Some(retention) = &config.cluster.retention else {
+        let name = &config.cluster.name;
+        return Err(Failure::usage(anyhow!("there is no [cluster.{name}.retention]: everything is kept"))
+            .hint(format!("say what is to be kept, for example: [cluster.{name}.retention] window = \"14d\", weekly = 8, monthly = 12")));
+    };
+    let now = Utc::now();
+    let looked = expire::look(&repository, &retention.policy, now).await;
+    let look = looked.map_err(|error| match error.downcast_ref::<expire::Refusal>() {
+        Some(refusal) => Failure::refused(refusal.to_string())
+            .hint("mend or remove that object; a backup whose record is lost cannot be restored, and may be removed with its folder"),
+        None => Failure::from(error.context("look at what is stored")),
+    })?;
+    if !args.json {
+        print(&look, retention);
+    }
+    let mut taken_out = None;
+    let mut carried_out = None;
+    if !args.dry_run {
+        if !look.plan.is_empty() {
+            agreed(&look, &args).await?;
+            taken_out = Some(expire::take_out(&repository, &look.plan, now).await?);
+        }
+        let bar = progress::Count::new("removing");
+        let done = expire::carry_out(&repository, retention.grace, Utc::now(), &stop, &|objects| bar.show(objects)).await;
+        bar.finish();
+        carried_out = Some(done.context("remove what left the catalog").map_err(|error| match is_denied(&error) {
+            true => Failure::from(error).hint(DENIED),
+            false => Failure::from(error),
+        })?);
+    }
+    let refused = carried_out.as_ref().map_or(0, |done| done.refused);
+    if args.json {
+        let pending = look.pending.iter().map(|known| &known.record).collect();
+        output::json(&Report { now: look.now, plan: &look.plan, windows: windows(&look), pending, taken_out, carried_out })?;
+    } else {
+        if let Some(record) = &taken_out {
+            let until = output::time(now + retention.grace);
+            output::say!(
+                "\nnumber {} left the catalog; until {until} `walkeep expire --undo {}` brings it back",
+                record.number,
+                record.number
+            );
+        }
+        carried_out.iter().for_each(print_carried_out);
+    }
+    match refused {
+        0 => Ok(()),
+        refused => {
+            let error = anyhow!(
+                "{} could not be removed; they are out of the catalog, and the next run tries again",
+                output::count(refused, "object")
+            );
+            Err(Failure::from(error).hint(DENIED))
+        }
+    }
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let denied = |error: &repository::Error| matches!(error, repository::Error::Store(error) if error.kind() == ErrorKind::Denied);
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(denied)
+}
+
+/// Asks, and refuses what looks like a mistake.
+async fn agreed(look: &Look, args: &ExpireArgs) -> Result<(), Failure> {
+    let plan = &look.plan;
+    let (goes, expected) = (plan.expired.len(), plan.expected());
+    if goes > expected && args.allow.is_none_or(|allowed| allowed < goes) {
+        let of = output::count((goes + plan.kept.len()) as u64, "backup");
+        return Err(Failure::refused(format!("{goes} of {of} would go at once, more than half: nothing was changed"))
+            .hint(format!("is the policy what you mean, and are the clocks right? --allow {goes} says that this is wanted")));
+    }
+    if args.yes {
+        return Ok(());
+    }
+    if !ask::possible() {
+        return Err(Failure::refused("this leaves the catalog, and nobody is there to be asked: nothing was changed")
+            .hint("--yes says that it is wanted"));
+    }
+    match ask::ask("This leaves the catalog.".to_owned()).await? {
+        true => Ok(()),
+        false => Err(Failure::refused("not done: nothing was changed")),
+    }
+}
+
+async fn undo(repository: &ClusterRepository, number: u32, json: bool) -> Result<(), Failure> {
+    match expire::undo(repository, number, Utc::now()).await? {
+        None => Err(Failure::refused(format!("nothing left the catalog under number {number}, or all of it is gone"))
+            .hint("`walkeep expire --dry-run` lists what can be brought back")),
+        Some((_, false)) => Err(Failure::refused(format!("the time of grace of number {number} is over: its objects are being removed"))),
+        Some((record, true)) if json => Ok(output::json(&record)?),
+        Some((record, true)) => {
+            let backups = output::count(record.backups.len() as u64, "backup");
+            output::say!("number {number} is taken back: {backups} and its WAL are in the catalog again");
+            Ok(())
+        }
+    }
+}
+
+fn print(look: &Look, retention: &Retention) {
+    let Look { plan, catalog, .. } = look;
+    if let Some(host) = look.clock_ahead {
+        output::tell!(
+            "note: this host's clock shows {}; the newest that is known of the server is of {}, and the window is counted from there",
+            output::time(host),
+            output::time(look.now)
+        );
+    }
+    output::say!("every second since {} stays within reach", output::time(plan.window_from));
+    let mut table = output::table(&["", "backup", "label", "ended", "why"]);
+    for backup in catalog.backups() {
+        let kept = plan.kept.iter().find(|kept| kept.id == backup.id);
+        let why = kept.map(|kept| kept.reasons.iter().map(words).collect::<Vec<_>>().join(", ")).unwrap_or_default();
+        let verb = if kept.is_some() { "stays" } else { "GOES" };
+        table.add_row([verb.to_owned(), backup.id.to_string(), backup.label.clone(), output::time(backup.ended_at), why]);
+    }
+    output::say!("{table}");
+    for timeline in &plan.unknown {
+        output::tell!("note: the history of timeline {timeline} is not stored: all of its WAL stays");
+    }
+    for known in &look.pending {
+        let record = &known.record;
+        let backups = output::count(record.backups.len() as u64, "backup");
+        let state = match &known.end {
+            None => format!("--undo {} brings it back until {}", record.number, output::time(record.at + retention.grace)),
+            Some(_) => "being removed".to_owned(),
+        };
+        output::say!("number {} left the catalog {}: {backups} and WAL; {state}", record.number, output::time(record.at));
+    }
+    if plan.is_empty() {
+        output::say!("nothing goes");
+        return;
+    }
+    let referenced = |record: &&BackupRecord| plan.expired.contains(&record.id);
+    let stored: u64 = catalog.backups().iter().filter(referenced).map(|record| record.bytes_stored).sum();
+    output::say!(
+        "{} go, which added {} when they were taken (what others use of it stays), and {} of WAL, {}",
+        output::count(plan.expired.len() as u64, "backup"),
+        output::bytes(stored),
+        output::count(plan.segments, "segment"),
+        output::bytes(plan.wal_bytes)
+    );
+    for windows in windows(look) {
+        let changed = windows.before != windows.after;
+        if changed {
+            output::say!("\ntimeline {}: within reach behind it", windows.timeline);
+            reachable(&windows.after);
+            output::say!("  before it");
+            reachable(&windows.before);
+        }
+    }
+}
+
+fn reachable(windows: &[Window]) {
+    if windows.is_empty() {
+        output::say!("    nothing");
+    }
+    for window in windows {
+        output::say!("    from {} ({}) to {}", output::time(window.earliest.time), window.earliest.lsn, window.latest);
+    }
+}
+
+fn windows(look: &Look) -> Vec<Windows> {
+    let of = |catalog: &Catalog, timeline: TimelineId| catalog.history(timeline).map(|path| catalog.windows(&path).0).unwrap_or_default();
+    let one = |timeline: TimelineId| Windows { timeline, before: of(&look.catalog, timeline), after: of(&look.after, timeline) };
+    look.catalog.timelines().into_iter().map(one).collect()
+}
+
+fn words(reason: &Reason) -> String {
+    match reason {
+        Reason::Held(keep) => format!("kept {}", output::kept(keep)),
+        Reason::Window => "in the window".into(),
+        Reason::BeginsWindow => "the window begins with it".into(),
+        Reason::Daily => "last of a day".into(),
+        Reason::Weekly => "last of a week".into(),
+        Reason::Monthly => "last of a month".into(),
+        Reason::Yearly => "last of a year".into(),
+        Reason::Minimum => "minimum_backups".into(),
+    }
+}
+
+fn print_carried_out(done: &CarriedOut) {
+    for waits in &done.waits {
+        match (&waits.until, &waits.for_backup) {
+            (Some(until), _) => output::say!("number {}: its objects go behind {}", waits.number, output::time(*until)),
+            (None, Some(backup)) => {
+                output::say!("number {}: its objects stay while backup {backup} is under way, which may use them", waits.number)
+            }
+            (None, None) => {}
+        }
+    }
+    if done.objects > 0 || done.packs > 0 {
+        output::say!(
+            "removed {} of {} and WAL, and {} that nothing needs any more, {}",
+            output::count(done.objects, "object"),
+            output::count(done.backups.len() as u64, "backup"),
+            output::count(done.packs, "pack"),
+            output::bytes(done.pack_bytes)
+        );
+    }
+    if let Some(why) = &done.packs_wait {
+        output::tell!("warning: packs were not looked through: {why}");
+    }
+    for named in &done.refused_named {
+        output::tell!("not removed: {named}");
+    }
+}

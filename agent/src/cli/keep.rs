@@ -1,0 +1,88 @@
+//! `walkeep keep` and `walkeep release`: holds on single backups.
+
+use anyhow::Context;
+use chrono::Utc;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::{Keep, KeepFor};
+use walkeep_core::layout::BackupId;
+
+use super::failure::Failure;
+use super::{Global, output, setup};
+use crate::repository::holds::Hold;
+
+/// Arguments of `walkeep keep`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep keep 20261121T034712Z-0000000002000028                    for ever
+  walkeep keep 20261121T034712Z-0000000002000028 --for 90d          so long from now on
+
+What was said last holds, also over the --keep with which the backup was taken. `walkeep backups` shows it.")]
+pub struct KeepArgs {
+    /// The backup, as `walkeep backups` names it
+    backup: BackupId,
+    /// For how long from now on: a time such as 90d, or forever
+    #[arg(long = "for", value_name = "90d|forever", default_value = "forever")]
+    time: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `walkeep release`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  walkeep release 20261121T034712Z-0000000002000028
+
+Nothing is removed by it: the next `walkeep expire` decides by the policy.")]
+pub struct ReleaseArgs {
+    /// The backup, as `walkeep backups` names it
+    backup: BackupId,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `walkeep keep`.
+pub async fn keep(global: &Global, args: KeepArgs) -> Result<(), Failure> {
+    let time: KeepFor = crate::config::keep_for(&args.time).context("--for").map_err(Failure::usage)?;
+    let keep = time.from(Utc::now()).with_context(|| format!("--for {} is too long", args.time)).map_err(Failure::usage)?;
+    say(global, args.backup, Some(keep), args.json).await
+}
+
+/// Runs `walkeep release`.
+pub async fn release(global: &Global, args: ReleaseArgs) -> Result<(), Failure> {
+    say(global, args.backup, None, args.json).await
+}
+
+async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    let repository = setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?;
+    let known = repository.backups().await.context("read the backups")?;
+    if known.expired.iter().any(|record| record.id == backup) {
+        return Err(Failure::refused(format!("{backup} has left the catalog"))
+            .hint("`walkeep expire --dry-run` says by which number; `walkeep expire --undo NUMBER` brings it back, then keep it"));
+    }
+    if !known.records.iter().any(|record| record.id == backup) {
+        return Err(Failure::refused(format!("there is no backup {backup}")).hint("`walkeep backups` lists them"));
+    }
+    let hold = Hold { backup, keep, at: Utc::now(), host: crate::writer::host() };
+    repository.put_hold(&hold).await.context("note it in the repository")?;
+    // Somebody may have let it go in that moment.
+    let left = repository.expired().await.context("look whether it is still there")?.has_backup(&hold.backup);
+    if json {
+        output::json(&hold)?;
+    } else {
+        match &hold.keep {
+            Some(keep) => output::say!("{} is kept {}", hold.backup, output::kept(keep)),
+            None => output::say!("{} is left to the retention policy", hold.backup),
+        }
+    }
+    match left && hold.keep.is_some() {
+        true => Err(Failure::refused(format!("{} left the catalog at this moment", hold.backup))
+            .hint("`walkeep expire --undo NUMBER` brings it back; `walkeep expire --dry-run` says which number")),
+        false => Ok(()),
+    }
+}

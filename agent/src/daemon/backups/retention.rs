@@ -1,0 +1,65 @@
+//! Behind each backup that the agent took: what the retention policy lets go goes, where the configuration has that done by itself.
+//!
+//! As `walkeep expire --yes` has it: what looks like a mistake is told and waits for somebody to look.
+
+use anyhow::Result;
+use chrono::Utc;
+
+use super::Taker;
+use crate::config::Retention;
+use crate::expire::{self, CarriedOut};
+
+/// Lets go; nothing that hinders it makes the backup less.
+pub async fn let_go(taker: &Taker) {
+    let Some(retention) = taker.cluster.retention.as_ref().filter(|retention| retention.automatic) else { return };
+    let succeeded = match run(taker, retention).await {
+        Ok(succeeded) => succeeded,
+        Err(_) if taker.stop.is_cancelled() => return,
+        Err(error) => {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "retention: nothing was let go, or not all of it; it is tried again behind the next backup"
+            );
+            false
+        }
+    };
+    taker.metrics.backups.let_go(succeeded, Utc::now());
+}
+
+async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
+    let now = Utc::now();
+    let look = expire::look(&taker.repository, &retention.policy, now).await?;
+    let (goes, expected) = (look.plan.expired.len(), look.plan.expected());
+    if goes > expected {
+        tracing::error!(
+            backups = goes,
+            kept = look.plan.kept.len(),
+            "retention: more than half of all backups would go at once, so nothing does: look at `walkeep expire --dry-run`, and say --allow by hand"
+        );
+        return Ok(false);
+    }
+    if !look.plan.is_empty() {
+        let record = expire::take_out(&taker.repository, &look.plan, now).await?;
+        let backups = record.backups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        tracing::info!(
+            number = record.number, backups, segments = look.plan.segments, window_from = %look.plan.window_from.to_rfc3339(),
+            "retention: left the catalog; `walkeep expire --undo` with its number brings it back within the grace"
+        );
+    }
+    let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } =
+        expire::carry_out(&taker.repository, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+    if objects > 0 || packs > 0 {
+        tracing::info!(backups = backups.len(), objects, packs, pack_bytes, "retention: removed");
+    }
+    if let Some(why) = packs_wait {
+        tracing::warn!(why, "retention: packs were not looked through");
+    }
+    if refused > 0 {
+        tracing::error!(
+            refused,
+            first = refused_named.first(),
+            "retention: the store does not let go of some objects; tried again behind the next backup"
+        );
+    }
+    Ok(refused == 0)
+}
