@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
 use crate::config::{Acknowledge, Config};
+use crate::encryption::Encryption;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::index;
@@ -154,8 +155,10 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "the repository is out of reach: starting with what the spool knows of it");
                 let (name, level) = (config.cluster.name.clone(), config.cluster.compression_level);
-                ClusterRepository::later(note.repository, name, note.identity, level, open)
-                    .with_wal_level(config.cluster.wal_compression_level)
+                // Looked at when the agent began; a file of keys that went since is told by whoever needs it.
+                let keys = Encryption::of(&config.cluster).unwrap_or_default();
+                let repository = ClusterRepository::later(note.repository, name, note.identity, level, open);
+                repository.with_wal_level(config.cluster.wal_compression_level).with_encryption(keys)
             }
         },
         None => {
