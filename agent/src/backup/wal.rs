@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 use walkeep_core::catalog::{FirstMissing, WalRange};
 use walkeep_core::decoder::{DecodeError, Decoder};
@@ -155,7 +155,16 @@ pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededW
         Err(error) if error.root_cause().is::<DecodeError>() => {
             return refuse(format!("nothing there can be read as a record ({})", error.root_cause()));
         }
-        Err(error) => return Err(error.context("look for the backup's checkpoint in the WAL that is stored")),
+        Err(error) => {
+            let context = "look for the backup's checkpoint in the WAL that is stored";
+            return match error.downcast::<repository::Error>() {
+                Ok(error) => Ok(repository
+                    .if_readable(Err::<(), _>(error), "the stored WAL with the backup's checkpoint")
+                    .context(context)
+                    .map(drop)?),
+                Err(error) => Err(error.context(context)),
+            };
+        }
     };
     match first {
         Some(WalEvent { start, kind: WalEventKind::Checkpoint { redo, .. }, .. }) if start == checkpoint && redo == need.start => Ok(()),

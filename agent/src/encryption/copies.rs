@@ -1,7 +1,7 @@
 //! The host's own copies of what it stored and must read again: a host that only writes cannot read it back.
 //!
-//! The manifest of the last backup, so that the next one finds what has not changed; the index under way; what relations were called; histories. They lie
-//! unencrypted on the host whose database they are of. A copy is believed only as long as the object's fingerprint says that it holds
+//! The manifest of the last backup, so that the next one finds what has not changed; the parts of the segment under way, with which an agent that begins
+//! anew compares; the index; what relations were called; histories. They lie unencrypted on the host whose database they are of. A copy is believed only as long as the object's fingerprint says that it holds
 //! the same, and losing them costs a full backup.
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use walkeep_core::layout::{BackupId, ObjectName};
 use crate::codec::Description;
 use crate::durable;
 
-/// Bytes of everything but manifests; the oldest go.
+/// Bytes of parts, and of everything else but manifests; the oldest go.
 const LIMIT: u64 = 128 << 20;
 /// Backups whose manifests are kept: the last one, and the one under way.
 const MANIFESTS: usize = 2;
@@ -49,7 +49,9 @@ impl OwnCopies {
     /// Whether the object is one that this host reads again. Maps of changed blocks are read by every backup, the index by the agent that goes on with it.
     pub fn wants(name: &ObjectName) -> bool {
         match name {
-            ObjectName::BackupManifest(..) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => true,
+            ObjectName::BackupManifest(..) | ObjectName::Part(_) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {
+                true
+            }
             ObjectName::Wal(file) => matches!(file, walkeep_core::WalFileName::History(_)),
             _ => false,
         }
@@ -67,7 +69,11 @@ impl OwnCopies {
             content.push(b'\n');
             content.extend_from_slice(object);
             durable::Staged::write_volatile(&path, &content, durable::PRIVATE_FILE)?.publish()?;
-            if matches!(name, ObjectName::BackupManifest(_, 1)) { prune_manifests(&folder) } else { prune(&folder) }
+            match name {
+                ObjectName::BackupManifest(_, 1) => prune_manifests(&folder),
+                ObjectName::BackupManifest(..) => Ok(()),
+                _ => prune(path.parent().unwrap_or(&folder)),
+            }
         };
         if let Err(error) = write() {
             tracing::warn!(error = format!("{error:#}"), "no copy is kept of an object that this host may want to read again");
@@ -95,6 +101,9 @@ impl OwnCopies {
         let folder = self.folder.clone()?;
         let path = match name {
             ObjectName::BackupManifest(id, piece) => folder.join(id.as_str()).join(format!("manifest.{piece}")),
+            ObjectName::Part(part) => {
+                folder.join("parts").join(format!("{}-{:08X}-{:08X}.{:08X}", part.segment, part.from, part.to, part.epoch))
+            }
             ObjectName::Digest(digest) => folder.join(format!(
                 "index-{}-{}-{:016X}-{:016X}",
                 digest.timeline.hex(),

@@ -67,6 +67,8 @@ impl Line {
                 tracing::warn!(key, reason, "the newest digest of the index is damaged; the index goes on behind it");
                 return Ok(Self::new(repository, timeline, wanted));
             }
+            // The host's own copy is lost.
+            Err(Error::CannotDecrypt { .. }) => return Ok(Self::new(repository, timeline, wanted)),
             Err(error) => return Err(error),
         };
         let mut line = Self::new(repository, timeline, newest.span(size).end);
@@ -283,7 +285,8 @@ pub(super) async fn stored(repository: &ClusterRepository, name: WalFileName) ->
             tracing::warn!(key, reason, "a segment is damaged: the index leaves it out");
             Ok(None)
         }
-        read => read,
+        // The stream gives it what comes; only what came before an agent began is missing then.
+        read => Ok(repository.if_readable(read, "what came before in the index")?.flatten()),
     }
 }
 

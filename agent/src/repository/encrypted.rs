@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use bytes::Bytes;
-use walkeep_core::WalFileName;
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::layout::{Form, ObjectName, PackId};
+use walkeep_core::{SegmentName, WalFileName};
 use walkeep_store::{ErrorKind, Key};
 
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
@@ -166,6 +167,25 @@ impl ClusterRepository {
     /// Whether [`ClusterRepository::keep_copy`] has something to do.
     pub(super) fn keeps_copy(&self, name: &ObjectName) -> bool {
         self.identity().form == Form::Age && OwnCopies::wants(name)
+    }
+
+    /// Forgets the copy of an object that was removed.
+    pub(super) async fn forget_copy(&self, name: &ObjectName) -> Result<()> {
+        let Some(encryption) = self.keys_for(name)?.filter(|_| OwnCopies::wants(name)).cloned() else { return Ok(()) };
+        let name = name.clone();
+        on_blocking_thread(move || encryption.copies().forget(&name)).await
+    }
+
+    /// Whether the segment that is stored holds what this hash is of, as far as this host knows without reading it.
+    pub async fn likeness_of_segment(&self, segment: SegmentName, hash: Blake3Sum) -> Result<Option<Likeness>> {
+        self.likeness(&ObjectName::Wal(WalFileName::Segment(segment)), &self.describe_segment(segment, hash)).await
+    }
+
+    /// Whether what is stored of a segment has a fingerprint of this host.
+    pub async fn knows_fingerprint(&self, segment: SegmentName) -> Result<bool> {
+        // Of any content: it is the key that is asked for.
+        let likeness = self.likeness_of_segment(segment, Blake3Sum::new([0; 32])).await?;
+        Ok(matches!(likeness, Some(Likeness::Same | Likeness::Other)))
     }
 
     /// A stretch of a pack as it was before it was encrypted; shorter if the pack ends before.

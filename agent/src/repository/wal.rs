@@ -126,7 +126,7 @@ impl ClusterRepository {
         self.put_packed(&ObjectName::Wal(file), self.limit_of(file), description, object.clone()).await
     }
 
-    fn describe_segment(&self, segment: SegmentName, hash: Blake3Sum) -> Description {
+    pub(super) fn describe_segment(&self, segment: SegmentName, hash: Blake3Sum) -> Description {
         let (system_identifier, length) = (self.identity().system_identifier, self.identity().segment_size.bytes());
         let start = Some(self.segment_start(segment));
         Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: hash }
@@ -254,7 +254,9 @@ impl ClusterRepository {
 
     /// Removes a part that is not needed any more.
     pub async fn remove_part(&self, part: PartName) -> Result<()> {
-        Ok(self.store().delete(&self.key(&ObjectName::Part(part))?).await?)
+        let name = ObjectName::Part(part);
+        self.store().delete(&self.key(&name)?).await?;
+        self.forget_copy(&name).await
     }
 
     /// The unfinished segment as far as parts of it are stored without a hole, from its first byte; empty without parts.
