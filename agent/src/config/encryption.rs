@@ -3,12 +3,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use walkeep_core::layout::ClusterName;
 
 use super::Secret;
 use super::raw::RawEncryption;
-use super::values::absolute;
 use crate::encryption::keys::Recipients;
 
 /// Keys of age. Recipients where one writes, identities where one reads; one host may have both.
@@ -42,8 +41,12 @@ pub fn check(raw: RawEncryption, name: &ClusterName, env: &dyn Fn(&str) -> Optio
         parsed.with_context(|| format!("[cluster.{name}.encryption] recipients"))?;
     }
     let file = |key: &str, path: Option<String>| {
-        let path = path.map(|path| absolute(key, &path)).transpose();
-        path.with_context(|| format!("[cluster.{name}.encryption]"))
+        // Whoever puts the key itself there must not find it in a log.
+        ensure!(
+            path.as_ref().is_none_or(|path| path.starts_with('/')),
+            "[cluster.{name}.encryption] {key}: not an absolute path (not shown)"
+        );
+        Ok(path.map(PathBuf::from))
     };
     let credentials = env("CREDENTIALS_DIRECTORY").map(PathBuf::from).filter(|folder| folder.is_absolute());
     let config = EncryptionConfig {

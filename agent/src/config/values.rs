@@ -246,7 +246,7 @@ pub(super) fn duration(key: &str, text: Option<&str>, default: Duration) -> Resu
     text.map_or(Ok(default), parse)
 }
 
-pub(super) fn absolute(key: &str, path: &str) -> Result<PathBuf> {
+fn absolute(key: &str, path: &str) -> Result<PathBuf> {
     ensure!(path.starts_with('/'), "{key}: {path:?} is not an absolute path");
     Ok(PathBuf::from(path))
 }
