@@ -150,8 +150,13 @@ impl ClusterRepository {
         })
         .await?
         .map_err(Error::encode)?;
+        // Whoever sees a part wants to compare with it; any other object may turn out to be there already, and to hold something else.
+        let (before, behind) = if matches!(name, ObjectName::Part(_)) { (plain, None) } else { (None, plain) };
+        if let Some(plain) = before {
+            self.keep_copy(&name, &description, plain).await?;
+        }
         let stored = self.put_packed(&name, limit, &description, object).await?;
-        if let Some(plain) = plain {
+        if let Some(plain) = behind {
             self.keep_copy(&name, &description, plain).await?;
         }
         Ok(stored)
