@@ -101,7 +101,9 @@ fn a_host_that_only_writes_is_restored_where_the_identity_is() {
         story::settle(&world.cluster, &world.writer);
         let first = world.backup(&["--method", "protocol"]);
         story::insert(&world.cluster, 100);
-        let second = world.backup(&["--method", "local"]);
+        let taken = world.writer.ok(&["backup", "--json", "--method", "local"]);
+        assert!(!taken.stderr.contains("WARN"), "{}", taken.stderr);
+        let second = taken.json();
         let at_second = world.digest();
         story::insert(&world.cluster, 100);
         story::settle(&world.cluster, &world.writer);
