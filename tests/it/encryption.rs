@@ -118,7 +118,7 @@ fn a_host_that_only_writes_is_restored_where_the_identity_is() {
             world.writer.ok(command);
         }
         let to = world.writer.scratch().join("restored").to_string_lossy().into_owned();
-        for command in [&["restore", "--to", &to][..], &["wal", "fetch", &name, "/tmp/never"]] {
+        for command in [&["restore", "--to", &to][..], &["index", "--rebuild"], &["wal", "fetch", &name, "/tmp/never"]] {
             let refused = world.writer.run(command);
             assert!(refused.stderr.contains("cannot decrypt") && refused.stderr.contains("has no identity"), "{refused:?}");
             assert!(!refused.stderr.contains("is not in the"), "{refused:?}");

@@ -16,8 +16,8 @@ use crate::durable;
 
 /// Bytes of parts, and of everything else but manifests; the oldest go.
 const LIMIT: u64 = 128 << 20;
-/// Backups whose manifests are kept: the last one, and the one under way.
-const MANIFESTS: usize = 2;
+/// Backups whose manifests are kept: the last one, the one under way, and what two interrupted ones stored.
+const MANIFESTS: usize = 4;
 
 /// The folder with the copies.
 #[derive(Debug, Default)]
@@ -194,12 +194,12 @@ mod tests {
     fn the_last_backups_manifests_stay_and_the_rest_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let copies = OwnCopies::in_folder(folder.path());
-        for second in 1..=4 {
+        for second in 1..=6 {
             copies.keep(&manifest(second, 1), &description(b"m"), b"m");
             copies.keep(&manifest(second, 2), &description(b"m"), b"m");
         }
-        let kept: Vec<bool> = (1..=4).map(|second| copies.get(&manifest(second, 1)).is_some()).collect();
-        assert_eq!(kept, [false, false, true, true]);
+        let kept: Vec<bool> = (1..=6).map(|second| copies.get(&manifest(second, 1)).is_some()).collect();
+        assert_eq!(kept, [false, false, true, true, true, true]);
         let names = |lsn| ObjectName::Names(SnapshotName { timeline: TimelineId::FIRST, lsn: Lsn::new(lsn) });
         let large = vec![0; LIMIT as usize / 2];
         for lsn in 1..=3 {

@@ -97,7 +97,9 @@ impl Line {
         };
         while indexer.next() < next {
             let name = WalFileName::Segment(indexer.next().name(self.timeline, size));
-            let Some(wal) = stored(&self.repository, name).await? else {
+            // The stream gives what comes; only what was open when an agent began is missing then.
+            let read = stored(&self.repository, name).await;
+            let Some(wal) = self.repository.if_readable(read, "what came before the index goes on")?.flatten() else {
                 indexer.pass_over(next);
                 break;
             };
@@ -285,8 +287,7 @@ pub(super) async fn stored(repository: &ClusterRepository, name: WalFileName) ->
             tracing::warn!(key, reason, "a segment is damaged: the index leaves it out");
             Ok(None)
         }
-        // The stream gives it what comes; only what came before an agent began is missing then.
-        read => Ok(repository.if_readable(read, "what came before in the index")?.flatten()),
+        read => read,
     }
 }
 

@@ -40,16 +40,20 @@ pub struct ListedPack {
 
 /// The packs that are there, by their lengths.
 #[derive(Debug, Clone, Default)]
-pub struct Packs(HashMap<PackId, u64>);
+pub struct Packs {
+    listed: HashMap<PackId, u64>,
+    form: Form,
+}
 
 impl Packs {
     /// Whether an extent can be there.
     pub fn hold(&self, extent: &Extent) -> bool {
-        self.0.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= *bytes)
+        let holds = |bytes| if self.form == Form::Age { can_hold(bytes) } else { bytes };
+        self.listed.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= holds(*bytes))
     }
 
     fn fault(&self, extent: &Extent) -> Option<Fault> {
-        match self.0.get(&extent.pack) {
+        match self.listed.get(&extent.pack) {
             None => Some(Fault::Gone),
             Some(_) if self.hold(extent) => None,
             Some(bytes) => Some(Fault::CutOff(*bytes)),
@@ -180,11 +184,8 @@ impl ClusterRepository {
                 pages.into_iter().flat_map(|page| page.objects).collect()
             }
         };
-        let holds = |pack: ListedPack| match self.identity().form {
-            Form::Zstd => pack.bytes,
-            Form::Age => can_hold(pack.bytes),
-        };
-        Ok(Packs(all.iter().filter_map(|listed| self.listed_pack(listed)).map(|pack| (pack.id, holds(pack))).collect()))
+        let listed = all.iter().filter_map(|listed| self.listed_pack(listed)).map(|pack| (pack.id, pack.bytes)).collect();
+        Ok(Packs { listed, form: self.identity().form })
     }
 
     /// What the manifest of a backup refers to and is not there. Reads all of it.
@@ -286,6 +287,6 @@ mod tests {
             let object = repository.pack_object(Bytes::from(number.to_le_bytes().to_vec())).await.unwrap();
             repository.put_pack(&object).await.unwrap();
         }
-        assert_eq!(repository.packs().await.unwrap().0.len(), 1100);
+        assert_eq!(repository.packs().await.unwrap().listed.len(), 1100);
     }
 }
