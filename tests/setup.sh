@@ -50,6 +50,7 @@ if [ "$mode" = "" ] || [ "$mode" = --bench ]; then
   have strace || missing+=(strace)
   have jq || missing+=(jq)
   have zstd || missing+=(zstd)
+  have age || missing+=(age)
   have unzip || missing+=(unzip)
   ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || missing+=(libfaketime)
   # The program: the shell has its own.

@@ -98,6 +98,7 @@ async fn over(store: SharedStore) -> ClusterRepository {
         major_version: MajorVersion::new(15),
         segment_size: SIZE,
         since: DateTime::UNIX_EPOCH,
+        form: Default::default(),
     };
     ClusterRepository::new(Repository::create(store).await.unwrap(), "main".parse().unwrap(), identity, 3)
 }

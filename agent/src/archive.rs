@@ -228,7 +228,7 @@ impl Archives {
         let mut file = file;
         if let Some(stored) = self.recent.hash_of(segment) {
             let (hash, hashed) = on_blocking_thread(move || hash_of(file)).await?.map_err(unreadable)?;
-            if hash == stored && self.is_still_there(name, hash).await? {
+            if hash == stored && self.is_still_there(segment, hash).await? {
                 return Ok(Stored::Already);
             }
             file = hashed;
@@ -258,12 +258,12 @@ impl Archives {
     }
 
     /// After this answer the server may remove its copy, so what was stored a while ago is looked at once more: one small request.
-    async fn is_still_there(&self, name: WalFileName, hash: Blake3Sum) -> Result<bool, ArchiveError> {
-        let described = self.repository.describe_wal(name).await.inspect_err(|error| self.metrics.refused(error))?;
-        if described.is_none() {
-            tracing::warn!(%name, "it was stored by the stream and is gone from the repository: storing it again");
+    async fn is_still_there(&self, segment: SegmentName, hash: Blake3Sum) -> Result<bool, ArchiveError> {
+        let is_there = self.repository.has_segment(segment, hash).await.inspect_err(|error| self.metrics.refused(error))?;
+        if !is_there {
+            tracing::warn!(%segment, "it was stored by the stream and is gone from the repository, or another: storing it again");
         }
-        Ok(described.is_some_and(|described| described.blake3 == hash))
+        Ok(is_there)
     }
 
     fn expected_size(&self, name: WalFileName) -> Size {

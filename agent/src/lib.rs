@@ -13,6 +13,7 @@ pub mod codec;
 pub mod config;
 pub mod daemon;
 pub mod durable;
+pub mod encryption;
 pub mod expire;
 pub mod extract;
 pub mod fetch;

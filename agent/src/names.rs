@@ -123,6 +123,9 @@ impl Keeper {
                 match self.repository.names_text(*newest).await {
                     Ok(text) => self.newest = std::str::from_utf8(&text).ok().map(|text| blake3(body(text).as_bytes())),
                     Err(Error::Corrupt { key, reason }) => tracing::warn!(key, reason, "the newest catalog snapshot cannot be read"),
+                    Err(Error::CannotDecrypt { .. }) => {
+                        tracing::debug!("the newest catalog snapshot cannot be read here: another one is stored")
+                    }
                     Err(error) => return Err(error).context("read the newest catalog snapshot"),
                 }
             }

@@ -175,6 +175,7 @@ async fn work(stream: &mut UnixStream, shared: &Shared, verb: Verb) -> Option<Re
         Response::Done => debug!(request = what, "done"),
         Response::Absent { message } => debug!(request = what, message, "absent"),
         Response::TryLater { message } => warn!(request = what, message, "not now"),
+        Response::Elsewhere { message } => debug!(request = what, message, "not here"),
         Response::Failed { message, .. } => warn!(request = what, message, "failed"),
     }
     Some(response)

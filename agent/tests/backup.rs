@@ -31,6 +31,7 @@ async fn repository(cluster: &Cluster) -> Arc<ClusterRepository> {
         major_version: MajorVersion::new(cluster.version()),
         segment_size: SegmentSize::new(1 << 20).unwrap(),
         since: chrono::Utc::now(),
+        form: Default::default(),
     };
     let repository = Repository::create(Arc::new(store)).await.unwrap();
     Arc::new(ClusterRepository::new(repository, "main".parse().unwrap(), identity, 1))
@@ -123,7 +124,7 @@ async fn a_busy_server_with_a_tablespace_comes_back() {
     });
     let answer = cluster.sql(question);
     let last: WalFileName = cluster.archive_now().parse().unwrap();
-    while repository.describe_wal(last).await.unwrap().is_none() {
+    while repository.get_stored_wal(last).await.unwrap().is_none() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 

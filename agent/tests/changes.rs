@@ -103,6 +103,7 @@ async fn repository(cluster: &Cluster) -> Arc<ClusterRepository> {
         major_version: MajorVersion::new(cluster.version()),
         segment_size: size(),
         since: chrono::Utc::now(),
+        form: Default::default(),
     };
     let repository = Repository::create(Arc::new(MemoryStore::new())).await.unwrap();
     Arc::new(ClusterRepository::new(repository, "main".parse().unwrap(), identity, 1))

@@ -66,7 +66,9 @@ impl Fetch {
     /// One try. Trouble that is only a service still starting is none.
     fn ask(&mut self) -> Result<Verdict, Option<Trouble>> {
         let agent = match self.call(&self.socket) {
-            Err(CallError::NobodyListens(cause)) => cause,
+            Err(CallError::NobodyListens(cause)) => format!("no agent listens on {} ({cause})", self.socket.display()),
+            // The service has our environment, which may have what the agent must not.
+            Ok(Response::Elsewhere { message }) => message,
             answer => return settle(answer, &self.socket),
         };
         match self.call(self.service.socket()) {
@@ -75,8 +77,8 @@ impl Fetch {
         }
         match self.service.start() {
             State::Starting => Err(None),
-            State::Failed(why) => Err(Some(Trouble::Nobody { message: self.nobody(&agent, &why), misconfigured: false })),
-            State::Misconfigured(why) => Err(Some(Trouble::Nobody { message: self.nobody(&agent, &why), misconfigured: true })),
+            State::Failed(why) => Err(Some(Trouble::Nobody { message: format!("{agent}, and {why}"), misconfigured: false })),
+            State::Misconfigured(why) => Err(Some(Trouble::Nobody { message: format!("{agent}, and {why}"), misconfigured: true })),
         }
     }
 
@@ -94,10 +96,6 @@ impl Fetch {
         drop(answered);
         answer
     }
-
-    fn nobody(&self, agent: &std::io::Error, why: &str) -> String {
-        format!("no agent listens on {} ({agent}), and {why}", self.socket.display())
-    }
 }
 
 /// What an answer means: the one place that decides what is settled and what is tried again.
@@ -106,6 +104,7 @@ fn settle(answer: Result<Response, CallError>, socket: &Path) -> Result<Verdict,
         Ok(Response::Done) => return Ok(Verdict::Done),
         Ok(Response::Absent { message }) => return Ok(Verdict::Absent(message)),
         Ok(Response::TryLater { message }) => (message, None),
+        Ok(Response::Elsewhere { message }) => return Ok(Verdict::Refused(Trouble::NoAnswer { message, hint: None })),
         Ok(Response::Failed { message, hint, permanent: true }) => return Ok(Verdict::Refused(Trouble::NoAnswer { message, hint })),
         Ok(Response::Failed { message, hint, permanent: false }) => (message, hint),
         Err(error) => (format!("{error} (socket {})", socket.display()), error.hint().map(str::to_owned)),

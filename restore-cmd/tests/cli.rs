@@ -209,6 +209,29 @@ fn a_refusal_for_good_ends_at_once() {
     assert_eq!(place.fetch("00000002.history", "5m").code, Some(204));
 }
 
+/// An agent that cannot decrypt sends to the service, which is asked even though an agent listens; that nobody can is never absence.
+#[test]
+fn an_agent_that_sends_elsewhere_is_followed() {
+    let service = |place: &Place| place.socket().with_file_name(format!("{}.fetch", place.socket().file_name().unwrap().display()));
+    let elsewhere = || Answer::Response(Response::Elsewhere { message: "no identity here".into() });
+    let place = Place::new();
+    place.agent(vec![elsewhere()]);
+    let asked = serve(&service(&place), vec![done()]);
+    assert_eq!((place.fetch(SEGMENT, "20s").code, asked.load(Ordering::SeqCst)), (Some(0), 1));
+
+    let place = Place::new();
+    place.agent(vec![elsewhere()]);
+    place.walkeep("echo 'error: no such key' >&2; exit 2");
+    let ended = place.fetch(SEGMENT, "5m");
+    assert_eq!(ended.code, Some(201), "{ended:?}");
+    assert!(ended.stderr.contains("no identity here, and ") && ended.stderr.contains("error: no such key"), "{ended:?}");
+
+    let place = Place::new();
+    place.agent(vec![elsewhere()]);
+    serve(&service(&place), vec![elsewhere()]);
+    assert_eq!(place.fetch(SEGMENT, "5m").code, Some(204));
+}
+
 #[test]
 fn what_it_waits_for_is_told_while_it_waits() {
     let hint = "HINT:  give the key";

@@ -6,9 +6,11 @@
 //! [`wait_until`].
 //!
 //! `tests/setup.sh` installs what this needs. Environment: `WALKEEP_TEST_CACHE` (the folder of `setup.sh`), `WALKEEP_TEST_PG` (the version
-//! where a test names none), `WALKEEP_TEST_TOOLS` (client programs of further versions), `WALKEEP_TEST_BIN` (Walkeep's binaries), `WALKEEP_TEST_KEEP=1` (remove no scratch folder).
+//! where a test names none), `WALKEEP_TEST_TOOLS` (client programs of further versions), `WALKEEP_TEST_BIN` (Walkeep's binaries), `WALKEEP_TEST_KEEP=1` (remove no scratch folder),
+//! `WALKEEP_TEST_ENCRYPTION=1` (every repository is encrypted).
 
 pub mod http;
+pub mod keys;
 pub mod oracle;
 pub mod ports;
 pub mod postgres;
@@ -22,6 +24,7 @@ pub mod walkeep;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub use keys::{Keys, Pair};
 pub use oracle::{compare_archives, compare_fetched};
 pub use postgres::{Builder, Cluster, Session, Stop};
 pub use proxy::{Fault, FaultProxy, Request, When};

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::ports::Port;
 use crate::process::{self, Process};
-use crate::{Bucket, Cluster, S3Server, Scratch, http, s3, try_wait_for, user};
+use crate::{Bucket, Cluster, Keys, S3Server, Scratch, http, s3, try_wait_for, user};
 
 const READY: Duration = Duration::from_secs(30);
 /// How long an agent may take to end after SIGTERM.
@@ -166,6 +166,8 @@ pub struct Walkeep {
     pub acknowledge: String,
     /// The first is the primary one.
     pub repositories: Vec<Repository>,
+    /// Keys, where the repository is encrypted.
+    pub keys: Option<Keys>,
     /// More lines of `[cluster.main]`.
     pub cluster_lines: String,
     /// More lines at the end: other tables.
@@ -217,6 +219,7 @@ impl Walkeep {
             upload_interval: "200ms".to_owned(),
             acknowledge: "repository".to_owned(),
             repositories: vec![repository],
+            keys: Keys::of_this_run(),
             cluster_lines: String::new(),
             more: String::new(),
             environment: credentials.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
@@ -231,6 +234,10 @@ impl Walkeep {
     /// Writes the configuration anew.
     #[track_caller]
     pub fn write_config(&self) {
+        if let Some(keys) = &self.keys {
+            self.scratch.write("recipients", keys.recipients.join("\n") + "\n", 0o644);
+            self.scratch.write("identities", keys.identities.join("\n") + "\n", 0o600);
+        }
         self.scratch.write("walkeep.toml", self.config(), 0o600);
     }
 
@@ -246,6 +253,16 @@ impl Walkeep {
         line(&mut text, "upload_interval", &self.upload_interval);
         line(&mut text, "acknowledge", &self.acknowledge);
         text.push_str(&self.cluster_lines);
+        if let Some(keys) = &self.keys {
+            text.push_str("\n[cluster.main.encryption]\n");
+            for (name, file, given) in
+                [("recipients_file", "recipients", &keys.recipients), ("identity_file", "identities", &keys.identities)]
+            {
+                if !given.is_empty() {
+                    line(&mut text, name, self.scratch.join(file).display());
+                }
+            }
+        }
         for repository in &self.repositories {
             text.push_str("\n[[cluster.main.repository]]\n");
             line(&mut text, "url", repository.url());

@@ -157,7 +157,7 @@ fn another_cluster_under_the_name_is_refused_until_it_is_said() {
     assert_calm(&agent, &[]);
     // What was stored of the first is still there, byte for byte.
     let system = cluster.system_identifier();
-    let object = walkeep.local_repository().join(format!("main/{system}/wal/00000001/00000000/{name}.zst"));
+    let object = walkeep.local_repository().join(format!("main/{system}/wal/00000001/00000000/{}", crate::story::object(&name)));
     let unpacked = run(user::command("zstd").args(["-dc", "--no-progress"]).arg(&object));
     if unpacked.ok() {
         assert_eq!(unpacked.stdout.len(), String::from_utf8_lossy(&original).len());

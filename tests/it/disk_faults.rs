@@ -172,7 +172,7 @@ fn an_fsync_of_what_is_stored_already_fails() {
     let file = cluster.pg_wal().join(&name);
     let push = walkeep.command(&["wal", "push", &file.to_string_lossy()]);
     walkeep.ok(&["wal", "push", &file.to_string_lossy()]);
-    let object = story::wait_for_file(&walkeep.local_repository(), &format!("/{name}.zst"));
+    let object = story::wait_for_file(&walkeep.local_repository(), &story::object(&format!("/{name}")));
     let before = std::fs::metadata(&object).unwrap().ino();
     let trace = walkeep.scratch().write("trace", "", 0o600);
     let path = object.to_string_lossy().into_owned();

@@ -48,7 +48,7 @@ fn killed_at_an_upload(acknowledge: &str, fault: &Fault) {
     let held = proxy.arm(When::put().path(&format!("/{name}.zst")), fault.clone());
     assert_eq!(cluster.switch_wal(), name);
     let next = cluster.switch_wal();
-    let stored = |name: &str| bucket.list("main/").iter().any(|(key, _)| key.ends_with(&format!("/{name}.zst")));
+    let stored = |name: &str| bucket.list("main/").iter().any(|(key, _)| key.ends_with(&crate::story::object(&format!("/{name}"))));
     wait_until("the upload is held", SOON, || proxy.hits(held) > 0 && (*fault == Fault::Hang || stored(&name)));
     wait_until("the next one overtakes it", SOON, || stored(&next));
     assert!(walkeep.spool().join(&name).exists(), "it leaves the spool when it is known to be stored");

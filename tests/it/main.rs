@@ -12,6 +12,7 @@ mod conflicts;
 mod decoder;
 mod delta;
 mod disk_faults;
+mod encryption;
 mod estimates;
 mod extract;
 mod failover;

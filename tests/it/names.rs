@@ -45,7 +45,7 @@ fn wait_seen(story: &Story, table: &str) {
 /// How many snapshots are stored.
 fn snapshots(story: &Story) -> usize {
     let folder = story.walkeep.local_repository();
-    story::listing(&folder).iter().filter(|line| line.contains("/names/") && line.contains(".zst ")).count()
+    story::listing(&folder).iter().filter(|line| line.contains("/names/") && line.contains(".zst")).count()
 }
 
 #[test]

@@ -101,7 +101,8 @@ impl Twice {
             remove_files(&walkeep.spool(), ".writing");
         }
         let whole = story::listing(&repository).into_iter().filter_map(|line| Some(line.split(' ').next()?.rsplit_once('/')?.1.to_owned()));
-        let newest = whole.filter(|name| name.len() == 28 && name.ends_with(".zst") && name.starts_with("00000001")).max().unwrap();
+        let newest =
+            whole.filter(|name| *name == story::object(&name[..24.min(name.len())]) && name.starts_with("00000001")).max().unwrap();
         let seam = (u64::from_str_radix(&newest[16..24], 16).unwrap() + 1) * MIB;
 
         exchange(&cluster, &older(&cluster));

@@ -371,7 +371,7 @@ fn what_others_deleted_is_archived_again() {
     cluster.archive_by(None);
     let agent = walkeep.agent();
     let name = switch_and_store(&cluster, &agent, 1);
-    let object = story::wait_for_file(&walkeep.local_repository(), &format!("/{name}.zst"));
+    let object = story::wait_for_file(&walkeep.local_repository(), &story::object(&format!("/{name}")));
     let offer = || {
         let file = cluster.pg_wal().join(&name);
         run(&mut walkeep.command_of("walkeep-archive-cmd", &["--socket", &walkeep.socket().to_string_lossy(), &file.to_string_lossy()]))
@@ -402,7 +402,7 @@ fn what_others_deleted_is_streamed_again_or_a_gap() {
         cluster.archive_now();
         agent.stop();
         for name in &names[2..4] {
-            std::fs::remove_file(story::wait_for_file(&walkeep.local_repository(), &format!("/{name}.zst"))).unwrap();
+            std::fs::remove_file(story::wait_for_file(&walkeep.local_repository(), &story::object(&format!("/{name}")))).unwrap();
         }
         if !kept {
             cluster.sql("CHECKPOINT");

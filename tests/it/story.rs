@@ -304,6 +304,11 @@ pub fn listing(folder: &Path) -> Vec<String> {
     lines
 }
 
+/// How the object of a file of the archive ends in this run.
+pub fn object(name: &str) -> String {
+    format!("{name}{}", walkeep_tests::keys::suffix())
+}
+
 /// Waits until a file is there whose name ends so, and returns its path.
 #[track_caller]
 pub fn wait_for_file(folder: &Path, ends: &str) -> std::path::PathBuf {

@@ -202,9 +202,9 @@ fn xid_of(refusal: &str) -> String {
 /// Takes a segment out of the local repository; answers its name.
 fn lose(story: &Story, at: &str) -> String {
     let segment = story.cluster.sql(&format!("SELECT pg_walfile_name('{at}')"));
-    let object = story::wait_for_file(&story.walkeep.local_repository(), &format!("{segment}.zst"));
+    let object = story::wait_for_file(&story.walkeep.local_repository(), &story::object(&segment));
     // Parts that nobody needs any more would do as well, for the while that they are left.
-    let _ = std::fs::remove_dir_all(object.with_extension("parts"));
+    let _ = std::fs::remove_dir_all(object.with_file_name(format!("{segment}.parts")));
     std::fs::remove_file(object).unwrap();
     segment
 }

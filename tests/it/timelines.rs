@@ -19,7 +19,7 @@ fn switch_point(history: &[u8]) -> u64 {
 
 /// Where a file of the archive lies in a local repository, and when it was put there.
 fn stored_at(repository: &Path, name: &str) -> Option<std::time::SystemTime> {
-    let output = std::process::Command::new("find").arg(repository).args(["-name", &format!("{name}.zst")]).output().unwrap();
+    let output = std::process::Command::new("find").arg(repository).args(["-name", &crate::story::object(name)]).output().unwrap();
     let path = String::from_utf8(output.stdout).unwrap();
     std::fs::metadata(path.trim()).ok()?.modified().ok()
 }
@@ -367,7 +367,8 @@ fn what_a_repository_put_back_lacks_is_stored_again() {
         })
         .into();
     for name in &lost {
-        let found = std::process::Command::new("find").arg(walkeep.local_repository()).args(["-name", &format!("{name}.zst")]).output();
+        let found =
+            std::process::Command::new("find").arg(walkeep.local_repository()).args(["-name", &crate::story::object(name)]).output();
         std::fs::remove_file(String::from_utf8(found.unwrap().stdout).unwrap().trim()).unwrap();
     }
     cluster.restart();

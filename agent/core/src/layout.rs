@@ -233,20 +233,66 @@ pub enum ObjectName {
     ExpiryEnd(u32),
 }
 
+impl ObjectName {
+    /// Whether the object holds WAL, what the database holds, or what is told of them: where a repository is encrypted, it is. The others are small notes
+    /// that say what is stored, and since when; whoever cannot decrypt needs them too.
+    pub fn holds_data(&self) -> bool {
+        match self {
+            Self::Wal(_) | Self::OtherPartial { .. } | Self::Part(_) | Self::Pack(_) | Self::BackupManifest(..) => true,
+            Self::Digest(_) | Self::Blocks(_) | Self::Names(_) => true,
+            Self::BackupBegun(_) | Self::BackupRecord(_) | Self::Gap(_) | Self::Lease(_) | Self::GapClosing(_) => false,
+            Self::Hold(..) | Self::Expiry(_) | Self::ExpiryEnd(_) => false,
+        }
+    }
+}
+
+/// What the objects are that hold data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// zstd files.
+    #[default]
+    Zstd,
+    /// zstd files, each in a file of age's.
+    Age,
+}
+
+impl Form {
+    /// For records that say nothing about what is usual.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The keys of one cluster identity.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterLayout {
     root: String,
+    form: Form,
 }
 
 impl ClusterLayout {
     /// The keys of the cluster called `cluster` with this system identifier.
     pub fn new(cluster: &ClusterName, system: SystemIdentifier) -> Self {
-        Self { root: format!("{cluster}/{system}/") }
+        Self { root: format!("{cluster}/{system}/"), form: Form::default() }
+    }
+
+    /// The same for objects of this form.
+    pub fn with(self, form: Form) -> Self {
+        Self { form, ..self }
     }
 
     /// The key of an object.
     pub fn key(&self, name: &ObjectName) -> String {
+        match (self.form, name) {
+            // Its plain key says nothing of zstd: it is a row of frames, and no file.
+            (Form::Age, ObjectName::Pack(_)) => format!("{}.zst.age", self.plain_key(name)),
+            (Form::Age, name) if name.holds_data() => format!("{}.age", self.plain_key(name)),
+            (Form::Zstd | Form::Age, name) => self.plain_key(name),
+        }
+    }
+
+    fn plain_key(&self, name: &ObjectName) -> String {
         let root = &self.root;
         let folder = |segment: SegmentName| format!("{root}wal/{}/{:08X}/", segment.timeline().hex(), segment.log());
         match name {
@@ -369,7 +415,11 @@ impl ClusterLayout {
 
     /// What the object at `key` is; `None` if Walkeep did not put it there.
     pub fn parse(&self, key: &str) -> Option<ObjectName> {
-        let name = parse_below_root(key.strip_prefix(&self.root)?)?;
+        let path = key.strip_prefix(&self.root)?;
+        let name = parse_below_root(match self.form {
+            Form::Zstd => path,
+            Form::Age => path.strip_suffix(".age").unwrap_or(path),
+        })?;
         // Total and exact: a key that would be written differently is somebody else's.
         (self.key(&name) == key).then_some(name)
     }
@@ -379,7 +429,10 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
     let (folder, rest) = path.split_once('/')?;
     match folder {
         "wal" => parse_wal(rest),
-        "packs" => PackId::parse(rest.rsplit('/').next()?).map(ObjectName::Pack),
+        "packs" => {
+            let name = rest.rsplit('/').next()?;
+            PackId::parse(name.strip_suffix(".zst").unwrap_or(name)).map(ObjectName::Pack)
+        }
         "backups" => match rest.split_once('/')? {
             (id, "begun.json") => id.parse().ok().map(ObjectName::BackupBegun),
             (id, "manifest.zst") => Some(ObjectName::BackupManifest(id.parse().ok()?, 1)),
@@ -527,6 +580,25 @@ mod tests {
     }
 
     #[test]
+    fn encrypted_objects_end_in_age_and_notes_do_not() {
+        let (plain, encrypted) = (layout(), layout().with(Form::Age));
+        for (name, below_root) in every_kind() {
+            let key = encrypted.key(&name);
+            let suffix = match &name {
+                ObjectName::Pack(_) => ".zst.age",
+                name if name.holds_data() => ".age",
+                _ => "",
+            };
+            assert_eq!(key, format!("main/7000000000000000001/{below_root}{suffix}"));
+            assert_eq!(key.ends_with(".zst.age"), !key.ends_with(".json"), "{key}");
+            assert_eq!(encrypted.parse(&key), Some(name.clone()));
+            // What is of the other form is not Walkeep's here.
+            assert_eq!(plain.parse(&key).is_some(), !name.holds_data(), "{key}");
+            assert_eq!(encrypted.parse(&plain.key(&name)).is_some(), !name.holds_data(), "{key}");
+        }
+    }
+
+    #[test]
     fn what_walkeep_did_not_write_is_nothing() {
         let root = "main/7000000000000000001/";
         for key in [
@@ -559,8 +631,10 @@ mod tests {
         #[test]
         fn parsing_never_panics_and_is_exact(path in "[a-zA-Z0-9./-]{0,80}") {
             let key = format!("main/7000000000000000001/{path}");
-            if let Some(name) = layout().parse(&key) {
-                prop_assert_eq!(layout().key(&name), key);
+            for layout in [layout(), layout().with(Form::Age)] {
+                if let Some(name) = layout.parse(&key) {
+                    prop_assert_eq!(layout.key(&name), key.clone());
+                }
             }
         }
     }

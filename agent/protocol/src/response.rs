@@ -19,6 +19,11 @@ pub enum Response {
         /// Why.
         message: String,
     },
+    /// Whoever answers cannot do it here for good, and a process of another environment may: an agent that has no key to decrypt with.
+    Elsewhere {
+        /// Why not here.
+        message: String,
+    },
     /// It did not work, and asking again helps only after somebody changed something.
     Failed {
         /// Why.
@@ -34,6 +39,7 @@ const DONE: u8 = 1;
 const ABSENT: u8 = 2;
 const TRY_LATER: u8 = 3;
 const FAILED: u8 = 4;
+const ELSEWHERE: u8 = 5;
 
 /// The most bytes of one text, so that every response fits a frame.
 const MAX_TEXT: usize = 8 * 1024;
@@ -50,6 +56,7 @@ impl Response {
             Self::Done => Writer::kind(DONE),
             Self::Absent { message } => text(ABSENT, message),
             Self::TryLater { message } => text(TRY_LATER, message),
+            Self::Elsewhere { message } => text(ELSEWHERE, message),
             Self::Failed { message, hint, permanent } => {
                 let mut writer = text(FAILED, message);
                 writer.optional_text(hint.as_deref().map(cut)).flag(*permanent);
@@ -66,6 +73,7 @@ impl Response {
             DONE => Self::Done,
             ABSENT => Self::Absent { message: reader.text()? },
             TRY_LATER => Self::TryLater { message: reader.text()? },
+            ELSEWHERE => Self::Elsewhere { message: reader.text()? },
             FAILED => Self::Failed { message: reader.text()?, hint: reader.optional_text()?, permanent: reader.flag()? },
             found => return Err(DecodeError::UnknownKind { found }),
         };
@@ -89,6 +97,7 @@ mod tests {
             Response::Done,
             Response::Absent { message: message() },
             Response::TryLater { message: String::new() },
+            Response::Elsewhere { message: message() },
             Response::Failed { message: message(), hint: None, permanent: false },
             Response::Failed { message: message(), hint: Some("mend it".into()), permanent: true },
         ] {
@@ -105,7 +114,7 @@ mod tests {
 
     #[test]
     fn unknown_kinds_are_refused() {
-        for kind in (0..DONE).chain(FAILED + 1..=u8::MAX) {
+        for kind in (0..DONE).chain(ELSEWHERE + 1..=u8::MAX) {
             assert_eq!(Response::decode(&[kind]), Err(DecodeError::UnknownKind { found: kind }));
         }
     }

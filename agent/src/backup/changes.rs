@@ -265,6 +265,10 @@ async fn map(repository: &ClusterRepository, name: BlocksName, cancel: &Cancella
             );
             Ok(None)
         }
+        Err(Error::CannotDecrypt { key, reason }) => {
+            tracing::info!(key, reason, "a map of changed blocks cannot be read here: its WAL is decoded, where the server still has it");
+            Ok(None)
+        }
         read => read.with_context(|| format!("read the changed blocks from {} to {}", name.from, name.to)),
     }
 }

@@ -208,7 +208,10 @@ async fn interrupted(repository: &Arc<ClusterRepository>, ours: &BackupId, packs
         if used == INTERRUPTED {
             break;
         }
-        let Some(manifest) = repository.unfinished_manifest(id).await? else { continue };
+        let manifest = repository.unfinished_manifest(id).await;
+        let Some(Some(manifest)) = repository.if_readable(manifest, "what an interrupted backup stored: it is stored again")? else {
+            continue;
+        };
         used += 1;
         let read = spawn_blocking(move || {
             let mut found = Vec::new();

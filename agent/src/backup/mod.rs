@@ -236,7 +236,8 @@ async fn store(
             .context("wait for the primary, as a standby cannot end a WAL segment: SELECT pg_switch_wal() there, or set archive_timeout")?,
         false => waited?,
     }
-    let prove = || prove_checkpoint(&repository, need, label.checkpoint);
+    let pg_wal = options.data_directory.as_ref().map(|data| data.join("pg_wal"));
+    let prove = || prove_checkpoint(&repository, need, label.checkpoint, pg_wal.as_deref());
     retry("looking for the backup's checkpoint in the stored WAL", Backoff::within(PATIENCE), cancel, wal::is_transient, prove).await?;
 
     meter.stage(Stage::Finishing, None);

@@ -333,9 +333,10 @@ impl Packer {
         self.packs.push(None);
         let (repository, cancel) = (self.repository.clone(), self.cancel.clone());
         self.uploads.spawn(async move {
-            let put = || repository.put_pack(pack.clone());
-            let (id, stored) = retry("storing a pack", Backoff::within(PATIENCE), &cancel, repository::Error::is_transient, put).await?;
-            Ok(Uploaded::Pack { number, id, bytes: new_bytes(&stored) })
+            let object = repository.pack_object(pack).await?;
+            let put = || repository.put_pack(&object);
+            let stored = retry("storing a pack", Backoff::within(PATIENCE), &cancel, repository::Error::is_transient, put).await?;
+            Ok(Uploaded::Pack { number, id: object.id(), bytes: new_bytes(&stored) })
         });
         while let Some(done) = self.uploads.try_join_next() {
             self.note_upload(done)?;

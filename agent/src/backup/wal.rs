@@ -3,16 +3,19 @@
 //! A backup without it is worth nothing, so it is not recorded before. Who brings the WAL (the stream, archive_command) does not matter here.
 //! The question asked is the one that plans ask later, so that a recorded backup is one a plan accepts.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 use walkeep_core::catalog::{FirstMissing, WalRange};
 use walkeep_core::decoder::{DecodeError, Decoder};
 use walkeep_core::event::{WalEvent, WalEventKind};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
+use crate::codec;
+use crate::encryption::fingerprint::Likeness;
 use crate::repository::{self, ClusterRepository};
 use crate::wal_walk::{Stored, Traffic, Visitor};
 
@@ -142,7 +145,9 @@ pub async fn wait_for_wal(repository: &ClusterRepository, need: NeededWal, patie
 
 /// Proves that the WAL that is stored is that of the server the backup was taken from: the backup's checkpoint is in it, at its place. A server that was put
 /// back to an older copy would find WAL of its former life there, and replay of that would ruin the restore.
-pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededWal, checkpoint: Lsn) -> Result<()> {
+///
+/// Where nothing stored can be read, the segment with the checkpoint is compared by its fingerprint with the file in `pg_wal`, if the server's is here.
+pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededWal, checkpoint: Lsn, pg_wal: Option<&Path>) -> Result<()> {
     let refuse = |found: String| Err(OtherHistory { checkpoint, found }.into());
     let Some(path) = repository.replay_path(need.timeline).await? else { bail!("the history of timeline {} is gone", need.timeline) };
     let size = repository.identity().segment_size;
@@ -155,7 +160,16 @@ pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededW
         Err(error) if error.root_cause().is::<DecodeError>() => {
             return refuse(format!("nothing there can be read as a record ({})", error.root_cause()));
         }
-        Err(error) => return Err(error.context("look for the backup's checkpoint in the WAL that is stored")),
+        Err(error) => {
+            let context = "look for the backup's checkpoint in the WAL that is stored";
+            let error = error.downcast::<repository::Error>().map_err(|error| error.context(context))?;
+            let segment = size.segment_of(checkpoint).name(path.timeline_at(checkpoint), size);
+            if matches!(error, repository::Error::CannotDecrypt { .. }) && is_the_servers(repository, segment, pg_wal).await? {
+                return Ok(());
+            }
+            repository.if_readable(Err::<(), _>(error), "the stored WAL with the backup's checkpoint").context(context)?;
+            return Ok(());
+        }
     };
     match first {
         Some(WalEvent { start, kind: WalEventKind::Checkpoint { redo, .. }, .. }) if start == checkpoint && redo == need.start => Ok(()),
@@ -165,6 +179,15 @@ pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededW
         Some(event) => refuse(format!("the record at {} is none", event.start)),
         None => refuse("no record begins there".to_owned()),
     }
+}
+
+/// Whether a stored segment has the fingerprint of the file in `pg_wal`; false where that cannot be told.
+async fn is_the_servers(repository: &ClusterRepository, segment: SegmentName, pg_wal: Option<&Path>) -> Result<bool> {
+    let Some(file) = pg_wal.map(|folder| folder.join(segment.to_string())) else { return Ok(false) };
+    let hashed = tokio::task::spawn_blocking(move || codec::blake3_of(&mut std::fs::File::open(file)?)).await?;
+    // Recycled since, or never here.
+    let Ok((hash, _)) = hashed else { return Ok(false) };
+    Ok(repository.likeness_of_segment(segment, hash).await? == Some(Likeness::Same))
 }
 
 /// Whether looking again may help.
@@ -269,11 +292,11 @@ mod tests {
         }
         for operation in [Operation::List, Operation::Get] {
             faulty.inject(Rule::new(operation, Fault::Fail(ErrorKind::Transient)));
-            let error = prove_checkpoint(&repository, need(1), Lsn::new(2 * MIB + 40)).await.unwrap_err();
+            let error = prove_checkpoint(&repository, need(1), Lsn::new(2 * MIB + 40), None).await.unwrap_err();
             assert!(is_transient(&error), "{error:#}");
             faulty.heal();
         }
-        let error = prove_checkpoint(&repository, need(1), Lsn::new(2 * MIB + 40)).await.unwrap_err();
+        let error = prove_checkpoint(&repository, need(1), Lsn::new(2 * MIB + 40), None).await.unwrap_err();
         assert!(error.is::<OtherHistory>() && !is_transient(&error), "{error:#}");
     }
 

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::control::ControlFile;
+use walkeep_core::layout::Form;
 use walkeep_core::{MajorVersion, SystemIdentifier};
 
 use super::failure::Failure;
@@ -15,7 +16,7 @@ use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Created, Options, ReplicationConnection};
-use crate::repository::{self, ClusterIdentity, Repository};
+use crate::repository::{self, ClusterIdentity, ClusterRepository, Repository};
 
 /// Arguments of `walkeep init`.
 #[derive(Debug, Args)]
@@ -44,6 +45,7 @@ struct Report {
     major_version: MajorVersion,
     segment_bytes: u64,
     identity: &'static str,
+    encryption: Option<&'static str>,
     slot: Option<&'static str>,
     postgresql_conf: Vec<String>,
 }
@@ -52,12 +54,15 @@ struct Report {
 pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let cluster = &config.cluster;
+    setup::keys(cluster)?;
+    let form = form(cluster)?;
     let (identity, connection) = if args.offline {
         (offline_identity(cluster)?, None)
     } else {
         let (identity, connection) = online_identity(&setup::connection(cluster)?).await?;
         (identity, Some(connection))
     };
+    let identity = ClusterIdentity { form, ..identity };
     if !identity.major_version.is_supported() {
         return Err(Failure::refused(format!("PostgreSQL {} is not supported: Walkeep keeps 13 to 18", identity.major_version)));
     }
@@ -85,6 +90,7 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
         major_version: identity.major_version,
         segment_bytes: identity.segment_size.bytes(),
         identity: known,
+        encryption: (form == Form::Age).then_some("age"),
         slot,
         postgresql_conf: postgresql_conf(&config),
     };
@@ -100,6 +106,11 @@ fn print(report: &Report, cluster: &ClusterConfig) {
     let Report { repository, system_identifier, major_version, identity, .. } = report;
     output::say!("cluster     {} (PostgreSQL {major_version}, system identifier {system_identifier}): {identity}", report.cluster);
     output::say!("repository  {repository}");
+    if let Some(encryption) = report.encryption {
+        output::say!(
+            "encryption  {encryption}; keep the identities where this host is not: without one of them nothing that is stored can be read"
+        );
+    }
     match report.slot {
         Some(slot) => output::say!("slot        {}: {slot}", cluster.slot),
         None if !cluster.stream => output::say!("slot        not created (stream = false): only archive_command brings WAL"),
@@ -112,6 +123,19 @@ fn print(report: &Report, cluster: &ClusterConfig) {
     output::say!("\nThen start the agent (`walkeep agent`), prove it (`walkeep check`) and take the first base backup (`walkeep backup`).");
 }
 
+/// What objects shall be: decided here, once for all of them.
+fn form(cluster: &ClusterConfig) -> Result<Form, Failure> {
+    match &cluster.encryption {
+        None => Ok(Form::Zstd),
+        Some(keys) if keys.has_recipients() => Ok(Form::Age),
+        Some(_) => {
+            let reason = "[cluster.NAME.encryption] has an identity and no recipients: nothing could be encrypted";
+            Err(Failure::usage(anyhow!(reason))
+                .hint("Name the recipients (age1...), recipients or recipients_file; `walkeep key generate` makes a pair."))
+        }
+    }
+}
+
 async fn online_identity(params: &ConnectionParams) -> Result<(ClusterIdentity, ReplicationConnection)> {
     let mut connection = ReplicationConnection::connect(params, &Options::default())
         .await
@@ -122,6 +146,7 @@ async fn online_identity(params: &ConnectionParams) -> Result<(ClusterIdentity, 
         major_version: MajorVersion::from_version_num(connection.server_version_num().await?),
         segment_size: connection.segment_size().await?,
         since: chrono::Utc::now(),
+        form: Form::default(),
     };
     Ok((known, connection))
 }
@@ -140,6 +165,7 @@ fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
         major_version: MajorVersion::new(major),
         segment_size: control.segment_size,
         since: chrono::Utc::now(),
+        form: Form::default(),
     })
 }
 
@@ -166,7 +192,11 @@ async fn make_known(
     let known = repository.identities(&cluster.name).await?;
     let number = known.len() as u32 + 1;
     match known.last() {
-        Some(present) if present.same_cluster(identity) => return Ok("known already"),
+        Some(present) if present.same_cluster(identity) => {
+            let present = ClusterRepository::new(repository.clone(), cluster.name.clone(), present.clone(), cluster.compression_level);
+            present.with_encryption(setup::keys(cluster)?).check_form()?;
+            return Ok("known already");
+        }
         Some(present) if !new_identity => {
             let reason = format!(
                 "the repository knows {} as PostgreSQL {} with system identifier {}; this is PostgreSQL {} with {}",

@@ -15,6 +15,7 @@ pub mod failure;
 mod index;
 mod init;
 mod keep;
+mod key;
 mod lease;
 mod log;
 mod only_database;
@@ -100,6 +101,9 @@ enum Command {
     Timelines(catalog::TimelinesArgs),
     /// Which agent may write each timeline
     Lease(lease::LeaseArgs),
+    /// Who may read what is stored: keys of age
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// What the WAL says happened when: drops, truncations, restore points, switches, commits per minute
     Log(log::LogArgs),
     /// Of which WAL the index tells; make it anew
@@ -181,6 +185,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Backups(args) => catalog::backups(&global, args).await,
             Command::Timelines(args) => catalog::timelines(&global, args).await,
             Command::Lease(args) => lease::run(&global, args).await,
+            Command::Key(command) => key::run(&global, &command),
             Command::Log(args) => log::run(&global, args).await,
             Command::Index(args) => index::run(&global, args).await,
             Command::Plan(args) => plan::run(&global, args).await,

@@ -17,6 +17,7 @@ use super::failure::Failure;
 use super::waiting::WaitedFor;
 use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
+use crate::encryption::Encryption;
 use crate::index::reader::Index;
 use crate::postgres::ConnectionParams;
 use crate::repository::catalog::LoadedCatalog;
@@ -77,6 +78,7 @@ pub fn left_behind(probed: Probed, key: &Key) -> Option<String> {
 
 /// Fails where the configuration names what cannot be used on this host; asks nobody.
 pub fn check_repository(cluster: &ClusterConfig) -> Result<(), Failure> {
+    keys(cluster)?;
     match &cluster.repository {
         RepositoryConfig::Local { .. } => Ok(()),
         RepositoryConfig::S3(config) => Ok(s3_options(config).map(drop)?),
@@ -157,8 +159,19 @@ async fn known_cluster(cluster: &ClusterConfig, store: SharedStore) -> repositor
     let identity = identities.into_iter().next_back();
     let unknown = || repository::Error::UnknownCluster { url: repository.url(), cluster: cluster.name.to_string() };
     let identity = identity.ok_or_else(unknown)?;
-    let repository = ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level);
-    Ok(repository.with_wal_level(cluster.wal_compression_level))
+    let repository = ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level)
+        .with_wal_level(cluster.wal_compression_level)
+        .with_encryption(keys(cluster)?);
+    repository.check_form()?;
+    Ok(repository)
+}
+
+/// The keys, if the configuration has any.
+pub fn keys(cluster: &ClusterConfig) -> repository::Result<Option<Arc<Encryption>>> {
+    if let Some(file) = cluster.encryption.as_ref().and_then(|config| config.identity_file.as_ref()) {
+        warn_of_readers(file);
+    }
+    Encryption::of(cluster).map_err(repository::Error::keys)
 }
 
 /// What the repository holds; what cannot be believed is told on standard error and left out.

@@ -2,7 +2,8 @@
 //!
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
 //! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
-//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), the others `WALKEEP_LISTEN_HTTP`, `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
+//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), the others `WALKEEP_LISTEN_HTTP`,
+//! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
 
 use anyhow::{Context, Result, bail};
 use toml::Value;
@@ -52,6 +53,8 @@ const REPOSITORY: [(&str, Kind); 13] = [
     ("session_token_file", Text),
     ("timeout", Text),
 ];
+
+const ENCRYPTION: [(&str, Kind); 4] = [("recipients", Text), ("recipients_file", Text), ("identity_file", Text), ("identity", Text)];
 
 const BACKUP: [(&str, Kind); 9] = [
     ("schedule", Text),
@@ -114,6 +117,7 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
             || REPOSITORY.iter().any(|(key, _)| name == variable_of_repository(key))
             || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
             || RETENTION.iter().any(|(key, _)| name == variable_of_retention(key))
+            || ENCRYPTION.iter().any(|(key, _)| name == format!("WALKEEP_ENCRYPTION_{}", key.to_uppercase()))
     };
     let mut unknown: Vec<_> = names.filter(|name| name.starts_with("WALKEEP_") && !known(name)).collect();
     unknown.sort_unstable();
@@ -139,6 +143,11 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
     for (key, kind) in REPOSITORY {
         if let Some(value) = given("REPOSITORY_", (key, kind))? {
             first_of(child(child(table, "cluster")?, cluster.as_str())?, "repository")?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in ENCRYPTION {
+        if let Some(value) = given("ENCRYPTION_", (key, kind))? {
+            child(child(child(table, "cluster")?, cluster.as_str())?, "encryption")?.insert(key.into(), value);
         }
     }
     for (key, kind) in BACKUP {

@@ -4,6 +4,7 @@
 //! filled in. Every key can be given by an environment variable too (see [`environment`]). Secrets come by file or environment only and
 //! never appear in `Debug`.
 
+mod encryption;
 mod environment;
 mod raw;
 mod retention;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use walkeep_core::layout::ClusterName;
 
+pub use encryption::EncryptionConfig;
 pub use retention::Retention;
 pub use schedules::{ScheduledBackup, keep_for};
 pub use values::{ByteSize, Secret};
@@ -74,6 +76,8 @@ pub struct ClusterConfig {
     pub upload_parallelism: usize,
     /// Whether the agent streams; without, only archive_command brings WAL.
     pub stream: bool,
+    /// The keys, if what is stored is encrypted.
+    pub encryption: Option<EncryptionConfig>,
     /// The repository.
     pub repository: RepositoryConfig,
     /// The backups that the agent takes by itself, and when.
@@ -205,10 +209,11 @@ impl Config {
         let name = choose_cluster(&table, selection.cluster.as_deref(), &described)?;
         environment::overlay(&mut table, &name, env).with_context(|| format!("read the environment on top of {described}"))?;
         let raw: raw::Raw = raw::from_table(table, &text, &described)?;
+        encryption::refuse_shown_identity(&text, &name, path.as_deref())?;
         refuse_keys_of_s3_beside_a_directory(&raw, &name, &text, &described)?;
         let place = |index, key: &str| place_of_schedule(&name, index, key, &text, &described, env);
         let backups = schedules::check(&raw, &name, &place)?;
-        values::check(raw, &name, path, backups).with_context(|| format!("check the configuration in {described}"))
+        values::check(raw, &name, path, backups, env).with_context(|| format!("check the configuration in {described}"))
     }
 }
 

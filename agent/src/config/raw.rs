@@ -36,6 +36,8 @@ pub struct RawCluster {
     pub upload_parallelism: Option<usize>,
     pub stream: Option<bool>,
     #[serde(default)]
+    pub encryption: RawEncryption,
+    #[serde(default)]
     pub repository: Vec<RawRepository>,
     #[serde(default)]
     pub backup: Vec<RawBackup>,
@@ -55,6 +57,40 @@ pub struct RawRetention {
     pub timezone: Option<String>,
     pub grace: Option<String>,
     pub automatic: Option<bool>,
+}
+
+/// Keys.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawEncryption {
+    pub recipients: Option<OneOrMore>,
+    pub recipients_file: Option<String>,
+    pub identity_file: Option<String>,
+    pub identity: Option<String>,
+}
+
+/// Texts: what does not fit is not shown, as it may be a secret.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    /// All of them; those in one text stand apart by commas or spaces, as in the environment.
+    pub fn texts(&self) -> Vec<&str> {
+        match self {
+            Self::One(text) => text.split([',', ' ', '\n']).filter(|text| !text.is_empty()).collect(),
+            Self::More(texts) => texts.iter().map(String::as_str).collect(),
+        }
+    }
+}
+
+impl std::fmt::Debug for RawEncryption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RawEncryption (not shown)")
+    }
 }
 
 /// A schedule.

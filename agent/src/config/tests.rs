@@ -109,6 +109,51 @@ fn secrets_are_not_shown() {
 }
 
 #[test]
+fn keys_of_encryption_come_from_file_and_environment() {
+    let (one, other) = (crate::encryption::keys::generate(), crate::encryption::keys::generate());
+    let with = |lines: &str| SMALL.replace("[[cluster", &format!("[cluster.main.encryption]\n{lines}\n[[cluster"));
+    assert!(load(SMALL, &[]).unwrap().cluster.encryption.is_none());
+    let both = format!("recipients = [\"{}\"]\nrecipients_file = \"/etc/recipients\"", one.1);
+    let keys = load(&with(&both), &[]).unwrap().cluster.encryption.unwrap();
+    assert_eq!((keys.recipients.texts(), keys.recipients_file.as_deref()), (vec![one.1.clone()], Some(Path::new("/etc/recipients"))));
+    assert!(keys.has_recipients() && keys.identity.is_none() && keys.identity_file.is_none());
+    let list = format!("{}, {}", one.1, other.1);
+    let env = [("WALKEEP_ENCRYPTION_RECIPIENTS", &*list), ("WALKEEP_ENCRYPTION_IDENTITY", one.0.reveal())];
+    let keys = load(SMALL, &env).unwrap().cluster.encryption.unwrap();
+    assert_eq!(keys.recipients.texts(), [one.1.clone(), other.1.clone()]);
+    assert!(keys.identity.is_some() && !format!("{keys:?}").contains(&one.0.reveal()[20..40]));
+    for lines in ["recipients = [\"age1x\"]", "recipients_file = \"recipients\"", "identity_file = \"x\"", "recipient = \"x\""] {
+        let message = refusal(&with(lines), &[]);
+        assert!(message.contains("encryption") || message.contains("recipient"), "{lines}: {message}");
+    }
+    // Wherever a secret comes to stand by mistake, it is not shown.
+    for key in ["recipients", "recipients_file", "identity_file"] {
+        for lines in [format!("{key} = \"{}\"", one.0.reveal()), format!("{key} = [\"{}\"]", one.0.reveal())] {
+            let message = refusal(&with(&lines), &[]);
+            assert!(!message.contains(&one.0.reveal()[20..40]), "{key}: {message}");
+        }
+    }
+}
+
+/// The mode is the file's own: a private one may have it.
+#[test]
+fn an_identity_that_everybody_reads_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("walkeep.toml");
+    let identity = crate::encryption::keys::generate().0;
+    let line = format!("[cluster.main.encryption]\nidentity = \"{}\"\n[[cluster", identity.reveal());
+    std::fs::write(&path, SMALL.replace("[[cluster", &line)).unwrap();
+    let load = |mode| {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        Config::load_with(&Selection { path: Some(path.clone()), cluster: None }, &|_| None)
+    };
+    let refused = format!("{:#}", load(0o644).unwrap_err());
+    assert!(refused.contains("identity_file") && refused.contains("0644") && !refused.contains(&identity.reveal()[20..40]), "{refused}");
+    assert!(load(0o600).unwrap().cluster.encryption.unwrap().identity.is_some());
+}
+
+#[test]
 fn a_secret_in_the_url_is_refused_without_being_shown() {
     let message = refusal(&SMALL.replace("file:///srv/w", "s3://AK:HUSH77@bucket/p"), &[]);
     assert!(message.contains("url") && !message.contains("HUSH77"), "{message}");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use walkeep_core::layout::ClusterName;
 
+use super::encryption;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::retention;
 use super::{Acknowledge, ClusterConfig, Config, LogConfig, Protect, RepositoryConfig, S3Config, ScheduledBackup, ServerSideEncryption};
@@ -64,10 +65,16 @@ impl ByteSize {
 const SLOT_LIMIT: ByteSize = ByteSize(10_000_000_000);
 
 /// Checks what was written and fills in the defaults.
-pub fn check(raw: Raw, name: &ClusterName, path: Option<PathBuf>, backups: Vec<ScheduledBackup>) -> Result<Config> {
+pub fn check(
+    raw: Raw,
+    name: &ClusterName,
+    path: Option<PathBuf>,
+    backups: Vec<ScheduledBackup>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config> {
     let Raw { mut cluster, listen, log } = raw;
     let written = cluster.remove(name.as_str()).unwrap_or_default();
-    let cluster = check_cluster(written, name, backups).with_context(|| format!("[cluster.{name}]"))?;
+    let cluster = check_cluster(written, name, backups, env).with_context(|| format!("[cluster.{name}]"))?;
     let http = listen.http.map(|text| {
         let address = text.parse().with_context(|| format!("{text:?} is not an address: write 127.0.0.1:9187"));
         address.context("[listen] http")
@@ -86,7 +93,12 @@ pub fn check(raw: Raw, name: &ClusterName, path: Option<PathBuf>, backups: Vec<S
     })
 }
 
-fn check_cluster(raw: RawCluster, name: &ClusterName, backups: Vec<ScheduledBackup>) -> Result<ClusterConfig> {
+fn check_cluster(
+    raw: RawCluster,
+    name: &ClusterName,
+    backups: Vec<ScheduledBackup>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<ClusterConfig> {
     let repository = match raw.repository.as_slice() {
         [] => bail!("no [[cluster.{name}.repository]]: say where to store, url = \"s3://bucket/prefix\" or \"file:///srv/walkeep\""),
         [only] => check_repository(only).with_context(|| format!("[[cluster.{name}.repository]]"))?,
@@ -139,6 +151,7 @@ fn check_cluster(raw: RawCluster, name: &ClusterName, backups: Vec<ScheduledBack
         upload_parallelism,
         stream,
         protect,
+        encryption: encryption::check(raw.encryption, name, env)?,
         repository,
         backups,
         retention: raw.retention.as_ref().map(retention::check).transpose().context("[retention]")?,

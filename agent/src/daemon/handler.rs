@@ -28,6 +28,8 @@ pub struct Services {
     pub fetcher: Fetcher,
     /// The cluster.
     pub system: SystemIdentifier,
+    /// Whether what is stored can be read here.
+    pub can_read: bool,
 }
 
 /// How far the opening of the repository has come.
@@ -132,6 +134,9 @@ impl SocketHandler {
             }
             Err(died) => return failed(died.to_string(), "See the agent's log.", false),
         }
+        if self.role == Role::Agent && !services.can_read {
+            return Response::Elsewhere { message: "the agent has no identity to decrypt WAL with".into() };
+        }
         match services.fetcher.fetch(name, &destination, FetchMode { standby }).await {
             Outcome::Done => Response::Done,
             Outcome::Absent { why } => Response::Absent { message: why },
@@ -153,6 +158,7 @@ impl Handler for SocketHandler {
         self.metrics.fetch_answer(match response {
             Response::Done => "done",
             Response::Absent { .. } => "absent",
+            Response::Elsewhere { .. } => "elsewhere",
             Response::TryLater { .. } | Response::Failed { .. } => "failed",
         });
         response

@@ -9,8 +9,8 @@ mod names;
 mod watch;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
 use crate::config::{Acknowledge, Config};
+use crate::encryption::Encryption;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
 use crate::index;
@@ -29,8 +30,8 @@ use crate::postgres::ConnectionParams;
 use crate::progress::{Phase, Progress};
 use crate::rates::RatesFile;
 use crate::recent::Recent;
-use crate::repository::ClusterRepository;
 use crate::repository::later::OpenRepository;
+use crate::repository::{self, ClusterRepository};
 use crate::retry::{Backoff, retry};
 use crate::server::{self, Limits, Listener};
 use crate::stream::Streamer;
@@ -97,7 +98,8 @@ pub async fn run(
         tasks.spawn(guard.run(stop.clone()));
     }
     let crashed = Arc::new(AtomicBool::new(false));
-    let parts = Parts { crashed: crashed.clone(), config, role, params, metrics, progress, leave: leave.clone() };
+    let refused = Arc::new(Mutex::new(None));
+    let parts = Parts { crashed: crashed.clone(), refused: refused.clone(), config, role, params, metrics, progress, leave: leave.clone() };
     tasks.spawn(bring_up(parts, open, told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
@@ -109,6 +111,9 @@ pub async fn run(
     }
     leave.cancel();
     tracing::info!("stopped");
+    if let Some(error) = refused.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error);
+    }
     anyhow::ensure!(!crashed.load(Ordering::Relaxed), "a task of the agent died; see the log above");
     Ok(())
 }
@@ -123,11 +128,22 @@ struct Parts {
     leave: CancellationToken,
     /// A task died.
     crashed: Arc<AtomicBool>,
+    /// Why the agent must not run at all.
+    refused: Arc<Mutex<Option<anyhow::Error>>>,
+}
+
+/// Whether the repository is not what the configuration says it is: nothing mends that but a person, here.
+fn is_refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<repository::Error>(), Some(repository::Error::NotAsConfigured { .. }))
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
 async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tasks: TaskTracker, stop: CancellationToken) {
-    let Parts { config, role, params, metrics, progress, leave, crashed } = parts;
+    let Parts { config, role, params, metrics, progress, leave, crashed, refused } = parts;
+    let refuse = |error| {
+        *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        stop.cancel();
+    };
     let open_once = || async {
         let opened = tokio::select! {
             opened = open() => opened,
@@ -151,11 +167,14 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
         // The stream goes on into the spool: it does not wait for the repository.
         Some(note) => match tokio::time::timeout(PATIENCE, open_once()).await.context("no answer in time").flatten() {
             Ok(repository) => repository,
+            Err(error) if is_refused(&error) => return refuse(error),
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "the repository is out of reach: starting with what the spool knows of it");
                 let (name, level) = (config.cluster.name.clone(), config.cluster.compression_level);
-                ClusterRepository::later(note.repository, name, note.identity, level, open)
-                    .with_wal_level(config.cluster.wal_compression_level)
+                // Looked at when the agent began; a file of keys that went since is told by whoever needs it.
+                let keys = Encryption::of(&config.cluster).unwrap_or_default();
+                let repository = ClusterRepository::later(note.repository, name, note.identity, level, open);
+                repository.with_wal_level(config.cluster.wal_compression_level).with_encryption(keys)
             }
         },
         None => {
@@ -164,7 +183,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 "opening the repository",
                 Backoff::FOREVER,
                 &stop,
-                |_: &anyhow::Error| true,
+                |error: &anyhow::Error| !is_refused(error),
                 || async {
                     let opened = open_once().await;
                     if opened.is_err() && !warned.swap(true, Ordering::Relaxed) {
@@ -175,8 +194,11 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                     opened
                 },
             );
-            let Ok(repository) = opened.await else { return };
-            repository
+            match opened.await {
+                Ok(repository) => repository,
+                Err(error) if is_refused(&error) => return refuse(error),
+                Err(_) => return,
+            }
         }
     };
     // Whoever makes a call to it: that it failed is counted. What fails while it is opened is `open`.
@@ -195,6 +217,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
         archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()).looking_ahead(),
         fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave).measuring(RatesFile::of(&config.cluster)),
         system: identity.system_identifier,
+        can_read: repository.can_read(),
     });
     told.send_replace(Opening::Done(services.clone()));
     notify(&[sd_notify::NotifyState::Ready]);

@@ -155,6 +155,7 @@ impl Rig {
             major_version: MajorVersion::new(17),
             segment_size: size,
             since: chrono::DateTime::UNIX_EPOCH,
+            form: Default::default(),
         };
         let repository = Repository::create(shared).await.unwrap();
         let repository = Arc::new(ClusterRepository::new(repository, "main".parse().unwrap(), identity, 1));

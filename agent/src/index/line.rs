@@ -67,6 +67,8 @@ impl Line {
                 tracing::warn!(key, reason, "the newest digest of the index is damaged; the index goes on behind it");
                 return Ok(Self::new(repository, timeline, wanted));
             }
+            // The host's own copy is lost.
+            Err(Error::CannotDecrypt { .. }) => return Ok(Self::new(repository, timeline, wanted)),
             Err(error) => return Err(error),
         };
         let mut line = Self::new(repository, timeline, newest.span(size).end);
@@ -95,7 +97,9 @@ impl Line {
         };
         while indexer.next() < next {
             let name = WalFileName::Segment(indexer.next().name(self.timeline, size));
-            let Some(wal) = stored(&self.repository, name).await? else {
+            // The stream gives what comes; only what was open when an agent began is missing then.
+            let read = stored(&self.repository, name).await;
+            let Some(wal) = self.repository.if_readable(read, "what came before the index goes on")?.flatten() else {
                 indexer.pass_over(next);
                 break;
             };

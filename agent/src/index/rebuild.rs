@@ -37,6 +37,10 @@ pub async fn rebuild(
 ) -> Result<Rebuilt> {
     let size = catalog.segment_size();
     let segments: Vec<SegmentNumber> = catalog.segments(timeline).collect();
+    // What cannot be decrypted here could not be read again when the index is gone.
+    for end in [segments.first(), segments.last()].into_iter().flatten() {
+        stored(repository, WalFileName::Segment(end.name(timeline, size))).await?;
+    }
     let mut rebuilt = Rebuilt { timeline, removed: repository.remove_index(timeline).await?, segments: 0, left_out: 0 };
     let Some(first) = segments.first() else { return Ok(rebuilt) };
     let total = segments.len() as u64;

@@ -11,7 +11,9 @@ use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
 use super::manifest::{ManifestEntries, Piece};
 use super::wal::Stored;
-use super::{ClusterRepository, Error, Result};
+use super::{ClusterRepository, Error, Result, on_blocking_thread};
+use crate::codec::Description;
+use crate::encryption::fingerprint::Likeness;
 
 /// Small objects read at the same time.
 const READS: usize = 8;
@@ -39,14 +41,24 @@ pub struct Backups {
 impl ClusterRepository {
     /// Stores a piece of a manifest, made by [`super::manifest::ManifestEncoder`].
     pub async fn put_manifest(&self, id: &BackupId, piece: &Piece) -> Result<Stored> {
-        let bytes = piece.bytes.len() as u64;
-        let key = self.key(&ObjectName::BackupManifest(id.clone(), piece.number))?;
-        match self.store().put_if_absent(&key, piece.bytes.clone()).await {
-            Ok(Put::Created) => Ok(Stored::New { bytes }),
-            Ok(Put::AlreadySame) => Ok(Stored::Already),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(another_backup(id, "manifest")),
-            Err(error) => Err(error.into()),
-        }
+        let name = ObjectName::BackupManifest(id.clone(), piece.number);
+        let title = format!("piece {} of the manifest of {id}", piece.number);
+        let described = Description::of(title, self.identity().system_identifier, None, &piece.bytes);
+        let (sealer, key, plain, to_seal) = (self.sealer(&name)?, self.key(&name)?, piece.bytes.clone(), described.clone());
+        let object = on_blocking_thread(move || sealer.seal(Some(&to_seal), plain)).await?.map_err(Error::encode)?;
+        let bytes = object.len() as u64;
+        let stored = match self.store().put_if_absent(&key, object).await {
+            Ok(Put::Created) => Stored::New { bytes },
+            Ok(Put::AlreadySame) => Stored::Already,
+            // What was encrypted twice is not the same bytes.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.likeness(&name, &described).await? {
+                Some(Likeness::Same) => Stored::Already,
+                _ => return Err(another_backup(id, "manifest")),
+            },
+            Err(error) => return Err(error.into()),
+        };
+        self.keep_copy(&name, &described, piece.bytes.clone()).await?;
+        Ok(stored)
     }
 
     /// The manifest of a backup, to be read entry by entry, as often as one likes.
@@ -56,15 +68,12 @@ impl ClusterRepository {
 
     /// A piece of the manifest of a backup that has a record.
     pub(super) async fn get_manifest_piece(&self, id: &BackupId, number: u32) -> Result<Bytes> {
-        let key = self.key(&ObjectName::BackupManifest(id.clone(), number))?;
-        match self.store().get(&key, None).await {
-            Ok(object) => Ok(object),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.repository().prove_reached().await?;
-                Err(Error::corrupt(key.as_str(), "the backup has a record, and this piece of its manifest is gone"))
-            }
-            Err(error) => Err(error.into()),
+        let name = ObjectName::BackupManifest(id.clone(), number);
+        if let Some(piece) = self.read_object(&name).await? {
+            return Ok(piece);
         }
+        self.repository().prove_reached().await?;
+        Err(Error::corrupt(self.layout().key(&name), "the backup has a record, and this piece of its manifest is gone"))
     }
 
     /// Makes a backup exist. Everything it needs must be stored.

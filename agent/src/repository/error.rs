@@ -59,6 +59,27 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// An object is there, and this host cannot read it.
+    #[error("cannot decrypt {key}: {reason}")]
+    CannotDecrypt {
+        /// The object's key.
+        key: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Keys are missing, or cannot be used.
+    #[error("{0}")]
+    Keys(String),
+    /// The repository is encrypted and the configuration is not, or the other way about.
+    #[error("the repository at {url} keeps {cluster}, which {reason}")]
+    NotAsConfigured {
+        /// Where it lies.
+        url: String,
+        /// The cluster.
+        cluster: String,
+        /// What does not fit.
+        reason: &'static str,
+    },
     /// More of a segment is stored than was compared with the server. Nothing was stored behind it.
     #[error("{segment} was stored further than to byte {compared} since this stream began: beginning again, to compare that first")]
     Overtaken {
@@ -111,7 +132,8 @@ impl Error {
     pub fn is_mendable(&self) -> bool {
         match self {
             Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
-            Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } => true,
+            Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } | Self::Keys(_) => true,
+            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } => false,
             Self::Conflict { .. } | Self::Corrupt { .. } | Self::Overtaken { .. } | Self::Lease { .. } | Self::Internal(_) => false,
         }
     }
@@ -120,6 +142,7 @@ impl Error {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Format { .. } | Self::UnknownCluster { .. } => true,
+            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Keys(_) => true,
             Self::Store(error) => error.kind() == ErrorKind::Misconfigured,
             Self::NoRepository { .. }
             | Self::Conflict { .. }
@@ -132,7 +155,11 @@ impl Error {
 
     /// Whether the configuration is at fault, and not what it leads to.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Store(error) if matches!(error.kind(), ErrorKind::Misconfigured | ErrorKind::NoCredentials))
+        match self {
+            Self::Store(error) => matches!(error.kind(), ErrorKind::Misconfigured | ErrorKind::NoCredentials),
+            Self::Keys(_) | Self::NotAsConfigured { .. } => true,
+            _ => false,
+        }
     }
 
     /// A short word for logs and metrics.
@@ -144,6 +171,9 @@ impl Error {
             Self::Format { .. } => "format",
             Self::Conflict { .. } => "conflict",
             Self::Corrupt { .. } => "corrupt",
+            Self::CannotDecrypt { .. } => "cannot_decrypt",
+            Self::Keys(_) => "keys",
+            Self::NotAsConfigured { .. } => "not_as_configured",
             Self::Overtaken { .. } => "overtaken",
             Self::Lease { .. } => "lease",
             Self::Internal(_) => "internal",
@@ -182,6 +212,15 @@ impl Error {
             }
             Self::Corrupt { .. } => {
                 "The stored object must not be trusted; restore it from a copy of the repository, or take a new base backup that builds on nothing stored (`walkeep backup --full`)."
+            }
+            Self::CannotDecrypt { .. } => {
+                "Give this command one of the identities that it was encrypted for: identity_file in [cluster.NAME.encryption], \
+                 WALKEEP_ENCRYPTION_IDENTITY_FILE, WALKEEP_ENCRYPTION_IDENTITY or the systemd credential walkeep-identity. `walkeep key list` shows what it has."
+            }
+            Self::Keys(_) => "Correct [cluster.NAME.encryption]; `walkeep key list` shows what it means.",
+            Self::NotAsConfigured { .. } => {
+                "Whether a cluster is encrypted is decided by its first `walkeep init`, for ever. Make [cluster.NAME.encryption] fit, or begin another \
+                 repository (another url) and take a base backup there."
             }
             Self::Overtaken { .. } => "Nothing, if it is told once: an upload of an earlier process arrived late.",
             Self::Lease { .. } => {

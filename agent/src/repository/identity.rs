@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use walkeep_core::layout::ClusterName;
+use walkeep_core::layout::{ClusterName, Form};
 use walkeep_core::{MajorVersion, SegmentSize, SystemIdentifier};
 use walkeep_store::{ErrorKind, Put};
 
@@ -22,10 +22,13 @@ pub struct ClusterIdentity {
     pub segment_size: SegmentSize,
     /// When it was made known, by this host's clock; for people.
     pub since: chrono::DateTime<chrono::Utc>,
+    /// What its objects are: said once, when it was made known, and for all of them.
+    #[serde(rename = "encryption", default, skip_serializing_if = "Form::is_usual")]
+    pub form: Form,
 }
 
 impl ClusterIdentity {
-    /// Whether both describe one cluster: everything but the time.
+    /// Whether both describe one cluster: everything but the time, and how it is stored.
     pub fn same_cluster(&self, other: &Self) -> bool {
         let facts = |identity: &Self| (identity.system_identifier, identity.major_version, identity.segment_size);
         facts(self) == facts(other)

@@ -98,7 +98,7 @@ impl ClusterRepository {
 
 fn keep_the_first(put: Result<Stored>) -> Result<()> {
     match put {
-        Ok(_) | Err(Error::Conflict { .. } | Error::Corrupt { .. }) => Ok(()),
+        Ok(_) | Err(Error::Conflict { .. } | Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod backups;
 pub mod catalog;
+mod encrypted;
 pub mod error;
 pub mod expiry;
 pub mod frontier;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use walkeep_core::layout::{ClusterLayout, ClusterName, MARKER_KEY, ObjectName};
 use walkeep_store::{ErrorKind, Key, ObservedStore, Observer, Put, SharedStore};
 
+use crate::encryption::Encryption;
 pub use error::{Error, Result};
 pub use identity::ClusterIdentity;
 
@@ -103,13 +105,16 @@ pub struct ClusterRepository {
     level: i32,
     /// The same for segments and their parts.
     wal_level: i32,
+    /// The keys, where it is encrypted.
+    encryption: Option<Arc<Encryption>>,
+    pack_headers: Arc<encrypted::PackHeaders>,
 }
 
 impl ClusterRepository {
     /// The part of `repository` that belongs to the cluster called `cluster` with this identity.
     pub fn new(repository: Repository, cluster: ClusterName, identity: ClusterIdentity, level: i32) -> Self {
-        let layout = ClusterLayout::new(&cluster, identity.system_identifier);
-        Self { repository, cluster, identity, layout, level, wal_level: level }
+        let layout = ClusterLayout::new(&cluster, identity.system_identifier).with(identity.form);
+        Self { repository, cluster, identity, layout, level, wal_level: level, encryption: None, pack_headers: Arc::default() }
     }
 
     /// The same with another level for segments and their parts.

@@ -28,7 +28,7 @@ impl ClusterRepository {
     pub async fn put_names(&self, name: SnapshotName, text: String) -> Result<()> {
         let content = Bytes::from(text);
         match self.put_object(ObjectName::Names(name), title(name), Some(name.lsn), SnapshotWriter::LONGEST + HEADER, content).await {
-            Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+            Ok(_) | Err(Error::Conflict { .. } | Error::CannotDecrypt { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

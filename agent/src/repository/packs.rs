@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::task::spawn_blocking;
 use walkeep_core::backup::BackupRecord;
-use walkeep_core::layout::{ObjectName, PackId};
+use walkeep_core::layout::{Form, ObjectName, PackId};
 use walkeep_core::manifest::{Content, EntryKind, Extent};
 use walkeep_core::relative_path::RelativePath;
 use walkeep_store::{ErrorKind, ListRequest, Listed, Put, list_all};
@@ -20,6 +20,7 @@ use walkeep_store::{ErrorKind, ListRequest, Listed, Put, list_all};
 use super::wal::Stored;
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
 use crate::codec;
+use crate::encryption::format::can_hold;
 
 /// The first letters of packs' names: of very many packs each is listed by itself.
 const DIGITS: &str = "0123456789abcdef";
@@ -39,16 +40,20 @@ pub struct ListedPack {
 
 /// The packs that are there, by their lengths.
 #[derive(Debug, Clone, Default)]
-pub struct Packs(HashMap<PackId, u64>);
+pub struct Packs {
+    listed: HashMap<PackId, u64>,
+    form: Form,
+}
 
 impl Packs {
     /// Whether an extent can be there.
     pub fn hold(&self, extent: &Extent) -> bool {
-        self.0.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= *bytes)
+        let holds = |bytes| if self.form == Form::Age { can_hold(bytes) } else { bytes };
+        self.listed.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= holds(*bytes))
     }
 
     fn fault(&self, extent: &Extent) -> Option<Fault> {
-        match self.0.get(&extent.pack) {
+        match self.listed.get(&extent.pack) {
             None => Some(Fault::Gone),
             Some(_) if self.hold(extent) => None,
             Some(bytes) => Some(Fault::CutOff(*bytes)),
@@ -113,15 +118,37 @@ impl fmt::Display for Lost {
     }
 }
 
+/// A pack, to be put.
+#[derive(Debug, Clone)]
+pub struct PackObject {
+    id: PackId,
+    object: Bytes,
+}
+
+impl PackObject {
+    /// Its name: the SHA-256 of what is stored.
+    pub fn id(&self) -> PackId {
+        self.id
+    }
+}
+
 impl ClusterRepository {
-    /// Stores a pack under the SHA-256 of its bytes.
-    pub async fn put_pack(&self, pack: Bytes) -> Result<(PackId, Stored)> {
-        let hashed = pack.clone();
-        let id = PackId::new(on_blocking_thread(move || codec::sha256(&hashed)).await?);
-        let bytes = pack.len() as u64;
-        match self.store().put_if_absent(&self.key(&ObjectName::Pack(id))?, pack).await {
-            Ok(Put::Created) => Ok((id, Stored::New { bytes })),
-            Ok(Put::AlreadySame) => Ok((id, Stored::Already)),
+    /// Makes the object of a pack. Where it is encrypted, the same bytes make another object each time.
+    pub async fn pack_object(&self, pack: Bytes) -> Result<PackObject> {
+        let sealer = self.sealer(&ObjectName::Pack(PackId::new([0; 32])))?;
+        let made = on_blocking_thread(move || {
+            let object = sealer.seal(None, pack)?;
+            std::io::Result::Ok(PackObject { id: PackId::new(codec::sha256(&object)), object })
+        });
+        made.await?.map_err(Error::encode)
+    }
+
+    /// Stores a pack under its name.
+    pub async fn put_pack(&self, PackObject { id, object }: &PackObject) -> Result<Stored> {
+        let (id, bytes) = (*id, object.len() as u64);
+        match self.store().put_if_absent(&self.key(&ObjectName::Pack(id))?, object.clone()).await {
+            Ok(Put::Created) => Ok(Stored::New { bytes }),
+            Ok(Put::AlreadySame) => Ok(Stored::Already),
             // The name is the content's hash: other bytes there are damage, not another pack.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 Err(Error::corrupt(self.layout().key(&ObjectName::Pack(id)), "its bytes do not have the SHA-256 that names it"))
@@ -133,14 +160,10 @@ impl ClusterRepository {
     /// A stretch of a pack, which may span several extents. Their hashes are the caller's to check.
     pub async fn get_extents(&self, pack: PackId, range: Range<u64>) -> Result<Bytes> {
         let key = self.key(&ObjectName::Pack(pack))?;
-        let bytes = match self.store().get(&key, Some(range.clone())).await {
-            Ok(bytes) => bytes,
+        let Some(bytes) = self.read_stretch(pack, range.clone()).await? else {
             // Nothing is decided on absence here, and whoever asks was promised the pack.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.repository().prove_reached().await?;
-                return Err(Error::corrupt(key.as_str(), "a manifest refers to it and it is gone"));
-            }
-            Err(error) => return Err(error.into()),
+            self.repository().prove_reached().await?;
+            return Err(Error::corrupt(key.as_str(), "a manifest refers to it and it is gone"));
         };
         match bytes.len() as u64 == range.end.saturating_sub(range.start) {
             true => Ok(bytes),
@@ -161,7 +184,8 @@ impl ClusterRepository {
                 pages.into_iter().flat_map(|page| page.objects).collect()
             }
         };
-        Ok(Packs(all.iter().filter_map(|listed| self.listed_pack(listed)).map(|pack| (pack.id, pack.bytes)).collect()))
+        let listed = all.iter().filter_map(|listed| self.listed_pack(listed)).map(|pack| (pack.id, pack.bytes)).collect();
+        Ok(Packs { listed, form: self.identity().form })
     }
 
     /// What the manifest of a backup refers to and is not there. Reads all of it.
@@ -216,16 +240,17 @@ mod tests {
     #[tokio::test]
     async fn packs_are_named_by_their_content_and_read_in_pieces() {
         let (repository, store) = memory().await;
-        let (id, stored) = repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap();
-        assert_eq!(stored, Stored::New { bytes: 10 });
-        assert_eq!(repository.put_pack(Bytes::from_static(b"0123456789")).await.unwrap(), (id, Stored::Already));
+        let pack = repository.pack_object(Bytes::from_static(b"0123456789")).await.unwrap();
+        let id = pack.id();
+        assert_eq!(repository.put_pack(&pack).await.unwrap(), Stored::New { bytes: 10 });
+        assert_eq!(repository.put_pack(&pack).await.unwrap(), Stored::Already);
         assert_eq!(repository.get_extents(id, 2..5).await.unwrap(), "234");
         let short = repository.get_extents(id, 8..12).await.unwrap_err();
         assert!(matches!(short, Error::Corrupt { .. }), "{short}");
         let gone = repository.get_extents(PackId::new([1; 32]), 0..1).await.unwrap_err();
         assert!(matches!(gone, Error::Corrupt { .. }), "{gone}");
         store.overwrite(&repository.key(&ObjectName::Pack(id)).unwrap(), Bytes::from_static(b"other"));
-        assert!(matches!(repository.put_pack(Bytes::from_static(b"0123456789")).await, Err(Error::Corrupt { .. })));
+        assert!(matches!(repository.put_pack(&pack).await, Err(Error::Corrupt { .. })));
     }
 
     #[tokio::test]
@@ -233,7 +258,9 @@ mod tests {
         let (repository, store) = memory().await;
         let (mut packs, mut files) = (Vec::new(), Vec::new());
         for number in 0..3u8 {
-            let (pack, _) = repository.put_pack(Bytes::from(vec![number; 100])).await.unwrap();
+            let object = repository.pack_object(Bytes::from(vec![number; 100])).await.unwrap();
+            repository.put_pack(&object).await.unwrap();
+            let pack = object.id();
             packs.push(pack);
             let extent = |offset| Extent { pack, offset, stored: 50, plain: 50, hash: codec::blake3(&[number]) };
             let content = Content::in_order(vec![extent(0), extent(50)]).unwrap();
@@ -257,8 +284,9 @@ mod tests {
     async fn more_than_a_page_is_listed_side_by_side() {
         let (repository, _) = memory().await;
         for number in 0..1100u32 {
-            repository.put_pack(Bytes::from(number.to_le_bytes().to_vec())).await.unwrap();
+            let object = repository.pack_object(Bytes::from(number.to_le_bytes().to_vec())).await.unwrap();
+            repository.put_pack(&object).await.unwrap();
         }
-        assert_eq!(repository.packs().await.unwrap().0.len(), 1100);
+        assert_eq!(repository.packs().await.unwrap().listed.len(), 1100);
     }
 }

@@ -7,7 +7,6 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use walkeep_core::layout::ObjectName;
-use walkeep_store::ErrorKind;
 
 use super::wal::WalFile;
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
@@ -74,11 +73,7 @@ impl ClusterRepository {
     /// Gets an object that says that it holds the file called `title` of this cluster.
     pub(super) async fn get_stored(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<StoredFile>> {
         let key = self.key(name)?;
-        let object = match self.store().get(&key, None).await {
-            Ok(object) => object,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+        let Some(object) = self.read_object(name).await? else { return Ok(None) };
         let (description, _) = codec::describe(&object).map_err(|error| Error::codec(key.as_str(), error))?;
         if description.name != title {
             return Err(Error::corrupt(key.as_str(), format!("it holds {}", description.name)));

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use chrono::DateTime;
 use walkeep_core::backup::{BackupMethod, BackupRecord};
-use walkeep_core::layout::BackupId;
+use walkeep_core::layout::{BackupId, Form};
 use walkeep_core::sha256::Sha256Sum;
 use walkeep_core::{Lsn, MajorVersion, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId};
 use walkeep_store::{MemoryStore, SharedStore};
+
+use crate::encryption::Encryption;
 
 use super::{ClusterIdentity, ClusterRepository, Repository};
 
@@ -19,11 +21,21 @@ pub(crate) async fn memory() -> (ClusterRepository, Arc<MemoryStore>) {
 
 /// The same over any store.
 pub(crate) async fn over(store: SharedStore) -> ClusterRepository {
+    of_form(store, Form::Zstd).await
+}
+
+/// The same, encrypted with these keys.
+pub(crate) async fn encrypted(store: SharedStore, keys: Encryption) -> ClusterRepository {
+    of_form(store, Form::Age).await.with_encryption(Some(Arc::new(keys)))
+}
+
+async fn of_form(store: SharedStore, form: Form) -> ClusterRepository {
     let identity = ClusterIdentity {
         system_identifier: SystemIdentifier::new(7),
         major_version: MajorVersion::new(15),
         segment_size: SegmentSize::new(1 << 20).unwrap(),
         since: DateTime::UNIX_EPOCH,
+        form,
     };
     let repository = Repository::create(store).await.unwrap();
     ClusterRepository::new(repository, "main".parse().unwrap(), identity, 3)

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use walkeep_core::backup::BackupBegun;
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_store::{ErrorKind, ListRequest, Listed, list_all};
+use walkeep_store::{ListRequest, Listed, list_all};
 
 use super::manifest::ManifestEntries;
 use super::{ClusterRepository, Error, Result};
@@ -78,10 +78,9 @@ impl ClusterRepository {
     pub async fn unfinished_manifest(&self, id: &BackupId) -> Result<Option<ManifestEntries>> {
         let mut pieces = Vec::new();
         for number in 1.. {
-            match self.store().get(&self.key(&ObjectName::BackupManifest(id.clone(), number))?, None).await {
-                Ok(piece) => pieces.push(piece),
-                Err(error) if error.kind() == ErrorKind::NotFound => break,
-                Err(error) => return Err(error.into()),
+            match self.read_object(&ObjectName::BackupManifest(id.clone(), number)).await? {
+                Some(piece) => pieces.push(piece),
+                None => break,
             }
         }
         Ok((!pieces.is_empty()).then(|| ManifestEntries::unfinished(self.clone(), id.clone(), pieces)))

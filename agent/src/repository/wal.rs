@@ -7,7 +7,7 @@ use std::io::Seek;
 
 use bytes::Bytes;
 use walkeep_core::blake3::Blake3Sum;
-use walkeep_core::layout::{ObjectName, PartName};
+use walkeep_core::layout::{Form, ObjectName, PartName};
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
@@ -15,6 +15,7 @@ use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 use super::stored::StoredFile;
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
 use crate::codec::{self, Description, FRONT};
+use crate::encryption::fingerprint::Likeness;
 
 /// The most a history, `.backup` note may hold; PostgreSQL writes a few lines.
 const SMALL_FILE_LIMIT: u64 = 1 << 20;
@@ -94,12 +95,12 @@ impl ClusterRepository {
         hash: Blake3Sum,
         open: impl FnOnce() -> std::io::Result<std::fs::File> + Send + 'static,
     ) -> Result<PackedSegment> {
-        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.wal_level);
-        let start = Some(self.segment_start(segment));
-        let description = Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: hash };
+        let (description, level) = (self.describe_segment(segment, hash), self.wal_level);
+        let sealer = self.sealer(&ObjectName::Wal(WalFileName::Segment(segment)))?;
         on_blocking_thread(move || {
             let object = open().and_then(|mut file| codec::encode_from(&description, &mut file, level));
-            object.map(|object| PackedSegment { segment, description, object })
+            let sealed = object.and_then(|object| sealer.seal(Some(&description), object));
+            sealed.map(|object| PackedSegment { segment, description, object })
         })
         .await?
         .map_err(Error::encode)
@@ -107,13 +108,13 @@ impl ClusterRepository {
 
     /// What makes the same of a file at hand, whose hash is found out on the way: CPU work, and reading.
     pub fn packer(&self, segment: SegmentName) -> impl FnOnce(&mut std::fs::File) -> std::io::Result<PackedSegment> + Send + 'static {
-        let (system_identifier, length, level) = (self.identity().system_identifier, self.identity().segment_size.bytes(), self.wal_level);
-        let start = Some(self.segment_start(segment));
-        let description =
-            Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: Blake3Sum::new([0; 32]) };
+        let (description, level) = (self.describe_segment(segment, Blake3Sum::new([0; 32])), self.wal_level);
+        let sealer = self.sealer(&ObjectName::Wal(WalFileName::Segment(segment)));
         move |file| {
+            let sealer = sealer.map_err(std::io::Error::other)?;
             file.rewind()?;
             let (description, object) = codec::encode_hashing(description, file, level)?;
+            let object = sealer.seal(Some(&description), object)?;
             Ok(PackedSegment { segment, description, object })
         }
     }
@@ -125,6 +126,12 @@ impl ClusterRepository {
         self.put_packed(&ObjectName::Wal(file), self.limit_of(file), description, object.clone()).await
     }
 
+    pub(super) fn describe_segment(&self, segment: SegmentName, hash: Blake3Sum) -> Description {
+        let (system_identifier, length) = (self.identity().system_identifier, self.identity().segment_size.bytes());
+        let start = Some(self.segment_start(segment));
+        Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: hash }
+    }
+
     pub(super) async fn put_object(
         &self,
         name: ObjectName,
@@ -134,13 +141,25 @@ impl ClusterRepository {
         content: Bytes,
     ) -> Result<Stored> {
         let (system, level) = (self.identity().system_identifier, if start.is_some() { self.wal_level } else { self.level });
-        let (description, object) = on_blocking_thread(move || {
+        let (sealer, keep) = (self.sealer(&name)?, self.keeps_copy(&name));
+        let (description, object, plain) = on_blocking_thread(move || {
             let description = Description::of(title, system, start, &content);
-            codec::encode(&description, &content, level).map(|object| (description, object))
+            let plain = codec::encode(&description, &content, level)?;
+            let object = sealer.seal(Some(&description), plain.clone())?;
+            std::io::Result::Ok((description, object, keep.then_some(plain)))
         })
         .await?
         .map_err(Error::encode)?;
-        self.put_packed(&name, limit, &description, object).await
+        // Whoever sees a part wants to compare with it; any other object may turn out to be there already, and to hold something else.
+        let (before, behind) = if matches!(name, ObjectName::Part(_)) { (plain, None) } else { (None, plain) };
+        if let Some(plain) = before {
+            self.keep_copy(&name, &description, plain).await?;
+        }
+        let stored = self.put_packed(&name, limit, &description, object).await?;
+        if let Some(plain) = behind {
+            self.keep_copy(&name, &description, plain).await?;
+        }
+        Ok(stored)
     }
 
     async fn put_packed(&self, name: &ObjectName, limit: u64, description: &Description, object: Bytes) -> Result<Stored> {
@@ -156,6 +175,15 @@ impl ClusterRepository {
 
     /// The key is taken by other bytes: the same content compressed differently, or another content?
     async fn settle_conflict(&self, name: &ObjectName, limit: u64, offered: &Description) -> Result<Stored> {
+        match self.likeness(name, offered).await? {
+            Some(Likeness::Same) => return Ok(Stored::Already),
+            Some(Likeness::Other) => {
+                let (stored, offered_hash) = ("another content, by its fingerprint".into(), format!("BLAKE3 {}", short(&offered.blake3)));
+                return Err(Error::Conflict { name: offered.name.clone(), stored, offered: offered_hash });
+            }
+            Some(Likeness::Unknown) if !self.can_read() => return Err(self.not_comparable(name)),
+            Some(Likeness::Unknown) | None => {}
+        }
         let stored = self.read(name, &offered.name, limit).await?;
         match stored {
             Some(stored) if stored.description.blake3 == offered.blake3 => Ok(Stored::Already),
@@ -186,14 +214,21 @@ impl ClusterRepository {
         Ok(found)
     }
 
-    /// What a stored file says of itself, without reading it whole.
-    pub async fn describe_wal(&self, file: WalFileName) -> Result<Option<Description>> {
-        let key = self.key(&ObjectName::Wal(file))?;
+    /// Whether a segment is still stored that was stored before, with this content. One small request.
+    pub async fn has_segment(&self, segment: SegmentName, hash: Blake3Sum) -> Result<bool> {
+        let name = ObjectName::Wal(WalFileName::Segment(segment));
+        if self.identity().form == Form::Age {
+            // What was never changed and cannot be compared is what was stored.
+            let likeness = self.likeness(&name, &self.describe_segment(segment, hash)).await?;
+            return Ok(matches!(likeness, Some(Likeness::Same | Likeness::Unknown)));
+        }
+        let key = self.key(&name)?;
         match self.store().get(&key, Some(0..FRONT)).await {
             Ok(front) => {
-                codec::describe(&front).map(|(description, _)| Some(description)).map_err(|error| Error::codec(key.as_str(), error))
+                let described = codec::describe(&front).map_err(|error| Error::codec(key.as_str(), error))?;
+                Ok(described.0.blake3 == hash)
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -224,7 +259,9 @@ impl ClusterRepository {
 
     /// Removes a part that is not needed any more.
     pub async fn remove_part(&self, part: PartName) -> Result<()> {
-        Ok(self.store().delete(&self.key(&ObjectName::Part(part))?).await?)
+        let name = ObjectName::Part(part);
+        self.store().delete(&self.key(&name)?).await?;
+        self.forget_copy(&name).await
     }
 
     /// The unfinished segment as far as parts of it are stored without a hole, from its first byte; empty without parts.
@@ -235,7 +272,8 @@ impl ClusterRepository {
     /// Fails if parts of `segment` are stored whose bytes are not those of `content`, its beginning: they may have been acknowledged, and nobody reads them
     /// any more once the segment is stored whole.
     pub async fn compare_with_parts(&self, segment: SegmentName, content: &[u8]) -> Result<()> {
-        match self.get_tail(segment).await {
+        let tail = self.if_readable(self.get_tail(segment).await, "parts of a segment with the whole one").transpose();
+        match tail.unwrap_or_else(|| Ok(Bytes::new())) {
             Ok(tail) => same_bytes(segment, 0, &tail, content),
             // Nobody can read them now: the segment mends that.
             Err(Error::Corrupt { key, reason }) => {

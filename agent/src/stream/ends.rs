@@ -63,7 +63,8 @@ impl Streamer {
         for (timeline, end) in timelines {
             tracing::info!(timeline = timeline.get(), end = %start.saturating_add(end), heir = heir.get(), "storing the timeline's end out of a later one");
             let name = segment.name(timeline, size);
-            let tail = self.repository.get_tail(name).await?;
+            let tail = self.repository.get_tail(name).await;
+            let tail = self.repository.if_readable(tail, "the end of a timeline with what is stored of it")?.unwrap_or_default();
             let epoch = self.epoch_of_ended(timeline).await?;
             stored.push(Stored { timeline, end, tail, epoch });
         }

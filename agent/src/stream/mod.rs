@@ -390,9 +390,13 @@ impl Streamer {
         }
         let end =
             valid_end(number.start(identity.segment_size), identity.segment_size, &bytes).bytes_since(number.start(identity.segment_size));
-        let stored = match self.repository.get_wal(walkeep_core::WalFileName::Segment(segment)).await? {
-            Some(whole) => whole.content,
-            None => self.repository.get_tail(segment).await?,
+        const UNPROVEN: &str = "what an earlier run received with what is stored of it";
+        let whole = self.repository.get_wal(walkeep_core::WalFileName::Segment(segment)).await;
+        let stored = match self.repository.if_readable(whole, UNPROVEN)? {
+            Some(Some(whole)) => whole.content,
+            Some(None) => self.repository.if_readable(self.repository.get_tail(segment).await, UNPROVEN)?.unwrap_or_default(),
+            // It is there to its last byte.
+            None => return self.spool.remove_unfinished(segment),
         };
         // Another writer may have gone on with it, on a copy of the server: its bytes and these are not one history.
         same_bytes(segment, 0, &stored, &bytes[..end as usize]).inspect_err(|error| self.metrics.refused(error))?;

@@ -66,7 +66,7 @@ impl KnownSegment {
 impl Start {
     /// Whether the first segment is received only to be compared with the repository's.
     pub(super) fn only_compares_first(&self) -> bool {
-        self.known.front().is_some_and(|first| first.known == Known::Whole)
+        self.known.front().is_some_and(|first| matches!(first.known, Known::Whole | Known::Unread))
     }
 
     /// How many bytes are known.
@@ -96,6 +96,8 @@ pub(super) enum Known {
     InParts,
     /// In the spool, as far as it was received.
     InSpool,
+    /// In the repository, whole, and encrypted for others: it is offered once more, and compared by its fingerprint.
+    Unread,
     /// In the spool, whole: as [`Known::Whole`].
     WholeInSpool,
 }
@@ -277,7 +279,13 @@ impl Streamer {
         let confirmed =
             |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
         let chain = longest_chain(&parts);
-        let (bytes, more_parts) = (self.repository.get_chain(name, &chain).await?, parts.len() > chain.len());
+        let read = self.repository.get_chain(name, &chain).await;
+        let (bytes, chain) = match self.repository.if_readable(read, "the unfinished segment with what the server sends")? {
+            Some(bytes) => (bytes, chain),
+            // All of it is received and stored once more.
+            None => (Bytes::new(), Vec::new()),
+        };
+        let more_parts = parts.len() > chain.len();
         let writing = match frontier.timeline == server.timeline {
             true => self.writing(host, name, bytes.len() as u32).await?,
             false => Writing { epoch: self.epoch_of_ended(frontier.timeline).await?, lease: None },
@@ -307,7 +315,24 @@ impl Streamer {
                 Err(error @ Error::Corrupt { .. }) => {
                     tracing::error!(segment = %name, %error, hint = error.hint(), "what the server has cannot be compared with what is stored");
                 }
-                Err(error) => return Err(error.into()),
+                // Offered once more, it is compared by its fingerprint.
+                Err(Error::CannotDecrypt { .. }) if self.repository.knows_fingerprint(name).await? => {
+                    let at = Position { lsn: before.start(size), ..frontier };
+                    let whole = KnownSegment::without_parts(Bytes::new(), Known::Unread);
+                    return Ok(Start {
+                        at,
+                        frontier,
+                        known: [whole, unfinished].into(),
+                        durable: at.lsn,
+                        noted: None,
+                        writing,
+                        confirmed,
+                        behind_gap: false,
+                    });
+                }
+                Err(error) => {
+                    self.repository.if_readable(Err::<(), _>(error), "the last segment with what the server has")?;
+                }
             }
         }
         Ok(Start {

@@ -173,6 +173,7 @@ fn identity() -> ClusterIdentity {
         major_version: MajorVersion::new(15),
         segment_size: SegmentSize::new(SIZE).unwrap(),
         since: DateTime::UNIX_EPOCH,
+        form: Default::default(),
     }
 }
 
@@ -224,6 +225,7 @@ impl World {
             stream: true,
             protect: Protect::Archive,
             repository: RepositoryConfig::Local { path: "/nonexistent".into() },
+            encryption: None,
             backups: Vec::new(),
             retention: None,
         }

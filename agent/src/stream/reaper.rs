@@ -99,7 +99,10 @@ async fn remove_leftovers(repository: &ClusterRepository, segment: SegmentName) 
     if parts.is_empty() {
         return Ok(());
     }
-    let Some(whole) = repository.get_wal(WalFileName::Segment(segment)).await? else { return Ok(()) };
+    let whole = repository.get_wal(WalFileName::Segment(segment)).await;
+    let Some(Some(whole)) = repository.if_readable(whole, "parts with the segment that took their place: they stay")? else {
+        return Ok(());
+    };
     for part in parts {
         let content = repository.get_part(part).await?.content;
         if whole.content.get(part.from as usize..part.to as usize) == Some(&content[..]) {

@@ -7,15 +7,17 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::resume::Position;
 use walkeep_core::{SegmentName, SegmentNumber, TimelineHistory, TimelineId, WalFileName, page};
 
 use super::Streamer;
 use super::ends::receive;
 use super::tail::PART_LIMIT;
+use crate::encryption::fingerprint::Likeness;
 use crate::metrics::Source;
 use crate::postgres::replication::Started;
-use crate::repository::wal::same_bytes;
+use crate::repository::{self, wal::same_bytes};
 
 /// Segments that are fetched at most before the stream begins, which waits for them: 1 GiB of the usual size.
 const MOST: usize = 64;
@@ -99,9 +101,31 @@ impl Streamer {
             (owned && number.end(size) <= range.to).then(|| number.name(timeline, size))
         });
         let Some(segment) = whole.min_by_key(|segment| segment.number(size)) else { return Ok(false) };
-        let Some(stored) = self.repository.get_wal(WalFileName::Segment(segment)).await? else { return Ok(false) };
-        self.compare_with_server(segment, &stored.content).await?;
-        Ok(true)
+        match self.repository.get_wal(WalFileName::Segment(segment)).await {
+            Ok(Some(stored)) => self.compare_with_server(segment, &stored.content).await.map(|()| true),
+            Ok(None) => Ok(false),
+            Err(repository::Error::CannotDecrypt { .. }) => self.is_like_the_servers(segment).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The same by its fingerprint, where what is stored cannot be read; false if that says nothing.
+    async fn is_like_the_servers(&self, segment: SegmentName) -> Result<bool> {
+        let mut hash = blake3::Hasher::new();
+        let take = |_, bytes: &[u8]| {
+            hash.update(bytes);
+            Ok(())
+        };
+        self.receive_segment(segment, take).await?;
+        let hash = Blake3Sum::new(*hash.finalize().as_bytes());
+        match self.repository.likeness_of_segment(segment, hash).await? {
+            Some(Likeness::Same) => Ok(true),
+            Some(Likeness::Other) => {
+                let (stored, offered) = ("another content, by its fingerprint".into(), "this server's".into());
+                Err(repository::Error::Conflict { name: segment.to_string(), stored, offered }.into())
+            }
+            Some(Likeness::Unknown) | None => Ok(false),
+        }
     }
 
     async fn compare_with_server(&self, segment: SegmentName, stored: &Bytes) -> Result<()> {
@@ -110,7 +134,8 @@ impl Streamer {
 
     /// Receives a whole segment into the spool, compares it with what is stored of it in parts, and stores it.
     async fn fetch_whole(&self, segment: SegmentName) -> Result<()> {
-        let tail = self.repository.get_tail(segment).await?;
+        let tail = self.repository.get_tail(segment).await;
+        let tail = self.repository.if_readable(tail, "a segment in a gap with what is stored of it")?.unwrap_or_default();
         let mut writer = self.spool.create(segment)?;
         let identity = self.repository.identity();
         self.receive_segment(segment, |from, bytes| {

@@ -149,7 +149,10 @@ impl Streamer {
                 tracing::error!(segment = %name, %error, hint = error.hint(), "what the server has cannot be compared with what is stored");
                 Ok(None)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                let read = self.repository.if_readable(Err(error), "where what is stored ends with where the server's WAL goes on");
+                Ok(read?)
+            }
         }
     }
 

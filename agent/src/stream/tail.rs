@@ -74,7 +74,11 @@ impl Tail {
             writer,
             size: identity.segment_size.bytes(),
             more_parts,
-            only_compared: if known.is_whole() { known_bytes.len() as u64 } else { 0 },
+            only_compared: match known {
+                Known::Unread => identity.segment_size.bytes(),
+                known if known.is_whole() => known_bytes.len() as u64,
+                _ => 0,
+            },
             known_bytes,
             known,
             ledger: Ledger::new(segment, epoch, &chain),

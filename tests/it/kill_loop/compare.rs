@@ -123,7 +123,7 @@ impl World {
             };
             let segment = file[..24].to_owned();
             match &file[24..] {
-                ".zst" => drop(stored.whole.insert(segment)),
+                ".zst" | ".zst.age" => drop(stored.whole.insert(segment)),
                 ".parts" => stored.parts.entry(segment).or_default().push(key.rsplit('/').next().unwrap_or_default().to_owned()),
                 _ => {}
             }

@@ -197,8 +197,13 @@ fn fetching_by_name_tells_absence_from_failure() {
         std::fs::read(&to).unwrap_or_default()
     };
     let names: Vec<_> = world.bucket.list("").into_iter().filter_map(|(key, _)| Some(key.rsplit_once('/')?.1.to_owned())).collect();
-    let stored =
-        |kind: &str| names.iter().find_map(|name| name.strip_suffix(".zst").filter(|name| name.ends_with(kind))).unwrap().to_owned();
+    let stored = |kind: &str| {
+        names
+            .iter()
+            .find_map(|name| name.strip_suffix(walkeep_tests::keys::suffix()).filter(|name| name.ends_with(kind)))
+            .unwrap()
+            .to_owned()
+    };
     let (note, partial) = (stored(".backup"), stored(".partial"));
     let middle = &world.segments[5];
 

@@ -110,7 +110,7 @@ impl World {
         let (timeline, rest) = file.split_at(8);
         let log = rest.get(..8).filter(|_| !rest.starts_with('.'));
         let folder = log.map(|log| format!("{timeline}/{log}/")).unwrap_or_default();
-        format!("{}wal/{folder}{file}.zst", self.root)
+        format!("{}wal/{folder}{file}{}", self.root, walkeep_tests::keys::suffix())
     }
 }
 

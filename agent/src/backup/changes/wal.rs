@@ -164,6 +164,7 @@ impl<'a> WalReader<'a> {
             Ok(content) if content.is_empty() => Ok(Err(format!("{segment} is neither in pg_wal nor in the repository"))),
             Ok(content) => Ok(Ok(content)),
             Err(Error::Corrupt { key, reason }) => Ok(Err(format!("{key} is damaged: {reason}"))),
+            Err(Error::CannotDecrypt { key, reason }) => Ok(Err(format!("{key} cannot be decrypted: {reason}"))),
             Err(error) => Err(error).with_context(|| format!("read {segment}")),
         }
     }

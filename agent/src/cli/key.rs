@@ -1,0 +1,249 @@
+//! `walkeep key`: who may read what is stored.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::{Global, output, setup};
+use crate::config::ClusterConfig;
+use crate::durable;
+use crate::encryption::Encryption;
+use crate::encryption::keys::{self, Recipients};
+use crate::repository;
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  walkeep key generate --output identity.txt    a new pair; the file is the secret, keep it where one restores
+  walkeep key list                              for whom is encrypted, and what this host can read
+  walkeep key add age1...                       from now on that one reads too
+  walkeep key remove age1...                    from now on that one does not
+
+No object is stored anew by any of these. An object can be read by those who were recipients when it was stored, for ever: who is removed still
+reads what was stored before, who is added does not.")]
+pub enum KeyCommand {
+    /// Make a new identity and its recipient
+    Generate(GenerateArgs),
+    /// Show the recipients, and whether this host can read
+    List(ListArgs),
+    /// Encrypt for one more recipient from now on
+    Add(ChangeArgs),
+    /// Encrypt for one recipient less from now on
+    Remove(ChangeArgs),
+}
+
+/// Arguments of `walkeep key generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The file for the identity, mode 0600; must not exist [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `walkeep key list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `walkeep key add` and `remove`.
+#[derive(Debug, Args)]
+pub struct ChangeArgs {
+    /// The public key, age1...
+    recipient: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `walkeep key`.
+pub fn run(global: &Global, command: &KeyCommand) -> Result<(), Failure> {
+    match command {
+        KeyCommand::Generate(args) => generate(args),
+        KeyCommand::List(args) => list(&setup::config(global)?.cluster, args.json),
+        KeyCommand::Add(args) => add(&setup::config(global)?.cluster, args),
+        KeyCommand::Remove(args) => remove(&setup::config(global)?.cluster, args),
+    }
+}
+
+fn generate(args: &GenerateArgs) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        recipient: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        identity: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        identity_file: Option<&'a Path>,
+    }
+    let (identity, recipient) = keys::generate();
+    // As age-keygen writes it, so that the age program takes the file too.
+    let made = output::time(chrono::Utc::now());
+    let text = format!("# created: {made}\n# public key: {recipient}\n{}\n", identity.reveal());
+    if let Some(path) = &args.output {
+        let staged = durable::Staged::write(path, text.as_bytes(), durable::PRIVATE_FILE)?;
+        if !staged.publish_new()? {
+            return Err(Failure::refused(format!("{} exists: an identity is not overwritten", path.display())));
+        }
+        durable::sync_parent(path)?;
+    }
+    let shown = args.output.is_none().then(|| identity.reveal());
+    if args.json {
+        return Ok(output::json(&Report { recipient: &recipient, identity: shown, identity_file: args.output.as_deref() })?);
+    }
+    match &args.output {
+        Some(path) => {
+            output::say!("recipient  {recipient}");
+            output::say!(
+                "identity   in {}; without a copy of it nothing that is encrypted for this recipient alone can be read",
+                path.display()
+            );
+        }
+        None => output::say!("{}", text.trim_end()),
+    }
+    Ok(())
+}
+
+/// A recipient as it is shown.
+#[derive(Debug, Serialize)]
+struct Shown {
+    recipient: String,
+    from: &'static str,
+    read_here: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    recipients: Vec<Shown>,
+    recipients_file: Option<PathBuf>,
+    can_read: bool,
+    /// Of identities here, the recipients that nothing is encrypted for.
+    other_identities: Vec<String>,
+}
+
+fn keys_of(cluster: &ClusterConfig) -> Result<std::sync::Arc<Encryption>, Failure> {
+    let none = || Failure::usage(anyhow!("no [cluster.{}.encryption] in the configuration: nothing is encrypted", cluster.name));
+    setup::keys(cluster)?.ok_or_else(|| none().hint("README, Encryption: a pair of keys, and recipients or recipients_file in that table."))
+}
+
+fn look(keys: &Encryption) -> Result<List, Failure> {
+    let all = keys.source().now().map_err(repository::Error::keys)?.texts();
+    let (written, own) = (keys.source().written().texts(), keys.identities().recipients());
+    let other_identities = own.iter().filter(|recipient| !all.contains(recipient)).cloned().collect();
+    let shown = |recipient: String| Shown {
+        from: if written.contains(&recipient) { "configuration" } else { "recipients_file" },
+        read_here: own.contains(&recipient),
+        recipient,
+    };
+    let recipients = all.into_iter().map(shown).collect();
+    Ok(List { recipients, recipients_file: keys.source().file().map(Path::to_owned), can_read: keys.can_read(), other_identities })
+}
+
+fn list(cluster: &ClusterConfig, json: bool) -> Result<(), Failure> {
+    let list = look(&*keys_of(cluster)?)?;
+    if json {
+        return Ok(output::json(&list)?);
+    }
+    for Shown { recipient, from, read_here } in &list.recipients {
+        let here = if *read_here { ", its identity is here" } else { "" };
+        output::say!("{recipient}  {from}{here}");
+    }
+    if list.recipients.is_empty() {
+        output::say!("no recipients: nothing can be stored from this host");
+    }
+    for recipient in &list.other_identities {
+        output::say!("{recipient}  not a recipient now; its identity is here, for what was stored before");
+    }
+    match list.can_read {
+        true => output::say!("this host has an identity: it reads what is stored for it"),
+        false => output::say!("this host has no identity: it writes, and cannot read what it stored"),
+    }
+    Ok(())
+}
+
+#[derive(Debug, Serialize)]
+struct Changed<'a> {
+    recipients: Vec<String>,
+    changed: bool,
+    note: &'a str,
+}
+
+fn add(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
+    const NOTE: &str = "What is stored from now on can be read with its identity too. What was stored before cannot: nothing is encrypted anew. Whoever needs \
+                        that keeps an identity of before, or takes a full backup now (`walkeep backup --full`), from which on the new one suffices.";
+    let keys = keys_of(cluster)?;
+    let recipient = recipient(args)?;
+    let file = file_of(&keys, cluster)?;
+    let present = look(&keys)?.recipients.iter().any(|known| known.recipient == recipient);
+    if !present {
+        let mut text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(&recipient);
+        text.push('\n');
+        write(file, &text)?;
+    }
+    tell(cluster, args.json, !present, if present { "It is a recipient already." } else { NOTE })
+}
+
+fn remove(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
+    const NOTE: &str = "What is stored from now on cannot be read with its identity. What was stored before still can: nothing is encrypted anew. Whoever must \
+                        not read that any more must not reach the repository, or begin another one.";
+    let keys = keys_of(cluster)?;
+    let recipient = recipient(args)?;
+    let file = file_of(&keys, cluster)?;
+    let now = look(&keys)?.recipients;
+    if keys.source().written().texts().contains(&recipient) {
+        let reason = format!("{recipient} stands in the configuration itself, not in {}", file.display());
+        return Err(Failure::refused(reason).hint("Remove it from recipients there, and restart the agent."));
+    }
+    if !now.iter().any(|known| known.recipient == recipient) {
+        return tell(cluster, args.json, false, "It is not a recipient.");
+    }
+    if now.len() == 1 {
+        return Err(Failure::refused("it is the only recipient: nothing could be stored").hint("Add another one first."));
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let kept: Vec<&str> = text.lines().filter(|line| line.trim() != recipient).collect();
+    write(file, &(kept.join("\n") + "\n"))?;
+    tell(cluster, args.json, true, NOTE)
+}
+
+fn recipient(args: &ChangeArgs) -> Result<String, Failure> {
+    Recipients::parse(&args.recipient).map(|recipient| recipient.to_string()).map_err(|error| Failure::usage(error.into()))
+}
+
+fn file_of<'a>(keys: &'a Encryption, cluster: &ClusterConfig) -> Result<&'a Path, Failure> {
+    keys.source().file().ok_or_else(|| {
+        let reason = anyhow!("no recipients_file in [cluster.{}.encryption]", cluster.name);
+        Failure::usage(reason).hint(
+            "Change recipients in the configuration and restart the agent; or name a recipients_file, which is read again when it changes.",
+        )
+    })
+}
+
+/// At once or not at all: an agent reads it at any moment.
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    let mode = std::fs::metadata(file).with_context(|| format!("look at {}", file.display()))?.permissions().mode() & 0o777;
+    Ok(durable::write_file(file, text.as_bytes(), mode)?)
+}
+
+fn tell(cluster: &ClusterConfig, json: bool, changed: bool, note: &str) -> Result<(), Failure> {
+    let recipients: Vec<String> = look(&*keys_of(cluster)?)?.recipients.into_iter().map(|shown| shown.recipient).collect();
+    if json {
+        return Ok(output::json(&Changed { recipients, changed, note })?);
+    }
+    let count = recipients.len();
+    output::say!("{} now; {note}", if count == 1 { "1 recipient".to_owned() } else { format!("{count} recipients") });
+    Ok(())
+}
