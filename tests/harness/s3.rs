@@ -32,35 +32,50 @@ pub enum Least {
     Keeps,
     /// `s3-policy-with-cleanup.json`: also deletes scratch objects and parts.
     CleansUp,
+    /// `s3-policy.json` once more, in the bucket of [`Self::Expires`].
+    Waits,
+    /// `s3-policy-expire.json`: also deletes everything below the prefix.
+    Expires,
 }
 
 /// The prefix that the policies are for.
 pub const LEAST_PREFIX: &str = "production/wal";
 
 impl Least {
-    const ALL: [Self; 2] = [Self::Keeps, Self::CleansUp];
+    const ALL: [Self; 4] = [Self::Keeps, Self::CleansUp, Self::Waits, Self::Expires];
 
-    /// The key id; also the bucket's and the policy's name.
+    /// The key id; also the policy's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Keeps => "least-keeps",
             Self::CleansUp => "least-cleans-up",
+            Self::Waits => "least-waits",
+            Self::Expires => "least-expires",
+        }
+    }
+
+    /// The bucket's name.
+    pub fn bucket_name(self) -> &'static str {
+        match self {
+            Self::Waits => Self::Expires.name(),
+            other => other.name(),
         }
     }
 
     /// The policy as it is shipped, for this bucket and prefix.
     pub fn policy(self) -> String {
         let text = match self {
-            Self::Keeps => include_str!("../../packaging/iam/s3-policy.json"),
+            Self::Keeps | Self::Waits => include_str!("../../packaging/iam/s3-policy.json"),
             Self::CleansUp => include_str!("../../packaging/iam/s3-policy-with-cleanup.json"),
+            Self::Expires => include_str!("../../packaging/iam/s3-policy-expire.json"),
         };
-        text.replace("BUCKET", self.name()).replace("PREFIX", LEAST_PREFIX)
+        text.replace("BUCKET", self.bucket_name()).replace("PREFIX", LEAST_PREFIX)
     }
 
     /// The bucket, made here by somebody who may.
     #[track_caller]
     pub fn bucket(self) -> Bucket {
-        let name = self.name().to_owned();
+        let name = self.bucket_name().to_owned();
         curl(&S3Server::get().endpoint(), "PUT", &format!("/{name}"), &[], None).expect("create a bucket");
         Bucket { name }
     }

@@ -158,9 +158,10 @@ fn the_agent_lets_go_by_itself_where_it_is_told_to() {
     let Some(minute) = crate::schedules::soon(&mut walkeep) else { return };
     let retention = "[cluster.main.retention]\nwindow = \"0s\"\nminimum_backups = 1\ngrace = \"0s\"\nautomatic = true\n";
     crate::schedules::with_schedules(&cluster, &mut walkeep, &format!("{}\n{retention}", crate::schedules::daily(minute, 0, "")));
+    // Before there is an agent whose schedule could be faster.
+    let by_hand = story::backup(&walkeep);
     let agent = walkeep.agent();
     cluster.archive_by(Some(&walkeep.archive_command()));
-    let by_hand = story::backup(&walkeep);
     wait_until("the agent has let go", PATIENCE, || agent.log().contains("retention: left the catalog"));
     wait_until("it is counted", PATIENCE, || agent.metric("walkeep_expire_last_success_timestamp_seconds").is_some_and(|at| at > 0.0));
     let left = backups(&walkeep);
