@@ -28,12 +28,20 @@ No object is stored anew by any of these. An object can be read by those who wer
 reads what was stored before, who is added does not.")]
 pub enum KeyCommand {
     /// Make a new identity and its recipient
+    #[command(after_help = "Example:\n  walkeep key generate --output identity.txt")]
     Generate(GenerateArgs),
     /// Show the recipients, and whether this host can read
+    #[command(after_help = "Example:\n  walkeep key list --json")]
     List(ListArgs),
     /// Encrypt for one more recipient from now on
+    #[command(
+        after_help = "Example:\n  walkeep key add age1...\n\nWhat was stored before is not encrypted anew: it cannot be read with the new identity."
+    )]
     Add(ChangeArgs),
     /// Encrypt for one recipient less from now on
+    #[command(
+        after_help = "Example:\n  walkeep key remove age1...\n\nWhat was stored before is not encrypted anew: it can still be read with the removed identity."
+    )]
     Remove(ChangeArgs),
 }
 
