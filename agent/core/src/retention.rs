@@ -69,6 +69,8 @@ pub enum Reason {
     Yearly,
     /// There would be too few without it.
     Minimum,
+    /// It lies on no timeline whose history is known.
+    Unknown,
 }
 
 /// A backup that stays.
@@ -127,9 +129,18 @@ impl RetentionPlan {
 }
 
 /// The present for retention: the earliest of what several clocks say, since one that is ahead would let go what must stay. `newest` is the latest moment of
-/// which a backup or the WAL tells.
-pub fn present(host: DateTime<Utc>, newest: Option<DateTime<Utc>>) -> DateTime<Utc> {
-    newest.map_or(host, |newest| newest.min(host))
+/// which a backup or the WAL tells, `store` when something was put last, by the store's clock.
+pub fn present(host: DateTime<Utc>, newest: Option<DateTime<Utc>>, store: Option<DateTime<Utc>>) -> DateTime<Utc> {
+    [newest, store].into_iter().flatten().fold(host, DateTime::min)
+}
+
+/// Whether the present lies so far behind the backup before the newest that a clock may have jumped: further than the window, and than a day. Then what would
+/// go is for somebody to look at.
+pub fn jumped(policy: &Policy, catalog: &Catalog, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let mut ends: Vec<DateTime<Utc>> = catalog.backups().iter().map(|backup| backup.ended_at).collect();
+    ends.sort_unstable();
+    let before = ends.len().checked_sub(2).map(|index| ends[index])?;
+    (now - before > policy.window.max(TimeDelta::days(1))).then_some(before)
 }
 
 /// What stays and what goes by this policy.
@@ -164,6 +175,10 @@ pub fn plan(policy: &Policy, facts: &Facts<'_>) -> RetentionPlan {
             None => need(&mut needed, catalog.segment_size(), path, path.begins(), Lsn::MAX),
         }
     }
+    // Which of these could be restored is not known while it is not known what their timelines grew out of.
+    for backup in catalog.backups().iter().filter(|backup| !paths.iter().any(|path| catalog.is_on(backup, path))) {
+        keep(&backup.id, Reason::Unknown);
+    }
     let usable: Vec<&BackupRecord> = catalog.backups().iter().filter(|backup| is_usable(catalog, &paths, backup)).collect();
     let present_path = catalog.newest_timeline().and_then(|timeline| catalog.history(timeline));
     let preferred = |backup: &BackupRecord| present_path.as_ref().is_some_and(|path| catalog.is_on(backup, path));
@@ -183,6 +198,12 @@ pub fn plan(policy: &Policy, facts: &Facts<'_>) -> RetentionPlan {
         keep(&backup.id, Reason::Minimum);
     }
 
+    if usable.is_empty() {
+        // Nothing can be restored: nobody knows what may still be mended.
+        for backup in catalog.backups() {
+            reasons.entry(&backup.id).or_insert_with(|| vec![Reason::Minimum]);
+        }
+    }
     let expired: Vec<BackupId> =
         catalog.backups().iter().filter(|backup| !reasons.contains_key(&backup.id)).map(|backup| backup.id.clone()).collect();
     let kept: Vec<Kept> = catalog
@@ -217,7 +238,8 @@ pub fn plan(policy: &Policy, facts: &Facts<'_>) -> RetentionPlan {
     plan
 }
 
-fn holds(keep: Keep, now: DateTime<Utc>) -> bool {
+/// Whether the promise holds still.
+pub fn holds(keep: Keep, now: DateTime<Utc>) -> bool {
     match keep {
         Keep::Forever => true,
         Keep::Until(until) => until > now,
@@ -294,6 +316,12 @@ fn unneeded(catalog: &Catalog, timeline: TimelineId, needed: Vec<WalRange>) -> V
                 (run.end, *count, *sum) = (number.next(), *count + 1, *sum + bytes);
             }
             _ => runs.push((Run::single(number), 1, bytes)),
+        }
+    }
+    // What is missing behind the last stored one of a run is looked for by nobody either, up to what is needed again.
+    for (run, ..) in &mut runs {
+        if let Some(needed) = first_needed_from(run.end.start(size)) {
+            run.end = size.segment_of(needed);
         }
     }
     runs

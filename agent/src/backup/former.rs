@@ -200,8 +200,14 @@ async fn interrupted(repository: &Arc<ClusterRepository>, ours: &BackupId, packs
     let times = repository.backup_times().await?;
     // The store's present: this backup has just said that it begins.
     let Some(now) = times.iter().find(|found| found.id == *ours).map(|found| found.last) else { return Ok(Older::default()) };
-    let fresh =
-        |found: &BackupTimes| !found.recorded && found.id != *ours && now.duration_since(found.last).unwrap_or_default() <= TAKEN_UP;
+    // One that left the catalog and whose record is removed already looks like one that was interrupted; its packs go.
+    let expired = repository.expired().await?;
+    let fresh = |found: &BackupTimes| {
+        !found.recorded
+            && !expired.has_backup(&found.id)
+            && found.id != *ours
+            && now.duration_since(found.last).unwrap_or_default() <= TAKEN_UP
+    };
     let ids: Vec<BackupId> = times.into_iter().filter(fresh).map(|found| found.id).collect();
     let (mut extents, mut used) = (HashMap::new(), 0);
     for id in ids.iter().rev() {

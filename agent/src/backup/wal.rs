@@ -164,8 +164,14 @@ pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededW
             let context = "look for the backup's checkpoint in the WAL that is stored";
             let error = error.downcast::<repository::Error>().map_err(|error| error.context(context))?;
             let segment = size.segment_of(checkpoint).name(path.timeline_at(checkpoint), size);
-            if matches!(error, repository::Error::CannotDecrypt { .. }) && is_the_servers(repository, segment, pg_wal).await? {
-                return Ok(());
+            if matches!(error, repository::Error::CannotDecrypt { .. }) {
+                match likeness_to_the_servers(repository, segment, pg_wal).await? {
+                    Some(Likeness::Same) => return Ok(()),
+                    Some(Likeness::Other) => {
+                        return refuse("another content than that of the server's file, by its fingerprint".to_owned());
+                    }
+                    Some(Likeness::Unknown) | None => {}
+                }
             }
             repository.if_readable(Err::<(), _>(error), "the stored WAL with the backup's checkpoint").context(context)?;
             return Ok(());
@@ -181,13 +187,13 @@ pub async fn prove_checkpoint(repository: &Arc<ClusterRepository>, need: NeededW
     }
 }
 
-/// Whether a stored segment has the fingerprint of the file in `pg_wal`; false where that cannot be told.
-async fn is_the_servers(repository: &ClusterRepository, segment: SegmentName, pg_wal: Option<&Path>) -> Result<bool> {
-    let Some(file) = pg_wal.map(|folder| folder.join(segment.to_string())) else { return Ok(false) };
+/// Whether a stored segment has the fingerprint of the file in `pg_wal`; `None` where one of the two is not there.
+async fn likeness_to_the_servers(repository: &ClusterRepository, segment: SegmentName, pg_wal: Option<&Path>) -> Result<Option<Likeness>> {
+    let Some(file) = pg_wal.map(|folder| folder.join(segment.to_string())) else { return Ok(None) };
     let hashed = tokio::task::spawn_blocking(move || codec::blake3_of(&mut std::fs::File::open(file)?)).await?;
     // Recycled since, or never here.
-    let Ok((hash, _)) = hashed else { return Ok(false) };
-    Ok(repository.likeness_of_segment(segment, hash).await? == Some(Likeness::Same))
+    let Ok((hash, _)) = hashed else { return Ok(None) };
+    Ok(repository.likeness_of_segment(segment, hash).await?)
 }
 
 /// Whether looking again may help.

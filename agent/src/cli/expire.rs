@@ -87,11 +87,7 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
     };
     let now = Utc::now();
     let looked = expire::look(&repository, &retention.policy, now).await;
-    let look = looked.map_err(|error| match error.downcast_ref::<expire::Refusal>() {
-        Some(refusal) => Failure::refused(refusal.to_string())
-            .hint("mend or remove that object; a backup whose record is lost cannot be restored, and may be removed with its folder"),
-        None => Failure::from(error.context("look at what is stored")),
-    })?;
+    let look = looked.map_err(refused_or_failed)?;
     if !args.json {
         print(&look, retention);
     }
@@ -100,7 +96,7 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
     if !args.dry_run {
         if !look.plan.is_empty() {
             agreed(&look, &args).await?;
-            taken_out = Some(expire::take_out(&repository, &look.plan, now).await?);
+            taken_out = Some(expire::take_out(&repository, &look, now).await.map_err(refused_or_failed)?);
         }
         let bar = progress::Count::new("removing");
         let done = expire::carry_out(&repository, retention.grace, Utc::now(), &stop, &|objects| bar.show(objects)).await;
@@ -137,6 +133,15 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
     }
 }
 
+fn refused_or_failed(error: anyhow::Error) -> Failure {
+    match error.downcast_ref::<expire::Refusal>() {
+        Some(refusal @ expire::Refusal::Damaged { .. }) => Failure::refused(refusal.to_string())
+            .hint("mend or remove that object; a backup whose record is lost cannot be restored, and may be removed with its folder"),
+        Some(refusal @ expire::Refusal::Changed { .. }) => Failure::refused(refusal.to_string()).hint("run it again"),
+        None => Failure::from(error.context("look at what is stored")),
+    }
+}
+
 fn is_denied(error: &anyhow::Error) -> bool {
     let denied = |error: &repository::Error| matches!(error, repository::Error::Store(error) if error.kind() == ErrorKind::Denied);
     error.chain().filter_map(|cause| cause.downcast_ref()).any(denied)
@@ -150,6 +155,13 @@ async fn agreed(look: &Look, args: &ExpireArgs) -> Result<(), Failure> {
         let of = output::count((goes + plan.kept.len()) as u64, "backup");
         return Err(Failure::refused(format!("{goes} of {of} would go at once, more than half: nothing was changed"))
             .hint(format!("is the policy what you mean, and are the clocks right? --allow {goes} says that this is wanted")));
+    }
+    if let Some(before) = look.jumped.filter(|_| args.allow.is_none()) {
+        let (before, now) = (output::time(before), output::time(look.now));
+        return Err(Failure::refused(format!(
+            "the present is taken to be {now}, and the backup before the newest ended {before}: nothing was changed"
+        ))
+        .hint(format!("did a clock jump, or was there none for so long? If it is right, --allow {goes} says so")));
     }
     if args.yes {
         return Ok(());
@@ -172,7 +184,18 @@ async fn undo(repository: &ClusterRepository, number: u32, json: bool) -> Result
         Some((record, true)) if json => Ok(output::json(&record)?),
         Some((record, true)) => {
             let backups = output::count(record.backups.len() as u64, "backup");
-            output::say!("number {number} is taken back: {backups} and its WAL are in the catalog again");
+            output::say!("number {number} is taken back: {backups} and what WAL left with it are in the catalog again");
+            output::say!("the next expire decides by the policy again: `walkeep keep` what is to stay, or change it before");
+            let catalog = setup::catalog(repository).await?;
+            let on_path = |backup: &BackupRecord| {
+                let paths = catalog.timelines().into_iter().filter_map(|timeline| catalog.history(timeline));
+                paths.into_iter().any(|path| catalog.is_on(backup, &path) && catalog.reach(&path, backup.start_lsn).to >= backup.stop_lsn)
+            };
+            let lacking: Vec<_> = record.backups.iter().filter(|id| catalog.backup(id).is_none_or(|backup| !on_path(backup))).collect();
+            if let Some(first) = lacking.first() {
+                return Err(Failure::refused(format!("{first} and all in all {} lack WAL of their own range", lacking.len()))
+                    .hint("another number may have taken it out: `walkeep expire --dry-run` lists them; undo it too"));
+            }
             Ok(())
         }
     }
@@ -187,7 +210,7 @@ fn print(look: &Look, retention: &Retention) {
             output::time(look.now)
         );
     }
-    output::say!("every second since {} stays within reach", output::time(plan.window_from));
+    output::say!("of what is within reach every second since {} stays", output::time(plan.window_from));
     let mut table = output::table(&["", "backup", "label", "ended", "why"]);
     for backup in catalog.backups() {
         let kept = plan.kept.iter().find(|kept| kept.id == backup.id);
@@ -257,6 +280,7 @@ fn words(reason: &Reason) -> String {
         Reason::Monthly => "last of a month".into(),
         Reason::Yearly => "last of a year".into(),
         Reason::Minimum => "minimum_backups".into(),
+        Reason::Unknown => "its timeline's history is not stored".into(),
     }
 }
 

@@ -14,7 +14,7 @@ use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::BackupId;
 use walkeep_store::Key;
 
-use super::{alive, is_memory};
+use super::{alive, held, is_memory};
 use crate::backup::sweep::{self, Swept};
 use crate::repository::ClusterRepository;
 use crate::repository::expiry::KnownExpiry;
@@ -80,6 +80,11 @@ pub async fn carry_out(
                 work.done.waits.push(waits);
                 continue;
             }
+            if let Some(kept) = held(repository, &known.record, host_now).await? {
+                tracing::warn!(number, %kept, "retention: a backup that left the catalog is to be kept: all that left with it is taken back");
+                super::undo(repository, number, host_now).await?;
+                continue;
+            }
             let end = ExpiryEnd { end: End::Removing, at: host_now, host: crate::writer::host() };
             if repository.end_expiry(number, &end).await.context("begin to remove")? == End::Undone {
                 continue;
@@ -90,13 +95,11 @@ pub async fn carry_out(
         }
     }
     merge(repository, over, host_now).await?;
-    let any = !work.done.backups.is_empty();
     let mut done = work.done;
-    if any {
-        match sweep::sweep_unneeded(repository, cancel).await {
-            Ok(Swept { packs, bytes, .. }) => (done.packs, done.pack_bytes) = (packs, bytes),
-            Err(error) => done.packs_wait = Some(format!("{error:#}")),
-        }
+    // In every run: packs that were too young when their backup went, and those of a run that was killed.
+    match sweep::sweep_unneeded(repository, cancel).await {
+        Ok(Swept { packs, bytes, .. }) => (done.packs, done.pack_bytes) = (packs, bytes),
+        Err(error) => done.packs_wait = Some(format!("{error:#}")),
     }
     Ok(done)
 }
@@ -180,9 +183,10 @@ impl Work<'_> {
     }
 }
 
-/// Makes one record of those whose objects are gone, which says so, and removes them; what was taken back goes too.
+/// Makes one record of those whose objects are gone, which says so, and removes them. What was taken back stays for ever: whoever read it before must find
+/// that it was, and its number is used up.
 async fn merge(repository: &ClusterRepository, over: Vec<KnownExpiry>, host_now: DateTime<Utc>) -> Result<()> {
-    let (gone, undone): (Vec<_>, Vec<_>) = over.into_iter().partition(KnownExpiry::hides);
+    let gone: Vec<_> = over.into_iter().filter(KnownExpiry::hides).collect();
     // One that is alone and says only what is gone is what this would make.
     if gone.len() > 1 || gone.iter().any(|known| !is_memory(&known.record)) {
         let mut all = Expired::default();
@@ -197,9 +201,6 @@ async fn merge(repository: &ClusterRepository, over: Vec<KnownExpiry>, host_now:
         for known in gone {
             repository.remove_expiry(known.record.number).await.context("remove a record of what is gone")?;
         }
-    }
-    for known in undone {
-        repository.remove_expiry(known.record.number).await.context("remove what was taken back")?;
     }
     Ok(())
 }

@@ -13,13 +13,13 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
-use walkeep_core::catalog::Catalog;
-use walkeep_core::expiry::{End, Expired, Expiry, ExpiryEnd};
+use walkeep_core::catalog::{Catalog, WalRange};
+use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::plan::estimate::Rates;
 use walkeep_core::retention::{self, Facts, Policy, RetentionPlan};
 use walkeep_core::target::{RecoveryTarget, TargetKind};
-use walkeep_core::{Lsn, TimelineId};
+use walkeep_core::{Lsn, TimelineId, WalFileName};
 
 use crate::backup::sweep;
 use crate::planning::{Around, Share, View};
@@ -44,6 +44,12 @@ pub enum Refusal {
         /// What is wrong with it.
         reason: String,
     },
+    /// It was decided by what is not so any more.
+    #[error("{what} since this was looked at: nothing was changed")]
+    Changed {
+        /// What happened.
+        what: String,
+    },
 }
 
 /// What is stored, and what of it may go.
@@ -57,8 +63,12 @@ pub struct Look {
     pub after: Catalog,
     /// What left the catalog before and is not gone yet.
     pub pending: Vec<KnownExpiry>,
+    /// The numbers of the records that hide something.
+    hiding: Vec<u32>,
     /// The present by which it was decided.
     pub now: DateTime<Utc>,
+    /// When the backup before the newest ended, if that is so long ago that a clock may have jumped.
+    pub jumped: Option<DateTime<Utc>>,
     /// What this host's clock said, where that is much later.
     pub clock_ahead: Option<DateTime<Utc>>,
 }
@@ -69,7 +79,10 @@ pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now
     let under_way = under_way(repository).await?;
     let holds = repository.holds().await.context("read the holds")?;
     let mut view = View::load_listing(repository.clone(), u64::MAX).await?;
-    let is_record = |key: &str| matches!(repository.layout().parse(key), Some(ObjectName::BackupRecord(_)));
+    let is_record = |key: &str| {
+        let history = |name: &ObjectName| matches!(name, ObjectName::Wal(WalFileName::History(_)));
+        repository.layout().parse(key).is_some_and(|name| history(&name) || matches!(name, ObjectName::BackupRecord(_)))
+    };
     if let Some(damaged) = view.loaded().damaged.iter().find(|damaged| is_record(&damaged.key)) {
         bail!(Refusal::Damaged { key: damaged.key.clone(), reason: damaged.reason.clone() });
     }
@@ -77,15 +90,23 @@ pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now
     let catalog = view.catalog().clone();
     let newest_backup = catalog.backups().iter().map(|backup| backup.ended_at).max();
     let newest_commit = catalog.newest_timeline().and_then(|timeline| last_moments.get(&timeline).copied());
-    let now = retention::present(host_now, newest_backup.max(newest_commit));
+    let stored_at =
+        repository.backup_times().await.context("ask when backups were stored")?.into_iter().map(|found| found.last.into()).max();
+    let now = retention::present(host_now, newest_backup.max(newest_commit), stored_at);
     let holds = holds.into_iter().map(|(id, Hold { keep, .. })| (id, keep)).collect();
     let plan =
         retention::plan(policy, &Facts { catalog: &catalog, now, holds: &holds, last_moments: &last_moments, under_way: &under_way });
     let after = catalog.without(&named_by(&plan));
     let (known, _) = repository.expiries().await.context("read what left the catalog before")?;
+    let hiding = hiding(&known);
     let pending = known.into_iter().filter(|known| known.hides() && !is_memory(&known.record)).collect();
+    let jumped = retention::jumped(policy, &catalog, now);
     let clock_ahead = (host_now - now > chrono::TimeDelta::days(1)).then_some(host_now);
-    Ok(Look { plan, catalog, after, pending, now, clock_ahead })
+    Ok(Look { plan, catalog, after, pending, hiding, now, jumped, clock_ahead })
+}
+
+fn hiding(known: &[KnownExpiry]) -> Vec<u32> {
+    known.iter().filter(|known| known.hides()).map(|known| known.record.number).collect()
 }
 
 /// Whether a record only says what is gone.
@@ -154,28 +175,46 @@ fn is_transient(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.downcast_ref::<repository::Error>().is_some_and(repository::Error::is_transient)
 }
 
-/// Takes what the plan names out of the catalog; answers the record. Nothing is removed by it.
-pub async fn take_out(repository: &ClusterRepository, plan: &RetentionPlan, host_now: DateTime<Utc>) -> Result<Expiry> {
+/// Takes what the plan names out of the catalog; answers the record. Nothing is removed by it. Refused if something was let go, brought back or kept since it
+/// was looked at.
+pub async fn take_out(repository: &ClusterRepository, look: &Look, host_now: DateTime<Utc>) -> Result<Expiry> {
+    let plan = &look.plan;
     for _ in 0..TRIES {
         let (known, number) = repository.expiries().await.context("read what left the catalog before")?;
+        if hiding(&known) != look.hiding {
+            bail!(Refusal::Changed { what: "something left the catalog or was brought back".into() });
+        }
         let mut before = Expired::default();
         known.iter().filter(|known| known.hides()).for_each(|known| before.add(&known.record));
-        // Somebody else may have let go the same a moment ago.
-        let backups: Vec<BackupId> = plan.expired.iter().filter(|id| !before.has_backup(id)).cloned().collect();
+        // Only what this record hides comes back with it.
+        let rest = |wal: &ExpiredWal| before.without(wal.timeline, WalRange { from: wal.from, to: wal.to });
+        let wal = plan.wal.iter().flat_map(|wal| rest(wal).into_iter().map(|range| ExpiredWal { from: range.from, to: range.to, ..*wal }));
         let record = Expiry {
             format: Expiry::FORMAT,
             number,
             at: host_now,
             host: crate::writer::host(),
-            backups,
-            wal: plan.wal.clone(),
+            backups: plan.expired.clone(),
+            wal: wal.collect(),
             gone: Vec::new(),
         };
         if repository.put_expiry(&record).await.context("note what leaves the catalog")? {
+            // Whoever keeps one from here on sees the record; whoever did before is seen here.
+            if let Some(kept) = held(repository, &record, look.now).await? {
+                undo(repository, number, host_now).await?;
+                bail!(Refusal::Changed { what: format!("{kept} is kept") });
+            }
             return Ok(record);
         }
     }
     bail!("others let go at the same time, again and again; try it once more")
+}
+
+/// A backup of the record that somebody has said to keep.
+async fn held(repository: &ClusterRepository, record: &Expiry, now: DateTime<Utc>) -> Result<Option<BackupId>> {
+    let holds = repository.holds().await.context("read the holds")?;
+    let is_held = |id: &&BackupId| holds.get(*id).and_then(|hold| hold.keep).is_some_and(|keep| retention::holds(keep, now));
+    Ok(record.backups.iter().find(is_held).cloned())
 }
 
 /// Takes a record back: what it names is in the catalog again. Answers false if its objects are being removed already.

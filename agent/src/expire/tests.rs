@@ -5,7 +5,6 @@ use chrono_tz::Tz;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::{BackupBegun, BackupRecord, Keep};
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::manifest::EntryKind;
 use walkeep_core::relative_path::RelativePath;
 use walkeep_core::{SegmentNumber, WalFileName};
 use walkeep_store::{ErrorKind, Fault, FaultyStore, Key, ListRequest, MemoryStore, Operation, Rule, SharedStore, list_all};
@@ -62,7 +61,7 @@ async fn five(repository: &Arc<ClusterRepository>) -> Vec<BackupId> {
 
 async fn letting_go(repository: &Arc<ClusterRepository>) -> Expiry {
     let look = look(repository, &policy(), Utc::now()).await.unwrap();
-    take_out(repository, &look.plan, Utc::now()).await.unwrap()
+    take_out(repository, &look, Utc::now()).await.unwrap()
 }
 
 async fn carried_out(repository: &Arc<ClusterRepository>, grace: Duration) -> Result<CarriedOut> {
@@ -123,8 +122,9 @@ async fn what_is_taken_back_is_as_it_was() {
     assert_eq!(carried_out(&repository, Duration::ZERO).await.unwrap().objects, 0);
     let catalog = repository.load_catalog().await.unwrap().catalog;
     assert_eq!((catalog.backups().len(), catalog.segment_totals(TimelineId::FIRST).0), (5, 6));
-    assert!(undo(&repository, record.number, Utc::now()).await.unwrap().is_none());
+    assert!(undo(&repository, record.number, Utc::now()).await.unwrap().unwrap().1, "it stays so");
     let again = letting_go(&repository).await;
+    assert_eq!((again.number, &again.backups), (record.number + 1, &record.backups), "a number is used once");
     let _ = carried_out(&repository, Duration::ZERO).await.unwrap();
     assert!(undo(&repository, again.number, Utc::now()).await.unwrap().is_none(), "it is gone");
 }
@@ -225,19 +225,44 @@ async fn a_record_that_cannot_be_read_stops_everything() {
 }
 
 #[tokio::test]
-async fn two_that_let_go_at_once_take_out_each_backup_once() {
+async fn what_was_decided_by_what_is_not_so_any_more_is_refused() {
     let (repository, _) = memory().await;
     let repository = Arc::new(repository);
-    five(&repository).await;
+    let ids = five(&repository).await;
     let now = Utc::now();
     let (one, two) = (look(&repository, &policy(), now).await.unwrap(), look(&repository, &policy(), now).await.unwrap());
-    let first = take_out(&repository, &one.plan, now).await.unwrap();
-    let second = take_out(&repository, &two.plan, now).await.unwrap();
-    assert_eq!((first.backups.len(), second.backups.len()), (4, 0));
-    carried_out(&repository, Duration::ZERO).await.unwrap();
+    let keep = |id: &BackupId| Hold { backup: id.clone(), keep: Some(Keep::Forever), at: now, host: "db1".into() };
+    repository.put_hold(&keep(&ids[0])).await.unwrap();
+    let refused = take_out(&repository, &one, now).await.unwrap_err();
+    assert!(refused.to_string().contains(&format!("{} is kept", ids[0])), "{refused:#}");
+    assert_eq!(repository.load_catalog().await.unwrap().catalog.backups().len(), 5, "nothing left");
+    // What was taken back is no change; what left is.
+    let three = look(&repository, &policy(), now).await.unwrap();
+    let first = take_out(&repository, &three, now).await.unwrap();
+    assert_eq!(first.backups, ids[1..4]);
+    assert!(matches!(take_out(&repository, &two, now).await.unwrap_err().downcast_ref(), Some(Refusal::Changed { .. })));
+    // Kept within the grace after all.
+    repository.put_hold(&keep(&ids[2])).await.unwrap();
+    assert_eq!(carried_out(&repository, Duration::ZERO).await.unwrap().objects, 0);
+    assert_eq!(repository.load_catalog().await.unwrap().catalog.backups().len(), 5);
+}
+
+#[tokio::test]
+async fn what_is_taken_back_has_its_wal_whatever_left_behind_it() {
+    let (repository, _) = memory().await;
+    let repository = Arc::new(repository);
+    let ids = five(&repository).await;
+    let first = letting_go(&repository).await;
+    backup(&repository, 7).await;
+    let second = letting_go(&repository).await;
+    assert_eq!(second.backups, ids[4..]);
+    let one = |wal: &[walkeep_core::expiry::ExpiredWal]| wal.iter().map(|wal| (wal.from, wal.to)).collect::<Vec<_>>();
+    assert!(one(&second.wal).iter().all(|(from, _)| one(&first.wal).iter().all(|(_, to)| to <= from)), "{first:?} {second:?}");
+    undo(&repository, first.number, Utc::now()).await.unwrap();
     let catalog = repository.load_catalog().await.unwrap().catalog;
-    assert_eq!(catalog.backups().len(), 1);
-    let record = repository.backup(&catalog.backups()[0].id).await.unwrap().unwrap();
-    let manifest = repository.get_manifest(&record).await.unwrap();
-    assert!(manifest.iter().unwrap().all(|entry| matches!(entry.unwrap().kind, EntryKind::File { .. })));
+    let path = walkeep_core::TimelineHistory::root(TimelineId::FIRST);
+    for id in &first.backups {
+        let record = catalog.backup(id).unwrap();
+        assert!(catalog.reach(&path, record.start_lsn).to >= record.stop_lsn, "{id}");
+    }
 }

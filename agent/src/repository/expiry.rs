@@ -16,6 +16,9 @@ use walkeep_store::{ErrorKind, Key, ListRequest, Put, list_all};
 use super::catalog::READS;
 use super::{ClusterRepository, Error, Result};
 
+/// How often a listing is made again of which something is gone when it is read.
+const TRIES: usize = 5;
+
 /// A record, and how it went on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownExpiry {
@@ -44,6 +47,17 @@ pub struct WalPage {
 impl ClusterRepository {
     /// All records, by number, and the next free number.
     pub async fn expiries(&self) -> Result<(Vec<KnownExpiry>, u32)> {
+        for _ in 0..TRIES {
+            let (listed, known, next) = self.read_expiries().await?;
+            if known.len() == listed {
+                return Ok((known, next));
+            }
+            // One that was listed is gone: the one that took it over was not in that listing.
+        }
+        Err(Error::corrupt(self.layout().expired_prefix(), "its records are listed and cannot be read, again and again"))
+    }
+
+    async fn read_expiries(&self) -> Result<(usize, Vec<KnownExpiry>, u32)> {
         let request = ListRequest { prefix: self.layout().expired_prefix(), ..ListRequest::default() };
         let (mut records, mut ends): (BTreeMap<u32, SystemTime>, BTreeMap<u32, ()>) = Default::default();
         for listed in list_all(self.store().as_ref(), request).await?.objects {
@@ -53,19 +67,23 @@ impl ClusterRepository {
                 _ => {}
             }
         }
-        let last = records.keys().chain(ends.keys()).max().copied();
+        let (listed, last) = (records.len(), records.keys().chain(ends.keys()).max().copied());
         let read = |(number, put): (u32, SystemTime)| {
             let ended = ends.contains_key(&number);
             async move {
                 let Some(body) = self.small(&ObjectName::Expiry(number)).await? else { return Ok::<_, Error>(None) };
                 let key = || self.layout().key(&ObjectName::Expiry(number));
                 let record = Expiry::parse(number, &body).map_err(|error| Error::corrupt(key(), error))?;
-                let end = if ended { self.end_of(number).await? } else { None };
-                Ok(Some(KnownExpiry { record, put, end }))
+                let end = match ended {
+                    true => self.end_of(number).await?,
+                    false => None,
+                };
+                // It was merged into another one at this moment.
+                Ok((end.is_some() == ended).then_some(KnownExpiry { record, put, end }))
             }
         };
         let known: Vec<Option<KnownExpiry>> = stream::iter(records.into_iter().map(read)).buffered(READS).try_collect().await?;
-        Ok((known.into_iter().flatten().collect(), last.map_or(1, |last| last.saturating_add(1))))
+        Ok((listed, known.into_iter().flatten().collect(), last.map_or(1, |last| last.saturating_add(1))))
     }
 
     /// Everything that is out of the catalog.

@@ -170,7 +170,7 @@ impl Streamer {
             return Ok(None);
         }
         let expired = self.repository.expired().await?;
-        Ok(holes.into_iter().find(|hole| !expired.has_all_of(timeline, *hole)).map(|hole| hole.from))
+        Ok(holes.into_iter().flat_map(|hole| expired.without(timeline, hole)).map(|hole| hole.from).next())
     }
 
     /// The end of the newest whole segment on each timeline of the history. Where there is none at all, the start of the segment that an agent had begun

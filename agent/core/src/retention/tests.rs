@@ -167,10 +167,39 @@ fn a_backup_under_way_keeps_its_wal() {
 fn a_clock_that_is_ahead_lets_nothing_go() {
     let catalog = daily(10);
     let newest = catalog.backups().last().map(|backup| backup.ended_at);
-    let ahead = present(at(2 * 365 * DAY), newest);
+    let ahead = present(at(2 * 365 * DAY), newest, None);
     assert_eq!(Some(ahead), newest);
     assert!(Asked::on(ahead).plan(&policy(14), &catalog).is_empty());
-    assert_eq!(present(at(3), newest), at(3), "one that is behind keeps more");
+    assert_eq!(present(at(3), newest, None), at(3), "one that is behind keeps more");
+    // Server and host are one machine; the store is another.
+    assert_eq!(present(at(900 * DAY), Some(at(900 * DAY)), Some(at(9 * DAY))), at(9 * DAY));
+    assert_eq!(jumped(&policy(14), &catalog, at(9 * DAY + 60)), None);
+    assert_eq!(jumped(&policy(14), &catalog, at(29 * DAY)), Some(at(8 * DAY + 60)), "more than the whole window behind the backup before");
+}
+
+#[test]
+fn what_is_not_known_stays() {
+    let size = SegmentSize::new(MIB).expect("a size");
+    let mut builder = Catalog::builder("main".parse().expect("a name"), crate::SystemIdentifier::new(7), size);
+    // The history of timeline 2 is lost.
+    for (timeline, number, day) in [(2, 3, 0), (2, 5, 1), (1, 1, 2), (1, 7, 3)] {
+        builder.backup(without_hold(crate::backup::tests::record(
+            timeline,
+            number * MIB + 40,
+            number * MIB + 100,
+            (day * DAY, day * DAY + 60),
+        )));
+    }
+    let lost = builder.build();
+    let plan = Asked::on(at(90 * DAY)).plan(&policy(1), &lost);
+    assert!(plan.is_empty(), "nothing can be restored, so nothing goes: {plan:?}");
+    let mut builder = lost.without_wal();
+    for number in 1..9 {
+        builder.object(&ObjectName::Wal(WalFileName::Segment(SegmentNumber::new(number).name(tli(1), size))), 10);
+    }
+    let plan = Asked::on(at(90 * DAY)).plan(&policy(1), &builder.build());
+    let unknown = plan.kept.iter().filter(|kept| kept.reasons == [Reason::Unknown]).count();
+    assert_eq!((unknown, plan.expired.len()), (2, 1), "{plan:?}");
 }
 
 #[test]

@@ -38,8 +38,15 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
         );
         return Ok(false);
     }
+    if let Some(before) = look.jumped.filter(|_| !look.plan.is_empty()) {
+        tracing::error!(
+            present = %look.now.to_rfc3339(), before = %before.to_rfc3339(),
+            "retention: between the last two backups lies more than the whole window, as if a clock had jumped, so nothing goes: look at `walkeep expire`"
+        );
+        return Ok(false);
+    }
     if !look.plan.is_empty() {
-        let record = expire::take_out(&taker.repository, &look.plan, now).await?;
+        let record = expire::take_out(&taker.repository, &look, now).await?;
         let backups = record.backups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         tracing::info!(
             number = record.number, backups, segments = look.plan.segments, window_from = %look.plan.window_from.to_rfc3339(),
@@ -51,7 +58,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
     if objects > 0 || packs > 0 {
         tracing::info!(backups = backups.len(), objects, packs, pack_bytes, "retention: removed");
     }
-    if let Some(why) = packs_wait {
+    if let Some(why) = &packs_wait {
         tracing::warn!(why, "retention: packs were not looked through");
     }
     if refused > 0 {
@@ -61,5 +68,5 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
             "retention: the store does not let go of some objects; tried again behind the next backup"
         );
     }
-    Ok(refused == 0)
+    Ok(refused == 0 && packs_wait.is_none())
 }
