@@ -126,7 +126,7 @@ fn what_may_not_be_removed_goes_later() {
     settle(&cluster, &walkeep);
     let refused = walkeep.run(&["expire", "--yes"]).expect_code(1);
     assert!(refused.stderr.contains("access denied") && refused.stderr.contains("s3:DeleteObject"), "{}", refused.stderr);
-    assert_eq!(crate::story::backups(&walkeep), std::slice::from_ref(&kept));
+    assert_eq!(crate::story::backups(&walkeep), std::slice::from_ref(&kept), "{}\n{}", refused.stdout, refused.stderr);
     use_keys(&mut walkeep, Least::Expires);
     let done = walkeep.ok(&["expire", "--yes", "--json"]).json();
     assert_eq!(done["carried_out"]["backups"].as_array().map(Vec::len), Some(1), "{done}");

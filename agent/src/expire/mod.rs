@@ -9,7 +9,7 @@ mod carry_out;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
@@ -90,8 +90,9 @@ pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now
     let catalog = view.catalog().clone();
     let newest_backup = catalog.backups().iter().map(|backup| backup.ended_at).max();
     let newest_commit = catalog.newest_timeline().and_then(|timeline| last_moments.get(&timeline).copied());
-    let stored_at =
-        repository.backup_times().await.context("ask when backups were stored")?.into_iter().map(|found| found.last.into()).max();
+    let stored_at = repository.backup_times().await.context("ask when backups were stored")?.into_iter().map(|found| found.last).max();
+    // S3 tells whole seconds.
+    let stored_at = stored_at.map(|at| (at + Duration::from_secs(1)).into());
     let now = retention::present(host_now, newest_backup.max(newest_commit), stored_at);
     let holds = holds.into_iter().map(|(id, Hold { keep, .. })| (id, keep)).collect();
     let plan =

@@ -95,7 +95,7 @@ async fn only_old_temporaries_of_ours_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let temp = folder.path().join(".tmp~");
     fs::create_dir(&temp).unwrap();
-    let old = SystemTime::now() - Duration::from_secs(48 * 3600);
+    let old = SystemTime::now() - Duration::from_secs(96 * 3600);
     for name in ["put-0123456789abcdef", "put-fresh0fresh0fres", "put-fedcba9876543210", "other"] {
         let file = fs::File::create(temp.join(name)).unwrap();
         if name != "put-fedcba9876543210" {
