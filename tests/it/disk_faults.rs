@@ -187,3 +187,27 @@ fn an_fsync_of_what_is_stored_already_fails() {
     assert_ne!(std::fs::metadata(&object).unwrap().ino(), before, "acknowledged on the strength of a second fsync: {output:?}");
     assert!(fetch(&walkeep, &name) == std::fs::read(&file).unwrap());
 }
+
+/// Stored by an earlier version of the configuration, so with other bytes, and not of this process: it is fsynced before it is counted on.
+#[test]
+fn what_is_stored_with_other_bytes_is_made_durable_too() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let mut walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.ok(&["init"]);
+    let name = cluster.switch_wal();
+    let file = cluster.pg_wal().join(&name);
+    walkeep.ok(&["wal", "push", &file.to_string_lossy()]);
+    let object = story::wait_for_file(&walkeep.local_repository(), &story::object(&format!("/{name}")));
+    walkeep.cluster_lines.push_str("wal_compression_level = 9\n");
+    walkeep.write_config();
+    let push = walkeep.command(&["wal", "push", &file.to_string_lossy()]);
+    let trace = walkeep.scratch().write("trace", "", 0o600);
+    let path = object.to_string_lossy().into_owned();
+    run(&mut traced(&push, &["-P", &path, "-e", "trace=fsync"], &trace)).expect_code(0);
+    assert!(!calls(&read_log(&trace)).is_empty(), "counted on without an fsync");
+    // One that fails is no success.
+    let options = ["-P", &path, "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1+"];
+    let output = run(&mut traced(&push, &options, &trace));
+    assert!(!output.ok(), "{}\n{output:?}", read_log(&trace));
+    run(&mut walkeep.command(&["wal", "push", &file.to_string_lossy()])).expect_code(0);
+}
