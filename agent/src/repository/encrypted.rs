@@ -150,6 +150,12 @@ impl ClusterRepository {
         Ok(Some(likeness.unwrap_or(Likeness::Unknown)))
     }
 
+    /// Whether what this host stores has fingerprints.
+    pub(super) async fn makes_fingerprints(&self, offered: &Description) -> Result<bool> {
+        let (encryption, offered) = (self.encryption.clone(), offered.clone());
+        on_blocking_thread(move || encryption.is_some_and(|keys| keys.fingerprint(&offered).is_some())).await
+    }
+
     /// What is said where another object is there under a name, and nobody here knows what it holds.
     pub(super) fn not_comparable(&self, name: &ObjectName) -> Error {
         let reason =

@@ -91,6 +91,15 @@ async fn a_host_that_only_writes_knows_its_own_again() {
     assert!(writer.has_segment(segment(1), crate::codec::blake3(&content(1))).await.unwrap());
     assert!(!writer.has_segment(segment(1), crate::codec::blake3(&content(2))).await.unwrap());
     assert!(!writer.has_segment(segment(2), crate::codec::blake3(&content(2))).await.unwrap());
+    // Exchanged for another host's since it was stored.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (stranger, _, theirs) = both(elsewhere.path()).await;
+    stranger.put_wal(whole(1), content(2)).await.unwrap();
+    let key = writer.key(&ObjectName::Wal(whole(1))).unwrap();
+    let ours = store.get(&key, None).await.unwrap();
+    store.overwrite(&key, theirs.get(&key, None).await.unwrap());
+    assert!(!writer.has_segment(segment(1), crate::codec::blake3(&content(1))).await.unwrap());
+    store.overwrite(&key, ours);
     assert_eq!(writer.get_history(TimelineId::new(2).unwrap()).await.unwrap().unwrap().ancestors().len(), 1);
 
     // Whose folder is lost can compare no more, and says so; but for histories, which are no secret.
