@@ -163,7 +163,8 @@ pub fn plan(policy: &Policy, facts: &Facts<'_>) -> RetentionPlan {
         }
     }
     let mut needed: BTreeMap<TimelineId, Vec<WalRange>> = BTreeMap::new();
-    for path in paths.iter().filter(|path| has_window(facts, path.timeline(), window_from)) {
+    let lives = |timeline| catalog.backups().iter().any(|backup| backup.stops_on() == timeline && ages[&backup.id] > window_from);
+    for path in paths.iter().filter(|path| lives(path.timeline()) || has_window(facts, path.timeline(), window_from)) {
         match begins_window(catalog, path, &ages, window_from) {
             Some((from, backup)) => {
                 if let Some(backup) = backup {
@@ -259,7 +260,8 @@ fn ages<'a>(catalog: &'a Catalog, paths: &[TimelineHistory]) -> BTreeMap<&'a Bac
     ages
 }
 
-/// Whether a timeline of its own has moments in the window. The newest has: what it shows last is how things stand.
+/// Whether a timeline of its own has moments in the window. The newest has: what it shows last is how things stand. So has one of which a backup was taken
+/// in the window, whatever its WAL tells last: a stray promotion may have a higher number than what lives.
 fn has_window(facts: &Facts<'_>, timeline: TimelineId, window_from: DateTime<Utc>) -> bool {
     facts.catalog.newest_timeline() == Some(timeline) || facts.last_moments.get(&timeline).is_none_or(|last| *last >= window_from)
 }

@@ -177,6 +177,24 @@ fn a_clock_that_is_ahead_lets_nothing_go() {
     assert_eq!(jumped(&policy(14), &catalog, at(29 * DAY)), Some(at(8 * DAY + 60)), "more than the whole window behind the backup before");
 }
 
+/// A higher timeline is a stray promotion: the lower one lives, and is quiet.
+#[test]
+fn a_quiet_timeline_with_a_fresh_backup_keeps_its_end() {
+    let size = SegmentSize::new(MIB).expect("a size");
+    let mut builder = Catalog::builder("main".parse().expect("a name"), crate::SystemIdentifier::new(7), size);
+    builder.history(TimelineHistory::parse(tli(2), format!("1\t{}\tx\n", Lsn::new(3 * MIB)).as_bytes()).expect("a history"));
+    for (timeline, number) in [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 3)] {
+        builder.object(&ObjectName::Wal(WalFileName::Segment(SegmentNumber::new(number).name(tli(timeline), size))), 10);
+    }
+    for (number, day) in [(1, 0), (4, 30)] {
+        builder.backup(without_hold(crate::backup::tests::record(1, number * MIB + 40, number * MIB + 100, (day * DAY, day * DAY + 60))));
+    }
+    let mut asked = Asked::on(at(30 * DAY + 3600));
+    asked.last_moments.insert(tli(1), at(20 * DAY));
+    let plan = asked.plan(&policy(2), &builder.build());
+    assert!(plan.wal.iter().all(|wal| wal.timeline != tli(1) || wal.to <= Lsn::new(4 * MIB)), "{plan:?}");
+}
+
 #[test]
 fn what_is_not_known_stays() {
     let size = SegmentSize::new(MIB).expect("a size");
