@@ -187,7 +187,8 @@ struct Changed<'a> {
 
 fn add(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
     const NOTE: &str = "What is stored from now on can be read with its identity too. What was stored before cannot: nothing is encrypted anew. Whoever needs \
-                        that keeps an identity of before, or takes a full backup now (`walkeep backup --full`), from which on the new one suffices.";
+                        that keeps an identity of before, or takes a full backup now (`walkeep backup --full`), from which on the new one suffices \
+                        on a cluster's first timeline: histories of later ones stay as they were stored.";
     let keys = keys_of(cluster)?;
     let recipient = recipient(args)?;
     let file = file_of(&keys, cluster)?;

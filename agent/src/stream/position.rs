@@ -295,44 +295,27 @@ impl Streamer {
         let before = segment.previous().filter(|_| frontier.lsn <= server.flush && !confirmed && !self.is_incomparable(frontier));
         if let Some(before) = before {
             let name = before.name(frontier.timeline, size);
-            match self.repository.get_wal(WalFileName::Segment(name)).await {
-                Ok(Some(stored)) => {
-                    let at = Position { lsn: before.start(size), ..frontier };
-                    let whole = KnownSegment::without_parts(stored.content, Known::Whole);
-                    // What is stored of the next one goes on, and is compared too: a copy may have gone its own way there.
-                    return Ok(Start {
-                        at,
-                        frontier,
-                        known: [whole, unfinished].into(),
-                        durable: at.lsn,
-                        noted: None,
-                        writing,
-                        confirmed,
-                        behind_gap: false,
-                    });
-                }
-                Ok(None) => {}
+            let whole = match self.repository.get_wal(WalFileName::Segment(name)).await {
+                Ok(Some(stored)) => Some(KnownSegment::without_parts(stored.content, Known::Whole)),
+                Ok(None) => None,
                 Err(error @ Error::Corrupt { .. }) => {
                     tracing::error!(segment = %name, %error, hint = error.hint(), "what the server has cannot be compared with what is stored");
+                    None
                 }
                 // Offered once more, it is compared by its fingerprint.
                 Err(Error::CannotDecrypt { .. }) if self.repository.knows_fingerprint(name).await? => {
-                    let at = Position { lsn: before.start(size), ..frontier };
-                    let whole = KnownSegment::without_parts(Bytes::new(), Known::Unread);
-                    return Ok(Start {
-                        at,
-                        frontier,
-                        known: [whole, unfinished].into(),
-                        durable: at.lsn,
-                        noted: None,
-                        writing,
-                        confirmed,
-                        behind_gap: false,
-                    });
+                    Some(KnownSegment::without_parts(Bytes::new(), Known::Unread))
                 }
                 Err(error) => {
                     self.repository.if_readable(Err::<(), _>(error), "the last segment with what the server has")?;
+                    None
                 }
+            };
+            if let Some(whole) = whole {
+                let at = Position { lsn: before.start(size), ..frontier };
+                // What is stored of the next one goes on, and is compared too: a copy may have gone its own way there.
+                let known = [whole, unfinished].into();
+                return Ok(Start { at, frontier, known, durable: at.lsn, noted: None, writing, confirmed, behind_gap: false });
             }
         }
         Ok(Start {
