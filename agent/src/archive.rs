@@ -233,7 +233,7 @@ impl Archives {
             }
             file = hashed;
         }
-        let pack = self.repository.packer(segment);
+        let pack = self.repository.packer(segment)?;
         let (packed, mut file) = on_blocking_thread(move || pack(&mut file).map(|packed| (packed, file))).await?.map_err(unreadable)?;
         // What was checked, hashed and compressed is one content.
         if wal_path::Stamp::of(&file.metadata().map_err(unreadable)?) != stamp {

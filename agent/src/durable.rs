@@ -68,6 +68,13 @@ impl Staged {
         create().with_context(|| format!("write {}", path.display()))
     }
 
+    /// Makes it another user's. Fails where the caller may not.
+    pub fn give_to(&self, user: u32, group: u32) -> Result<()> {
+        let (user, group) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(group));
+        let given = rustix::fs::fchown(&self.file, Some(user), Some(group));
+        given.with_context(|| format!("give {} to its owner", self.temporary.display()))
+    }
+
     /// Gives the file its name, in the place of a file that had it, at once or not at all. Whether the name survives a crash is open until
     /// [`sync_parent`]; that the content does, is certain.
     pub fn publish(self) -> Result<()> {

@@ -8,7 +8,7 @@ use walkeep_tests::walkeep::run;
 use walkeep_tests::{Agent, Cluster, Keys, Output, Pair, Repository, Stop, Walkeep, wait_until};
 
 use crate::story::{self, PATIENCE, Restored, listing};
-use crate::support::{STORES, Store, fetch, segments_in, switch_and_store, uninitialised};
+use crate::support::{SERVER_GONE, STORES, Store, fetch, lsn, segments_in, switch_and_store, uninitialised, wait_durable};
 
 const VERSION: u32 = 15;
 const DIGEST: &str = "SELECT coalesce(sum(hashtextextended(t::text, 0)), 0) || ' of ' || count(*) FROM t";
@@ -75,6 +75,21 @@ fn host(walkeep: &Walkeep, keys: Keys) -> Walkeep {
     other.keys = Some(keys);
     other.write_config();
     other
+}
+
+/// What the host kept of the unfinished segment.
+fn lose_copies(walkeep: &Walkeep) {
+    std::fs::remove_dir_all(walkeep.spool().join("own")).unwrap();
+    for entry in std::fs::read_dir(walkeep.spool()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "writing") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+fn written(cluster: &Cluster) -> u64 {
+    lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()"))
 }
 
 /// The objects of a local repository, by their paths in it.
@@ -144,7 +159,7 @@ fn every_object_is_opened_by_hand() {
         // One that is replaced meanwhile is gone.
         let Ok(content) = std::fs::read(&object) else { continue };
         assert!(!content.windows(11).any(|bytes| bytes == b"SENTINELrow"), "{path} shows a row");
-        if path.ends_with(".json") {
+        if path.ends_with(".json") || path.ends_with(".history.zst") {
             continue;
         }
         assert!(path.ends_with(".zst.age"), "{path}");
@@ -178,6 +193,11 @@ fn keys_come_and_go() {
         assert!(output.ok() || (output.code.unwrap() > 125 && output.stderr.contains("cannot decrypt")), "{output:?}");
         output.ok()
     };
+    // The way to what is stored later leads over this timeline's end.
+    world.cluster.stop(Stop::Fast);
+    std::fs::write(world.cluster.data().join("standby.signal"), "").unwrap();
+    world.cluster.start();
+    world.cluster.promote();
     let first = switch_and_store(&world.cluster, world.agent(), 1);
     let before = objects(&world.writer);
 
@@ -196,10 +216,21 @@ fn keys_come_and_go() {
     let whole = |paths: &[String]| paths.iter().filter(|path| !path.contains(".parts/")).cloned().collect::<BTreeSet<_>>();
     assert!(whole(&objects(&world.writer)).is_superset(&whole(&before)), "nothing was replaced");
 
+    // Who is added reads everything from the next full backup on.
+    story::insert(&world.cluster, 10);
+    world.backup(&["--full"]);
+    story::insert(&world.cluster, 10);
+    story::settle(&world.cluster, &world.writer);
+    with_b.ok(&["plan"]);
+    let restored = Restored::by(&with_b, VERSION, &[]);
+    restored.start();
+    assert_eq!(restored.cluster.sql(DIGEST), world.digest());
+    restored.cluster.stop(Stop::Fast);
+
     let listed = world.writer.ok(&["key", "list", "--json"]).json();
     assert_eq!((listed["recipients"][0]["recipient"].as_str(), listed["can_read"].as_bool()), (Some(&*b.recipient), Some(false)));
     assert!(with_a.ok(&["key", "list"]).stdout.contains("it reads what is stored for it"));
-    world.end(&["the recipients have changed"]);
+    world.end(&["the recipients have changed", "this host cannot read what is stored", SERVER_GONE[0], SERVER_GONE[1]]);
 }
 
 #[test]
@@ -286,6 +317,67 @@ fn a_lost_spool_costs_a_full_backup() {
     assert_eq!(world.restored(&[]), world.digest());
     assert_eq!(world.restored(&["--backup", first["id"].as_str().unwrap()]), world.digest());
     world.end(&["this host cannot read what is stored", "following another writer"]);
+}
+
+/// What was stored of the unfinished segment can be lost from where this host could read it: then it is compared by fingerprints, stored once more, and the
+/// stream goes on, without archive_command's help and without losing a byte in between.
+#[test]
+fn a_lost_copy_of_the_unfinished_segment_stops_nothing() {
+    for key_is_lost in [false, true] {
+        let mut world = World::new(Store::Local);
+        world.backup(&[]);
+        world.cluster.archive_by(None);
+        world.cluster.switch_wal();
+        let pause = |world: &World| {
+            story::insert(&world.cluster, 10);
+            wait_durable(world.agent(), written(&world.cluster), PATIENCE);
+        };
+        pause(&world);
+        pause(&world);
+        let at = world.digest();
+        world.agent.take().unwrap().kill9();
+        lose_copies(&world.writer);
+        if key_is_lost {
+            std::fs::remove_file(world.writer.spool().join("fingerprint.key")).unwrap();
+        }
+        assert_eq!(world.restored(&[]), at);
+        world.agent = Some(world.writer.agent());
+        pause(&world);
+        assert_eq!(world.restored(&[]), world.digest());
+        let taken = world.agent().log();
+        assert!(taken.contains("took the lease") && !taken.contains("Overtaken"), "{taken}");
+        world.end(&["this host cannot read what is stored"]);
+    }
+}
+
+/// A copy of the server that has gone its own way within the unfinished segment is told by the parts' fingerprints.
+#[test]
+fn another_servers_parts_are_known_by_their_fingerprints() {
+    let mut world = World::new(Store::Local);
+    world.cluster.archive_by(None);
+    world.cluster.sql("SELECT pg_switch_wal()");
+    story::insert(&world.cluster, 3);
+    wait_durable(world.agent(), written(&world.cluster), PATIENCE);
+    world.agent.take().unwrap().stop();
+    world.cluster.stop(Stop::Immediate);
+    let copied = world.writer.scratch().join("copied");
+    run(Command::new("cp").arg("-a").arg(world.cluster.data()).arg(&copied)).expect_code(0);
+    world.cluster.start();
+    let agent = world.writer.agent();
+    world.cluster.sql("INSERT INTO t SELECT g, 'stored' FROM generate_series(101, 130) g");
+    wait_durable(&agent, written(&world.cluster), PATIENCE);
+    agent.stop();
+    world.cluster.stop(Stop::Immediate);
+    run(Command::new("bash").args(["-c", "rm -rf \"$2\" && mv \"$1\" \"$2\"", "bash"]).arg(&copied).arg(world.cluster.data()))
+        .expect_code(0);
+    world.cluster.start();
+    world.cluster.sql("INSERT INTO t SELECT g, 'other rows' FROM generate_series(201, 260) g");
+    lose_copies(&world.writer);
+    let before = objects(&world.writer);
+    let agent = world.writer.agent();
+    wait_until("the conflict is told", PATIENCE, || agent.log().contains("by its fingerprint"));
+    assert_eq!(objects(&world.writer), before);
+    agent.stop();
 }
 
 /// I6: one valid object under another's name is found, of every kind that a restore reads.

@@ -238,6 +238,8 @@ impl ObjectName {
     /// that say what is stored, and since when; whoever cannot decrypt needs them too.
     pub fn holds_data(&self) -> bool {
         match self {
+            // Which timelines there are, and where they part, the names of segments and gaps say as well; and without it nobody finds a way through them.
+            Self::Wal(WalFileName::History(_)) => false,
             Self::Wal(_) | Self::OtherPartial { .. } | Self::Part(_) | Self::Pack(_) | Self::BackupManifest(..) => true,
             Self::Digest(_) | Self::Blocks(_) | Self::Names(_) => true,
             Self::BackupBegun(_) | Self::BackupRecord(_) | Self::Gap(_) | Self::Lease(_) | Self::GapClosing(_) => false,
@@ -590,7 +592,7 @@ mod tests {
                 _ => "",
             };
             assert_eq!(key, format!("main/7000000000000000001/{below_root}{suffix}"));
-            assert_eq!(key.ends_with(".zst.age"), !key.ends_with(".json"), "{key}");
+            assert_eq!(key.ends_with(".zst.age"), !key.ends_with(".json") && !key.ends_with(".history.zst"), "{key}");
             assert_eq!(encrypted.parse(&key), Some(name.clone()));
             // What is of the other form is not Walkeep's here.
             assert_eq!(plain.parse(&key).is_some(), !name.holds_data(), "{key}");

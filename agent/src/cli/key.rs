@@ -1,6 +1,6 @@
 //! `walkeep key`: who may read what is stored.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -187,8 +187,7 @@ struct Changed<'a> {
 
 fn add(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
     const NOTE: &str = "What is stored from now on can be read with its identity too. What was stored before cannot: nothing is encrypted anew. Whoever needs \
-                        that keeps an identity of before, or takes a full backup now (`walkeep backup --full`), from which on the new one suffices \
-                        on a cluster's first timeline: histories of later ones stay as they were stored.";
+                        that keeps an identity of before, or takes a full backup now (`walkeep backup --full`), from which on the new one suffices.";
     let keys = keys_of(cluster)?;
     let recipient = recipient(args)?;
     let file = file_of(&keys, cluster)?;
@@ -200,7 +199,7 @@ fn add(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
         }
         text.push_str(&recipient);
         text.push('\n');
-        write(file, &text)?;
+        write(&keys, file, &text)?;
     }
     tell(cluster, args.json, !present, if present { "It is a recipient already." } else { NOTE })
 }
@@ -224,7 +223,7 @@ fn remove(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
     }
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     let kept: Vec<&str> = text.lines().filter(|line| line.trim() != recipient).collect();
-    write(file, &(kept.join("\n") + "\n"))?;
+    write(&keys, file, &(kept.join("\n") + "\n"))?;
     tell(cluster, args.json, true, NOTE)
 }
 
@@ -241,10 +240,18 @@ fn file_of<'a>(keys: &'a Encryption, cluster: &ClusterConfig) -> Result<&'a Path
     })
 }
 
-/// At once or not at all: an agent reads it at any moment.
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    let mode = std::fs::metadata(file).with_context(|| format!("look at {}", file.display()))?.permissions().mode() & 0o777;
-    Ok(durable::write_file(file, text.as_bytes(), mode)?)
+/// At once or not at all: an agent reads it at any moment. It stays where a link leads, and whose it was; nothing is written that the agent would refuse.
+fn write(keys: &Encryption, file: &Path, text: &str) -> Result<(), Failure> {
+    keys.source().with(file, text).map_err(|error| {
+        Failure::refused(error.to_string())
+            .hint("Nothing was changed. A file that shall name nobody is taken out of the configuration instead.")
+    })?;
+    let file = std::fs::canonicalize(file).with_context(|| format!("look at {}", file.display()))?;
+    let found = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?;
+    let staged = durable::Staged::write(&file, text.as_bytes(), found.mode() & 0o777)?;
+    staged.give_to(found.uid(), found.gid())?;
+    staged.publish()?;
+    Ok(durable::sync_parent(&file)?)
 }
 
 fn tell(cluster: &ClusterConfig, json: bool, changed: bool, note: &str) -> Result<(), Failure> {

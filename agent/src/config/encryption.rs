@@ -19,6 +19,8 @@ pub struct EncryptionConfig {
     pub recipients_file: Option<PathBuf>,
     /// The file with this host's identities.
     pub identity_file: Option<PathBuf>,
+    /// The key of fingerprints, where it is not the spool's: hosts of one cluster may share it.
+    pub fingerprint_key_file: Option<PathBuf>,
     /// An identity itself, from the environment.
     pub identity: Option<Secret>,
     /// The folder in which systemd hands credentials over.
@@ -34,7 +36,7 @@ impl EncryptionConfig {
 
 /// `None` if nothing is said of encryption. A unit that is handed an identity needs to say no more.
 pub fn check(raw: RawEncryption, name: &ClusterName, env: &dyn Fn(&str) -> Option<String>) -> Result<Option<EncryptionConfig>> {
-    let RawEncryption { recipients: written, recipients_file, identity_file, identity } = raw;
+    let RawEncryption { recipients: written, recipients_file, identity_file, fingerprint_key_file, identity } = raw;
     let mut recipients = Recipients::default();
     for text in written.iter().flat_map(|written| written.texts()) {
         let parsed = Recipients::parse(text).and_then(|recipient| recipients.add(recipient));
@@ -53,6 +55,7 @@ pub fn check(raw: RawEncryption, name: &ClusterName, env: &dyn Fn(&str) -> Optio
         recipients,
         recipients_file: file("recipients_file", recipients_file)?,
         identity_file: file("identity_file", identity_file)?,
+        fingerprint_key_file: file("fingerprint_key_file", fingerprint_key_file)?,
         identity: identity.filter(|identity| !identity.trim().is_empty()).map(Secret::from),
         credentials,
     };

@@ -54,7 +54,8 @@ const REPOSITORY: [(&str, Kind); 13] = [
     ("timeout", Text),
 ];
 
-const ENCRYPTION: [(&str, Kind); 4] = [("recipients", Text), ("recipients_file", Text), ("identity_file", Text), ("identity", Text)];
+const ENCRYPTION: [(&str, Kind); 5] =
+    [("recipients", Text), ("recipients_file", Text), ("identity_file", Text), ("fingerprint_key_file", Text), ("identity", Text)];
 
 const BACKUP: [(&str, Kind); 9] = [
     ("schedule", Text),

@@ -66,6 +66,7 @@ pub struct RawEncryption {
     pub recipients: Option<OneOrMore>,
     pub recipients_file: Option<String>,
     pub identity_file: Option<String>,
+    pub fingerprint_key_file: Option<String>,
     pub identity: Option<String>,
 }
 

@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use tokio::sync::watch::Sender;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use walkeep_core::layout::Form;
 
 use crate::archive::Archiver;
 use crate::config::{Acknowledge, Config};
@@ -160,8 +161,9 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
         })
     };
     let into_spool = role == Role::Agent && config.cluster.stream && config.cluster.acknowledge == Acknowledge::Spool;
-    // Of another repository than the configured one it says nothing.
-    let of_this = |note: &Note| note.repository == config.cluster.repository.url();
+    // Of another repository than the configured one it says nothing, nor of one that was encrypted and shall not be, or the other way about.
+    let is_encrypted = config.cluster.encryption.is_some();
+    let of_this = |note: &Note| note.repository == config.cluster.repository.url() && (note.identity.form == Form::Age) == is_encrypted;
     let note = if into_spool { Note::load(&config.cluster.spool).filter(of_this) } else { None };
     let repository = match note {
         // The stream goes on into the spool: it does not wait for the repository.

@@ -1,7 +1,7 @@
 //! The host's own copies of what it stored and must read again: a host that only writes cannot read it back.
 //!
 //! The manifest of the last backup, so that the next one finds what has not changed; the parts of the segment under way, with which an agent that begins
-//! anew compares; the index; what relations were called; histories. They lie unencrypted on the host whose database they are of. A copy is believed only as long as the object's fingerprint says that it holds
+//! anew compares; the index; what relations were called. They lie unencrypted on the host whose database they are of. A copy is believed only as long as the object's fingerprint says that it holds
 //! the same, and losing them costs a full backup.
 
 use std::path::{Path, PathBuf};
@@ -48,13 +48,8 @@ impl OwnCopies {
 
     /// Whether the object is one that this host reads again. Maps of changed blocks are read by every backup, the index by the agent that goes on with it.
     pub fn wants(name: &ObjectName) -> bool {
-        match name {
-            ObjectName::BackupManifest(..) | ObjectName::Part(_) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {
-                true
-            }
-            ObjectName::Wal(file) => matches!(file, walkeep_core::WalFileName::History(_)),
-            _ => false,
-        }
+        use ObjectName::{BackupManifest, Blocks, Digest, Names, Part};
+        matches!(name, BackupManifest(..) | Part(_) | Digest(_) | Blocks(_) | Names(_))
     }
 
     /// Keeps a copy of an object that is stored. What cannot be kept is not: the object is what counts. Writes files: call it on a blocking thread.
@@ -115,7 +110,6 @@ impl OwnCopies {
                 folder.join(format!("blocks-{}-{:016X}-{:016X}", blocks.timeline.hex(), blocks.from.get(), blocks.to.get()))
             }
             ObjectName::Names(names) => folder.join(format!("names-{}-{:016X}", names.timeline.hex(), names.lsn.get())),
-            ObjectName::Wal(file) => folder.join(file.to_string()),
             _ => return None,
         };
         Some((folder, path))
@@ -135,13 +129,13 @@ fn prune_manifests(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes the oldest of the small ones while they are too much. Histories stay: they are few, and needed as long as their timeline is.
+/// Removes the oldest of the small ones while they are too much.
 fn prune(folder: &Path) -> anyhow::Result<()> {
     let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let Ok(found) = entry.metadata() else { continue };
-        if found.is_file() && !entry.file_name().to_string_lossy().ends_with(".history") {
+        if found.is_file() {
             files.push((found.modified()?, found.len(), entry.path()));
         }
     }
@@ -162,7 +156,7 @@ mod tests {
     use super::*;
     use chrono::DateTime;
     use walkeep_core::layout::SnapshotName;
-    use walkeep_core::{Lsn, SystemIdentifier, TimelineId, WalFileName};
+    use walkeep_core::{Lsn, SystemIdentifier, TimelineId};
 
     fn description(content: &[u8]) -> Description {
         Description::of("x".into(), SystemIdentifier::new(7), None, content)
@@ -176,18 +170,18 @@ mod tests {
     fn a_copy_is_as_it_was_kept_and_only_some_are() {
         let folder = tempfile::tempdir().unwrap();
         let copies = OwnCopies::in_folder(&folder.path().join("own"));
-        let history = ObjectName::Wal(WalFileName::History(TimelineId::FIRST));
-        for (name, object) in [(history.clone(), &b"a\nb"[..]), (manifest(1, 2), b"")] {
+        let snapshot = ObjectName::Names(SnapshotName { timeline: TimelineId::FIRST, lsn: Lsn::new(1) });
+        for (name, object) in [(snapshot.clone(), &b"a\nb"[..]), (manifest(1, 2), b"")] {
             assert_eq!(copies.get(&name), None);
             copies.keep(&name, &description(object), object);
             assert_eq!(copies.get(&name), Some(OwnCopy { description: description(object), object: Bytes::copy_from_slice(object) }));
         }
-        copies.forget(&history);
-        assert_eq!(copies.get(&history), None);
+        copies.forget(&snapshot);
+        assert_eq!(copies.get(&snapshot), None);
         let segment = ObjectName::Wal("000000010000000000000001".parse().unwrap());
         copies.keep(&segment, &description(b"x"), b"x");
         assert_eq!(copies.get(&segment), None, "segments are too large");
-        OwnCopies::default().keep(&history, &description(b"x"), b"x");
+        OwnCopies::default().keep(&snapshot, &description(b"x"), b"x");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use age_core::format::{FileKey, Stanza};
 
@@ -16,10 +16,6 @@ use crate::durable;
 
 /// The stanza's tag.
 const TAG: &str = "walkeep";
-/// The key's name in the spool.
-const FILE: &str = "fingerprint.key";
-/// What is public anyway is marked by a key that everybody has.
-const PUBLIC: &[u8; 32] = b"walkeep fingerprint, public key.";
 
 /// An object's fingerprint: which key, and the hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,35 +63,57 @@ impl age::Recipient for Fingerprint {
     }
 }
 
-/// The key of one host.
+/// The key of one host, or of all hosts of a cluster that share it.
 #[derive(Default)]
 pub struct FingerprintKey {
-    /// Where it lies; nowhere on a host that keeps nothing.
-    folder: Option<PathBuf>,
-    key: OnceLock<Option<[u8; 32]>>,
+    /// The file; none on a host that keeps nothing.
+    file: Option<PathBuf>,
+    key: Mutex<Held>,
+}
+
+#[derive(Default)]
+enum Held {
+    #[default]
+    No,
+    /// It could not be read or made, which was told.
+    Failed,
+    Yes([u8; 32]),
 }
 
 impl FingerprintKey {
-    /// The key in this folder, made when it is first needed.
-    pub fn in_folder(folder: &Path) -> Self {
-        Self { folder: Some(folder.to_owned()), key: OnceLock::new() }
+    /// The name of the key's file where none is configured.
+    pub const FILE: &str = "fingerprint.key";
+
+    /// The key in this file, made when it is first needed.
+    pub fn in_file(file: &Path) -> Self {
+        Self { file: Some(file.to_owned()), key: Mutex::default() }
     }
 
     /// The fingerprint of what is described so; `None` without a key.
     pub fn of(&self, description: &Description) -> Option<Fingerprint> {
-        let key = self.key.get_or_init(|| self.load()).as_ref()?;
-        Some(fingerprint(key, description))
+        Some(fingerprint(&self.key()?, description))
     }
 
-    fn load(&self) -> Option<[u8; 32]> {
-        let path = self.folder.as_ref()?.join(FILE);
-        match read_or_make(&path) {
-            Ok(key) => Some(key),
+    fn key(&self) -> Option<[u8; 32]> {
+        let file = self.file.as_ref()?;
+        let mut held = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Held::Yes(key) = *held {
+            return Some(key);
+        }
+        match read_or_make(file) {
+            Ok(key) => {
+                *held = Held::Yes(key);
+                Some(key)
+            }
+            // Asked for again each time: a disk that was full has room again.
             Err(error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the key of fingerprints cannot be used: what is stored now cannot be compared with what is offered later, but by an identity"
-                );
+                if !matches!(*held, Held::Failed) {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the key of fingerprints cannot be used: what is stored now cannot be compared with what is offered later, but by an identity"
+                    );
+                }
+                *held = Held::Failed;
                 None
             }
         }
@@ -104,16 +122,11 @@ impl FingerprintKey {
 
 impl fmt::Debug for FingerprintKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FingerprintKey").field("folder", &self.folder).finish_non_exhaustive()
+        f.debug_struct("FingerprintKey").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
-/// The fingerprint of what is no secret: a history says what the names of the segments say.
-pub fn of_public(description: &Description) -> Fingerprint {
-    fingerprint(PUBLIC, description)
-}
-
-fn fingerprint(key: &[u8; 32], description: &Description) -> Fingerprint {
+pub(super) fn fingerprint(key: &[u8; 32], description: &Description) -> Fingerprint {
     let text = serde_json::to_vec(description).unwrap_or_default();
     let name = blake3::derive_key("walkeep 2026 the name of a key of fingerprints", key);
     Fingerprint { key: hex::encode(&name[..8]), hash: blake3::keyed_hash(key, &text).to_hex().to_string() }
@@ -150,28 +163,34 @@ mod tests {
     #[test]
     fn one_host_knows_its_own_again_and_another_does_not() {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let key = FingerprintKey::in_folder(&here.path().join("spool"));
+        let file = here.path().join("spool").join(FingerprintKey::FILE);
+        let key = FingerprintKey::in_file(&file);
         let (one, other) = (key.of(&description(b"one")).unwrap(), key.of(&description(b"other")).unwrap());
-        let again = FingerprintKey::in_folder(&here.path().join("spool")).of(&description(b"one")).unwrap();
+        let again = FingerprintKey::in_file(&file).of(&description(b"one")).unwrap();
         assert_eq!((one.likeness(&again), one.likeness(&other)), (Likeness::Same, Likeness::Other));
-        let elsewhere = FingerprintKey::in_folder(there.path()).of(&description(b"one")).unwrap();
+        let elsewhere = FingerprintKey::in_file(&there.path().join("key")).of(&description(b"one")).unwrap();
         assert_eq!(one.likeness(&elsewhere), Likeness::Unknown);
         assert_ne!(one.hash, elsewhere.hash, "without the key nobody can tell that it is the same");
-        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(here.path().join("spool").join(FILE)).unwrap().permissions());
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(file).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]
     fn a_key_that_cannot_be_used_is_none() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(FILE), b"short").unwrap();
-        assert_eq!(FingerprintKey::in_folder(folder.path()).of(&description(b"one")), None);
+        let file = folder.path().join("key");
+        std::fs::write(&file, b"short").unwrap();
+        let key = FingerprintKey::in_file(&file);
+        assert_eq!(key.of(&description(b"one")), None);
+        // And usable again as soon as it is mended.
+        std::fs::write(&file, [7; 32]).unwrap();
+        assert_eq!(key.of(&description(b"one")), Some(fingerprint(&[7; 32], &description(b"one"))));
         assert_eq!(FingerprintKey::default().of(&description(b"one")), None);
     }
 
     #[test]
     fn only_headers_have_fingerprints() {
-        let found = of_public(&description(b"one"));
+        let found = fingerprint(&[7; 32], &description(b"one"));
         let line = format!("-> walkeep 1 {} {}", found.key, found.hash);
         assert_eq!(Fingerprint::find(format!("age-encryption.org/v1\n{line}\n\n--- x").as_bytes()), Some(found));
         for front in [String::new(), format!("v1\n--- x\n{line}\n"), "v1\n-> walkeep 1 zz 00\n".into(), "v1\n-> walkeep 2 0 0\n".into()] {

@@ -195,7 +195,7 @@ mod tests {
     fn a_fingerprint_is_found_and_in_nobodys_way() {
         let (recipients, identities) = keys(super::super::keys::MOST_RECIPIENTS);
         let description = crate::codec::Description::of("x".into(), walkeep_core::SystemIdentifier::new(7), None, b"plain");
-        let mark = super::super::fingerprint::of_public(&description);
+        let mark = super::super::fingerprint::fingerprint(&[7; 32], &description);
         let sealed = encrypt(&recipients, Some(&mark), b"plain").unwrap();
         assert!(header(&sealed).unwrap().len() as u64 <= HEADER.min(crate::codec::FRONT));
         assert_eq!(Fingerprint::find(&sealed[..crate::codec::FRONT.min(sealed.len() as u64) as usize]), Some(mark));

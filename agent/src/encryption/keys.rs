@@ -28,7 +28,7 @@ impl Recipients {
     pub fn parse(text: &str) -> Result<x25519::Recipient, KeyError> {
         let text = text.trim();
         // Whoever mixes them up must not find the secret in a log.
-        if text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
+        if text.to_ascii_uppercase().contains("AGE-SECRET-KEY-") {
             return Err(KeyError("an identity (AGE-SECRET-KEY-...) stands where a recipient (age1...) belongs: not shown".into()));
         }
         text.parse().map_err(|_| KeyError(format!("{text:?} is not a recipient: write age1..., as `walkeep key generate` prints it")))
@@ -125,6 +125,19 @@ impl RecipientsSource {
         }
     }
 
+    /// Those that are written and those in `text`, which stands in `file` or is to. A file that names nobody was emptied by mistake, whoever else is written.
+    pub fn with(&self, file: &Path, text: &str) -> Result<Recipients, KeyError> {
+        let listed = Recipients::parse_list(text).map_err(|error| KeyError(format!("{}: {error}", file.display())))?;
+        if listed.is_empty() {
+            return Err(KeyError(format!("{} names no recipient", file.display())));
+        }
+        let mut all = self.written.clone();
+        for recipient in listed.0 {
+            all.add(recipient)?;
+        }
+        Ok(all)
+    }
+
     fn read_anew(&self, file: &Path, stamp: Stamp, read: &mut Option<(Stamp, Arc<Recipients>)>) -> Result<Arc<Recipients>, KeyError> {
         if let Some((known, recipients)) = read
             && *known == stamp
@@ -132,14 +145,7 @@ impl RecipientsSource {
             return Ok(recipients.clone());
         }
         let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
-        let listed = Recipients::parse_list(&text).map_err(|error| KeyError(format!("{}: {error}", file.display())))?;
-        let mut all = self.written.clone();
-        for recipient in listed.0 {
-            all.add(recipient)?;
-        }
-        if all.is_empty() {
-            return Err(KeyError(format!("{} names no recipient", file.display())));
-        }
+        let all = self.with(file, &text)?;
         if read.is_some() {
             tracing::info!(recipients = all.0.len(), file = %file.display(), "the recipients have changed");
         }
@@ -247,6 +253,7 @@ mod tests {
         let spoilt = format!("{}X", identity.reveal());
         let shown = [
             Recipients::parse_list(identity.reveal()).unwrap_err().to_string(),
+            Recipients::parse_list(&format!("identity = \"{}\"", identity.reveal())).unwrap_err().to_string(),
             Identities::parse_list(&recipient, "the file").unwrap_err().to_string(),
             Identities::parse_list(&spoilt, "the file").unwrap_err().to_string(),
             format!("{:?}", Identities::parse_list(identity.reveal(), "x").unwrap()),
@@ -270,8 +277,10 @@ mod tests {
         assert_eq!(source.now().unwrap().texts(), keys[..2]);
         std::fs::write(&file, format!("{}\n{}\n", keys[1], keys[2])).unwrap();
         assert_eq!(source.now().unwrap().texts(), keys);
-        std::fs::write(&file, "age1nonsense").unwrap();
-        assert_eq!(source.now().unwrap().texts(), keys);
+        for spoilt in ["age1nonsense", "", "# nobody\n"] {
+            std::fs::write(&file, spoilt).unwrap();
+            assert_eq!(source.now().unwrap().texts(), keys);
+        }
         std::fs::remove_file(&file).unwrap();
         assert_eq!(source.now().unwrap().texts(), keys);
     }

@@ -42,7 +42,8 @@ impl Encryption {
 
     /// The same on a host with this folder.
     pub fn keeping(self, folder: &Path) -> Self {
-        Self { fingerprints: FingerprintKey::in_folder(folder), copies: OwnCopies::in_folder(&folder.join("own")), ..self }
+        let fingerprints = FingerprintKey::in_file(&folder.join(FingerprintKey::FILE));
+        Self { fingerprints, copies: OwnCopies::in_folder(&folder.join("own")), ..self }
     }
 
     /// As it is configured. Fails if a file of keys cannot be used: a host that shall read and cannot is told now.
@@ -51,7 +52,11 @@ impl Encryption {
         if config.recipients_file.is_some() {
             source.now()?;
         }
-        Ok(Self::new(source, identities(config)?).keeping(spool))
+        let mut keys = Self::new(source, identities(config)?).keeping(spool);
+        if let Some(file) = &config.fingerprint_key_file {
+            keys.fingerprints = FingerprintKey::in_file(file);
+        }
+        Ok(keys)
     }
 
     /// That of a cluster, if it has any.

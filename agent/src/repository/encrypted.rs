@@ -17,7 +17,7 @@ use walkeep_store::{ErrorKind, Key};
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
 use crate::codec::{Description, FRONT};
 use crate::encryption::copies::OwnCopies;
-use crate::encryption::fingerprint::{self, Fingerprint, Likeness};
+use crate::encryption::fingerprint::{Fingerprint, Likeness};
 use crate::encryption::format::{self, OpenError};
 use crate::encryption::{Encryption, keys};
 
@@ -28,23 +28,14 @@ const HEADERS: usize = 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Sealer {
     encryption: Option<Arc<Encryption>>,
-    /// A history: whoever sees the names of the segments knows what it says.
-    public: bool,
 }
 
 impl Sealer {
     /// The object. CPU work.
     pub fn seal(&self, description: Option<&Description>, plain: Bytes) -> io::Result<Bytes> {
         let Some(encryption) = &self.encryption else { return Ok(plain) };
-        let fingerprint = description.and_then(|description| self.fingerprint(encryption, description));
+        let fingerprint = description.and_then(|description| encryption.fingerprint(description));
         encryption.seal(fingerprint.as_ref(), &plain)
-    }
-
-    fn fingerprint(&self, encryption: &Encryption, description: &Description) -> Option<Fingerprint> {
-        match self.public {
-            true => Some(fingerprint::of_public(description)),
-            false => encryption.fingerprint(description),
-        }
     }
 }
 
@@ -105,7 +96,7 @@ impl ClusterRepository {
         if let Some(encryption) = encryption {
             encryption.recipients().map_err(Error::keys)?;
         }
-        Ok(Sealer { encryption: encryption.cloned(), public: matches!(name, ObjectName::Wal(WalFileName::History(_))) })
+        Ok(Sealer { encryption: encryption.cloned() })
     }
 
     /// An object as it was before it was encrypted; `None` if it is not there.
@@ -126,17 +117,13 @@ impl ClusterRepository {
     /// The host's own copy of an object that it cannot decrypt, if the object's fingerprint says that it is one.
     async fn read_own(&self, encryption: &Arc<Encryption>, name: &ObjectName, key: &Key, reason: &'static str) -> Result<Option<Bytes>> {
         let Some(front) = found(self.store().get(key, Some(0..FRONT)).await)? else { return Ok(None) };
-        let (keeper, sealer, wanted) = (encryption.clone(), self.sealer_of(encryption, name), name.clone());
+        let (keeper, wanted) = (encryption.clone(), name.clone());
         let copy = on_blocking_thread(move || {
             let copy = keeper.copies().get(&wanted)?;
-            let own = sealer.fingerprint(&keeper, &copy.description)?;
+            let own = keeper.fingerprint(&copy.description)?;
             (Fingerprint::find(&front)?.likeness(&own) == Likeness::Same).then_some(copy.object)
         });
         copy.await?.map(Some).ok_or_else(|| unopened(key, OpenError::Locked(reason)))
-    }
-
-    fn sealer_of(&self, encryption: &Arc<Encryption>, name: &ObjectName) -> Sealer {
-        Sealer { encryption: Some(encryption.clone()), public: matches!(name, ObjectName::Wal(WalFileName::History(_))) }
     }
 
     /// Whether the object that is there holds what is described so, as far as that is known without reading it; `None` if there is none.
@@ -144,8 +131,8 @@ impl ClusterRepository {
         let key = self.key(name)?;
         let Some(encryption) = self.keys_for(name)? else { return Ok(Some(Likeness::Unknown)) };
         let Some(front) = found(self.store().get(&key, Some(0..FRONT)).await)? else { return Ok(None) };
-        let (sealer, offered) = (self.sealer_of(encryption, name), offered.clone());
-        let own = on_blocking_thread(move || sealer.encryption.as_ref().and_then(|keys| sealer.fingerprint(keys, &offered))).await?;
+        let (keys, offered) = (encryption.clone(), offered.clone());
+        let own = on_blocking_thread(move || keys.fingerprint(&offered)).await?;
         let likeness = own.zip(Fingerprint::find(&front)).map(|(own, stored)| stored.likeness(&own));
         Ok(Some(likeness.unwrap_or(Likeness::Unknown)))
     }

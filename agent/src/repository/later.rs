@@ -39,7 +39,8 @@ impl LaterStore {
     async fn store(&self) -> StoreResult<&SharedStore> {
         let open = async || {
             let repository = (self.open)().await.map_err(|error| self.not_opened(error))?;
-            if !repository.identity().same_cluster(&self.identity) || repository.repository().url() != self.url {
+            let same = repository.identity().same_cluster(&self.identity) && repository.identity().form == self.identity.form;
+            if !same || repository.repository().url() != self.url {
                 return Err(self.not_opened(anyhow::anyhow!(
                     "{} keeps {} under the name {}, and the spool is of {} for {}: restart the agent",
                     repository.repository().url(),
@@ -92,6 +93,10 @@ impl Store for LaterStore {
 
     async fn delete(&self, key: &Key) -> StoreResult<()> {
         self.store().await?.delete(key).await
+    }
+
+    async fn delete_many(&self, keys: &[Key]) -> StoreResult<Vec<(Key, StoreError)>> {
+        self.store().await?.delete_many(keys).await
     }
 
     async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {

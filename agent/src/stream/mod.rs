@@ -394,7 +394,13 @@ impl Streamer {
         let whole = self.repository.get_wal(walkeep_core::WalFileName::Segment(segment)).await;
         let stored = match self.repository.if_readable(whole, UNPROVEN)? {
             Some(Some(whole)) => whole.content,
-            Some(None) => self.repository.if_readable(self.repository.get_tail(segment).await, UNPROVEN)?.unwrap_or_default(),
+            Some(None) => match self.repository.if_readable(self.repository.get_tail(segment).await, UNPROVEN)? {
+                Some(tail) => tail,
+                None => {
+                    self.repository.compare_with_parts(segment, &bytes[..end as usize]).await?;
+                    Bytes::new()
+                }
+            },
             // It is there to its last byte.
             None => return self.spool.remove_unfinished(segment),
         };

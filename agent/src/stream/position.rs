@@ -54,12 +54,14 @@ pub(super) struct KnownSegment {
     pub chain: Vec<Link>,
     /// Whether there are more parts, which the chain does without: whoever stored what replaces them did not live to remove them.
     pub more_parts: bool,
+    /// The chain's bytes are encrypted for others: what comes in their place is stored once more.
+    pub unread: bool,
 }
 
 impl KnownSegment {
     /// Bytes that lie in no part.
     pub(super) fn without_parts(bytes: Bytes, known: Known) -> Self {
-        Self { bytes, known, chain: Vec::new(), more_parts: false }
+        Self { bytes, known, chain: Vec::new(), more_parts: false, unread: false }
     }
 }
 
@@ -280,17 +282,14 @@ impl Streamer {
             |slot: Lsn| slot == frontier.lsn || parts.iter().any(|part| frontier.lsn.saturating_add(u64::from(part.to)) == slot);
         let chain = longest_chain(&parts);
         let read = self.repository.get_chain(name, &chain).await;
-        let (bytes, chain) = match self.repository.if_readable(read, "the unfinished segment with what the server sends")? {
-            Some(bytes) => (bytes, chain),
-            // All of it is received and stored once more.
-            None => (Bytes::new(), Vec::new()),
-        };
+        let read = self.repository.if_readable(read, "the unfinished segment with what the server sends, but by fingerprints")?;
+        let (bytes, unread) = (read.clone().unwrap_or_default(), read.is_none());
         let more_parts = parts.len() > chain.len();
         let writing = match frontier.timeline == server.timeline {
-            true => self.writing(host, name, bytes.len() as u32).await?,
+            true => self.writing(host, name, chain.last().map_or(0, |last| last.to)).await?,
             false => Writing { epoch: self.epoch_of_ended(frontier.timeline).await?, lease: None },
         };
-        let unfinished = KnownSegment { bytes, known: Known::InParts, chain, more_parts };
+        let unfinished = KnownSegment { bytes, known: Known::InParts, chain, more_parts, unread };
         let confirmed = slot.is_some_and(confirmed);
         let before = segment.previous().filter(|_| frontier.lsn <= server.flush && !confirmed && !self.is_incomparable(frontier));
         if let Some(before) = before {

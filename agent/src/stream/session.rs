@@ -395,11 +395,11 @@ impl<S: Walsender> Receiving<'_, S> {
         let Some(next) = tail.next_part(self.session.identity)? else { return Ok(false) };
         let start = self.session.identity.segment_size.align_down(Lsn::new(self.at.get() - 1));
         let acknowledged = self.durable.max(start).bytes_since(start);
-        for Handed { step, content } in [Some(next), tail.roll_up(acknowledged)?].into_iter().flatten() {
+        for Handed { step, content, instead_of_unread } in [Some(next), tail.roll_up(acknowledged)?].into_iter().flatten() {
             let segment = step.part.segment;
             let end = Position { timeline: segment.timeline(), lsn: start.saturating_add(u64::from(step.part.to)) };
             tracing::debug!(%segment, from = step.part.from, to = step.part.to, instead_of = step.replaces.len(), "storing a part");
-            self.session.uploads.part(step, content, end, self.session.start.writing.lease.clone());
+            self.session.uploads.part(step, content, end, self.session.start.writing.lease.clone(), instead_of_unread);
         }
         Ok(true)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use walkeep_core::parts::{Ledger, Step};
+use walkeep_core::parts::{Ledger, Link, Step};
 use walkeep_core::{SegmentName, page};
 
 use super::position::{Known, KnownSegment};
@@ -37,6 +37,8 @@ pub(super) struct Handed {
     pub step: Step,
     /// Its bytes.
     pub content: Bytes,
+    /// It takes the place of parts that this host cannot read.
+    pub instead_of_unread: bool,
 }
 
 /// The segment being received.
@@ -50,6 +52,8 @@ pub(super) struct Tail {
     ledger: Ledger,
     /// Of what is only compared, nothing is stored up to here.
     only_compared: u64,
+    /// Parts that this host cannot read. What takes their place reaches as far at least: it cuts them off.
+    unread: Vec<Link>,
     /// There are parts that the ledger does not know.
     more_parts: bool,
     /// When its first byte came.
@@ -68,12 +72,14 @@ impl Tail {
         epoch: u32,
     ) -> Result<Self> {
         let known = known.unwrap_or_else(|| KnownSegment::without_parts(Bytes::new(), Known::InParts));
-        let KnownSegment { bytes: known_bytes, known, chain, more_parts } = known;
+        let KnownSegment { bytes: known_bytes, known, chain, more_parts, unread } = known;
+        let (chain, unread) = if unread { (Vec::new(), chain) } else { (chain, Vec::new()) };
         let writer = if known == Known::InSpool { spool.receive_again(segment)? } else { spool.create(segment)? };
         Ok(Self {
             writer,
             size: identity.segment_size.bytes(),
             more_parts,
+            unread,
             only_compared: match known {
                 Known::Unread => identity.segment_size.bytes(),
                 known if known.is_whole() => known_bytes.len() as u64,
@@ -127,19 +133,19 @@ impl Tail {
     /// When its next part is to be handed over; `None` if everything is.
     pub(super) fn due(&self, cadence: Cadence) -> Option<Instant> {
         // A part of a later epoch cuts off what is stored behind its first byte: it must not be shorter than that.
-        let since = self.waiting_since.filter(|_| self.known_bytes.is_empty())?;
+        let since = self.waiting_since.filter(|_| self.known_bytes.is_empty() && self.writer.written() >= self.unread_to())?;
         let waiting = self.writer.written() - self.handed_over();
         let much = waiting >= PART_SIZE.max(self.size / 16) && !self.fills_within(cadence.interval);
         Some(if cadence.at_once || much { since } else { since + cadence.interval })
     }
 
-    /// The next part, with what was written up to now. None before everything is compared that was known.
+    /// The next part, with what was written up to now. None before everything is compared that was known, and received that is to be stored once more.
     pub(super) fn next_part(&mut self, identity: &ClusterIdentity) -> Result<Option<Handed>> {
-        if !self.known_bytes.is_empty() {
+        if !self.known_bytes.is_empty() || self.writer.written() < self.unread_to() {
             return Ok(None);
         }
         let from = self.handed_over();
-        let to = self.writer.written().min(from + PART_LIMIT);
+        let to = self.writer.written().min((from + PART_LIMIT).max(self.unread_to()));
         if to <= from {
             self.waiting_since = None;
             return Ok(None);
@@ -147,8 +153,10 @@ impl Tail {
         if from == 0 && to >= FIRST_PAGE {
             self.check_first_page(identity)?;
         }
-        let step = self.ledger.append(to as u32);
-        self.handed(step).map(Some)
+        let mut step = self.ledger.append(to as u32);
+        let unread = std::mem::take(&mut self.unread);
+        step.replaces.extend(unread.iter().map(|link| link.part));
+        Ok(Some(Handed { instead_of_unread: !unread.is_empty(), ..self.handed(step)? }))
     }
 
     /// The part that takes the place of several, if there are too many. Everything before `acknowledged` is stored.
@@ -166,8 +174,17 @@ impl Tail {
             spool.remove_unfinished(segment)?;
             return Ok((segment, Replaced::Parts(Vec::new())));
         }
-        let replaced = if self.more_parts { Replaced::AllParts(segment) } else { Replaced::Parts(self.ledger.live().collect()) };
+        let parts = self.ledger.live().chain(self.unread.iter().map(|link| link.part));
+        let replaced = match (self.unread.is_empty() && self.known != Known::Unread, self.more_parts) {
+            (false, _) => Replaced::Unread(parts.collect()),
+            (true, true) => Replaced::AllParts(segment),
+            (true, false) => Replaced::Parts(parts.collect()),
+        };
         Ok((self.writer.seal()?, replaced))
+    }
+
+    fn unread_to(&self) -> u64 {
+        self.unread.last().map_or(0, |last| u64::from(last.to))
     }
 
     fn handed_over(&self) -> u64 {
@@ -176,7 +193,7 @@ impl Tail {
 
     fn handed(&self, step: Step) -> Result<Handed> {
         let read = || self.writer.read(u64::from(step.part.from), u64::from(step.part.to));
-        Ok(Handed { content: Bytes::from(tokio::task::block_in_place(read)?), step })
+        Ok(Handed { content: Bytes::from(tokio::task::block_in_place(read)?), step, instead_of_unread: false })
     }
 
     /// At the speed it has come so far. Then it is stored whole soon, and parts of it would be stored for nothing.

@@ -86,6 +86,9 @@ pub enum Replaced {
     Parts(Vec<PartName>),
     /// All parts of the segment that are the same as its bytes, those too that an earlier agent did not live to remove.
     AllParts(SegmentName),
+    /// These parts, which this host cannot read, or the whole segment, which it cannot either. What takes their place is compared by fingerprints, before a
+    /// lease is taken: whoever is refused by that shall have disturbed nobody.
+    Unread(Vec<PartName>),
 }
 
 impl Replaced {
@@ -93,7 +96,7 @@ impl Replaced {
     fn is_any(&self) -> bool {
         match self {
             Self::Parts(parts) => !parts.is_empty(),
-            Self::AllParts(_) => true,
+            Self::AllParts(_) | Self::Unread(_) => true,
         }
     }
 }
@@ -134,6 +137,7 @@ impl Uploads {
     pub(super) fn segment(&mut self, segment: SegmentName, end: Position, replaces: Replaced, lease: Option<Arc<Lease>>) {
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
         let in_parts = replaces.is_any();
+        let compare = lease.is_none() || matches!(replaces, Replaced::Unread(_));
         let turn = self.turn(if in_parts { self.segments } else { self.barrier });
         let stored = self.stored.clone();
         self.segments += 1;
@@ -143,14 +147,15 @@ impl Uploads {
         self.push(async move {
             turn.wait(&cancel, segment).await?;
             let _permit = permits.acquire_owned().await;
-            store_segment(&to, segment, lease.as_deref(), &cancel).await?;
+            store_segment(&to, segment, lease.as_deref(), compare, &cancel).await?;
             stored.send_modify(|stored| *stored += 1);
             Ok(Done { end, replaces })
         });
     }
 
-    /// Stores bytes of the segment being received, and later removes the parts whose place they take. `end` is the position after them.
-    pub(super) fn part(&mut self, step: Step, content: Bytes, end: Position, lease: Option<Arc<Lease>>) {
+    /// Stores bytes of the segment being received, and later removes the parts whose place they take. `end` is the position after them. With `compare`, what is
+    /// stored of the segment is compared first.
+    pub(super) fn part(&mut self, step: Step, content: Bytes, end: Position, lease: Option<Arc<Lease>>, compare: bool) {
         let Step { part, replaces } = step;
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
         let turn = self.turn(self.segments);
@@ -159,6 +164,9 @@ impl Uploads {
             let _permit = permits.acquire_owned().await;
             let _side = to.recent.sides().part().await;
             let put = || async {
+                if compare {
+                    to.repository.compare_with_parts(part.segment, &content).await?;
+                }
                 assure(lease.as_deref()).await?;
                 to.repository.put_part(part, content.clone()).await
             };
@@ -194,7 +202,7 @@ impl Uploads {
             // In order: what is replaced was stored before, and is not stored once more after it was removed.
             Some(Ok(Ok(Done { end, replaces }))) => {
                 match replaces {
-                    Replaced::Parts(parts) => self.to.reaper.replaced(parts),
+                    Replaced::Parts(parts) | Replaced::Unread(parts) => self.to.reaper.replaced(parts),
                     Replaced::AllParts(segment) => self.to.reaper.leftovers(segment),
                 }
                 Ok(end)
@@ -228,7 +236,13 @@ async fn assure(lease: Option<&Lease>) -> Result<(), Error> {
     }
 }
 
-async fn store_segment(to: &Destination, segment: SegmentName, lease: Option<&Lease>, cancel: &CancellationToken) -> Result<(), Error> {
+async fn store_segment(
+    to: &Destination,
+    segment: SegmentName,
+    lease: Option<&Lease>,
+    compare: bool,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
     let spool = to.spool.clone();
     let hashed = tokio::task::spawn_blocking(move || spool.hash(segment)).await;
     let hash = hashed.map_err(|died| Error::Internal(died.to_string()))?.map_err(|error| Error::Internal(format!("{error:#}")))?;
@@ -242,11 +256,14 @@ async fn store_segment(to: &Destination, segment: SegmentName, lease: Option<&Le
     let path = to.spool.path(segment);
     let packed = to.repository.pack_segment(segment, hash, move || std::fs::File::open(path)).await?;
     let put = || async {
-        match lease {
-            Some(lease) => lease.assure().await?,
-            // Another writer may have followed, and gone another way.
-            None => compare_with_parts(to, segment).await?,
+        // Another writer may have followed, and gone another way.
+        if compare {
+            if to.repository.has_segment(segment, hash).await? {
+                return Ok(Stored::Already);
+            }
+            compare_with_parts(to, segment).await?;
         }
+        assure(lease).await?;
         to.repository.put_segment(&packed).await
     };
     let stored = retried(to, &format!("storing {segment}"), cancel, put).await?;
@@ -322,7 +339,7 @@ mod tests {
     fn part(uploads: &mut Uploads, number: u64, from: u32, to: u32) -> PartName {
         let part = PartName { segment: segment(number), from, to, epoch: 1 };
         let end = Position { timeline: TimelineId::FIRST, lsn: Lsn::new(number * SIZE + u64::from(to)) };
-        uploads.part(Step { part, replaces: Vec::new() }, Bytes::from(vec![number as u8; (to - from) as usize]), end, None);
+        uploads.part(Step { part, replaces: Vec::new() }, Bytes::from(vec![number as u8; (to - from) as usize]), end, None, false);
         part
     }
 
