@@ -223,6 +223,7 @@ impl Archives {
         let (page, file) = on_blocking_thread(move || first_page(file)).await?.map_err(unreadable)?;
         page::check_partial_segment(segment, identity.segment_size, identity.system_identifier, None, &page)
             .map_err(|cause| ArchiveError::NotWal { name, cause })?;
+        self.repository.refuse_let_go(segment).await.inspect_err(|error| self.metrics.refused(error))?;
         // Not for long: if the stream cannot store it, the reason is PostgreSQL's to know now.
         let _turn = tokio::time::timeout(TURN, self.recent.turn(segment)).await.ok();
         let mut file = file;

@@ -1,10 +1,12 @@
 //! What the retention policy lets go: told, asked for, out of the catalog, brought back, removed; and that what stays restores.
 
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use walkeep_tests::{Repository, S3Server, Stop, wait_until};
+use walkeep_tests::walkeep::run;
+use walkeep_tests::{Repository, S3Server, Stop, Walkeep, wait_until};
 
 use crate::clocks::{library, shift};
 use crate::story::{self, PATIENCE, Restored, Story, backups};
@@ -91,6 +93,60 @@ fn what_goes_is_told_asked_for_and_can_be_brought_back() {
     let next = story.walkeep.ok(&["backup", "--json"]).json();
     assert_eq!(next["parent"], serde_json::json!(ids[2]));
     story.end(&[]);
+}
+
+/// A server that was put back to where nothing is kept any more is not told that its WAL is stored: no plan would see it.
+#[test]
+fn wal_written_anew_where_it_was_let_go_is_refused() {
+    let mut story = Story::local(VERSION);
+    story.insert(10);
+    story.settle();
+    let copy = story.walkeep.scratch().join("old-copy");
+    let data = story.cluster.data().to_owned();
+    let place = |from: &Path, to: &Path| {
+        let script = "rm -rf \"$2\" && cp -a \"$1\" \"$2\"";
+        run(Command::new("bash").args(["-c", script, "bash"]).arg(from).arg(to)).expect_code(0);
+    };
+    story.cluster.stop(Stop::Fast);
+    place(&data, &copy);
+    story.cluster.start();
+    for _ in 0..8 {
+        story.insert(1);
+        story.cluster.switch_wal();
+    }
+    three(&story);
+    policy(&mut story, "window = \"0s\"\nminimum_backups = 1\ngrace = \"0s\"");
+    story.walkeep.ok(&["expire", "--yes"]);
+    story.cluster.stop(Stop::Fast);
+    place(&copy, &data);
+    // The plain copies are of the first life.
+    std::fs::remove_dir_all(story.cluster.oracle()).unwrap();
+    story.cluster.scratch().dir("oracle");
+    story.cluster.start();
+    story.insert(10);
+    let segment = story.cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    story.cluster.switch_wal();
+    wait_until("archive_command fails", PATIENCE, || story.cluster.sql("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
+    let stored = story::listing(&story.walkeep.local_repository());
+    let written: Vec<&String> = stored.iter().filter(|line| line.contains(&segment) && line.contains(" f ")).collect();
+    assert!(written.is_empty(), "{written:#?}");
+    let pushed = story.walkeep.run(&["wal", "push", &story.cluster.pg_wal().join(&segment).to_string_lossy()]).expect_code(1);
+    assert!(pushed.stderr.contains("retention has let go") && pushed.stderr.contains("another url"), "{}", pushed.stderr);
+
+    // At a place of its own it is welcome.
+    story.kill_agent();
+    let apart = Walkeep::local(&story.cluster);
+
+    apart.ok(&["init"]);
+    let agent = apart.agent();
+    story.cluster.archive_by(Some(&apart.archive_command()));
+    story::settle(&story.cluster, &apart);
+    story::backup(&apart);
+    let restored = Restored::by(&apart, VERSION, &[]);
+    restored.start();
+    assert_eq!(restored.rows(), 20);
+    restored.cluster.stop(Stop::Fast);
+    agent.stop();
 }
 
 /// Of a held backup just its own WAL stays; on a server that removes many objects with one request.

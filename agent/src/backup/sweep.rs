@@ -41,6 +41,8 @@ pub struct Swept {
     pub packs: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// The backup that may be under way and need what nothing names, so that nothing was removed.
+    pub waits_for: Option<BackupId>,
 }
 
 /// Removes what is left of unfinished backups. The backup `newest` has just been recorded: its time is the store's present.
@@ -85,7 +87,7 @@ async fn sweep_by(
     ensure!(skew <= SKEW, "the store's clock and this host's differ by {} hours: what is old is not known", skew.as_secs() / 3600);
     if let Some(long) = alive.iter().find(|found| age(found.first, now) > LONG) {
         tracing::info!(backup = %long.id, "backup: leftovers are kept while another backup may be under way that uses them");
-        return Ok(Swept::default());
+        return Ok(Swept { waits_for: Some(long.id.clone()), ..Swept::default() });
     }
     let before = now.checked_sub(LEFT).context("the store's clock is before all backups")?;
     // Listed before it is read what is named: nobody begins to name an old pack meanwhile.

@@ -98,7 +98,14 @@ pub async fn carry_out(
     let mut done = work.done;
     // In every run: packs that were too young when their backup went, and those of a run that was killed.
     match sweep::sweep_unneeded(repository, cancel).await {
-        Ok(Swept { packs, bytes, .. }) => (done.packs, done.pack_bytes) = (packs, bytes),
+        Ok(Swept { packs, bytes, waits_for, .. }) => {
+            (done.packs, done.pack_bytes) = (packs, bytes);
+            done.packs_wait = waits_for.map(|id| {
+                format!(
+                    "the backup {id} was begun and has no record: if it was interrupted, packs are looked through once it is a week old"
+                )
+            });
+        }
         Err(error) => done.packs_wait = Some(format!("{error:#}")),
     }
     Ok(done)

@@ -98,7 +98,7 @@ impl ClusterRepository {
     /// Everything that is known of base backups.
     pub async fn backups(&self) -> Result<Backups> {
         // Before the records: of two answers this is then the older one, and what is being removed is not taken for damaged.
-        let expired = self.expired().await?;
+        let (expired, damaged) = self.expired_and_damaged().await?;
         let prefix = self.layout().backups_prefix();
         let request = ListRequest { prefix: prefix.clone(), by_folder: true, ..ListRequest::default() };
         let folders = list_all(self.store().as_ref(), request).await?.folders;
@@ -113,7 +113,7 @@ impl ClusterRepository {
             }
         };
         let read: Vec<_> = stream::iter(ids.into_iter().map(read)).buffered(READS).try_collect().await?;
-        let mut backups = Backups::default();
+        let mut backups = Backups { damaged, ..Backups::default() };
         for found in read {
             match found {
                 Ok(Some(record)) if expired.has_backup(&record.id) => backups.expired.push(record),

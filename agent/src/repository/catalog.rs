@@ -152,9 +152,14 @@ impl ClusterRepository {
         // An empty listing of a volume that is not mounted must not become "nothing is stored".
         self.repository().prove_reached().await?;
         let mut builder = self.catalog_builder();
-        builder.expired(self.expired().await?);
+        let (expired, damaged) = self.expired_and_damaged().await?;
+        builder.expired(expired);
         // Backups first: one that is committed meanwhile has its WAL in the listing that comes after.
         let mut backups = self.backups().await?;
+        // Read twice, told once.
+        let told = |damaged: &Damaged| backups.damaged.iter().any(|told| told.key == damaged.key);
+        let untold: Vec<Damaged> = damaged.into_iter().filter(|damaged| !told(damaged)).collect();
+        backups.damaged.extend(untold);
         backups.records.into_iter().for_each(|record| builder.backup(record));
         let ListedWal { histories, foreign } = list_wal(&mut builder).await?;
         let read = |timeline| async move { self.read_or_damaged(self.get_history(timeline).await) };
@@ -183,6 +188,7 @@ impl ClusterRepository {
     pub async fn wal_catalog(&self, path: &TimelineHistory, from: SegmentNumber) -> Result<Catalog> {
         let size = self.identity().segment_size;
         let mut builder = self.catalog_builder();
+        builder.expired(self.expired().await?);
         builder.history(path.clone());
         for timeline in path.ancestors().iter().map(|ancestor| ancestor.timeline).chain([path.timeline()]) {
             // Just before the wanted segment's key: keys sort in LSN order, and the segment before it ends in `.zst`.
@@ -227,7 +233,7 @@ impl ClusterRepository {
         Catalog::builder(self.cluster().clone(), self.identity().system_identifier, self.identity().segment_size)
     }
 
-    fn read_or_damaged<T>(&self, read: Result<T>) -> Result<std::result::Result<T, Damaged>> {
+    pub(super) fn read_or_damaged<T>(&self, read: Result<T>) -> Result<std::result::Result<T, Damaged>> {
         match read {
             Ok(value) => Ok(Ok(value)),
             Err(Error::Corrupt { key, reason }) => Ok(Err(Damaged { key, reason })),

@@ -88,6 +88,12 @@ pub enum Error {
         /// Up to here it was compared.
         compared: u32,
     },
+    /// It lies in WAL that left the catalog. Nothing was stored.
+    #[error("{segment} lies in WAL that retention has let go: no restore would see it, so it is not archived")]
+    LetGo {
+        /// The segment.
+        segment: SegmentName,
+    },
     /// Another writer holds the lease of the timeline. Nothing was stored.
     #[error("timeline {} is written by {}, epoch {}; this is {me}. Nothing is stored: {reason}", holder.name.timeline, holder.writer, holder.name.epoch)]
     Lease {
@@ -134,7 +140,8 @@ impl Error {
             Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
             Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } | Self::Keys(_) => true,
             Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } => false,
-            Self::Conflict { .. } | Self::Corrupt { .. } | Self::Overtaken { .. } | Self::Lease { .. } | Self::Internal(_) => false,
+            Self::Conflict { .. } | Self::Corrupt { .. } | Self::Overtaken { .. } | Self::LetGo { .. } => false,
+            Self::Lease { .. } | Self::Internal(_) => false,
         }
     }
 
@@ -142,7 +149,7 @@ impl Error {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Format { .. } | Self::UnknownCluster { .. } => true,
-            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Keys(_) => true,
+            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Keys(_) | Self::LetGo { .. } => true,
             Self::Store(error) => error.kind() == ErrorKind::Misconfigured,
             Self::NoRepository { .. }
             | Self::Conflict { .. }
@@ -175,6 +182,7 @@ impl Error {
             Self::Keys(_) => "keys",
             Self::NotAsConfigured { .. } => "not_as_configured",
             Self::Overtaken { .. } => "overtaken",
+            Self::LetGo { .. } => "let_go",
             Self::Lease { .. } => "lease",
             Self::Internal(_) => "internal",
         }
@@ -221,6 +229,10 @@ impl Error {
             Self::NotAsConfigured { .. } => {
                 "Whether a cluster is encrypted is decided by its first `walkeep init`, for ever. Make [cluster.NAME.encryption] fit, or begin another \
                  repository (another url) and take a base backup there."
+            }
+            Self::LetGo { .. } => {
+                "This server was put back to an old copy of itself, or is on a timeline that is not kept. If it is to go on like this, give it a place of its own: \
+                 another cluster's name in the configuration or another url, `walkeep init`, and a backup. Within its time of grace `walkeep expire --undo` brings back what was let go."
             }
             Self::Overtaken { .. } => "Nothing, if it is told once: an upload of an earlier process arrived late.",
             Self::Lease { .. } => {

@@ -10,14 +10,17 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::{Lsn, WalFileName};
+use walkeep_core::{Lsn, SegmentName, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, Key, ListRequest, Put, list_all};
 
+use super::backups::Damaged;
 use super::catalog::READS;
 use super::{ClusterRepository, Error, Result};
 
 /// How often a listing is made again of which something is gone when it is read.
 const TRIES: usize = 5;
+/// So many segments may be archived at the same time, in any order.
+const SIDE_BY_SIDE: u64 = 5;
 
 /// A record, and how it went on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +40,9 @@ impl KnownExpiry {
     }
 }
 
+/// The highest segment of each timeline of which it was made sure that it was not let go.
+pub(super) type LetGo = tokio::sync::Mutex<BTreeMap<TimelineId, SegmentNumber>>;
+
 /// A place in a listing of WAL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalPage {
@@ -47,17 +53,25 @@ pub struct WalPage {
 impl ClusterRepository {
     /// All records, by number, and the next free number.
     pub async fn expiries(&self) -> Result<(Vec<KnownExpiry>, u32)> {
+        let (known, next, damaged) = self.believable_expiries().await?;
+        match damaged.into_iter().next() {
+            None => Ok((known, next)),
+            Some(Damaged { key, reason }) => Err(Error::corrupt(key, reason)),
+        }
+    }
+
+    async fn believable_expiries(&self) -> Result<(Vec<KnownExpiry>, u32, Vec<Damaged>)> {
         for _ in 0..TRIES {
-            let (listed, known, next) = self.read_expiries().await?;
-            if known.len() == listed {
-                return Ok((known, next));
+            let (listed, known, next, damaged) = self.read_expiries().await?;
+            if known.len() + damaged.len() == listed {
+                return Ok((known, next, damaged));
             }
             // One that was listed is gone: the one that took it over was not in that listing.
         }
         Err(Error::corrupt(self.layout().expired_prefix(), "its records are listed and cannot be read, again and again"))
     }
 
-    async fn read_expiries(&self) -> Result<(usize, Vec<KnownExpiry>, u32)> {
+    async fn read_expiries(&self) -> Result<(usize, Vec<KnownExpiry>, u32, Vec<Damaged>)> {
         let request = ListRequest { prefix: self.layout().expired_prefix(), ..ListRequest::default() };
         let (mut records, mut ends): (BTreeMap<u32, SystemTime>, BTreeMap<u32, ()>) = Default::default();
         for listed in list_all(self.store().as_ref(), request).await?.objects {
@@ -71,7 +85,7 @@ impl ClusterRepository {
         let read = |(number, put): (u32, SystemTime)| {
             let ended = ends.contains_key(&number);
             async move {
-                let Some(body) = self.small(&ObjectName::Expiry(number)).await? else { return Ok::<_, Error>(None) };
+                let Some(body) = self.small(&ObjectName::Expiry(number)).await? else { return Ok(None) };
                 let key = || self.layout().key(&ObjectName::Expiry(number));
                 let record = Expiry::parse(number, &body).map_err(|error| Error::corrupt(key(), error))?;
                 let end = match ended {
@@ -82,15 +96,48 @@ impl ClusterRepository {
                 Ok((end.is_some() == ended).then_some(KnownExpiry { record, put, end }))
             }
         };
-        let known: Vec<Option<KnownExpiry>> = stream::iter(records.into_iter().map(read)).buffered(READS).try_collect().await?;
-        Ok((listed, known.into_iter().flatten().collect(), last.map_or(1, |last| last.saturating_add(1))))
+        let read = |record| {
+            let read = read(record);
+            async move { self.read_or_damaged(read.await) }
+        };
+        let read: Vec<_> = stream::iter(records.into_iter().map(read)).buffered(READS).try_collect().await?;
+        let (mut known, mut damaged) = (Vec::new(), Vec::new());
+        for read in read {
+            match read {
+                Ok(found) => known.extend(found),
+                Err(found) => damaged.push(found),
+            }
+        }
+        Ok((listed, known, last.map_or(1, |last| last.saturating_add(1)), damaged))
     }
 
-    /// Everything that is out of the catalog.
+    /// Everything that is out of the catalog. What a record that cannot be believed hid is in it again, for who looks whether it is there: a plan tells.
     pub async fn expired(&self) -> Result<Expired> {
+        Ok(self.expired_and_damaged().await?.0)
+    }
+
+    /// The same, and the records that cannot be believed.
+    pub async fn expired_and_damaged(&self) -> Result<(Expired, Vec<Damaged>)> {
         let mut expired = Expired::default();
-        self.expiries().await?.0.iter().filter(|known| known.hides()).for_each(|known| expired.add(&known.record));
-        Ok(expired)
+        let (known, _, damaged) = self.believable_expiries().await?;
+        known.iter().filter(|known| known.hides()).for_each(|known| expired.add(&known.record));
+        Ok((expired, damaged))
+    }
+
+    /// Fails where the segment lies in WAL that was let go: no plan would see it, so nobody must be told that it is stored. Asks nothing as long as a
+    /// timeline goes on behind what was asked for: only what was stored, and what lies before, is let go.
+    pub async fn refuse_let_go(&self, segment: SegmentName) -> Result<()> {
+        let (size, timeline) = (self.identity().segment_size, segment.timeline());
+        let Some(number) = segment.number(size) else { return Ok(()) };
+        let mut passed = self.let_go.lock().await;
+        let highest = passed.get(&timeline).copied();
+        if highest.is_none_or(|highest| number.get().saturating_add(SIDE_BY_SIDE) <= highest.get())
+            && self.expired().await?.has_segment(timeline, number.start(size))
+        {
+            return Err(Error::LetGo { segment });
+        }
+        passed.insert(timeline, highest.map_or(number, |highest| highest.max(number)));
+        Ok(())
     }
 
     /// Puts a record; false if its number is taken.
@@ -204,7 +251,6 @@ mod tests {
     use super::*;
     use crate::repository::tests::{memory, record, segment};
     use chrono::DateTime;
-    use walkeep_core::TimelineId;
 
     fn expiry(number: u32) -> Expiry {
         Expiry {
@@ -244,6 +290,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn wal_that_nobody_would_see_is_refused() {
+        let (repository, _) = memory().await;
+        repository.put_expiry(&expiry(1)).await.unwrap();
+        assert!(matches!(repository.refuse_let_go(segment(1)).await, Err(Error::LetGo { .. })));
+        repository.refuse_let_go(segment(2)).await.unwrap();
+        repository.refuse_let_go(segment(20)).await.unwrap();
+        // Put back: it is looked at anew, however long the process has run.
+        assert!(matches!(repository.refuse_let_go(segment(1)).await, Err(Error::LetGo { .. })));
+    }
+
+    #[tokio::test]
     async fn of_two_that_take_a_number_one_wins() {
         let (repository, _) = memory().await;
         let other = Expiry { host: "db2".into(), ..expiry(1) };
@@ -253,10 +310,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_that_cannot_be_believed_is_an_error_and_hides_nothing_in_silence() {
+    async fn a_record_that_cannot_be_believed_is_told_and_stops_who_lets_go() {
         let (repository, store) = memory().await;
         repository.put_expiry(&expiry(1)).await.unwrap();
         store.overwrite(&repository.key(&ObjectName::Expiry(1)).unwrap(), Bytes::from(serde_json::to_vec(&expiry(2)).unwrap()));
-        assert!(matches!(repository.load_catalog().await, Err(Error::Corrupt { .. })));
+        assert!(matches!(repository.expiries().await, Err(Error::Corrupt { .. })), "who lets go must know all of it");
+        let loaded = repository.load_catalog().await.unwrap();
+        assert!(loaded.damaged.len() == 1 && loaded.damaged[0].key.ends_with("expired/00000001.json"), "{:?}", loaded.damaged);
     }
 }

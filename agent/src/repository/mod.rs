@@ -108,13 +108,24 @@ pub struct ClusterRepository {
     /// The keys, where it is encrypted.
     encryption: Option<Arc<Encryption>>,
     pack_headers: Arc<encrypted::PackHeaders>,
+    let_go: Arc<expiry::LetGo>,
 }
 
 impl ClusterRepository {
     /// The part of `repository` that belongs to the cluster called `cluster` with this identity.
     pub fn new(repository: Repository, cluster: ClusterName, identity: ClusterIdentity, level: i32) -> Self {
         let layout = ClusterLayout::new(&cluster, identity.system_identifier).with(identity.form);
-        Self { repository, cluster, identity, layout, level, wal_level: level, encryption: None, pack_headers: Arc::default() }
+        Self {
+            repository,
+            cluster,
+            identity,
+            layout,
+            level,
+            wal_level: level,
+            encryption: None,
+            pack_headers: Arc::default(),
+            let_go: Arc::default(),
+        }
     }
 
     /// The same with another level for segments and their parts.

@@ -156,6 +156,8 @@ impl Streamer {
             }
             frontier = behind;
         }
+        let size = self.repository.identity().segment_size;
+        self.repository.refuse_let_go(size.segment_of(frontier.lsn).name(frontier.timeline, size)).await?;
         let start = self.back_to_prove(frontier, slot, host, server).await?;
         Ok(Start { behind_gap: gaps.iter().any(|gap| gap.to == frontier.lsn), ..start })
     }
