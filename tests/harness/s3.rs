@@ -36,13 +36,15 @@ pub enum Least {
     Waits,
     /// `s3-policy-expire.json`: also deletes everything below the prefix.
     Expires,
+    /// `s3-policy-restore.json`: only reads, in the bucket of [`Self::Expires`].
+    Restores,
 }
 
 /// The prefix that the policies are for.
 pub const LEAST_PREFIX: &str = "production/wal";
 
 impl Least {
-    const ALL: [Self; 4] = [Self::Keeps, Self::CleansUp, Self::Waits, Self::Expires];
+    const ALL: [Self; 5] = [Self::Keeps, Self::CleansUp, Self::Waits, Self::Expires, Self::Restores];
 
     /// The key id; also the policy's name.
     pub fn name(self) -> &'static str {
@@ -51,13 +53,14 @@ impl Least {
             Self::CleansUp => "least-cleans-up",
             Self::Waits => "least-waits",
             Self::Expires => "least-expires",
+            Self::Restores => "least-restores",
         }
     }
 
     /// The bucket's name.
     pub fn bucket_name(self) -> &'static str {
         match self {
-            Self::Waits => Self::Expires.name(),
+            Self::Waits | Self::Restores => Self::Expires.name(),
             other => other.name(),
         }
     }
@@ -68,6 +71,7 @@ impl Least {
             Self::Keeps | Self::Waits => include_str!("../../packaging/iam/s3-policy.json"),
             Self::CleansUp => include_str!("../../packaging/iam/s3-policy-with-cleanup.json"),
             Self::Expires => include_str!("../../packaging/iam/s3-policy-expire.json"),
+            Self::Restores => include_str!("../../packaging/iam/s3-policy-restore.json"),
         };
         text.replace("BUCKET", self.bucket_name()).replace("PREFIX", LEAST_PREFIX)
     }
@@ -149,6 +153,16 @@ impl S3Server {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         curl(&self.endpoint(), "PUT", &format!("/{name}"), &[], None).expect("create a bucket");
+        Bucket { name }
+    }
+
+    /// A new bucket that keeps versions, and in which objects can be locked.
+    #[track_caller]
+    pub fn locking_bucket(&self) -> Bucket {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let name = format!("locking-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let lock = "x-amz-bucket-object-lock-enabled: true";
+        curl_with(&self.endpoint(), "PUT", &format!("/{name}"), &[], None, &[lock]).expect("create a bucket");
         Bucket { name }
     }
 
@@ -239,6 +253,20 @@ impl Bucket {
         curl(&S3Server::get().endpoint(), "DELETE", &self.path(key), &[], None).expect("delete an object");
     }
 
+    /// Removes every version of an object for good, if the server lets that be done.
+    pub fn remove_versions(&self, key: &str) -> Result<()> {
+        let endpoint = S3Server::get().endpoint();
+        let text = curl(&endpoint, "GET", &format!("/{}", self.name), &[("prefix", key), ("versions", "")], None)?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        for version in between(&text, "<Version>", "</Version>") {
+            if between(version, "<Key>", "</Key>").next() == Some(key) {
+                let id = between(version, "<VersionId>", "</VersionId>").next().unwrap_or_default();
+                curl(&endpoint, "DELETE", &self.path(key), &[("versionId", id)], None)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Deletes it with everything in it.
     #[track_caller]
     pub fn remove(&self) {
@@ -280,12 +308,17 @@ pub(crate) fn delete_at(endpoint: &str, path: &str) -> Result<()> {
 
 /// One signed request, by the curl program, which can sign.
 fn curl(endpoint: &str, method: &str, path: &str, query: &[(&str, &str)], body: Option<&[u8]>) -> Result<Vec<u8>> {
+    curl_with(endpoint, method, path, query, body, &[])
+}
+
+fn curl_with(endpoint: &str, method: &str, path: &str, query: &[(&str, &str)], body: Option<&[u8]>, headers: &[&str]) -> Result<Vec<u8>> {
     let query: Vec<_> = query.iter().map(|(name, value)| format!("{name}={}", encode(value, ""))).collect();
     let url = format!("{endpoint}{path}{}{}", if query.is_empty() { "" } else { "?" }, query.join("&"));
     let mut command = Command::new("curl");
     command.args(["-q", "-sS", "--noproxy", "*", "--max-time", "60", "--aws-sigv4", &format!("aws:amz:{REGION}:s3")]);
     command.args(["--user", &format!("{ACCESS_KEY}:{SECRET_KEY}"), "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]);
     command.args(["-X", method, "-w", "\n%{http_code}", &url]);
+    command.args(headers.iter().flat_map(|header| ["-H", header]));
     let mut file = tempfile::NamedTempFile::new()?;
     if let Some(body) = body {
         std::io::Write::write_all(&mut file, body)?;

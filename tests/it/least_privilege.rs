@@ -131,6 +131,10 @@ fn what_may_not_be_removed_goes_later() {
     let done = walkeep.ok(&["expire", "--yes", "--json"]).json();
     assert_eq!(done["carried_out"]["backups"].as_array().map(Vec::len), Some(1), "{done}");
     assert!(!bucket.list(LEAST_PREFIX).iter().any(|(key, _)| key.contains("/backup.json") && !key.contains(&kept)));
-    assert_eq!(Restored::by(&walkeep, VERSION, &[]).start().rows(), 10);
     agent.stop();
+    // Who only reads restores, and can do nothing else.
+    use_keys(&mut walkeep, Least::Restores);
+    assert_eq!(Restored::by(&walkeep, VERSION, &[]).start().rows(), 10);
+    let refused = walkeep.run(&["keep", &kept]).expect_code(1);
+    assert!(refused.stderr.contains("access denied"), "{}", refused.stderr);
 }

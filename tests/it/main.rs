@@ -18,6 +18,7 @@ mod extract;
 mod failover;
 mod gaps;
 mod harness;
+mod immutable;
 mod incremental;
 mod index;
 mod kill_loop;

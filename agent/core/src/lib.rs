@@ -19,6 +19,7 @@ pub mod identifier;
 pub mod identity;
 pub mod index;
 pub mod journal;
+pub mod kind;
 pub mod label;
 pub mod layout;
 mod le;

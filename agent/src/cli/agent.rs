@@ -40,6 +40,7 @@ pub struct FetchServiceArgs {
 /// Runs the agent until it is told to stop.
 pub async fn run(global: &Global, _args: AgentArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
+    setup::refuse_past(&config.cluster)?;
     crate::logging::start(&config.log).map_err(Failure::usage)?;
     let socket = config.cluster.socket.clone();
     serve(config, Role::Agent, socket).await

@@ -93,6 +93,7 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     let keep = args.keep.as_deref().map(|text| parse_keep(text, Utc::now())).transpose().map_err(Failure::usage)?;
     check_label(&args.label).map_err(|error| Failure::usage(anyhow!(error).context("--label")))?;
     let config = setup::config(global)?;
+    setup::refuse_past(&config.cluster)?;
     crate::logging::start(&crate::config::LogConfig { level: quiet(&config.log.level), ..config.log.clone() })?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?);

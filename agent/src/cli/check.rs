@@ -82,6 +82,7 @@ impl Findings {
 /// Runs the command: exit 0 if every link holds, else 1.
 pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
+    setup::refuse_past(&config.cluster)?;
     let params = setup::connection(&config.cluster)?;
     setup::check_repository(&config.cluster)?;
     let mut findings = Findings { all: Vec::new(), json: args.json };

@@ -53,6 +53,7 @@ struct Report {
 /// Runs the command. Doing it again changes nothing.
 pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
+    setup::refuse_past(&config.cluster)?;
     let cluster = &config.cluster;
     setup::keys(cluster)?;
     let form = form(cluster)?;

@@ -75,11 +75,14 @@ struct Global {
     /// Which [cluster.NAME] of the configuration, if it has several
     #[arg(long, global = true, env = "WALKEEP_CLUSTER", value_name = "NAME")]
     cluster: Option<String>,
+    /// Read a bucket that keeps versions as it was at this time, with its zone: what was deleted since is there again. Nothing is written
+    #[arg(long, global = true, value_name = "TIME")]
+    as_of: Option<String>,
 }
 
 impl Global {
     fn selection(&self) -> Selection {
-        Selection { path: self.config.clone(), cluster: self.cluster.clone() }
+        Selection { path: self.config.clone(), cluster: self.cluster.clone(), as_of: self.as_of.clone() }
     }
 }
 

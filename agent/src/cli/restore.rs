@@ -246,7 +246,13 @@ pub(super) fn restore_command(config: &Config) -> Result<String> {
         Some(path) => format!("--config {} --cluster {}", word(path)?, config.cluster.name),
         None => format!("--socket {}", word(&config.cluster.socket)?),
     };
-    Ok(format!("{shim} {place} %f %p"))
+    let Some(at) = config.cluster.repository.as_of() else { return Ok(format!("{shim} {place} %f %p")) };
+    // Not the agent's socket: it reads the present. And one for each moment: the service goes on for a while.
+    let mut socket = config.cluster.socket.clone().into_os_string();
+    socket.push(format!(".as-of-{}", at.timestamp()));
+    let (socket, at) = (word(Path::new(&socket))?, at.format("%Y-%m-%dT%H:%M:%SZ"));
+    let config = config.path.as_ref().map(|_| place).unwrap_or_default();
+    Ok(format!("WALKEEP_REPOSITORY_AS_OF={at} {shim} {config} --socket {socket} %f %p"))
 }
 
 /// A path as one word for the shell, with PostgreSQL's `%` doubled.

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
+use walkeep_core::kind::ObjectKind;
 use walkeep_core::layout::ClusterName;
 use walkeep_store::local::LocalStore;
-use walkeep_store::s3::{self, S3Options, S3Store};
+use walkeep_store::s3::{self, PastS3Store, Placement, Placing, S3Options, S3Store};
 use walkeep_store::{Error, ErrorKind, Key, Probed, SharedStore, guarded::GuardedStore};
 
 use super::failure::Failure;
@@ -60,9 +61,24 @@ async fn silent_store(cluster: &ClusterConfig, missing: Missing, stop: &Cancella
             Missing::Create => Arc::new(LocalStore::create(path.clone()).await?),
             Missing::Fail => Arc::new(LocalStore::open(path.clone()).await?),
         },
-        RepositoryConfig::S3(config) => Arc::new(S3Store::open(s3_options(config)?).await?),
+        RepositoryConfig::S3(config) => {
+            let store = S3Store::open(s3_options(config)?).await?;
+            match config.as_of {
+                Some(at) => Arc::new(PastS3Store::new(store, at.into())),
+                None => Arc::new(store),
+            }
+        }
     };
     Ok(Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop.clone())))
+}
+
+/// Fails where the repository is read as it was at an earlier moment.
+pub fn refuse_past(cluster: &ClusterConfig) -> Result<(), Failure> {
+    match cluster.repository.as_of() {
+        None => Ok(()),
+        Some(at) => Err(Failure::usage(anyhow!("the repository is read as of {}, and nothing can be written there", output::time(at)))
+            .hint("Take as_of out: it is for plan, restore and whatever else only reads.")),
+    }
 }
 
 /// A name for the object with which the store is tried, that no other try has.
@@ -92,6 +108,7 @@ fn s3_options(config: &S3Config) -> repository::Result<S3Options> {
     options.region = config.region.clone().or_else(|| region_of_another_server(config));
     options.path_style = config.path_style;
     options.storage_class = config.storage_class.clone();
+    options.placing = Some(placing(config));
     options.sse = match &config.encryption {
         ServerSideEncryption::Bucket => s3::Sse::BucketDefault,
         ServerSideEncryption::Aes256 => s3::Sse::Aes256,
@@ -111,6 +128,20 @@ fn s3_options(config: &S3Config) -> repository::Result<S3Options> {
         options.timeouts.operation = timeout;
     }
     Ok(options)
+}
+
+/// By kind: what stays until retention lets it go may be locked and may lie where it is cheap.
+fn placing(config: &S3Config) -> Placing {
+    let (wal, backup, lock) = (config.wal_storage_class.clone(), config.backup_storage_class.clone(), config.object_lock);
+    Placing::by(move |key| {
+        let kind = ObjectKind::of_key(key.as_str());
+        let storage_class = match kind {
+            ObjectKind::Wal => wal.clone(),
+            ObjectKind::Pack | ObjectKind::Artifact => backup.clone(),
+            _ => None,
+        };
+        Placement { storage_class, lock: lock.filter(|_| kind.stays()) }
+    })
 }
 
 /// Servers other than AWS take any region; asking AWS's metadata service for one would only cost time.

@@ -208,7 +208,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("walkeep.toml");
         std::fs::write(&path, "[cluster.main]\n[[cluster.main.repository]]\nurl = \"file:///srv/w\"\n").unwrap();
-        let config = Config::load(&Selection { path: Some(path), cluster: Some("main".into()) }).unwrap();
+        let config = Config::load(&Selection { path: Some(path), cluster: Some("main".into()), ..Selection::default() }).unwrap();
         ClusterConfig { protect, ..config.cluster }
     }
 

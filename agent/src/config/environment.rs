@@ -38,12 +38,17 @@ const CLUSTER: [(&str, Kind); 16] = [
     ("stream", Boolean),
 ];
 
-const REPOSITORY: [(&str, Kind); 13] = [
+const REPOSITORY: [(&str, Kind); 18] = [
     ("url", Text),
     ("endpoint", Text),
     ("region", Text),
     ("path_style", Boolean),
     ("storage_class", Text),
+    ("wal_storage_class", Text),
+    ("backup_storage_class", Text),
+    ("object_lock", Text),
+    ("object_lock_days", Integer),
+    ("as_of", Text),
     ("encryption", Text),
     ("kms_key_id", Text),
     ("ca_file", Text),

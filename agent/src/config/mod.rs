@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use chrono::{DateTime, Utc};
 use walkeep_core::layout::ClusterName;
+use walkeep_store::s3::Lock;
 
 pub use encryption::EncryptionConfig;
 pub use retention::Retention;
@@ -120,6 +122,14 @@ pub enum RepositoryConfig {
 }
 
 impl RepositoryConfig {
+    /// The moment as of which it is read, if that is not the present.
+    pub fn as_of(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Local { .. } => None,
+            Self::S3(s3) => s3.as_of,
+        }
+    }
+
     /// Its URL, as its store tells it once it is open.
     pub fn url(&self) -> String {
         match self {
@@ -145,6 +155,14 @@ pub struct S3Config {
     pub path_style: Option<bool>,
     /// Storage class of new objects.
     pub storage_class: Option<String>,
+    /// That of whole segments.
+    pub wal_storage_class: Option<String>,
+    /// That of backups' data, dumps and artifacts.
+    pub backup_storage_class: Option<String>,
+    /// Object lock of what stays until retention lets it go.
+    pub object_lock: Option<Lock>,
+    /// The bucket is read as it was at this moment, and not written.
+    pub as_of: Option<DateTime<Utc>>,
     /// Server-side encryption.
     pub encryption: ServerSideEncryption,
     /// The CA to trust, instead of the system's.
@@ -192,12 +210,16 @@ pub struct Selection {
     pub path: Option<PathBuf>,
     /// `--cluster` or `WALKEEP_CLUSTER`; needed if the file has several.
     pub cluster: Option<String>,
+    /// `--as-of`: the repository's `as_of`.
+    pub as_of: Option<String>,
 }
 
 impl Config {
     /// Reads and checks the configuration. Every error says which file, line and key, and what would be right.
     pub fn load(selection: &Selection) -> Result<Self> {
-        let mut config = Self::load_with(selection, &|name| std::env::var(name).ok())?;
+        let as_of = environment::variable_of_repository("as_of");
+        let env = |name: &str| selection.as_of.clone().filter(|_| name == as_of).or_else(|| std::env::var(name).ok());
+        let mut config = Self::load_with(selection, &env)?;
         config.warnings = environment::unknown(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
         Ok(config)
     }

@@ -6,7 +6,7 @@ fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
     let path = dir.path().join("walkeep.toml");
     std::fs::write(&path, text).unwrap();
     let env = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-    Config::load_with(&Selection { path: Some(path), cluster: None }, &env)
+    Config::load_with(&Selection { path: Some(path), cluster: None, as_of: None }, &env)
 }
 
 const SMALL: &str =
@@ -99,7 +99,7 @@ fn malformed_files_are_refused_with_a_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w.toml");
     std::fs::write(&path, b"[log]\nlevel = \"\xff\"").unwrap();
-    let error = Config::load_with(&Selection { path: Some(path), cluster: None }, &|_| None).expect_err("not text");
+    let error = Config::load_with(&Selection { path: Some(path), cluster: None, as_of: None }, &|_| None).expect_err("not text");
     assert!(error.to_string().contains("line 2"), "{error}");
 }
 
@@ -135,6 +135,26 @@ fn keys_of_encryption_come_from_file_and_environment() {
     }
 }
 
+#[test]
+fn what_is_said_of_a_bucket_must_make_sense() {
+    let with = |lines: &str| SMALL.replace("url = \"file:///srv/w\"", &format!("{lines}\nurl = \"s3://b\""));
+    let good =
+        "object_lock = \"governance\"\nobject_lock_days = 3\nas_of = \"2026-11-20 03:00:00+01\"\nwal_storage_class = \"STANDARD_IA\"";
+    let RepositoryConfig::S3(s3) = load(&with(good), &[]).unwrap().cluster.repository else { panic!("S3") };
+    assert_eq!((s3.object_lock.unwrap().days, s3.as_of.unwrap().to_rfc3339().as_str()), (3, "2026-11-20T02:00:00+00:00"));
+    for (lines, told) in [
+        ("object_lock = \"governance\"", "object_lock_days"),
+        ("object_lock_days = 3", "object_lock"),
+        ("object_lock = \"legal\"\nobject_lock_days = 3", "neither"),
+        ("object_lock = \"governance\"\nobject_lock_days = 0", "from 1"),
+        ("as_of = \"2026-11-20 03:00:00\"", "zone"),
+        ("wal_storage_class = \"DEEP_ARCHIVE\"", "hours later"),
+        ("storage_class = \"GLACIER\"", "hours later"),
+    ] {
+        assert!(refusal(&with(lines), &[]).contains(told), "{lines}: {}", refusal(&with(lines), &[]));
+    }
+}
+
 /// The mode is the file's own: a private one may have it.
 #[test]
 fn an_identity_that_everybody_reads_is_refused() {
@@ -146,7 +166,7 @@ fn an_identity_that_everybody_reads_is_refused() {
     std::fs::write(&path, SMALL.replace("[[cluster", &line)).unwrap();
     let load = |mode| {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        Config::load_with(&Selection { path: Some(path.clone()), cluster: None }, &|_| None)
+        Config::load_with(&Selection { path: Some(path.clone()), cluster: None, as_of: None }, &|_| None)
     };
     let refused = format!("{:#}", load(0o644).unwrap_err());
     assert!(refused.contains("identity_file") && refused.contains("0644") && !refused.contains(&identity.reveal()[20..40]), "{refused}");

@@ -4,8 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use walkeep_core::layout::ClusterName;
+use walkeep_core::target::parse_time;
+use walkeep_store::s3::{Lock, LockMode};
 
 use super::encryption;
 use super::raw::{Raw, RawCluster, RawRepository};
@@ -207,6 +209,26 @@ fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
         (None | Some("aws:kms"), key_id) => ServerSideEncryption::Kms { key_id: key_id.clone() },
         (Some(other), _) => bail!("encryption: {other:?} is neither \"AES256\" nor \"aws:kms\""),
     };
+    let object_lock = match (raw.object_lock.as_deref(), raw.object_lock_days) {
+        (None, None) => None,
+        (Some(_), None) => bail!("object_lock: say for how long, object_lock_days = 30"),
+        (None, Some(_)) => bail!("object_lock_days: goes with object_lock = \"governance\" or \"compliance\""),
+        (Some(mode), Some(days)) => {
+            ensure!((1..=36500).contains(&days), "object_lock_days: must be from 1 to 36500");
+            let mode = match mode {
+                "governance" => LockMode::Governance,
+                "compliance" => LockMode::Compliance,
+                other => bail!("object_lock: {other:?} is neither \"governance\" nor \"compliance\""),
+            };
+            Some(Lock { mode, days })
+        }
+    };
+    check_class("wal_storage_class", raw.wal_storage_class.as_deref())?;
+    check_class("storage_class", raw.storage_class.as_deref())?;
+    let as_of = raw.as_of.as_deref().map(|text| {
+        let time = parse_time(text).map_err(|error| anyhow!("as_of: {error}"))?;
+        time.to_utc().with_context(|| format!("as_of: {text:?} is out of range"))
+    });
     let file = |key: &str, path: &Option<String>| path.as_deref().map(|path| absolute(key, path)).transpose();
     ensure!(
         raw.access_key_id.is_some() == raw.secret_access_key_file.is_some(),
@@ -219,6 +241,10 @@ fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
         region: raw.region.clone(),
         path_style: raw.path_style,
         storage_class: raw.storage_class.clone(),
+        wal_storage_class: raw.wal_storage_class.clone(),
+        backup_storage_class: raw.backup_storage_class.clone(),
+        object_lock,
+        as_of: as_of.transpose()?,
         encryption,
         ca_file: file("ca_file", &raw.ca_file)?,
         profile: raw.profile.clone(),
@@ -227,6 +253,13 @@ fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
         session_token_file: file("session_token_file", &raw.session_token_file)?,
         timeout: raw.timeout.as_deref().map(|text| duration("timeout", Some(text), Duration::ZERO)).transpose()?,
     })))
+}
+
+/// Recovery asks for segments one after the other, and every command for records: neither can wait for hours.
+fn check_class(key: &str, class: Option<&str>) -> Result<()> {
+    let is_archived = class.is_some_and(|class| matches!(class, "GLACIER" | "DEEP_ARCHIVE"));
+    ensure!(!is_archived, "{key}: what lies in that class is read hours later only; GLACIER_IR is as cheap as one can read at once");
+    Ok(())
 }
 
 /// A scheme, a host and perhaps a port: what the SDK would refuse only at the first request.

@@ -12,6 +12,8 @@ pub mod config;
 mod credentials;
 mod errors;
 mod listing;
+mod past;
+mod placing;
 mod tls;
 
 use std::fmt;
@@ -27,7 +29,7 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
-use aws_sdk_s3::types::{ChecksumMode, Delete, EncodingType, ObjectIdentifier, ServerSideEncryption, StorageClass};
+use aws_sdk_s3::types::{ChecksumMode, Delete, EncodingType, ObjectIdentifier, ServerSideEncryption};
 use bytes::Bytes;
 
 use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, Store};
@@ -36,6 +38,8 @@ pub use config::{Credentials, S3Options, Secret, Sse, Timeouts};
 use credentials::Refreshing;
 use errors::{Failure, RetryMore};
 use listing::From;
+pub use past::PastS3Store;
+pub use placing::{Lock, LockMode, Placement, Placing};
 
 /// The most keys that one request removes (S3's DeleteObjects).
 const BATCH: usize = 1000;
@@ -119,7 +123,7 @@ impl S3Store {
                 Err(failure) if failure.is_precondition() => {}
                 Err(failure) => return Err(failure),
             }
-            match self.read(key, None).await {
+            match self.read(key, None, None).await {
                 Ok(there) if there == body => return Ok(Put::AlreadySame),
                 Ok(_) => return Err(Failure::new(ErrorKind::AlreadyExists, "its bytes differ from those at hand")),
                 Err(failure) if failure.kind == ErrorKind::NotFound => {}
@@ -131,7 +135,9 @@ impl S3Store {
 
     async fn put_once(&self, key: &Key, body: Bytes) -> std::result::Result<(), Failure> {
         let put = self.client.put_object().bucket(&self.options.bucket).key(self.name(key)).if_none_match("*");
-        let put = put.set_storage_class(self.options.storage_class.as_deref().map(StorageClass::from));
+        let placement = self.options.placing.as_ref().map(|placing| placing.of(key)).unwrap_or_default();
+        let is_locked = placement.lock.is_some();
+        let put = placing::place(put, placement, self.options.storage_class.as_deref());
         let put = match &self.options.sse {
             Sse::BucketDefault => put,
             Sse::Aes256 => put.server_side_encryption(ServerSideEncryption::Aes256),
@@ -140,7 +146,10 @@ impl S3Store {
         let put = put.body(body.into()).customize();
         // By TLS nobody can change the body on its way; the checksum tells damage. Hashing it for the signature would say the same once more.
         let put = if self.body_is_safe { put.disable_payload_signing() } else { put };
-        put.send().await.map(|_| ()).map_err(Failure::from_sdk)
+        put.send().await.map(|_| ()).map_err(|error| match Failure::from_sdk(error) {
+            failure if is_locked && failure.is_bad_request() => failure.advised(placing::NEEDS_LOCKS),
+            failure => failure,
+        })
     }
 
     /// Up to [`BATCH`] of them; answers those that stay.
@@ -165,10 +174,11 @@ impl S3Store {
         Ok(stay)
     }
 
-    async fn read(&self, key: &Key, range: Option<&Range<u64>>) -> std::result::Result<Bytes, Failure> {
+    /// Of a certain version, or the present one.
+    async fn read(&self, key: &Key, version: Option<&str>, range: Option<&Range<u64>>) -> std::result::Result<Bytes, Failure> {
         let mut pause = Duration::from_millis(50);
         for attempt in 1.. {
-            let output = match self.request(|| self.get_once(key, range)).await {
+            let output = match self.request(|| self.get_once(key, version, range)).await {
                 Ok(output) => output,
                 Err(failure) if range.is_some() && failure.is_past_the_end() => return Ok(Bytes::new()),
                 Err(failure) => return Err(failure),
@@ -183,8 +193,13 @@ impl S3Store {
         unreachable!("the loop above is endless but for its returns")
     }
 
-    async fn get_once(&self, key: &Key, range: Option<&Range<u64>>) -> std::result::Result<GetObjectOutput, Failure> {
-        let get = self.client.get_object().bucket(&self.options.bucket).key(self.name(key));
+    async fn get_once(
+        &self,
+        key: &Key,
+        version: Option<&str>,
+        range: Option<&Range<u64>>,
+    ) -> std::result::Result<GetObjectOutput, Failure> {
+        let get = self.client.get_object().bucket(&self.options.bucket).key(self.name(key)).set_version_id(version.map(str::to_owned));
         let get = match range {
             // Only for whole objects: some servers send the whole object's checksum with a part of it.
             None => get.checksum_mode(ChecksumMode::Enabled),
@@ -243,7 +258,7 @@ impl Store for S3Store {
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
-        self.call("get", key.as_str(), self.read(key, range.as_ref())).await
+        self.call("get", key.as_str(), self.read(key, None, range.as_ref())).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<Page> {

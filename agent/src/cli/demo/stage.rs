@@ -101,7 +101,7 @@ impl Stage {
     }
 
     fn config(&self) -> Result<Config> {
-        Config::load(&Selection { path: Some(self.path("walkeep.toml")), cluster: None })
+        Config::load(&Selection { path: Some(self.path("walkeep.toml")), cluster: None, as_of: None })
     }
 
     /// Waits until the agent receives WAL.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::placing::Placing;
+
 /// Where objects go and how.
 #[derive(Debug, Clone)]
 pub struct S3Options {
@@ -19,6 +21,8 @@ pub struct S3Options {
     pub path_style: Option<bool>,
     /// Such as `STANDARD_IA`; by default the bucket's.
     pub storage_class: Option<String>,
+    /// What is put otherwise, by its key.
+    pub placing: Option<Placing>,
     /// Server-side encryption to ask for.
     pub sse: Sse,
     /// The authorities (PEM) to trust instead of the system's, for the store only.
@@ -43,6 +47,7 @@ impl S3Options {
             region: None,
             path_style: None,
             storage_class: None,
+            placing: None,
             sse: Sse::default(),
             ca_file: None,
             credentials: Credentials::default(),

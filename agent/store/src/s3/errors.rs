@@ -75,6 +75,16 @@ impl Failure {
         Self { message: message.into(), ..self }
     }
 
+    /// With what to do about it.
+    pub(super) fn advised(self, remedy: &'static str) -> Self {
+        Self { remedy: Some(remedy), ..self }
+    }
+
+    /// The request itself is refused.
+    pub(super) fn is_bad_request(&self) -> bool {
+        self.status == Some(400) && self.kind == ErrorKind::Unusable
+    }
+
     /// The condition of a conditional put does not hold.
     pub(super) fn is_precondition(&self) -> bool {
         self.status == Some(412)
@@ -152,6 +162,9 @@ fn hint(code: &str) -> Option<&'static str> {
         "RequestTimeTooSkewed" | "RequestExpired" => "set this machine's clock",
         "InvalidAccessKeyId" | "SignatureDoesNotMatch" => "the access key or its secret is wrong",
         "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => "the session token has expired: renew the credentials",
+        "InvalidObjectState" => {
+            "it lies in an archived storage class: ask S3 to restore it first (`aws s3api restore-object`), and try again"
+        }
         _ => return None,
     })
 }

@@ -51,11 +51,7 @@ impl From {
 /// The objects and folders of an answer that sort after `floor`, without the store's prefix, in order.
 pub(super) fn translate(prefix: &str, floor: &str, output: &ListObjectsV2Output) -> Page {
     let encoded = output.encoding_type == Some(EncodingType::Url);
-    let plain = |text: Option<&str>| -> Option<String> {
-        let text = text?;
-        let text = if encoded { decode(text)? } else { text.to_owned() };
-        text.strip_prefix(prefix).map(str::to_owned)
-    };
+    let plain = |text: Option<&str>| plain(prefix, encoded, text);
     let mut page = Page::default();
     for object in output.contents() {
         let Some(name) = plain(object.key()) else { continue };
@@ -83,8 +79,15 @@ pub(super) fn translate(prefix: &str, floor: &str, output: &ListObjectsV2Output)
     page
 }
 
+/// A name without the store's prefix.
+pub(super) fn plain(prefix: &str, encoded: bool, text: Option<&str>) -> Option<String> {
+    let text = text?;
+    let text = if encoded { decode(text)? } else { text.to_owned() };
+    text.strip_prefix(prefix).map(str::to_owned)
+}
+
 /// A name that was sent URL-encoded.
-fn decode(text: &str) -> Option<String> {
+pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -9,6 +9,7 @@ mod decorators;
 mod local;
 mod s3;
 mod s3_faults;
+mod s3_versions;
 mod stub;
 mod suite;
 mod weed;

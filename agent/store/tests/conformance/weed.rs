@@ -35,6 +35,29 @@ impl Weed {
         self.client().put_object().bucket(BUCKET).key(name).body(b"foreign".to_vec().into()).send().await.unwrap();
     }
 
+    /// A bucket of its own that keeps versions and knows locks.
+    pub async fn locking_bucket(&self, name: &str) -> String {
+        let name = format!("{name}-{}", std::process::id());
+        self.client().create_bucket().bucket(&name).object_lock_enabled_for_bucket(true).send().await.unwrap();
+        name
+    }
+
+    /// Until when an object is locked.
+    pub async fn lock_of(&self, bucket: &str, name: &str) -> Option<std::time::SystemTime> {
+        let head = self.client().head_object().bucket(bucket).key(name).send().await.unwrap();
+        head.object_lock_retain_until_date().map(|at| std::time::SystemTime::try_from(*at).unwrap())
+    }
+
+    /// Removes every version of an object, as a thief with all permissions would.
+    pub async fn remove_versions(&self, bucket: &str, name: &str) -> Result<(), String> {
+        let listed = self.client().list_object_versions().bucket(bucket).prefix(name).send().await.unwrap();
+        for version in listed.versions() {
+            let remove = self.client().delete_object().bucket(bucket).key(name).set_version_id(version.version_id().map(str::to_owned));
+            remove.send().await.map_err(|error| format!("{error:?}"))?;
+        }
+        Ok(())
+    }
+
     /// The SDK itself, for what stores do not do.
     fn client(&self) -> aws_sdk_s3::Client {
         use aws_sdk_s3::config::retry::RetryConfig;

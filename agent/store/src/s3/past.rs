@@ -1,0 +1,174 @@
+//! A versioned bucket as it was: what was deleted or put over since is read as it lay there then.
+//!
+//! For the day on which somebody with credentials has removed everything: in a bucket with versions a removal only hides. Nothing is written.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use aws_sdk_s3::operation::list_object_versions::ListObjectVersionsOutput;
+use aws_sdk_s3::primitives::DateTime;
+use aws_sdk_s3::types::EncodingType;
+use bytes::Bytes;
+
+use super::errors::Failure;
+use super::{S3Store, listing};
+use crate::listing::{PageBuilder, folder_of};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Result, Store};
+
+/// A bucket at a moment of the past, by the bucket's own clock, to the second.
+#[derive(Debug)]
+pub struct PastS3Store {
+    store: S3Store,
+    at: SystemTime,
+    /// Versions that listings have told of: who reads has listed before, mostly.
+    known: Mutex<HashMap<Key, String>>,
+}
+
+/// The version of an object that was there.
+struct Version {
+    id: String,
+    size: u64,
+    put: SystemTime,
+}
+
+/// Versions and removals of a prefix, the latest of each key that is not later than a moment.
+#[derive(Default)]
+struct Found(BTreeMap<String, (SystemTime, Option<Version>)>);
+
+impl Found {
+    fn note(&mut self, name: String, at: SystemTime, version: Option<Version>) {
+        match self.0.get(&name) {
+            // Newest first: of the same second the first one is the later.
+            Some((known, _)) if *known >= at => {}
+            _ => drop(self.0.insert(name, (at, version))),
+        }
+    }
+}
+
+impl PastS3Store {
+    /// `store` as it was at this moment.
+    pub fn new(store: S3Store, at: SystemTime) -> Self {
+        Self { store, at, known: Mutex::default() }
+    }
+
+    fn read_only(&self, action: &'static str, place: &str) -> Error {
+        Error::at(ErrorKind::Misconfigured, action, place)
+            .because("the repository is read as it was at an earlier moment (as_of): nothing is written")
+    }
+
+    async fn page_of(
+        &self,
+        prefix: &str,
+        from: &Option<(String, Option<String>)>,
+    ) -> std::result::Result<ListObjectVersionsOutput, Failure> {
+        let S3Store { client, options, .. } = &self.store;
+        let list = client.list_object_versions().bucket(&options.bucket).encoding_type(EncodingType::Url);
+        let list = list.prefix(format!("{}{prefix}", self.store.prefix));
+        let list = match from {
+            Some((key, version)) => list.key_marker(key).set_version_id_marker(version.clone()),
+            None => list,
+        };
+        list.send().await.map_err(Failure::from_sdk)
+    }
+
+    async fn found(&self, prefix: &str, only: Option<&str>) -> std::result::Result<BTreeMap<String, Version>, Failure> {
+        let (mut found, mut from) = (Found::default(), None);
+        loop {
+            let output = self.store.request(|| self.page_of(prefix, &from)).await?;
+            let encoded = output.encoding_type == Some(EncodingType::Url);
+            let name =
+                |key: Option<&str>| listing::plain(&self.store.prefix, encoded, key).filter(|name| only.is_none_or(|only| only == name));
+            let moment = |at: Option<&DateTime>| at.and_then(|at| SystemTime::try_from(*at).ok()).filter(|at| *at <= self.at);
+            for version in output.versions() {
+                let (Some(name), Some(put)) = (name(version.key()), moment(version.last_modified())) else { continue };
+                let size = version.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
+                let id = version.version_id().unwrap_or("null").to_owned();
+                found.note(name, put, Some(Version { id, size, put }));
+            }
+            for removal in output.delete_markers() {
+                if let (Some(name), Some(at)) = (name(removal.key()), moment(removal.last_modified())) {
+                    found.note(name, at, None);
+                }
+            }
+            if !output.is_truncated.unwrap_or_default() {
+                break;
+            }
+            let decoded = |text: &str| if encoded { listing::decode(text) } else { Some(text.to_owned()) };
+            let next = output.next_key_marker().and_then(decoded).map(|key| (key, output.next_version_id_marker().map(str::to_owned)));
+            if next.is_none() || next == from {
+                return Err(Failure::new(ErrorKind::Transient, "the listing of versions does not advance"));
+            }
+            from = next;
+        }
+        Ok(found.0.into_iter().filter_map(|(name, (_, version))| Some((name, version?))).collect())
+    }
+
+    async fn version_of(&self, key: &Key) -> std::result::Result<String, Failure> {
+        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
+            return Ok(known.clone());
+        }
+        let found = self.found(key.as_str(), Some(key.as_str())).await?;
+        let version = found.into_values().next().ok_or_else(|| Failure::new(ErrorKind::NotFound, "it was not there at that moment"))?;
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), version.id.clone());
+        Ok(version.id)
+    }
+
+    async fn listed(&self, request: &ListRequest) -> std::result::Result<Page, Failure> {
+        let found = self.found(&request.prefix, None).await?;
+        let floor = request.start_after.as_deref().unwrap_or_default();
+        let (mut page, mut folders) = (PageBuilder::new(request), BTreeSet::new());
+        for (name, version) in found {
+            let Ok(key) = name.parse::<Key>() else { continue };
+            if name.as_str() <= floor {
+                continue;
+            }
+            if let Some(folder) = folder_of(request, &name) {
+                let is_new = !folders.contains(folder) && format!("{folder}{}", crate::listing::LAST).as_str() > floor;
+                if is_new && !page.folder(folder.to_owned()) {
+                    break;
+                }
+                folders.insert(folder.to_owned());
+                continue;
+            }
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), version.id);
+            if !page.object(Listed { key, size: version.size, modified: version.put }) {
+                break;
+            }
+        }
+        Ok(page.finish())
+    }
+}
+
+#[async_trait]
+impl Store for PastS3Store {
+    fn url(&self) -> String {
+        self.store.url()
+    }
+
+    async fn put_if_absent(&self, key: &Key, _: Bytes) -> Result<Put> {
+        Err(self.read_only("put", key.as_str()))
+    }
+
+    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
+        let read = async {
+            let version = self.version_of(key).await?;
+            self.store.read(key, Some(&version), range.as_ref()).await
+        };
+        self.store.call("get", key.as_str(), read).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<Page> {
+        self.store.call("list", &request.prefix, self.listed(request)).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        Err(self.read_only("delete", key.as_str()))
+    }
+
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
+        Err(self.read_only("probe", scratch.as_str()))
+    }
+}
