@@ -7,6 +7,7 @@ mod access;
 mod alone;
 mod backups;
 mod backwards;
+mod by_hand;
 mod clocks;
 mod conflicts;
 mod decoder;

@@ -240,6 +240,11 @@ impl Restored {
         Self { cluster: Cluster::adopt(version, data), _folder: folder, environment: walkeep.environment.clone() }
     }
 
+    /// What somebody else has laid down in `data`, a place in `folder`.
+    pub fn laid_down(version: u32, folder: Scratch, data: &Path) -> Self {
+        Self { cluster: Cluster::adopt(version, data), _folder: folder, environment: Vec::new() }
+    }
+
     /// Starts the server and waits until it writes.
     #[track_caller]
     pub fn start(&self) -> &Self {

@@ -1,0 +1,109 @@
+//! `packaging/by-hand.py`: a cluster is restored out of a copy of its repository with python3, zstd and age, and no Walkeep.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use walkeep_tests::s3::Bucket;
+use walkeep_tests::walkeep::run;
+use walkeep_tests::{Keys, Output, Pair, Repository, S3Server, Scratch, Stop, Walkeep, user};
+
+use crate::story::{self, PATIENCE, Restored};
+use crate::support::{Store, lsn, uninitialised, wait_durable};
+
+const VERSION: u32 = 15;
+const DIGEST: &str = "SELECT (SELECT sum(hashtextextended(t::text, 0)) FROM t), (SELECT sum(hashtextextended(large::text, 0)) FROM large)";
+
+fn by_hand(root: &Path, args: &[&str]) -> Output {
+    let mut command = user::command("python3");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/by-hand.py")).arg(root).args(args);
+    run(&mut command)
+}
+
+/// The cluster's folder in a repository, with everything that a restore reads.
+fn root(repository: &Path) -> PathBuf {
+    let mut folders = std::fs::read_dir(repository.join("main")).unwrap().map(|entry| entry.unwrap().path());
+    folders.find(|path| path.is_dir()).unwrap()
+}
+
+fn largest(folder: &Path) -> PathBuf {
+    let files = story::listing(folder).into_iter().filter_map(|line| Some(folder.join(line.split_once(" f ")?.0)));
+    files.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap()
+}
+
+/// What an S3 client brings.
+fn copied(bucket: &Bucket, to: &Path) {
+    for (key, _) in bucket.list("") {
+        let path = to.join(&key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bucket.get(&key)).unwrap();
+    }
+}
+
+/// A backup, an incremental one, whole segments and an unfinished one, read by nobody but the script.
+#[test]
+fn a_cluster_is_restored_with_python_zstd_and_age() {
+    for encrypted in [false, true] {
+        let pair = Pair::generate();
+        let cluster = story::builder(VERSION).start();
+        let server = S3Server::get();
+        let bucket = server.bucket();
+        let mut walkeep = match encrypted {
+            true => uninitialised(&cluster, Store::Local),
+            false => Walkeep::new(
+                &cluster,
+                Repository::S3 { endpoint: server.endpoint(), bucket: bucket.name.clone(), prefix: String::new(), ca: None },
+            ),
+        };
+        walkeep.keys = encrypted.then(|| Keys::to_write(&[&pair]));
+        walkeep.write_config();
+        walkeep.ok(&["init"]);
+        let agent = walkeep.agent();
+        cluster.archive_by(Some(&walkeep.archive_command()));
+        cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+        cluster.sql("CREATE TABLE large AS SELECT g, md5(g::text) FROM generate_series(1, 50000) g");
+        story::backup(&walkeep);
+        cluster.sql("UPDATE large SET md5 = 'changed' WHERE g % 5000 = 1");
+        let backup = story::backup(&walkeep);
+        story::insert(&cluster, 10);
+        story::settle(&cluster, &walkeep);
+        story::insert(&cluster, 5);
+        wait_durable(&agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), PATIENCE);
+        let digest = cluster.sql(DIGEST);
+        let scratch = Scratch::new();
+        let (copy, data) = (scratch.dir("copy"), scratch.join("restored"));
+        match encrypted {
+            true => drop(run(Command::new("cp").arg("-a").arg(walkeep.local_repository().join("main")).arg(&copy)).expect_code(0)),
+            false => copied(&bucket, &copy),
+        }
+        agent.stop();
+        run(Command::new("chown").arg("-R").arg(&user::account().name).arg(scratch.path())).expect_code(0);
+        let root = root(&copy);
+        let identity = scratch.write("identity.txt", &pair.identity, 0o600).to_string_lossy().into_owned();
+        let keys: &[&str] = if encrypted { &["--identity", &identity] } else { &[] };
+        let run = |args: &[&str]| by_hand(&root, &[args, keys].concat());
+
+        assert!(by_hand(&root, &["backups"]).expect_code(0).stdout.lines().last().unwrap().starts_with(&backup));
+        let to = data.to_string_lossy().into_owned();
+        run(&["restore", &backup, &to]).expect_code(0);
+        assert!(run(&["restore", &backup, &to]).expect_code(200).stderr.contains("is not empty"));
+        let missing = scratch.join("fetched").to_string_lossy().into_owned();
+        run(&["fetch", "0000000100000000000000FE", &missing]).expect_code(1);
+        if encrypted {
+            let locked = by_hand(&root, &["restore", &backup, &missing]).expect_code(200);
+            assert!(locked.stderr.contains("say --identity"), "{locked:?}");
+        }
+        let restored = Restored::laid_down(VERSION, Scratch::new(), &data);
+        restored.start();
+        assert_eq!(restored.cluster.sql(DIGEST), digest);
+        restored.cluster.stop(Stop::Fast);
+
+        // What is not as it was stored is found.
+        let pack = largest(&root.join("packs"));
+        let mut bytes = std::fs::read(&pack).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&pack, bytes).unwrap();
+        let damaged = run(&["restore", &backup, &scratch.join("again").to_string_lossy()]).expect_code(200);
+        assert!(damaged.stderr.contains("is damaged"), "{damaged:?}");
+    }
+}
