@@ -5,6 +5,7 @@
 
 mod access;
 mod alone;
+mod audit;
 mod backups;
 mod backwards;
 mod clocks;

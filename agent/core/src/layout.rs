@@ -231,6 +231,8 @@ pub enum ObjectName {
     Expiry(u32),
     /// How that went on.
     ExpiryEnd(u32),
+    /// A record of the audit trail, counted from 1.
+    Audit(u32),
 }
 
 impl ObjectName {
@@ -241,7 +243,7 @@ impl ObjectName {
             Self::Wal(_) | Self::OtherPartial { .. } | Self::Part(_) | Self::Pack(_) | Self::BackupManifest(..) => true,
             Self::Digest(_) | Self::Blocks(_) | Self::Names(_) => true,
             Self::BackupBegun(_) | Self::BackupRecord(_) | Self::Gap(_) | Self::Lease(_) | Self::GapClosing(_) => false,
-            Self::Hold(..) | Self::Expiry(_) | Self::ExpiryEnd(_) => false,
+            Self::Hold(..) | Self::Expiry(_) | Self::ExpiryEnd(_) | Self::Audit(_) => false,
         }
     }
 }
@@ -329,6 +331,7 @@ impl ClusterLayout {
             ObjectName::Hold(id, number) => format!("{}hold.{number}.json", self.backup_prefix(id)),
             ObjectName::Expiry(number) => format!("{}{number:08X}.json", self.expired_prefix()),
             ObjectName::ExpiryEnd(number) => format!("{}{number:08X}.end.json", self.expired_prefix()),
+            ObjectName::Audit(number) => format!("{}{number:08}.json", self.audit_prefix()),
             ObjectName::Names(names) => format!("{}{}/{:016X}.zst", self.names_prefix(), names.timeline.hex(), names.lsn.get()),
         }
     }
@@ -408,6 +411,11 @@ impl ClusterLayout {
         format!("{}expired/", self.root)
     }
 
+    /// The audit trail.
+    pub fn audit_prefix(&self) -> String {
+        format!("{}audit/", self.root)
+    }
+
     /// The catalog snapshots.
     pub fn names_prefix(&self) -> String {
         format!("{}names/", self.root)
@@ -466,6 +474,10 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
                 Some(number) => ObjectName::ExpiryEnd(parse_hex8(number)?),
                 None => ObjectName::Expiry(parse_hex8(name)?),
             })
+        }
+        "audit" => {
+            let number = rest.strip_suffix(".json")?.parse().ok()?;
+            (number > 0).then_some(ObjectName::Audit(number))
         }
         "names" => {
             let (timeline, lsn) = rest.strip_suffix(".zst")?.split_once('/')?;
@@ -551,6 +563,7 @@ mod tests {
             (ObjectName::Hold(id.clone(), 2), "backups/20261121T034712Z-0000000002000028/hold.2.json"),
             (ObjectName::Expiry(10), "expired/0000000A.json"),
             (ObjectName::ExpiryEnd(10), "expired/0000000A.end.json"),
+            (ObjectName::Audit(123), "audit/00000123.json"),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),
@@ -613,6 +626,8 @@ mod tests {
             &format!("{root}packs/aa/abababababababababababababababababababababababababababababababab"),
             &format!("{root}backups/../backup.json"),
             &format!("{root}gaps/00000001-0-1.json"),
+            &format!("{root}audit/00000000.json"),
+            &format!("{root}audit/123.json"),
             &format!("{root}wal/00000001.history.zst\n"),
         ] {
             assert_eq!(layout().parse(key), None, "{key}");

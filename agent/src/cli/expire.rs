@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::TimelineId;
+use walkeep_core::audit::Kind;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, Window};
 use walkeep_core::expiry::Expiry;
@@ -14,6 +15,7 @@ use walkeep_core::retention::{Reason, RetentionPlan};
 use walkeep_store::ErrorKind;
 
 use super::failure::Failure;
+use super::trail::Told;
 use super::{Global, ask, output, progress, setup};
 use crate::config::Retention;
 use crate::expire::{self, CarriedOut, Look};
@@ -51,6 +53,13 @@ pub struct ExpireArgs {
     json: bool,
 }
 
+impl ExpireArgs {
+    /// What it is to the audit trail.
+    pub fn kind(&self) -> Kind {
+        if self.undo.is_some() { Kind::UNDO } else { Kind::EXPIRE }
+    }
+}
+
 /// What `walkeep expire --json` prints.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
@@ -73,11 +82,15 @@ struct Windows {
 }
 
 /// Runs the command.
-pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(), Failure> {
+    if args.dry_run {
+        told.nothing();
+    }
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
     if let Some(number) = args.undo {
+        told.of("number", number);
         return undo(&repository, number, args.json).await;
     }
     let Some(retention) = &config.cluster.retention else {
@@ -95,7 +108,14 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
     let mut carried_out = None;
     if !args.dry_run {
         if !look.plan.is_empty() {
+            told.of("backups", look.plan.expired.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            told.of("segments", look.plan.segments);
             agreed(&look, &args).await?;
+        }
+        if !look.plan.is_empty() || !look.pending.is_empty() {
+            told.begins().await;
+        }
+        if !look.plan.is_empty() {
             taken_out = Some(expire::take_out(&repository, &look, now).await.map_err(refused_or_failed)?);
         }
         let bar = progress::Count::new("removing");
@@ -105,6 +125,12 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
             true => Failure::from(error).hint(DENIED),
             false => Failure::from(error),
         })?);
+    }
+    if let Some(done) = &carried_out {
+        told.of("objects_removed", done.objects + done.packs);
+    }
+    if let Some(record) = &taken_out {
+        told.of("number", record.number);
     }
     let refused = carried_out.as_ref().map_or(0, |done| done.refused);
     if args.json {

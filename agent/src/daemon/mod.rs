@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
+use crate::audit::Recorder;
+use crate::audit::recorder::{self, Deeds};
 use crate::config::{Acknowledge, Config};
 use crate::encryption::Encryption;
 use crate::fetch::{FetchConfig, Fetcher};
@@ -77,7 +79,12 @@ pub async fn run(
     // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
     let leave = CancellationToken::new();
     let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
-    let handler = Arc::new(SocketHandler::new(opening, role, metrics.clone()));
+    let (recorder, deeds) = match role {
+        Role::Agent => Some(Recorder::new()).unzip(),
+        Role::FetchService { .. } => (None, None),
+    };
+    let recorder = recorder.unwrap_or_else(Recorder::nobody);
+    let handler = Arc::new(SocketHandler::new(opening, role, metrics.clone(), recorder.clone()));
     let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
     let cluster = config.cluster.name.to_string();
     let socket_stop = stop.clone();
@@ -95,11 +102,13 @@ pub async fn run(
     if role == Role::Agent
         && let Some(guard) = SlotGuard::new(&config.cluster, &params, &metrics, &progress)
     {
-        tasks.spawn(guard.run(stop.clone()));
+        tasks.spawn(guard.recording(recorder.clone()).run(stop.clone()));
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let refused = Arc::new(Mutex::new(None));
-    let parts = Parts { crashed: crashed.clone(), refused: refused.clone(), config, role, params, metrics, progress, leave: leave.clone() };
+    let (crashed_too, refused_too, leave_too) = (crashed.clone(), refused.clone(), leave.clone());
+    let parts =
+        Parts { crashed: crashed_too, refused: refused_too, config, role, params, metrics, progress, leave: leave_too, recorder, deeds };
     tasks.spawn(bring_up(parts, open, told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
@@ -126,6 +135,9 @@ struct Parts {
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
     leave: CancellationToken,
+    /// Where jobs tell what they did, and where that is taken from.
+    recorder: Recorder,
+    deeds: Option<Deeds>,
     /// A task died.
     crashed: Arc<AtomicBool>,
     /// Why the agent must not run at all.
@@ -139,7 +151,7 @@ fn is_refused(error: &anyhow::Error) -> bool {
 
 /// Opens the repository, however long that takes, and starts what needs it.
 async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tasks: TaskTracker, stop: CancellationToken) {
-    let Parts { config, role, params, metrics, progress, leave, crashed, refused } = parts;
+    let Parts { config, role, params, metrics, progress, leave, recorder, deeds, crashed, refused } = parts;
     let refuse = |error| {
         *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         stop.cancel();
@@ -204,6 +216,9 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
     // Whoever makes a call to it: that it failed is counted. What fails while it is opened is `open`.
     let repository = Arc::new(repository.observed(metrics.clone()));
     let identity = repository.identity();
+    if let Some(deeds) = deeds {
+        tasks.spawn(recorder::run(repository.clone(), deeds, stop.clone()));
+    }
     let recent = Arc::new(Recent::default());
     let index = match role {
         Role::Agent => {
@@ -250,6 +265,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 stop.clone(),
             ));
             let taker = backups::Taker::new(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone());
+            let taker = taker.recording(recorder.clone());
             if taker.has_reasons() {
                 tasks.spawn(supervise("backups", backups::run(taker, progress.clone()), crashed.clone(), stop.clone()));
             }
@@ -261,7 +277,8 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             let start = || {
                 let (cluster, params, repository, recent) = (config.cluster.clone(), params.clone(), repository.clone(), recent.clone());
                 let streamer = Streamer::new(cluster, params, repository, recent, metrics.clone(), progress.clone(), index.clone());
-                let started = streamer.inspect_err(|error| {
+                let started = streamer.map(|streamer| streamer.recording(recorder.clone()));
+                let started = started.inspect_err(|error| {
                     metrics.error("spool");
                     progress.set_problem(Some(format!("{error:#}")));
                 });
