@@ -5,6 +5,7 @@
 
 mod access;
 mod alone;
+mod artifacts;
 mod audit;
 mod backups;
 mod backwards;

@@ -54,6 +54,12 @@ impl Kind {
     pub const REQUEST: Self = Self::of("request");
     /// The stream of WAL.
     pub const STREAM: Self = Self::of("stream");
+    /// Dumps of databases.
+    pub const DUMP: Self = Self::of("dump");
+    /// An artifact was made.
+    pub const ARTIFACT: Self = Self::of("artifact");
+    /// An artifact was taken out.
+    pub const ARTIFACT_GET: Self = Self::of("artifact-get");
     /// The trail itself: records that could not be stored in time.
     pub const AUDIT: Self = Self::of("audit");
 

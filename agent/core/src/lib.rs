@@ -5,6 +5,7 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
+pub mod artifact;
 pub mod audit;
 pub mod backup;
 pub mod blake3;
@@ -46,6 +47,7 @@ pub mod sha256;
 pub mod slot;
 mod sum;
 pub mod tablespace_map;
+pub mod tar_header;
 pub mod target;
 pub mod time;
 pub mod wal_file;

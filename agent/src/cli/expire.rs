@@ -1,5 +1,7 @@
 //! `walkeep expire`: what the retention policy lets go, told and asked for before it goes.
 
+mod artifacts;
+
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -17,6 +19,7 @@ use walkeep_store::ErrorKind;
 use super::failure::Failure;
 use super::trail::Told;
 use super::{Global, ask, output, progress, setup};
+use crate::artifact::retention::{self, Share};
 use crate::config::Retention;
 use crate::expire::{self, CarriedOut, Look};
 use crate::repository::{self, ClusterRepository};
@@ -72,6 +75,8 @@ struct Report<'a> {
     /// What left it now.
     taken_out: Option<Expiry>,
     carried_out: Option<CarriedOut>,
+    /// What goes, or went, of artifacts.
+    artifacts: Vec<Share>,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,6 +99,10 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
         return undo(&repository, number, args.json).await;
     }
     let Some(retention) = &config.cluster.retention else {
+        if retention::is_configured(&config.cluster) {
+            let artifacts = artifacts::let_go(&repository, &config.cluster, &args, told).await?;
+            return if args.json { Ok(output::json(&serde_json::json!({ "artifacts": artifacts }))?) } else { Ok(()) };
+        }
         let name = &config.cluster.name;
         return Err(Failure::usage(anyhow!("there is no [cluster.{name}.retention]: everything is kept"))
             .hint(format!("say what is to be kept, for example: [cluster.{name}.retention] window = \"14d\", weekly = 8, monthly = 12")));
@@ -133,10 +142,7 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
         told.of("number", record.number);
     }
     let refused = carried_out.as_ref().map_or(0, |done| done.refused);
-    if args.json {
-        let pending = look.pending.iter().map(|known| &known.record).collect();
-        output::json(&Report { now: look.now, plan: &look.plan, windows: windows(&look), pending, taken_out, carried_out })?;
-    } else {
+    if !args.json {
         if let Some(record) = &taken_out {
             let until = output::time(now + retention.grace);
             output::say!(
@@ -146,6 +152,11 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
             );
         }
         carried_out.iter().for_each(print_carried_out);
+    }
+    let artifacts = artifacts::let_go(&repository, &config.cluster, &args, told).await?;
+    if args.json {
+        let pending = look.pending.iter().map(|known| &known.record).collect();
+        output::json(&Report { now: look.now, plan: &look.plan, windows: windows(&look), pending, taken_out, carried_out, artifacts })?;
     }
     match refused {
         0 => Ok(()),

@@ -3,6 +3,7 @@
 //! Commands print for people, or JSON with `--json`; they contain no logic of their own beyond that.
 
 mod agent;
+mod artifact;
 mod ask;
 mod audit;
 mod backup;
@@ -124,6 +125,13 @@ enum Command {
     Keep(keep::KeepArgs),
     /// Leave a backup to the retention policy again
     Release(keep::ReleaseArgs),
+    /// Dump databases, each an artifact
+    Dump(artifact::DumpArgs),
+    /// Make an artifact, or get one back
+    #[command(subcommand)]
+    Artifact(artifact::ArtifactCommand),
+    /// The artifacts: dumps, folders, what commands printed
+    Artifacts(artifact::ListArgs),
     /// Who did what: backups, restores, expiries, keys, refused requests; and whether that record is whole
     Audit(audit::AuditArgs),
     /// Single WAL files, without an agent
@@ -212,6 +220,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Release(args) => {
                 recorded_as(&global, "release", Kind::RELEASE, async |told| keep::release(&global, args, told).await).await
             }
+            Command::Dump(args) => recorded_as(&global, "dump", Kind::DUMP, async |told| artifact::dump(&global, args, told).await).await,
+            Command::Artifact(artifact::ArtifactCommand::Run(args)) => {
+                recorded_as(&global, "artifact run", Kind::ARTIFACT, async |told| artifact::run(&global, args, told).await).await
+            }
+            Command::Artifact(artifact::ArtifactCommand::Get(args)) => {
+                recorded_as(&global, "artifact get", Kind::ARTIFACT_GET, async |told| artifact::get(&global, args, told).await).await
+            }
+            Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,

@@ -94,6 +94,9 @@ impl Told<'_> {
 
     /// Records that it begins.
     pub async fn begins(&self) {
+        if self.state().begun.is_some() {
+            return;
+        }
         let begun = self.append(&self.deed(Outcome::Begun)).await;
         self.state().begun = begun;
     }

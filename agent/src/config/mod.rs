@@ -4,6 +4,7 @@
 //! filled in. Every key can be given by an environment variable too (see [`environment`]). Secrets come by file or environment only and
 //! never appear in `Debug`.
 
+mod artifacts;
 mod encryption;
 mod environment;
 mod raw;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use walkeep_core::layout::ClusterName;
 
+pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use encryption::EncryptionConfig;
 pub use retention::Retention;
 pub use schedules::{ScheduledBackup, keep_for};
@@ -84,6 +86,10 @@ pub struct ClusterConfig {
     pub backups: Vec<ScheduledBackup>,
     /// What is kept for how long; without it everything is.
     pub retention: Option<Retention>,
+    /// What is kept beside WAL and backups.
+    pub artifacts: Vec<ArtifactConfig>,
+    /// Dumps of databases.
+    pub dump: Option<DumpConfig>,
 }
 
 /// What a reported flush position promises.

@@ -128,23 +128,23 @@ pub async fn run(taker: Taker, progress: Arc<Progress>) {
 }
 
 /// When something that failed is tried again.
-struct Again {
+pub(super) struct Again {
     backoff: Backoff,
     failures: u32,
     not_before: Option<Instant>,
 }
 
 impl Again {
-    const fn new(backoff: Backoff) -> Self {
+    pub(super) const fn new(backoff: Backoff) -> Self {
         Self { backoff, failures: 0, not_before: None }
     }
 
-    fn is_time(&self) -> bool {
+    pub(super) fn is_time(&self) -> bool {
         self.not_before.is_none_or(|then| then <= Instant::now())
     }
 
     /// It failed once more: for how long it rests.
-    fn failed(&mut self) -> Duration {
+    pub(super) fn failed(&mut self) -> Duration {
         self.failures += 1;
         self.rest(self.backoff.wait(self.failures))
     }
@@ -155,7 +155,7 @@ impl Again {
         wait
     }
 
-    fn begin_anew(&mut self) {
+    pub(super) fn begin_anew(&mut self) {
         (self.failures, self.not_before) = (0, None);
     }
 }

@@ -3,6 +3,7 @@
 //! The only place that spawns long-lived tasks. The socket is served first, so that archive_command gets a reason while the repository
 //! or the server cannot be reached; the rest starts as soon as the repository was opened.
 
+mod artifacts;
 mod backups;
 mod handler;
 mod names;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
+use crate::artifact::maker::{Maker, OpenBucket};
 use crate::audit::Recorder;
 use crate::audit::recorder::{self, Deeds};
 use crate::config::{Acknowledge, Config};
@@ -64,6 +66,7 @@ pub async fn run(
     socket: &Path,
     params: ConnectionParams,
     open: OpenRepository,
+    open_bucket: OpenBucket,
     stop: CancellationToken,
 ) -> Result<()> {
     let metrics = Arc::new(Metrics::new()?);
@@ -109,7 +112,7 @@ pub async fn run(
     let (crashed_too, refused_too, leave_too) = (crashed.clone(), refused.clone(), leave.clone());
     let parts =
         Parts { crashed: crashed_too, refused: refused_too, config, role, params, metrics, progress, leave: leave_too, recorder, deeds };
-    tasks.spawn(bring_up(parts, open, told, tasks.clone(), stop.clone()));
+    tasks.spawn(bring_up(parts, (open, open_bucket), told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
     tracing::info!("stopping: storing what was received");
@@ -150,7 +153,13 @@ fn is_refused(error: &anyhow::Error) -> bool {
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
-async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tasks: TaskTracker, stop: CancellationToken) {
+async fn bring_up(
+    parts: Parts,
+    (open, open_bucket): (OpenRepository, OpenBucket),
+    told: Sender<Opening>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
     let Parts { config, role, params, metrics, progress, leave, recorder, deeds, crashed, refused } = parts;
     let refuse = |error| {
         *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -268,6 +277,11 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             let taker = taker.recording(recorder.clone());
             if taker.has_reasons() {
                 tasks.spawn(supervise("backups", backups::run(taker, progress.clone()), crashed.clone(), stop.clone()));
+            }
+            let maker = Maker::new(repository.clone(), open_bucket);
+            let made = artifacts::Artifacts::new(config.cluster.clone(), &params, maker, metrics.clone(), recorder.clone(), stop.clone());
+            if !made.is_empty() {
+                tasks.spawn(supervise("artifacts", made.run(), crashed.clone(), stop.clone()));
             }
             if !config.cluster.stream {
                 progress.set_phase(Phase::Off);
