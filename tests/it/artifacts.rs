@@ -202,7 +202,7 @@ fn what_fails_stores_nothing() {
     configure(&mut story.walkeep, &command(&format!("command = {}", Value::from(script))));
     let mut killed = story.walkeep.command(&["artifact", "run", "it"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     wait_until("a piece is stored", PATIENCE, || {
-        flag.exists() && objects(&story.walkeep).iter().any(|path| path.ends_with("00000001.zst"))
+        flag.exists() && objects(&story.walkeep).iter().any(|path| path.ends_with(&story::object("/00000001")))
     });
     killed.kill().unwrap();
     killed.wait().unwrap();
@@ -214,7 +214,9 @@ fn what_fails_stores_nothing() {
     assert_eq!(listed(&story.walkeep).len(), 1);
 
     // Damage is damage.
-    let piece = objects(&story.walkeep).into_iter().filter(|path| path.ends_with("00000001.zst")).max().unwrap();
+    let id = listed(&story.walkeep)[0]["id"].as_str().unwrap().to_owned();
+    let is_piece = |path: &String| path.contains(&id) && path.ends_with(&story::object("/00000001"));
+    let piece = objects(&story.walkeep).into_iter().find(is_piece).unwrap();
     let path = story.walkeep.local_repository().join(piece);
     let mut bytes = std::fs::read(&path).unwrap();
     let last = bytes.len() - 6;
@@ -273,6 +275,11 @@ fn the_agent_makes_them_by_the_clock() {
     wait_until("it is in the trail", PATIENCE, || outcomes().iter().any(|record| is(record, "done", "bad")));
     assert!(
         outcomes().iter().any(|record| is(record, "failed", "bad")) && outcomes().iter().any(|record| is(record, "done", "dump.postgres"))
+    );
+    let shown = walkeep.ok(&["artifacts"]).stdout;
+    assert!(
+        shown.contains("good: * * * * * UTC, next ") && shown.contains("dump: * * * * * UTC, next ") && !shown.contains("OVERDUE"),
+        "{shown}"
     );
     let due: Vec<_> = listed(&walkeep).into_iter().filter(|record| record["name"] == "good").map(|record| record["due"].clone()).collect();
     assert!(due.iter().all(Value::is_string), "{due:?}");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde_json::Value;
+use walkeep_tests::walkeep::{binary, run};
 use walkeep_tests::{Fault, Repository, S3Server, Scratch, Walkeep, When, user, wait_until};
 
 use crate::story::{self, PATIENCE, Restored, Story, listing};
@@ -154,6 +155,27 @@ fn writers_at_once_lose_no_record() {
     }
     let trail = audit(&story.walkeep, &["--kind", "keep"]);
     assert_eq!((told(&trail).len(), &trail["total"]), (8, &Value::from(10)));
+    story.end(&[]);
+}
+
+/// What root records in a directory is the agent's to read: it adds behind it.
+#[test]
+fn a_record_of_root_is_open_to_the_agent() {
+    if !user::is_root() {
+        eprintln!("SKIPPED: not root");
+        return;
+    }
+    let story = Story::local(VERSION);
+    std::fs::remove_dir_all(records(&story.walkeep)[0].parent().unwrap()).unwrap();
+    let mut command = std::process::Command::new(binary("walkeep"));
+    let nowhere = story.walkeep.scratch().join("nowhere");
+    command.args(["restore", "--at", "2001-01-01 00:00:00Z", "--to"]).arg(nowhere).env("WALKEEP_CONFIG", story.walkeep.config_path());
+    let refused = run(&mut command).expect_code(3);
+    assert!(!refused.stderr.contains("audit trail"), "{}", refused.stderr);
+    story.backup();
+    let trail = audit(&story.walkeep, &[]);
+    assert_eq!(told(&trail), [("restore".to_owned(), "refused".to_owned()), ("backup".to_owned(), "done".to_owned())]);
+    assert_eq!((&trail["records"][0]["actor"]["uid"], &trail["records"][0]["actor"]["user"]), (&Value::from(0), &Value::from("root")));
     story.end(&[]);
 }
 

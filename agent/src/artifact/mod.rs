@@ -86,6 +86,10 @@ pub async fn make(
     repository.begin_artifact(&place, &writer::host()).await.context("say that it begins")?;
     match repository.sweep_artifacts(&job.name, GIVEN_UP).await {
         Ok(_) => {}
+        // Who keeps an archive may deny it on purpose.
+        Err(error) if error.is_denied() => {
+            tracing::debug!(artifact = %job.name, %error, "what is left of artifacts that were given up stays")
+        }
         Err(error) => tracing::warn!(artifact = %job.name, %error, "what is left of artifacts that were given up stays for now"),
     }
     let made = tokio::select! {

@@ -1,27 +1,25 @@
-//! `walkeep artifact run|get`, `walkeep artifacts` and `walkeep dump`: what is kept beside WAL and base backups.
+//! `walkeep artifact` and `walkeep dump`: what is kept beside WAL and base backups.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+mod get;
+mod list;
+
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::artifact::{ArtifactName, ArtifactRecord};
-use walkeep_core::target::parse_time;
+use walkeep_core::artifact::ArtifactName;
 
-use super::failure::{Exit, Failure};
+use super::failure::Failure;
 use super::trail::Told;
 use super::{Global, output, setup};
+use crate::artifact::Made;
 use crate::artifact::dump::Dumper;
-use crate::artifact::get::{self, Which};
 use crate::artifact::maker::Maker;
-use crate::artifact::{Made, retention};
-use crate::config::{ClusterConfig, Runs};
-use crate::durable::Filled;
-use crate::repository;
+use crate::config::{ClusterConfig, DumpConfig};
+use crate::repository::ClusterRepository;
+pub use get::{GetArgs, get};
+pub use list::{ListArgs, list};
 
 /// What to do with artifacts.
 #[derive(Debug, Subcommand)]
@@ -50,31 +48,6 @@ pub struct RunArgs {
     json: bool,
 }
 
-/// Arguments of `walkeep artifact get`.
-#[derive(Debug, Args)]
-pub struct GetArgs {
-    /// Its name, and which one [default: the newest]; `walkeep artifacts` lists them
-    #[arg(value_name = "NAME[@ID]")]
-    artifact: String,
-    /// The newest that had ended at this moment, with its zone
-    #[arg(long, value_name = "TIME")]
-    at: Option<String>,
-    /// The file to make, or - for standard output
-    #[arg(long, value_name = "PATH")]
-    to: PathBuf,
-}
-
-/// Arguments of `walkeep artifacts`.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  walkeep artifacts --json")]
-pub struct ListArgs {
-    /// Only those of this name
-    name: Option<ArtifactName>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Arguments of `walkeep dump`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -93,8 +66,7 @@ pub struct DumpArgs {
     json: bool,
 }
 
-/// What makes artifacts for a command or the agent.
-pub fn maker(repository: &Arc<crate::repository::ClusterRepository>) -> Maker {
+fn maker(repository: &Arc<ClusterRepository>) -> Maker {
     Maker::new(repository.clone(), setup::bucket_opener())
 }
 
@@ -144,8 +116,7 @@ pub async fn dump(global: &Global, args: DumpArgs, told: &Told<'_>) -> Result<()
     }
 }
 
-/// What dumps the databases of a cluster.
-pub fn dumper(cluster: &ClusterConfig, dump: crate::config::DumpConfig) -> Result<Dumper, Failure> {
+fn dumper(cluster: &ClusterConfig, dump: DumpConfig) -> Result<Dumper, Failure> {
     Ok(Dumper::new(dump, cluster.connection.clone(), setup::connection(cluster)?, cluster.data_directory.clone()))
 }
 
@@ -164,136 +135,4 @@ fn report(made: &[Made], json: bool) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Runs `walkeep artifact get`.
-pub async fn get(global: &Global, args: GetArgs, told: &Told<'_>) -> Result<(), Failure> {
-    let (name, which) = args.which()?;
-    told.of("artifact", &args.artifact);
-    told.of("to", args.to.display());
-    let config = setup::config(global)?;
-    let to_stdout = args.to == Path::new("-");
-    if !to_stdout && std::fs::symlink_metadata(&args.to).is_ok() {
-        return Err(Failure::refused(format!("{} exists: nothing is overwritten", args.to.display())));
-    }
-    let stop = setup::stop_on_signals()?;
-    let repository = setup::cluster_repository(&config.cluster, &stop).await?;
-    let found = get::find(&repository, &name, &which).await.map_err(failure)?;
-    let Some(record) = found else {
-        return Err(Failure::refused(format!("there is no artifact {}", args.artifact)).hint("`walkeep artifacts` lists them"));
-    };
-    told.of("id", &record.id);
-    if to_stdout {
-        // A reader that has gone took what it wanted, and says so itself.
-        get::write(&repository, &record, &mut std::io::stdout()).await.map_err(failure)?;
-        return Ok(());
-    }
-    let file = Filled::begin(&args.to)?;
-    let mut to = std::io::BufWriter::with_capacity(1 << 20, file.file());
-    get::write(&repository, &record, &mut to).await.map_err(failure)?;
-    to.flush().context("write it")?;
-    drop(to);
-    file.publish(false).with_context(|| format!("make {}", args.to.display()))?;
-    output::tell!("{}: {} in {}", record.place(), output::bytes(record.bytes), args.to.display());
-    Ok(())
-}
-
-/// What is not what was stored is damage.
-fn failure(error: anyhow::Error) -> Failure {
-    let damaged = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(repository::Error::Corrupt { .. })));
-    let failure = Failure::from(error);
-    if damaged { Failure { exit: Exit::Damaged, ..failure } } else { failure }
-}
-
-impl GetArgs {
-    fn which(&self) -> Result<(ArtifactName, Which), Failure> {
-        let usage = |error: anyhow::Error| Failure::usage(error);
-        let (name, id) = self.artifact.split_once('@').map_or((self.artifact.as_str(), None), |(name, id)| (name, Some(id)));
-        let name = name.parse().map_err(|error| usage(anyhow!("{error}")))?;
-        let which = match (id, &self.at) {
-            (Some(_), Some(_)) => return Err(usage(anyhow!("either an ID or --at"))),
-            (Some(id), None) => Which::Id(id.parse().map_err(|error| usage(anyhow!("{error}")))?),
-            (None, Some(time)) => {
-                let time = parse_time(time).map_err(|error| usage(anyhow!("{error}")))?;
-                Which::At(time.to_utc().context("--at is no moment").map_err(usage)?)
-            }
-            (None, None) => Which::Newest,
-        };
-        Ok((name, which))
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Listed<'a> {
-    artifacts: &'a [ArtifactRecord],
-    damaged: &'a [String],
-    schedules: Vec<Scheduled>,
-    expired: Vec<retention::Share>,
-}
-
-#[derive(Debug, Serialize)]
-struct Scheduled {
-    name: String,
-    schedule: Option<String>,
-    next: Option<DateTime<Utc>>,
-    last: Option<DateTime<Utc>>,
-}
-
-/// Runs `walkeep artifacts`.
-pub async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
-    let config = setup::config(global)?;
-    let stop = setup::stop_on_signals()?;
-    let repository = setup::cluster_repository(&config.cluster, &stop).await?;
-    let (records, damaged) = repository.artifacts(args.name.as_ref()).await?;
-    let now = Utc::now();
-    let schedules = schedules(&config.cluster, &records, now);
-    if args.json {
-        let expired = retention::look(&repository, &config.cluster, now).await?;
-        return Ok(output::json(&Listed { artifacts: &records, damaged: &damaged, schedules, expired })?);
-    }
-    let mut table = output::table(&["artifact", "made", "age", "bytes", "stored", "from", ""]);
-    for record in &records {
-        let from = record.database.as_ref().unwrap_or(&record.source);
-        let age = (now - record.ended_at).to_std().map_or_else(|_| "in the future".to_owned(), |age| output::duration(age.max(SECOND)));
-        let notes = if record.notes > 0 { output::count(record.notes, "note") } else { String::new() };
-        table.add_row([
-            record.place().to_string(),
-            output::time(record.ended_at),
-            age,
-            output::bytes(record.bytes),
-            output::bytes(record.bytes_stored),
-            walkeep_core::identifier::printable(from),
-            notes,
-        ]);
-    }
-    if records.is_empty() {
-        output::say!("no artifacts");
-    } else {
-        output::say!("{table}");
-    }
-    for key in &damaged {
-        output::tell!("warning: {key} cannot be believed and is left out");
-    }
-    for Scheduled { name, schedule, next, last } in &schedules {
-        let when = schedule.as_ref().map_or_else(|| "by hand".to_owned(), |schedule| schedule.clone());
-        let next = next.map_or_else(String::new, |next| format!(", next {}", output::time(next)));
-        let last = last.map_or_else(|| ", none made yet".to_owned(), |last| format!(", last {}", output::time(last)));
-        output::say!("{name}: {when}{next}{last}");
-    }
-    Ok(())
-}
-
-/// Shorter is not told.
-const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
-
-fn schedules(cluster: &ClusterConfig, records: &[ArtifactRecord], now: DateTime<Utc>) -> Vec<Scheduled> {
-    let of = |name: &str, runs: &Runs, is_of: &dyn Fn(&ArtifactRecord) -> bool| Scheduled {
-        name: name.to_owned(),
-        schedule: runs.schedule.as_ref().map(|schedule| format!("{} {}", schedule.cron, schedule.zone)),
-        next: runs.schedule.as_ref().and_then(|schedule| schedule.next(now)).map(|fire| fire.at),
-        last: records.iter().filter(|record| is_of(record)).map(|record| record.ended_at).max(),
-    };
-    let artifacts =
-        cluster.artifacts.iter().map(|artifact| of(artifact.name.as_str(), &artifact.runs, &|record| record.name == artifact.name));
-    artifacts.chain(cluster.dump.iter().map(|dump| of("dump", &dump.runs, &|record| record.name.is_dump()))).collect()
 }

@@ -14,15 +14,14 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, Window};
 use walkeep_core::expiry::Expiry;
 use walkeep_core::retention::{Reason, RetentionPlan};
-use walkeep_store::ErrorKind;
 
 use super::failure::Failure;
-use super::trail::Told;
+use super::trail::{Told, is_denied};
 use super::{Global, ask, output, progress, setup};
 use crate::artifact::retention::{self, Share};
 use crate::config::Retention;
 use crate::expire::{self, CarriedOut, Look};
-use crate::repository::{self, ClusterRepository};
+use crate::repository::ClusterRepository;
 
 /// Said where the store did not let something go.
 const DENIED: &str = "this role needs s3:DeleteObject (packaging/iam/s3-policy-expire.json); what is locked goes when its lock has run out. The next run goes on";
@@ -177,11 +176,6 @@ fn refused_or_failed(error: anyhow::Error) -> Failure {
         Some(refusal @ expire::Refusal::Changed { .. }) => Failure::refused(refusal.to_string()).hint("run it again"),
         None => Failure::from(error.context("look at what is stored")),
     }
-}
-
-fn is_denied(error: &anyhow::Error) -> bool {
-    let denied = |error: &repository::Error| matches!(error, repository::Error::Store(error) if error.kind() == ErrorKind::Denied);
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(denied)
 }
 
 /// Asks, and refuses what looks like a mistake.

@@ -12,7 +12,6 @@ use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::audit::{Kind, Outcome, recorded};
 use walkeep_core::layout::ObjectName;
-use walkeep_store::ErrorKind;
 
 use super::failure::{Exit, Failure};
 use super::{Global, output, setup};
@@ -111,7 +110,8 @@ impl Told<'_> {
         if self.state().denied {
             return None;
         }
-        match self.try_append(deed).await {
+        let appended = tokio::time::timeout(DEADLINE, self.try_append(deed)).await;
+        match appended.with_context(|| format!("no answer within {} s", DEADLINE.as_secs())).flatten() {
             Ok(number) => Some(number),
             Err(error) => {
                 let mut state = self.state();
@@ -127,8 +127,7 @@ impl Told<'_> {
     async fn try_append(&self, deed: &Deed) -> Result<u32> {
         let mut writing = self.writing.lock().await;
         if writing.is_none() {
-            let opened = tokio::time::timeout(DEADLINE, self.open()).await;
-            *writing = Some(opened.with_context(|| format!("no answer within {} s", DEADLINE.as_secs()))??);
+            *writing = Some(self.open().await?);
         }
         let Writing { config, repository, trail } = writing.as_mut().context("the repository is open")?;
         let head = trail.append(repository, deed).await?;
@@ -143,9 +142,8 @@ impl Told<'_> {
     }
 }
 
-fn is_denied(error: &anyhow::Error) -> bool {
-    let denied = |error: &repository::Error| matches!(error, repository::Error::Store(error) if error.kind() == ErrorKind::Denied);
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(denied)
+pub(super) fn is_denied(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(repository::Error::is_denied)
 }
 
 /// What root puts into a directory is closed to the agent, which has to read the last record before it adds one: it gets the directory's owner.

@@ -123,7 +123,10 @@ impl Artifacts {
             if !one.state().again.is_time() {
                 return Ok(());
             }
-            let done = self.done(one).await.context("look for what was made")?;
+            let done = self.done(one).await.context("look for what was made").inspect_err(|_| {
+                // As with a pg_dump that is older than the server: nothing will be made.
+                self.metrics.artifacts.ended(&one.schedule.label, false, 0.0, Utc::now());
+            })?;
             let mut state = one.state();
             (state.past.done, state.asked) = (done, true);
         }
@@ -139,26 +142,27 @@ impl Artifacts {
         Ok(())
     }
 
-    /// For which moments everything was made.
+    /// For which moments everything was made. Asked once, when nothing is known yet.
     async fn done(&self, one: &One) -> Result<BTreeSet<DateTime<Utc>>> {
-        match &one.what {
-            What::Artifact(config) => self.done_of(&config.name).await,
+        let names = match &one.what {
+            What::Artifact(config) => vec![config.name.clone()],
             What::Dump(dumper) => {
-                let mut all: Option<BTreeSet<DateTime<Utc>>> = None;
-                for database in dumper.look().await.context("look at the server")?.0 {
-                    let done = self.done_of(&ArtifactName::of_dump(&database)).await?;
-                    all = Some(all.map_or_else(|| done.clone(), |all| all.intersection(&done).copied().collect()));
-                }
-                Ok(all.unwrap_or_default())
+                let (databases, _) = dumper.look().await.context("look at the server")?;
+                databases.iter().map(|database| ArtifactName::of_dump(database)).collect()
             }
+        };
+        self.metrics.artifacts.begin(&one.schedule.label);
+        let mut all: Option<BTreeSet<DateTime<Utc>>> = None;
+        for name in &names {
+            self.metrics.artifacts.begin(name.as_str());
+            let done = self.done_of(name).await?;
+            all = Some(all.map_or_else(|| done.clone(), |all| all.intersection(&done).copied().collect()));
         }
+        Ok(all.unwrap_or_default())
     }
 
     async fn done_of(&self, name: &ArtifactName) -> Result<BTreeSet<DateTime<Utc>>> {
         let records = self.maker.repository().newest_artifacts(name, NEWEST).await?;
-        if records.is_empty() {
-            self.metrics.artifacts.begin(name.as_str());
-        }
         if let Some(newest) = records.iter().max_by_key(|record| record.ended_at) {
             self.metrics.artifacts.newest(name.as_str(), newest.ended_at, newest.bytes);
         }

@@ -113,6 +113,11 @@ impl Error {
         }
     }
 
+    /// Whether the store does not let these credentials do it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind() == ErrorKind::Denied)
+    }
+
     /// The object at `key` cannot be believed.
     pub fn corrupt(key: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Corrupt { key: key.into(), reason: reason.to_string() }

@@ -132,9 +132,18 @@ impl SlotGuard {
         Some(Self { cluster, limit: slot_limit.0, params, metrics, progress, recorder: Recorder::nobody() })
     }
 
-    /// The same, telling what it did.
+    /// The same, telling what it did. What an earlier agent gave up is told again: that one may have ended before it could tell.
     pub fn recording(self, recorder: Recorder) -> Self {
-        Self { recorder, ..self }
+        let guard = Self { recorder, ..self };
+        if let Some(given_up) = Note::load(&guard.cluster).and_then(|note| note.given_up) {
+            guard.tell(&given_up, "given up to protect the server, before this agent began");
+        }
+        guard
+    }
+
+    fn tell(&self, GivenUp { restart_lsn, server_at, at }: &GivenUp, what: &str) {
+        let deed = Deed::new("agent", Kind::SLOT, Outcome::Done).of("slot", &self.cluster.slot).of("held_back_from", restart_lsn);
+        self.recorder.done(Deed { time: *at, ..deed }.of("to", server_at).of("limit", self.limit).saying(what));
     }
 
     /// Looks until `stop`.
@@ -228,8 +237,7 @@ impl SlotGuard {
         match self.drop_slot(&note).await {
             Ok(()) => {
                 self.progress.set_slot(SlotHold::GivenUp);
-                let deed = Deed::new("agent", Kind::SLOT, Outcome::Done).of("slot", slot).of("held_back_from", restart_lsn);
-                self.recorder.done(deed.of("to", server_at).of("limit", self.limit).saying("given up to protect the server"));
+                self.tell(&GivenUp { restart_lsn, server_at, at: Utc::now() }, "given up to protect the server");
                 tracing::error!(
                     slot, ?reason, retained, limit = self.limit, from = %restart_lsn, to = %server_at,
                     "SLOT GIVEN UP to protect the server (protect = \"primary\"): it may remove WAL that is not stored. What the spool has is stored when the \

@@ -2,15 +2,14 @@
 
 use anyhow::Context;
 use chrono::Utc;
-use walkeep_store::ErrorKind;
 
 use super::ExpireArgs;
 use crate::artifact::retention::{self, Share};
 use crate::cli::failure::Failure;
-use crate::cli::trail::Told;
+use crate::cli::trail::{Told, is_denied};
 use crate::cli::{ask, output};
 use crate::config::ClusterConfig;
-use crate::repository::{self, ClusterRepository};
+use crate::repository::ClusterRepository;
 
 /// Lets go what the artifacts' own `keep` does not keep. Answers what that is.
 pub async fn let_go(
@@ -76,9 +75,4 @@ async fn agreed(shares: &[Share], args: &ExpireArgs) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(Failure::refused("not done: no artifact was removed")),
     }
-}
-
-fn is_denied(error: &anyhow::Error) -> bool {
-    let denied = |error: &repository::Error| matches!(error, repository::Error::Store(error) if error.kind() == ErrorKind::Denied);
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(denied)
 }
