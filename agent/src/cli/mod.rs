@@ -172,17 +172,17 @@ pub fn main() -> ExitCode {
             std::process::exit(Exit::NOT_FETCHED.into());
         }));
     }
-    match run(cli).and_then(|()| Ok(output::finish()?)) {
+    let ended = run(cli).and_then(|()| Ok(output::finish()?));
+    if let Err(failure) = &ended {
+        failure.print();
+    }
+    output::tell_rest();
+    match ended.map_err(|failure| failure.exit) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            failure.print();
-            match failure.exit {
-                Exit::Absent => Exit::Absent.into(),
-                // Whatever goes wrong, must not look like the end of the archive.
-                _ if fetching => Exit::NotFetched.into(),
-                exit => exit.into(),
-            }
-        }
+        Err(Exit::Absent) => Exit::Absent.into(),
+        // Whatever goes wrong, must not look like the end of the archive.
+        Err(_) if fetching => Exit::NotFetched.into(),
+        Err(exit) => exit.into(),
     }
 }
 

@@ -117,7 +117,12 @@ impl Told<'_> {
                 let mut state = self.state();
                 state.denied = is_denied(&error);
                 if !std::mem::replace(&mut state.complained, true) {
-                    output::tell!("warning: this is not in the audit trail: {error:#}");
+                    let warning = format!("warning: this is not in the audit trail: {error:#}");
+                    match deed.outcome {
+                        Outcome::Begun => output::tell!("{warning}"),
+                        // Whoever looks for why it failed finds that first.
+                        Outcome::Done | Outcome::Failed | Outcome::Refused => output::tell_later(warning),
+                    }
                 }
                 None
             }
