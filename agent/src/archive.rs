@@ -116,6 +116,16 @@ impl ArchiveError {
         }
     }
 
+    /// Why such a file is refused, in a word for all of its kind; `None` for what is no refusal but trouble.
+    pub fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Self::Path(error) if error.is_permanent() => Some("path"),
+            Self::NotWal { .. } | Self::Size { .. } | Self::History { .. } => Some("not WAL"),
+            Self::Repository(error) => error.refusal(),
+            Self::Path(_) | Self::Read { .. } | Self::Changed { .. } => None,
+        }
+    }
+
     /// Whether asking again may help without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Repository(error) if error.is_transient())

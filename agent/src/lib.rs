@@ -7,6 +7,8 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod archive;
+pub mod artifact;
+pub mod audit;
 pub mod backup;
 pub mod cli;
 pub mod codec;

@@ -3,12 +3,14 @@
 //! Gauges that follow the stream are set from [`Progress`] when a scrape comes; counters are counted where things happen. Names say their
 //! unit. Nothing here decides anything.
 
+mod artifacts;
 mod backups;
 
 use std::time::Duration;
 
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
+pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
 use walkeep_core::backup::BackupRecord;
 use walkeep_store::{ErrorKind, Observer, Operation};
@@ -104,6 +106,8 @@ pub struct Metrics {
     gaps: IntGauge,
     /// Of the backups that the agent takes.
     pub backups: BackupMetrics,
+    /// Of artifacts.
+    pub artifacts: ArtifactMetrics,
 }
 
 impl Metrics {
@@ -151,6 +155,7 @@ impl Metrics {
                 .int_gauge("walkeep_backup_due", "1 while the agent has yet to take a base backup behind a gap (protect = \"primary\").")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
             backups: BackupMetrics::new(&maker)?,
+            artifacts: ArtifactMetrics::new(&maker)?,
             registry: registry.clone(),
         };
         metrics.begin_at_zero();

@@ -33,6 +33,8 @@ pub trait Handler: Send + Sync + 'static {
     async fn archive(&self, path: PathBuf) -> Response;
     /// Puts the archived file `name` at `destination`.
     async fn fetch(&self, name: String, destination: PathBuf, standby: bool) -> Response;
+    /// A request was refused before it came here.
+    fn turned_away(&self, _reason: &'static str, _message: &str) {}
 }
 
 /// What the server allows.
@@ -121,7 +123,11 @@ async fn converse(mut stream: UnixStream, place: OwnedSemaphorePermit, shared: A
 async fn answer(stream: &mut UnixStream, shared: &Shared) -> Option<Response> {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == shared.user || peer.uid() == 0 => {}
-        Ok(peer) => return Some(refuse_user(peer.uid(), shared.user)),
+        Ok(peer) => {
+            let message = format!("the agent runs as user {} and serves nobody else; you are user {}", shared.user, peer.uid());
+            shared.handler.turned_away("user", &message);
+            return Some(refuse_user(peer.uid(), message));
+        }
         Err(error) => return Some(failed(format!("the agent cannot tell who asks: {error}"), None, false)),
     }
     let read = tokio::select! {
@@ -143,7 +149,9 @@ async fn answer(stream: &mut UnixStream, shared: &Shared) -> Option<Response> {
     };
     if let Some(other) = request.cluster.filter(|cluster| *cluster != shared.cluster) {
         let hint = "Check --cluster and --socket of the command, and the configuration's socket.";
-        return Some(failed(format!("this agent serves cluster {}, not {other}", shared.cluster), Some(hint), true));
+        let message = format!("this agent serves cluster {}, not {other}", shared.cluster);
+        shared.handler.turned_away("cluster", &message);
+        return Some(failed(message, Some(hint), true));
     }
     work(stream, shared, request.verb).await
 }
@@ -208,10 +216,10 @@ fn describe(verb: &Verb) -> String {
     }
 }
 
-fn refuse_user(peer: u32, user: u32) -> Response {
+fn refuse_user(peer: u32, message: String) -> Response {
     warn!(peer, "a connection of another user is refused");
     let hint = "Run the agent and PostgreSQL as the same user.";
-    failed(format!("the agent runs as user {user} and serves nobody else; you are user {peer}"), Some(hint), true)
+    failed(message, Some(hint), true)
 }
 
 fn stopping() -> Response {

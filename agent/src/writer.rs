@@ -64,12 +64,18 @@ fn identity(spool: &Path) -> Result<String> {
     Ok(identity.id)
 }
 
-fn random_id() -> Result<String> {
+/// Chance, as 32 digits.
+pub fn random_id() -> Result<String> {
     let mut bytes = [0; 16];
     let filled =
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).context("ask the kernel for random bytes")?;
     anyhow::ensure!(filled == bytes.len(), "the kernel gave {filled} random bytes");
     Ok(hex::encode(bytes))
+}
+
+/// Chance, as a number.
+pub fn random_number() -> Result<u32> {
+    u32::from_str_radix(random_id()?.get(..8).unwrap_or_default(), 16).context("understand chance")
 }
 
 #[cfg(test)]

@@ -94,10 +94,10 @@ fn picture(past: &Past, database: &str, table: &str) -> String {
 }
 
 /// The names of what is stored, but for what the live server's agent stores meanwhile: WAL of timeline 1 (a scratch server could only archive another), its lease,
-/// names of relations that are new, the index.
+/// names of relations that are new, the index, and the record of the extract in the audit trail.
 fn archived(walkeep: &Walkeep) -> Vec<String> {
     let names = listing(&walkeep.local_repository()).into_iter().filter_map(|line| line.split(' ').next().map(str::to_owned));
-    let own = ["/wal/00000001", "/leases", "/names", "/index", ".tmp~"];
+    let own = ["/wal/00000001", "/leases", "/names", "/index", "/audit", ".tmp~"];
     names.filter(|name| !own.iter().any(|own| name.contains(own))).collect()
 }
 

@@ -302,7 +302,7 @@ fn of_two_promotions_to_one_timeline_the_second_is_refused() {
     // What the first has to store meanwhile must not be taken for the second's.
     agent.signal("STOP");
     std::thread::sleep(Duration::from_millis(300));
-    let (switches, before) = ([last_switch(&first).0, last_switch(&second).0], story::listing(&walkeep.local_repository()));
+    let (switches, before) = ([last_switch(&first).0, last_switch(&second).0], story::archive(&walkeep));
     assert!(switches[0] < switches[1], "{switches:X?}");
     let other_agent = other.launch_agent().unwrap();
     wait_until("it is refused, and again", SOON, || other_agent.log().matches("00000002.history is already").count() >= 2);
@@ -312,7 +312,7 @@ fn of_two_promotions_to_one_timeline_the_second_is_refused() {
     }
     assert!(other_agent.metric("walkeep_conflicts_total").unwrap() >= 1.0);
     other_agent.stop();
-    assert_eq!(story::listing(&walkeep.local_repository()), before, "nothing of the second is stored");
+    assert_eq!(story::archive(&walkeep), before, "nothing of the second is stored");
     agent.signal("CONT");
     // archive_command is refused with the same words.
     let offered = Offered::of(&second);

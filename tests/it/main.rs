@@ -5,6 +5,8 @@
 
 mod access;
 mod alone;
+mod artifacts;
+mod audit;
 mod backups;
 mod backwards;
 mod by_hand;

@@ -121,6 +121,13 @@ fn given_up(acknowledge: &str) {
     assert!(lsn(newest["start_lsn"].as_str().unwrap()) >= to, "{newest}");
     walkeep.ok(&["plan"]);
     wait_until("it knows", SOON, || agent.metric("walkeep_backup_due") == Some(0.0));
+    // By whom: the agent that gave it up was killed before it could record anything.
+    let trail = walkeep.ok(&["audit", "--json"]).json();
+    let of_agent = |kind: &str| {
+        let records = trail["records"].as_array().unwrap().iter();
+        records.filter(|record| record["kind"] == kind && record["command"] == "agent" && record["outcome"] == "done").count()
+    };
+    assert_eq!(["slot", "gap", "backup"].map(of_agent), [1, 1, 1], "{trail:#}");
     assert_calm(&agent, &[&OUTAGE[..], &["GAP in the archive", "out of reach", "opening the repository"]].concat());
     agent.stop();
     // Once is enough.

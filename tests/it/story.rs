@@ -309,6 +309,12 @@ pub fn listing(folder: &Path) -> Vec<String> {
     lines
 }
 
+/// The same of a local repository, but for the audit trail, to which restores and refusals add.
+pub fn archive(walkeep: &Walkeep) -> Vec<String> {
+    // What is put goes through the folder of temporary files.
+    listing(&walkeep.local_repository()).into_iter().filter(|line| !line.contains("/audit") && !line.starts_with(".tmp~ d")).collect()
+}
+
 /// How the object of a file of the archive ends in this run.
 pub fn object(name: &str) -> String {
     format!("{name}{}", walkeep_tests::keys::suffix())

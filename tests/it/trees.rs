@@ -121,7 +121,7 @@ fn a_restored_server_leaves_the_archive_alone() {
     story.cluster.archive_pause();
     story.stop_agent(&[]);
 
-    let before = story::listing(&story.walkeep.local_repository());
+    let before = story::archive(&story.walkeep);
     let restored = story.restore(&["--latest"]);
     restored.start();
     assert_eq!(restored.cluster.sql("SHOW archive_mode"), "off");
@@ -135,12 +135,12 @@ fn a_restored_server_leaves_the_archive_alone() {
     assert_eq!(restored.cluster.sql("SELECT archived_count + failed_count FROM pg_stat_archiver"), "0");
     restored.cluster.restart();
     assert_eq!(restored.rows(), 30);
-    assert_eq!(story::listing(&story.walkeep.local_repository()), before);
+    assert_eq!(story::archive(&story.walkeep), before);
 
     // Who wants it gets it.
     let kept = story.restore(&["--immediate", "--keep-archiving", "--keep-synchronous-standbys", "--action", "pause"]);
     kept.launch();
     assert_eq!(kept.cluster.sql("SHOW archive_mode"), "on");
     assert_eq!(kept.cluster.sql("SHOW synchronous_standby_names"), "nobody");
-    assert_eq!(story::listing(&story.walkeep.local_repository()), before);
+    assert_eq!(story::archive(&story.walkeep), before);
 }

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::{ArtifactName, ArtifactPlace};
 use crate::identity::{SystemIdentifier, TimelineId, parse_hex8};
 use crate::index::{BlocksName, DigestName, Level};
 use crate::lease::LeaseName;
@@ -231,6 +232,16 @@ pub enum ObjectName {
     Expiry(u32),
     /// How that went on.
     ExpiryEnd(u32),
+    /// A record of the audit trail, counted from 1.
+    Audit(u32),
+    /// The note that an artifact has begun.
+    ArtifactBegun(ArtifactPlace),
+    /// A piece of its stream, counted from 1.
+    ArtifactPiece(ArtifactPlace, u32),
+    /// What proves the stream.
+    ArtifactSummary(ArtifactPlace),
+    /// Its record, written last: it is what makes the artifact exist.
+    ArtifactRecord(ArtifactPlace),
 }
 
 impl ObjectName {
@@ -241,9 +252,10 @@ impl ObjectName {
             // Which timelines there are, and where they part, the names of segments and gaps say as well; and without it nobody finds a way through them.
             Self::Wal(WalFileName::History(_)) => false,
             Self::Wal(_) | Self::OtherPartial { .. } | Self::Part(_) | Self::Pack(_) | Self::BackupManifest(..) => true,
-            Self::Digest(_) | Self::Blocks(_) | Self::Names(_) => true,
+            Self::Digest(_) | Self::Blocks(_) | Self::Names(_) | Self::ArtifactPiece(..) | Self::ArtifactSummary(_) => true,
             Self::BackupBegun(_) | Self::BackupRecord(_) | Self::Gap(_) | Self::Lease(_) | Self::GapClosing(_) => false,
-            Self::Hold(..) | Self::Expiry(_) | Self::ExpiryEnd(_) => false,
+            Self::Hold(..) | Self::Expiry(_) | Self::ExpiryEnd(_) | Self::Audit(_) => false,
+            Self::ArtifactBegun(_) | Self::ArtifactRecord(_) => false,
         }
     }
 }
@@ -331,6 +343,11 @@ impl ClusterLayout {
             ObjectName::Hold(id, number) => format!("{}hold.{number}.json", self.backup_prefix(id)),
             ObjectName::Expiry(number) => format!("{}{number:08X}.json", self.expired_prefix()),
             ObjectName::ExpiryEnd(number) => format!("{}{number:08X}.end.json", self.expired_prefix()),
+            ObjectName::ArtifactBegun(place) => format!("{}begun.json", self.artifact_prefix(place)),
+            ObjectName::ArtifactPiece(place, number) => format!("{}{number:08}.zst", self.artifact_prefix(place)),
+            ObjectName::ArtifactSummary(place) => format!("{}summary.zst", self.artifact_prefix(place)),
+            ObjectName::ArtifactRecord(place) => format!("{}artifact.json", self.artifact_prefix(place)),
+            ObjectName::Audit(number) => format!("{}{number:08}.json", self.audit_prefix()),
             ObjectName::Names(names) => format!("{}{}/{:016X}.zst", self.names_prefix(), names.timeline.hex(), names.lsn.get()),
         }
     }
@@ -410,6 +427,26 @@ impl ClusterLayout {
         format!("{}expired/", self.root)
     }
 
+    /// The artifacts.
+    pub fn artifacts_prefix(&self) -> String {
+        format!("{}artifacts/", self.root)
+    }
+
+    /// Those of one name.
+    pub fn artifacts_prefix_of(&self, name: &ArtifactName) -> String {
+        format!("{}{name}/", self.artifacts_prefix())
+    }
+
+    /// Everything of one artifact.
+    pub fn artifact_prefix(&self, place: &ArtifactPlace) -> String {
+        format!("{}{}/", self.artifacts_prefix_of(&place.name), place.id)
+    }
+
+    /// The audit trail.
+    pub fn audit_prefix(&self) -> String {
+        format!("{}audit/", self.root)
+    }
+
     /// The catalog snapshots.
     pub fn names_prefix(&self) -> String {
         format!("{}names/", self.root)
@@ -469,12 +506,32 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
                 None => ObjectName::Expiry(parse_hex8(name)?),
             })
         }
+        "artifacts" => parse_artifact(rest),
+        "audit" => {
+            let number = rest.strip_suffix(".json")?.parse().ok()?;
+            (number > 0).then_some(ObjectName::Audit(number))
+        }
         "names" => {
             let (timeline, lsn) = rest.strip_suffix(".zst")?.split_once('/')?;
             let lsn = u64::from_str_radix(lsn, 16).ok().map(Lsn::new)?;
             Some(ObjectName::Names(SnapshotName { timeline: TimelineId::parse_hex(timeline)?, lsn }))
         }
         _ => None,
+    }
+}
+
+fn parse_artifact(path: &str) -> Option<ObjectName> {
+    let (name, rest) = path.split_once('/')?;
+    let (id, object) = rest.split_once('/')?;
+    let place = ArtifactPlace { name: name.parse().ok()?, id: id.parse().ok()? };
+    match object {
+        "begun.json" => Some(ObjectName::ArtifactBegun(place)),
+        "artifact.json" => Some(ObjectName::ArtifactRecord(place)),
+        "summary.zst" => Some(ObjectName::ArtifactSummary(place)),
+        piece => {
+            let number = piece.strip_suffix(".zst")?.parse().ok()?;
+            (number > 0).then_some(ObjectName::ArtifactPiece(place, number))
+        }
     }
 }
 
@@ -530,6 +587,8 @@ mod tests {
     fn every_kind() -> Vec<(ObjectName, &'static str)> {
         let id = BackupId::new(chrono::DateTime::from_timestamp(1_795_232_832, 0).expect("a time"), Lsn::new(0x200_0028));
         let gap = GapName { timeline: TimelineId::FIRST, from: Lsn::new(0x300_0000), to: Lsn::new(0x1_0400_0000) };
+        let began = chrono::DateTime::from_timestamp(1_795_232_832, 0).expect("a time");
+        let place = ArtifactPlace { name: "etc".parse().expect("a name"), id: crate::artifact::ArtifactId::new(began, 0xab) };
         vec![
             (ObjectName::Wal(WalFileName::Segment(segment())), "wal/00000002/00000001/00000002000000010000000A.zst"),
             (ObjectName::Wal(WalFileName::Partial(segment())), "wal/00000002/00000001/00000002000000010000000A.partial.zst"),
@@ -553,6 +612,11 @@ mod tests {
             (ObjectName::Hold(id.clone(), 2), "backups/20261121T034712Z-0000000002000028/hold.2.json"),
             (ObjectName::Expiry(10), "expired/0000000A.json"),
             (ObjectName::ExpiryEnd(10), "expired/0000000A.end.json"),
+            (ObjectName::Audit(123), "audit/00000123.json"),
+            (ObjectName::ArtifactBegun(place.clone()), "artifacts/etc/20261121T034712Z-000000ab/begun.json"),
+            (ObjectName::ArtifactPiece(place.clone(), 12), "artifacts/etc/20261121T034712Z-000000ab/00000012.zst"),
+            (ObjectName::ArtifactSummary(place.clone()), "artifacts/etc/20261121T034712Z-000000ab/summary.zst"),
+            (ObjectName::ArtifactRecord(place), "artifacts/etc/20261121T034712Z-000000ab/artifact.json"),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),
@@ -615,6 +679,12 @@ mod tests {
             &format!("{root}packs/aa/abababababababababababababababababababababababababababababababab"),
             &format!("{root}backups/../backup.json"),
             &format!("{root}gaps/00000001-0-1.json"),
+            &format!("{root}audit/00000000.json"),
+            &format!("{root}audit/123.json"),
+            &format!("{root}artifacts/etc/20261121T034712Z-000000ab/00000000.zst"),
+            &format!("{root}artifacts/etc/20261121T034712Z-000000ab/1.zst"),
+            &format!("{root}artifacts/Etc/20261121T034712Z-000000ab/00000001.zst"),
+            &format!("{root}artifacts/etc/x/artifact.json"),
             &format!("{root}wal/00000001.history.zst\n"),
         ] {
             assert_eq!(layout().parse(key), None, "{key}");

@@ -5,6 +5,8 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
+pub mod artifact;
+pub mod audit;
 pub mod backup;
 pub mod blake3;
 pub mod catalog;
@@ -46,6 +48,7 @@ pub mod sha256;
 pub mod slot;
 mod sum;
 pub mod tablespace_map;
+pub mod tar_header;
 pub mod target;
 pub mod time;
 pub mod wal_file;

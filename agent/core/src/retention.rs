@@ -28,7 +28,8 @@ use crate::layout::BackupId;
 use crate::lsn::Lsn;
 use crate::segment::SegmentSize;
 
-use periods::{Period, last_of_each};
+use periods::last_of_each;
+pub(crate) use periods::{Period, last_of_periods};
 
 /// What is to be kept.
 #[derive(Clone, PartialEq, Eq, Debug)]

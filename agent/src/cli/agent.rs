@@ -67,5 +67,5 @@ async fn serve(config: Config, role: Role, socket: PathBuf) -> Result<(), Failur
         let (cluster, cut) = (cluster.clone(), cut.clone());
         async move { Ok(setup::agent_repository(&cluster, &cut).await?) }.boxed()
     });
-    Ok(daemon::run(config, role, &socket, params, open, stop).await?)
+    Ok(daemon::run(config, role, &socket, params, open, setup::bucket_opener(), stop).await?)
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::{BackupRecord, DamageReport, Keep, check_label};
 
 use super::failure::{Exit, Failure};
+use super::trail::Told;
 use super::{Global, output, progress, setup};
 use crate::backup::lock::{BackupLock, LockError};
 use crate::backup::{self, Method, Options, waiting};
@@ -89,9 +90,10 @@ impl From<MethodArg> for Method {
 }
 
 /// Runs the command.
-pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: BackupArgs, told: &Told<'_>) -> Result<(), Failure> {
     let keep = args.keep.as_deref().map(|text| parse_keep(text, Utc::now())).transpose().map_err(Failure::usage)?;
     check_label(&args.label).map_err(|error| Failure::usage(anyhow!(error).context("--label")))?;
+    told.of("label", &args.label);
     let config = setup::config(global)?;
     setup::refuse_past(&config.cluster)?;
     crate::logging::start(&crate::config::LogConfig { level: quiet(&config.log.level), ..config.log.clone() })?;
@@ -114,6 +116,7 @@ pub async fn run(global: &Global, args: BackupArgs) -> Result<(), Failure> {
     bar.finish();
     own_stream.stop().await;
     let record = taken.context("take the base backup")?;
+    told.of("backup", &record.id);
     if args.json {
         output::json(&record)?;
     } else {

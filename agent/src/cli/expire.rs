@@ -1,5 +1,7 @@
 //! `walkeep expire`: what the retention policy lets go, told and asked for before it goes.
 
+mod artifacts;
+
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -7,17 +9,19 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::TimelineId;
+use walkeep_core::audit::Kind;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, Window};
 use walkeep_core::expiry::Expiry;
 use walkeep_core::retention::{Reason, RetentionPlan};
-use walkeep_store::ErrorKind;
 
 use super::failure::Failure;
+use super::trail::{Told, is_denied};
 use super::{Global, ask, output, progress, setup};
+use crate::artifact::retention::{self, Share};
 use crate::config::Retention;
 use crate::expire::{self, CarriedOut, Look};
-use crate::repository::{self, ClusterRepository};
+use crate::repository::ClusterRepository;
 
 /// Said where the store did not let something go.
 const DENIED: &str = "this role needs s3:DeleteObject (packaging/iam/s3-policy-expire.json); what is locked goes when its lock has run out. The next run goes on";
@@ -51,6 +55,13 @@ pub struct ExpireArgs {
     json: bool,
 }
 
+impl ExpireArgs {
+    /// What it is to the audit trail.
+    pub fn kind(&self) -> Kind {
+        if self.undo.is_some() { Kind::UNDO } else { Kind::EXPIRE }
+    }
+}
+
 /// What `walkeep expire --json` prints.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
@@ -63,6 +74,8 @@ struct Report<'a> {
     /// What left it now.
     taken_out: Option<Expiry>,
     carried_out: Option<CarriedOut>,
+    /// What goes, or went, of artifacts.
+    artifacts: Vec<Share>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,14 +86,22 @@ struct Windows {
 }
 
 /// Runs the command.
-pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(), Failure> {
+    if args.dry_run {
+        told.nothing();
+    }
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
     if let Some(number) = args.undo {
+        told.of("number", number);
         return undo(&repository, number, args.json).await;
     }
     let Some(retention) = &config.cluster.retention else {
+        if retention::is_configured(&config.cluster) {
+            let artifacts = artifacts::let_go(&repository, &config.cluster, &args, told).await?;
+            return if args.json { Ok(output::json(&serde_json::json!({ "artifacts": artifacts }))?) } else { Ok(()) };
+        }
         let name = &config.cluster.name;
         return Err(Failure::usage(anyhow!("there is no [cluster.{name}.retention]: everything is kept"))
             .hint(format!("say what is to be kept, for example: [cluster.{name}.retention] window = \"14d\", weekly = 8, monthly = 12")));
@@ -95,7 +116,14 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
     let mut carried_out = None;
     if !args.dry_run {
         if !look.plan.is_empty() {
+            told.of("backups", look.plan.expired.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            told.of("segments", look.plan.segments);
             agreed(&look, &args).await?;
+        }
+        if !look.plan.is_empty() || !look.pending.is_empty() {
+            told.begins().await;
+        }
+        if !look.plan.is_empty() {
             taken_out = Some(expire::take_out(&repository, &look, now).await.map_err(refused_or_failed)?);
         }
         let bar = progress::Count::new("removing");
@@ -106,11 +134,14 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
             false => Failure::from(error),
         })?);
     }
+    if let Some(done) = &carried_out {
+        told.of("objects_removed", done.objects + done.packs);
+    }
+    if let Some(record) = &taken_out {
+        told.of("number", record.number);
+    }
     let refused = carried_out.as_ref().map_or(0, |done| done.refused);
-    if args.json {
-        let pending = look.pending.iter().map(|known| &known.record).collect();
-        output::json(&Report { now: look.now, plan: &look.plan, windows: windows(&look), pending, taken_out, carried_out })?;
-    } else {
+    if !args.json {
         if let Some(record) = &taken_out {
             let until = output::time(now + retention.grace);
             output::say!(
@@ -120,6 +151,11 @@ pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
             );
         }
         carried_out.iter().for_each(print_carried_out);
+    }
+    let artifacts = artifacts::let_go(&repository, &config.cluster, &args, told).await?;
+    if args.json {
+        let pending = look.pending.iter().map(|known| &known.record).collect();
+        output::json(&Report { now: look.now, plan: &look.plan, windows: windows(&look), pending, taken_out, carried_out, artifacts })?;
     }
     match refused {
         0 => Ok(()),
@@ -140,11 +176,6 @@ fn refused_or_failed(error: anyhow::Error) -> Failure {
         Some(refusal @ expire::Refusal::Changed { .. }) => Failure::refused(refusal.to_string()).hint("run it again"),
         None => Failure::from(error.context("look at what is stored")),
     }
-}
-
-fn is_denied(error: &anyhow::Error) -> bool {
-    let denied = |error: &repository::Error| matches!(error, repository::Error::Store(error) if error.kind() == ErrorKind::Denied);
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(denied)
 }
 
 /// Asks, and refuses what looks like a mistake.

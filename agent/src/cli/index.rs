@@ -8,6 +8,7 @@ use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::{SegmentNumber, TimelineId};
 
 use super::failure::Failure;
+use super::trail::Told as Deed;
 use super::{Global, output, plan, setup};
 use crate::index::reader::Index;
 use crate::index::rebuild;
@@ -48,7 +49,10 @@ struct Told {
 }
 
 /// Runs the command.
-pub async fn run(global: &Global, args: IndexArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: IndexArgs, deed: &Deed<'_>) -> Result<(), Failure> {
+    if !args.rebuild {
+        deed.nothing();
+    }
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
@@ -61,6 +65,7 @@ pub async fn run(global: &Global, args: IndexArgs) -> Result<(), Failure> {
         None => catalog.timelines(),
     };
     if args.rebuild {
+        deed.of("timelines", timelines.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
         let mut all = Vec::new();
         for timeline in timelines {
             let mut on_progress = plan::wal_progress("to make the index");

@@ -12,11 +12,17 @@ use walkeep_core::{MajorVersion, SystemIdentifier};
 
 use super::failure::Failure;
 use super::setup::{self, Missing};
+use super::trail::Told;
 use super::{Global, output};
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::postgres::ConnectionParams;
 use crate::postgres::replication::{Created, Options, ReplicationConnection};
 use crate::repository::{self, ClusterIdentity, ClusterRepository, Repository};
+
+/// Said of an identity.
+const KNOWN: &str = "known already";
+/// Said of a slot.
+const CREATED: &str = "created";
 
 /// Arguments of `walkeep init`.
 #[derive(Debug, Args)]
@@ -51,7 +57,7 @@ struct Report {
 }
 
 /// Runs the command. Doing it again changes nothing.
-pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: InitArgs, told: &Told<'_>) -> Result<(), Failure> {
     let config = setup::config(global)?;
     setup::refuse_past(&config.cluster)?;
     let cluster = &config.cluster;
@@ -84,6 +90,11 @@ pub async fn run(global: &Global, args: InitArgs) -> Result<(), Failure> {
         Some(mut connection) if cluster.stream => Some(create_slot(&mut connection, cluster).await?),
         _ => None,
     };
+    told.of("system_identifier", identity.system_identifier);
+    told.of("repository", repository.url());
+    if known == KNOWN && slot != Some(CREATED) {
+        told.nothing();
+    }
     let report = Report {
         cluster: cluster.name.to_string(),
         repository: repository.url(),
@@ -196,7 +207,7 @@ async fn make_known(
         Some(present) if present.same_cluster(identity) => {
             let present = ClusterRepository::new(repository.clone(), cluster.name.clone(), present.clone(), cluster.compression_level);
             present.with_encryption(setup::keys(cluster)?).check_form()?;
-            return Ok("known already");
+            return Ok(KNOWN);
         }
         Some(present) if !new_identity => {
             let reason = format!(
@@ -216,7 +227,7 @@ async fn make_known(
 async fn create_slot(connection: &mut ReplicationConnection, cluster: &ClusterConfig) -> Result<&'static str> {
     let created = connection.create_physical_slot(&cluster.slot).await;
     Ok(match created.with_context(|| format!("create the replication slot {}", cluster.slot))? {
-        Created::New => "created",
+        Created::New => CREATED,
         Created::Existed => "exists already",
     })
 }

@@ -8,6 +8,7 @@ use walkeep_core::backup::{Keep, KeepFor};
 use walkeep_core::layout::BackupId;
 
 use super::failure::Failure;
+use super::trail::Told;
 use super::{Global, output, setup};
 use crate::repository::holds::Hold;
 
@@ -46,18 +47,20 @@ pub struct ReleaseArgs {
 }
 
 /// Runs `walkeep keep`.
-pub async fn keep(global: &Global, args: KeepArgs) -> Result<(), Failure> {
+pub async fn keep(global: &Global, args: KeepArgs, told: &Told<'_>) -> Result<(), Failure> {
     let time: KeepFor = crate::config::keep_for(&args.time).context("--for").map_err(Failure::usage)?;
     let keep = time.from(Utc::now()).with_context(|| format!("--for {} is too long", args.time)).map_err(Failure::usage)?;
-    say(global, args.backup, Some(keep), args.json).await
+    told.of("kept", output::kept(&keep));
+    say(global, args.backup, Some(keep), args.json, told).await
 }
 
 /// Runs `walkeep release`.
-pub async fn release(global: &Global, args: ReleaseArgs) -> Result<(), Failure> {
-    say(global, args.backup, None, args.json).await
+pub async fn release(global: &Global, args: ReleaseArgs, told: &Told<'_>) -> Result<(), Failure> {
+    say(global, args.backup, None, args.json, told).await
 }
 
-async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool) -> Result<(), Failure> {
+async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool, told: &Told<'_>) -> Result<(), Failure> {
+    told.of("backup", &backup);
     let config = setup::config(global)?;
     let repository = setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?;
     let known = repository.backups().await.context("read the backups")?;

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::trail::Told;
 use super::{Global, output, setup};
 use crate::config::ClusterConfig;
 use crate::durable;
@@ -75,7 +76,12 @@ pub struct ChangeArgs {
 }
 
 /// Runs `walkeep key`.
-pub fn run(global: &Global, command: &KeyCommand) -> Result<(), Failure> {
+pub fn run(global: &Global, command: &KeyCommand, told: &Told<'_>) -> Result<(), Failure> {
+    match command {
+        KeyCommand::Generate(_) | KeyCommand::List(_) => told.nothing(),
+        KeyCommand::Add(args) => told.of("add", &args.recipient),
+        KeyCommand::Remove(args) => told.of("remove", &args.recipient),
+    }
     match command {
         KeyCommand::Generate(args) => generate(args),
         KeyCommand::List(args) => list(&setup::config(global)?.cluster, args.json),

@@ -5,6 +5,7 @@ use walkeep_core::TimelineId;
 use walkeep_core::lease::{LeaseName, LeaseRecord};
 
 use super::failure::Failure;
+use super::trail::Told;
 use super::{Global, output, setup};
 use crate::writer;
 
@@ -37,7 +38,10 @@ enum LeaseCommand {
 }
 
 /// Runs `walkeep lease`.
-pub async fn run(global: &Global, args: LeaseArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: LeaseArgs, told: &Told<'_>) -> Result<(), Failure> {
+    if args.command.is_none() {
+        told.nothing();
+    }
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = setup::cluster_repository(&config.cluster, &stop).await?;
@@ -54,15 +58,18 @@ pub async fn run(global: &Global, args: LeaseArgs) -> Result<(), Failure> {
             newest.ok_or_else(|| Failure::refused("no lease was ever taken: the agent needs no word to begin"))?
         }
     };
+    told.of("timeline", timeline);
     let before = leases.iter().find(|lease| lease.name.timeline == timeline);
     let params = setup::connection(&config.cluster)?;
     crate::spool::Spool::open(&config.cluster.spool, repository.identity().segment_size)?;
     let writer = writer::this_process(&config.cluster.spool, &params, &config.cluster.slot)?;
     if let Some(before) = before.filter(|before| before.writer.id == writer.id && before.by_operator) {
+        told.nothing();
         output::say!("timeline {timeline} is this agent's already, epoch {}", before.name.epoch);
         return Ok(());
     }
     let name = LeaseName { timeline, epoch: before.map_or(1, |before| before.name.epoch + 1) };
+    told.of("epoch", name.epoch);
     let lease = LeaseRecord { name, writer, taken_at: chrono::Utc::now(), by_operator: true };
     if !repository.put_lease(&lease).await? {
         return Err(Failure::refused(format!(

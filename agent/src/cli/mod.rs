@@ -3,7 +3,9 @@
 //! Commands print for people, or JSON with `--json`; they contain no logic of their own beyond that.
 
 mod agent;
+mod artifact;
 mod ask;
+mod audit;
 mod backup;
 mod before;
 mod catalog;
@@ -29,6 +31,7 @@ mod schedules;
 mod setup;
 mod slot;
 mod target;
+mod trail;
 mod waiting;
 mod wal;
 
@@ -36,9 +39,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use walkeep_core::audit::Kind;
 
 use crate::config::Selection;
 use failure::{Exit, Failure};
+use trail::recorded_as;
 
 /// WAL archiving and point-in-time recovery for PostgreSQL.
 #[derive(Debug, Parser)]
@@ -123,6 +128,15 @@ enum Command {
     Keep(keep::KeepArgs),
     /// Leave a backup to the retention policy again
     Release(keep::ReleaseArgs),
+    /// Dump databases, each an artifact
+    Dump(artifact::DumpArgs),
+    /// Make an artifact, or get one back
+    #[command(subcommand)]
+    Artifact(artifact::ArtifactCommand),
+    /// The artifacts: dumps, folders, what commands printed
+    Artifacts(artifact::ListArgs),
+    /// Who did what: backups, restores, expiries, keys, refused requests; and whether that record is whole
+    Audit(audit::AuditArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -161,17 +175,17 @@ pub fn main() -> ExitCode {
             std::process::exit(Exit::NOT_FETCHED.into());
         }));
     }
-    match run(cli).and_then(|()| Ok(output::finish()?)) {
+    let ended = run(cli).and_then(|()| Ok(output::finish()?));
+    if let Err(failure) = &ended {
+        failure.print();
+    }
+    output::tell_rest();
+    match ended.map_err(|failure| failure.exit) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            failure.print();
-            match failure.exit {
-                Exit::Absent => Exit::Absent.into(),
-                // Whatever goes wrong, must not look like the end of the archive.
-                _ if fetching => Exit::NotFetched.into(),
-                exit => exit.into(),
-            }
-        }
+        Err(Exit::Absent) => Exit::Absent.into(),
+        // Whatever goes wrong, must not look like the end of the archive.
+        Err(_) if fetching => Exit::NotFetched.into(),
+        Err(exit) => exit.into(),
     }
 }
 
@@ -180,24 +194,44 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     let result = runtime.block_on(async {
         match command {
-            Command::Init(args) => init::run(&global, args).await,
+            Command::Init(args) => recorded_as(&global, "init", Kind::INIT, async |told| init::run(&global, args, told).await).await,
             Command::Agent(args) => agent::run(&global, args).await,
             Command::Check(args) => check::run(&global, args).await,
-            Command::Backup(args) => backup::run(&global, args).await,
+            Command::Backup(args) => {
+                recorded_as(&global, "backup", Kind::BACKUP, async |told| backup::run(&global, args, told).await).await
+            }
             Command::Status(args) => catalog::status(&global, args).await,
             Command::Backups(args) => catalog::backups(&global, args).await,
             Command::Timelines(args) => catalog::timelines(&global, args).await,
-            Command::Lease(args) => lease::run(&global, args).await,
-            Command::Key(command) => key::run(&global, &command),
+            Command::Lease(args) => recorded_as(&global, "lease", Kind::LEASE, async |told| lease::run(&global, args, told).await).await,
+            Command::Key(command) => recorded_as(&global, "key", Kind::KEY, async |told| key::run(&global, &command, told)).await,
             Command::Log(args) => log::run(&global, args).await,
-            Command::Index(args) => index::run(&global, args).await,
+            Command::Index(args) => recorded_as(&global, "index", Kind::INDEX, async |told| index::run(&global, args, told).await).await,
             Command::Plan(args) => plan::run(&global, args).await,
-            Command::Restore(args) => restore::run(&global, args).await,
-            Command::Extract(args) => extract::run(&global, args).await,
+            Command::Restore(args) => {
+                recorded_as(&global, "restore", Kind::RESTORE, async |told| restore::run(&global, args, told).await).await
+            }
+            Command::Extract(args) => {
+                recorded_as(&global, "extract", Kind::EXTRACT, async |told| extract::run(&global, args, told).await).await
+            }
             Command::ScratchWatch(args) => extract::watch(&args),
-            Command::Expire(args) => expire::run(&global, args).await,
-            Command::Keep(args) => keep::keep(&global, args).await,
-            Command::Release(args) => keep::release(&global, args).await,
+            Command::Expire(args) => {
+                let kind = args.kind();
+                recorded_as(&global, "expire", kind, async |told| expire::run(&global, args, told).await).await
+            }
+            Command::Keep(args) => recorded_as(&global, "keep", Kind::KEEP, async |told| keep::keep(&global, args, told).await).await,
+            Command::Release(args) => {
+                recorded_as(&global, "release", Kind::RELEASE, async |told| keep::release(&global, args, told).await).await
+            }
+            Command::Dump(args) => recorded_as(&global, "dump", Kind::DUMP, async |told| artifact::dump(&global, args, told).await).await,
+            Command::Artifact(artifact::ArtifactCommand::Run(args)) => {
+                recorded_as(&global, "artifact run", Kind::ARTIFACT, async |told| artifact::run(&global, args, told).await).await
+            }
+            Command::Artifact(artifact::ArtifactCommand::Get(args)) => {
+                recorded_as(&global, "artifact get", Kind::ARTIFACT_GET, async |told| artifact::get(&global, args, told).await).await
+            }
+            Command::Artifacts(args) => artifact::list(&global, args).await,
+            Command::Audit(args) => audit::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

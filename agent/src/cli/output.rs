@@ -28,6 +28,20 @@ pub(crate) use {say, tell};
 /// What went wrong first with standard output, other than that its reader has gone: a full disk behind a redirection.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
 
+/// What comes behind all else that is told.
+static LATER: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Tells it on standard error, behind how the command ended.
+pub fn tell_later(text: String) {
+    LATER.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+}
+
+/// Tells what was to be told last.
+pub fn tell_rest() {
+    let rest = std::mem::take(&mut *LATER.lock().unwrap_or_else(PoisonError::into_inner));
+    rest.iter().for_each(|text| tell!("{text}"));
+}
+
 /// Writes the line; see [`say`].
 pub fn line(text: Arguments<'_>) {
     note(writeln!(io::stdout().lock(), "{text}"));

@@ -9,6 +9,7 @@ use walkeep_core::target::TargetAction;
 
 use super::failure::Failure;
 use super::target::TargetArgs;
+use super::trail::Told;
 use super::{Global, ask, only_database, output, plan, progress, setup};
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::planning::Share;
@@ -75,8 +76,10 @@ enum Action {
 }
 
 /// Runs the command.
-pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<(), Failure> {
     args.target.check().map_err(Failure::usage)?;
+    told.of("target", args.target.words());
+    told.of("to", args.to.display());
     if args.target.is_latest() && !matches!(args.action, Action::Promote) {
         let reason = anyhow!("--action pause and shutdown go with a target: at the end of the WAL PostgreSQL always opens for writes");
         return Err(Failure::usage(reason));
@@ -109,6 +112,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
         planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;
     }
     let plan = planned?;
+    told.of("backup", &plan.backup.id);
     if !args.json {
         plan::print(&plan);
     }
@@ -125,12 +129,14 @@ pub async fn run(global: &Global, args: RestoreArgs) -> Result<(), Failure> {
     options.parallelism = args.parallel.clamp(1, 64);
     options.delta = args.delta;
     if !args.only_database.is_empty() {
+        told.of("databases", args.only_database.join(", "));
         options.needed = only_database::needed(&repository, &plan, &args.only_database, &stop).await?;
     }
     if args.delta {
         let survey = restore::look_over(&repository, &plan, &options, &stop).await.map_err(refusal_or_failure)?;
         agree(&survey, &args, &options.to).await?;
     }
+    told.begins().await;
     let bar = progress::Bar::new("restoring");
     let restored = restore::restore(repository, &plan, options, &|state| bar.show(state), &stop).await;
     bar.finish();

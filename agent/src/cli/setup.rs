@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_core::kind::ObjectKind;
@@ -17,6 +18,7 @@ use walkeep_store::{Error, ErrorKind, Key, Probed, SharedStore, guarded::Guarded
 use super::failure::Failure;
 use super::waiting::WaitedFor;
 use super::{Global, output};
+use crate::artifact::maker::OpenBucket;
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
 use crate::encryption::Encryption;
 use crate::index::reader::Index;
@@ -99,6 +101,18 @@ pub fn check_repository(cluster: &ClusterConfig) -> Result<(), Failure> {
         RepositoryConfig::Local { .. } => Ok(()),
         RepositoryConfig::S3(config) => Ok(s3_options(config).map(drop)?),
     }
+}
+
+/// How an artifact's bucket is opened.
+pub fn bucket_opener() -> OpenBucket {
+    Arc::new(|config, stop| {
+        async move {
+            let store: SharedStore = Arc::new(S3Store::open(s3_options(&config)?).await.map_err(repository::Error::from)?);
+            let store: SharedStore = Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop));
+            Ok(store)
+        }
+        .boxed()
+    })
 }
 
 fn s3_options(config: &S3Config) -> repository::Result<S3Options> {

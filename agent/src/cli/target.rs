@@ -71,6 +71,27 @@ impl TargetArgs {
         Ok(())
     }
 
+    /// What was asked for, as the audit trail has it.
+    pub fn words(&self) -> String {
+        let KindArgs { at, restore_point, before_drop, before_truncate, before_drop_database, lsn, xid, immediate, .. } = &self.kind;
+        let texts = [
+            ("at", at.clone()),
+            ("lsn", lsn.map(|lsn| lsn.to_string())),
+            ("xid", xid.map(|xid| xid.to_string())),
+            ("restore-point", restore_point.clone()),
+            ("before-drop", before_drop.clone()),
+            ("before-truncate", before_truncate.clone()),
+            ("before-drop-database", before_drop_database.clone()),
+            ("timeline", self.timeline.map(|timeline| timeline.to_string())),
+            ("backup", self.backup.clone()),
+        ];
+        let flags = [("immediate", *immediate), ("exclusive", self.exclusive)];
+        let texts = texts.into_iter().filter_map(|(name, value)| Some(format!("--{name} {}", value?)));
+        let flags = flags.into_iter().filter(|(_, given)| *given).map(|(name, _)| format!("--{name}"));
+        let words: Vec<String> = texts.chain(flags).collect();
+        if words.is_empty() { "--latest".to_owned() } else { words.join(" ") }
+    }
+
     /// Whether recovery runs to the end of what is stored.
     pub fn is_latest(&self) -> bool {
         matches!((self.sought(), self.kind()), (Ok(None), Ok(TargetKind::Latest)))

@@ -4,6 +4,7 @@
 //! filled in. Every key can be given by an environment variable too (see [`environment`]). Secrets come by file or environment only and
 //! never appear in `Debug`.
 
+mod artifacts;
 mod encryption;
 mod environment;
 mod raw;
@@ -20,6 +21,7 @@ use chrono::{DateTime, Utc};
 use walkeep_core::layout::ClusterName;
 use walkeep_store::s3::Lock;
 
+pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use encryption::EncryptionConfig;
 pub use retention::Retention;
 pub use schedules::{ScheduledBackup, keep_for};
@@ -86,6 +88,10 @@ pub struct ClusterConfig {
     pub backups: Vec<ScheduledBackup>,
     /// What is kept for how long; without it everything is.
     pub retention: Option<Retention>,
+    /// What is kept beside WAL and backups.
+    pub artifacts: Vec<ArtifactConfig>,
+    /// Dumps of databases.
+    pub dump: Option<DumpConfig>,
 }
 
 /// What a reported flush position promises.

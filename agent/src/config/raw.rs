@@ -1,8 +1,11 @@
 //! The configuration file as it is written: names and types of keys, nothing decided.
 
+pub mod artifacts;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
+use artifacts::{RawArtifact, RawDump};
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -42,6 +45,9 @@ pub struct RawCluster {
     #[serde(default)]
     pub backup: Vec<RawBackup>,
     pub retention: Option<RawRetention>,
+    #[serde(default)]
+    pub artifact: Vec<RawArtifact>,
+    pub dump: Option<RawDump>,
 }
 
 /// What is kept for how long.
@@ -71,7 +77,7 @@ pub struct RawEncryption {
 }
 
 /// Texts: what does not fit is not shown, as it may be a secret.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(untagged)]
 pub enum OneOrMore {
     One(String),
@@ -85,6 +91,12 @@ impl OneOrMore {
             Self::One(text) => text.split([',', ' ', '\n']).filter(|text| !text.is_empty()).collect(),
             Self::More(texts) => texts.iter().map(String::as_str).collect(),
         }
+    }
+}
+
+impl std::fmt::Debug for OneOrMore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OneOrMore (not shown)")
     }
 }
 

@@ -70,7 +70,7 @@ fn one(raw: &RawBackup, name: &ClusterName) -> Result<ScheduledBackup, Wrong> {
     })
 }
 
-fn cron(text: Option<&str>) -> Result<walkeep_core::schedule::Cron> {
+pub(super) fn cron(text: Option<&str>) -> Result<walkeep_core::schedule::Cron> {
     let text = text.context("is missing: write a cron expression, such as \"0 3 * * *\" for each night at three")?;
     text.parse().map_err(|error| anyhow!("{text:?}: {error}"))
 }
@@ -80,7 +80,7 @@ pub(super) fn zone(text: Option<&str>) -> Result<chrono_tz::Tz> {
     text.parse().ok().with_context(|| format!("{text:?} is no time zone of the IANA database: write Europe/Berlin or UTC"))
 }
 
-fn jitter(text: &str) -> Result<Duration> {
+pub(super) fn jitter(text: &str) -> Result<Duration> {
     let jitter = time(text)?;
     ensure!(jitter <= MOST_JITTER, "{text:?} is more than a day");
     Ok(jitter)

@@ -9,6 +9,7 @@ use walkeep_core::layout::ClusterName;
 use walkeep_core::target::parse_time;
 use walkeep_store::s3::{Lock, LockMode};
 
+use super::artifacts;
 use super::encryption;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::retention;
@@ -136,7 +137,10 @@ fn check_cluster(
     ensure!(spool_limit.0 >= 32 << 20, "spool_limit: must be at least 32MiB");
     let stream = raw.stream.unwrap_or(true);
     let protect = protect(raw.protect.as_deref(), raw.slot_limit.as_deref(), spool_limit, stream)?;
+    let (artifacts, dump) = artifacts::check(&raw.artifact, raw.dump.as_ref(), name)?;
     Ok(ClusterConfig {
+        artifacts,
+        dump,
         name: name.clone(),
         connection: raw.connection.unwrap_or_default().into(),
         data_directory: raw.data_directory.map(|path| absolute("data_directory", &path)).transpose()?,
@@ -178,7 +182,7 @@ fn protect(written: Option<&str>, slot_limit: Option<&str>, spool_limit: ByteSiz
     }
 }
 
-fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
+pub(super) fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> {
     let url = raw.url.as_deref().context("url is missing: write s3://bucket/prefix or file:///srv/walkeep")?;
     // Not shown, since what stands there may be a secret.
     ensure!(!url.contains('@'), "url: there is an @ in it; keys do not belong there, but into access_key_id and secret_access_key_file");

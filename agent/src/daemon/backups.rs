@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::audit::Kind;
 use walkeep_core::backup::BackupRecord;
 
+use crate::audit::{Deed, Recorder};
 use crate::backup::lock::{BackupLock, LockError};
 use crate::backup::{self, Options, waiting};
 use crate::config::{ClusterConfig, Protect};
@@ -34,6 +36,7 @@ pub struct Taker {
     params: ConnectionParams,
     repository: Arc<ClusterRepository>,
     metrics: Arc<Metrics>,
+    recorder: Recorder,
     stop: CancellationToken,
 }
 
@@ -46,7 +49,12 @@ impl Taker {
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
-        Self { cluster, params, repository, metrics, stop }
+        Self { cluster, params, repository, metrics, recorder: Recorder::nobody(), stop }
+    }
+
+    /// The same, telling what it did.
+    pub fn recording(self, recorder: Recorder) -> Self {
+        Self { recorder, ..self }
     }
 
     /// Whether the agent has reasons to take backups by itself.
@@ -85,6 +93,8 @@ impl Taker {
         // A stop is neither.
         if taken.is_ok() || !self.stop.is_cancelled() {
             self.metrics.backups.ended(&label, taken.is_ok(), began.elapsed().as_secs_f64(), Utc::now());
+            let deed = Deed::of_agent(Kind::BACKUP, &taken).of("label", &label);
+            self.recorder.done(taken.iter().fold(deed, |deed, record| deed.of("backup", &record.id)));
         }
         if taken.is_ok() {
             retention::let_go(self).await;
@@ -118,23 +128,23 @@ pub async fn run(taker: Taker, progress: Arc<Progress>) {
 }
 
 /// When something that failed is tried again.
-struct Again {
+pub(super) struct Again {
     backoff: Backoff,
     failures: u32,
     not_before: Option<Instant>,
 }
 
 impl Again {
-    const fn new(backoff: Backoff) -> Self {
+    pub(super) const fn new(backoff: Backoff) -> Self {
         Self { backoff, failures: 0, not_before: None }
     }
 
-    fn is_time(&self) -> bool {
+    pub(super) fn is_time(&self) -> bool {
         self.not_before.is_none_or(|then| then <= Instant::now())
     }
 
     /// It failed once more: for how long it rests.
-    fn failed(&mut self) -> Duration {
+    pub(super) fn failed(&mut self) -> Duration {
         self.failures += 1;
         self.rest(self.backoff.wait(self.failures))
     }
@@ -145,7 +155,7 @@ impl Again {
         wait
     }
 
-    fn begin_anew(&mut self) {
+    pub(super) fn begin_anew(&mut self) {
         (self.failures, self.not_before) = (0, None);
     }
 }

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch::Receiver;
+use walkeep_core::audit::Kind;
 use walkeep_core::{SystemIdentifier, WalFileName};
 use walkeep_protocol::Response;
 
 use super::Role;
 use crate::archive::{ArchiveError, Archiver};
+use crate::audit::{Deed, Recorder};
 use crate::fetch::{FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::server::Handler;
@@ -73,12 +75,13 @@ pub struct SocketHandler {
     opening: Receiver<Opening>,
     role: Role,
     metrics: Arc<Metrics>,
+    recorder: Recorder,
 }
 
 impl SocketHandler {
     /// Answers with what is open once it is.
-    pub fn new(opening: Receiver<Opening>, role: Role, metrics: Arc<Metrics>) -> Self {
-        Self { opening, role, metrics }
+    pub fn new(opening: Receiver<Opening>, role: Role, metrics: Arc<Metrics>, recorder: Recorder) -> Self {
+        Self { opening, role, metrics, recorder }
     }
 
     async fn services(&self) -> Result<Arc<Services>, Response> {
@@ -104,16 +107,26 @@ impl SocketHandler {
             Err(response) => return response,
         };
         let system = services.system;
+        let offered = path.display().to_string();
         let checked = tokio::task::spawn_blocking(move || wal_path::check_source(&path, system)).await;
         let source = match checked {
             Ok(Ok(source)) => source,
-            Ok(Err(error)) => return refused(&error.into()),
+            Ok(Err(error)) => return self.refused(&offered, &error.into()),
             Err(died) => return failed(died.to_string(), "See the agent's log.", false),
         };
         match services.archiver.archive(source).await {
             Ok(_) => Response::Done,
-            Err(error) => refused(&error),
+            Err(error) => self.refused(&offered, &error),
         }
+    }
+
+    /// Tells the shim, and the audit trail where it is a refusal and no trouble that passes.
+    fn refused(&self, path: &str, error: &ArchiveError) -> Response {
+        if let Some(reason) = error.refusal() {
+            let deed = Deed::refused(Kind::REQUEST).of("archive", path);
+            self.recorder.refused(reason, deed.saying(crate::chain(error)));
+        }
+        refused(error)
     }
 
     async fn fetch_file(&self, name: String, destination: PathBuf, standby: bool) -> Response {
@@ -129,6 +142,8 @@ impl SocketHandler {
         match tokio::task::spawn_blocking(move || wal_path::check_destination(&path, system)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
+                let deed = Deed::refused(Kind::REQUEST).of("fetch", name).of("to", destination.display());
+                self.recorder.refused("destination", deed.saying(error.to_string()));
                 let hint = "restore_command writes into the pg_wal of this cluster's data directories only.";
                 return failed(format!("{error}"), hint, error.is_permanent());
             }
@@ -151,6 +166,10 @@ impl Handler for SocketHandler {
         let response = self.archive_file(path).await;
         self.metrics.archive_answer(if response == Response::Done { "done" } else { "failed" });
         response
+    }
+
+    fn turned_away(&self, reason: &'static str, message: &str) {
+        self.recorder.refused(reason, Deed::refused(Kind::REQUEST).saying(message));
     }
 
     async fn fetch(&self, name: String, destination: PathBuf, standby: bool) -> Response {
@@ -188,7 +207,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_shim_is_told_why_the_repository_is_not_open() {
         let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
-        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()));
+        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()), Recorder::nobody());
         let fetch = || handler.fetch("00000002.history".into(), "/d/pg_wal/RECOVERYHISTORY".into(), false);
         assert!(matches!(fetch().await, Response::TryLater { .. }));
 
@@ -207,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_cannot_be_right_is_refused_for_good() {
         let (_told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
-        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()));
+        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()), Recorder::nobody());
         let answer = handler.fetch("nonsense".into(), "/d/pg_wal/RECOVERYXLOG".into(), false).await;
         assert!(matches!(answer, Response::Failed { permanent: true, .. }), "{answer:?}");
     }

@@ -3,6 +3,7 @@
 //! The only place that spawns long-lived tasks. The socket is served first, so that archive_command gets a reason while the repository
 //! or the server cannot be reached; the rest starts as soon as the repository was opened.
 
+mod artifacts;
 mod backups;
 mod handler;
 mod names;
@@ -20,6 +21,9 @@ use tokio_util::task::TaskTracker;
 use walkeep_core::layout::Form;
 
 use crate::archive::Archiver;
+use crate::artifact::maker::{Maker, OpenBucket};
+use crate::audit::Recorder;
+use crate::audit::recorder::{self, Deeds};
 use crate::config::{Acknowledge, Config};
 use crate::encryption::Encryption;
 use crate::fetch::{FetchConfig, Fetcher};
@@ -63,6 +67,7 @@ pub async fn run(
     socket: &Path,
     params: ConnectionParams,
     open: OpenRepository,
+    open_bucket: OpenBucket,
     stop: CancellationToken,
 ) -> Result<()> {
     let metrics = Arc::new(Metrics::new()?);
@@ -78,7 +83,12 @@ pub async fn run(
     // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
     let leave = CancellationToken::new();
     let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
-    let handler = Arc::new(SocketHandler::new(opening, role, metrics.clone()));
+    let (recorder, deeds) = match role {
+        Role::Agent => Some(Recorder::new()).unzip(),
+        Role::FetchService { .. } => (None, None),
+    };
+    let recorder = recorder.unwrap_or_else(Recorder::nobody);
+    let handler = Arc::new(SocketHandler::new(opening, role, metrics.clone(), recorder.clone()));
     let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
     let cluster = config.cluster.name.to_string();
     let socket_stop = stop.clone();
@@ -96,12 +106,14 @@ pub async fn run(
     if role == Role::Agent
         && let Some(guard) = SlotGuard::new(&config.cluster, &params, &metrics, &progress)
     {
-        tasks.spawn(guard.run(stop.clone()));
+        tasks.spawn(guard.recording(recorder.clone()).run(stop.clone()));
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let refused = Arc::new(Mutex::new(None));
-    let parts = Parts { crashed: crashed.clone(), refused: refused.clone(), config, role, params, metrics, progress, leave: leave.clone() };
-    tasks.spawn(bring_up(parts, open, told, tasks.clone(), stop.clone()));
+    let (crashed_too, refused_too, leave_too) = (crashed.clone(), refused.clone(), leave.clone());
+    let parts =
+        Parts { crashed: crashed_too, refused: refused_too, config, role, params, metrics, progress, leave: leave_too, recorder, deeds };
+    tasks.spawn(bring_up(parts, (open, open_bucket), told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
     tracing::info!("stopping: storing what was received");
@@ -127,6 +139,9 @@ struct Parts {
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
     leave: CancellationToken,
+    /// Where jobs tell what they did, and where that is taken from.
+    recorder: Recorder,
+    deeds: Option<Deeds>,
     /// A task died.
     crashed: Arc<AtomicBool>,
     /// Why the agent must not run at all.
@@ -139,8 +154,14 @@ fn is_refused(error: &anyhow::Error) -> bool {
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
-async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tasks: TaskTracker, stop: CancellationToken) {
-    let Parts { config, role, params, metrics, progress, leave, crashed, refused } = parts;
+async fn bring_up(
+    parts: Parts,
+    (open, open_bucket): (OpenRepository, OpenBucket),
+    told: Sender<Opening>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    let Parts { config, role, params, metrics, progress, leave, recorder, deeds, crashed, refused } = parts;
     let refuse = |error| {
         *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         stop.cancel();
@@ -206,6 +227,9 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
     // Whoever makes a call to it: that it failed is counted. What fails while it is opened is `open`.
     let repository = Arc::new(repository.observed(metrics.clone()));
     let identity = repository.identity();
+    if let Some(deeds) = deeds {
+        tasks.spawn(recorder::run(repository.clone(), deeds, stop.clone()));
+    }
     let recent = Arc::new(Recent::default());
     let index = match role {
         Role::Agent => {
@@ -252,8 +276,14 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 stop.clone(),
             ));
             let taker = backups::Taker::new(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone());
+            let taker = taker.recording(recorder.clone());
             if taker.has_reasons() {
                 tasks.spawn(supervise("backups", backups::run(taker, progress.clone()), crashed.clone(), stop.clone()));
+            }
+            let maker = Maker::new(repository.clone(), open_bucket);
+            let made = artifacts::Artifacts::new(config.cluster.clone(), &params, maker, metrics.clone(), recorder.clone(), stop.clone());
+            if !made.is_empty() {
+                tasks.spawn(supervise("artifacts", made.run(), crashed.clone(), stop.clone()));
             }
             if !config.cluster.stream {
                 progress.set_phase(Phase::Off);
@@ -263,7 +293,8 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             let start = || {
                 let (cluster, params, repository, recent) = (config.cluster.clone(), params.clone(), repository.clone(), recent.clone());
                 let streamer = Streamer::new(cluster, params, repository, recent, metrics.clone(), progress.clone(), index.clone());
-                let started = streamer.inspect_err(|error| {
+                let started = streamer.map(|streamer| streamer.recording(recorder.clone()));
+                let started = started.inspect_err(|error| {
                     metrics.error("spool");
                     progress.set_problem(Some(format!("{error:#}")));
                 });

@@ -119,7 +119,7 @@ impl Store for Scripted {
             modified: std::time::UNIX_EPOCH,
         });
         let next = listed.as_ref().map(|listed| listed.key.to_string());
-        Ok(Page { objects: listed.into_iter().collect(), folders: Vec::new(), next })
+        Ok(Page { objects: listed.into_iter().collect(), folders: Vec::new(), next, foreign: 0 })
     }
 
     async fn delete(&self, key: &Key) -> walkeep_store::Result<()> {

@@ -110,6 +110,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Why nothing was stored, in a word, where that was refused for good reason; `None` for trouble.
+    pub fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Self::Conflict { .. } => Some("conflict"),
+            Self::Lease { .. } => Some("lease"),
+            _ => None,
+        }
+    }
+
+    /// Whether the store does not let these credentials do it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind() == ErrorKind::Denied)
+    }
+
     /// The object at `key` cannot be believed.
     pub fn corrupt(key: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Corrupt { key: key.into(), reason: reason.to_string() }

@@ -7,12 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use walkeep_core::audit::{Kind, Outcome};
 use walkeep_core::catalog::GapCause;
 use walkeep_core::layout::GapName;
 use walkeep_core::resume::{self, Bisection, Position};
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId};
 
 use super::Streamer;
+use crate::audit::Deed;
 use crate::postgres::replication::{Identity, ReplicationConnection, ReplicationError, Started};
 
 /// A server sends the first byte of WAL that it has, or says that it has not, within this time.
@@ -49,6 +51,7 @@ impl Streamer {
         for (timeline, from, to) in resume::unstored(history, begin.lsn, resumes, &stored) {
             let gap = GapName { timeline, from, to };
             self.repository.put_gap(gap, cause.clone()).await.with_context(|| format!("record the gap from {from} to {to}"))?;
+            self.tell_gap(gap, &cause);
             tracing::error!(
                 timeline = timeline.get(), %from, %to, cause = ?cause,
                 "GAP in the archive: nothing in it can be restored, and no backup from before it beyond it; take a new base backup"
@@ -56,6 +59,11 @@ impl Streamer {
         }
         self.count_gaps().await;
         Ok(())
+    }
+
+    pub(super) fn tell_gap(&self, gap: GapName, cause: &GapCause) {
+        let deed = Deed::new("agent", Kind::GAP, Outcome::Done).of("timeline", gap.timeline).of("from", gap.from).of("to", gap.to);
+        self.recorder.done(deed.of("cause", format!("{cause:?}")));
     }
 
     /// An alarm must not wait for the watcher's next look.

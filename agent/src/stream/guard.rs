@@ -15,9 +15,11 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::Lsn;
+use walkeep_core::audit::{Kind, Outcome};
 use walkeep_core::slot::{Guard, Look, Reason, Stream};
 
 use super::position::read_slot;
+use crate::audit::{Deed, Recorder};
 use crate::config::{ClusterConfig, Protect};
 use crate::durable;
 use crate::metrics::Metrics;
@@ -109,6 +111,7 @@ pub struct SlotGuard {
     params: ConnectionParams,
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
+    recorder: Recorder,
 }
 
 /// What one look found: the slot holds WAL back from here to there.
@@ -126,7 +129,21 @@ impl SlotGuard {
             progress.set_slot(SlotHold::GivenUp);
         }
         let (cluster, params, metrics, progress) = (cluster.clone(), params.clone(), metrics.clone(), progress.clone());
-        Some(Self { cluster, limit: slot_limit.0, params, metrics, progress })
+        Some(Self { cluster, limit: slot_limit.0, params, metrics, progress, recorder: Recorder::nobody() })
+    }
+
+    /// The same, telling what it did. What an earlier agent gave up is told again: that one may have ended before it could tell.
+    pub fn recording(self, recorder: Recorder) -> Self {
+        let guard = Self { recorder, ..self };
+        if let Some(given_up) = Note::load(&guard.cluster).and_then(|note| note.given_up) {
+            guard.tell(&given_up, "given up to protect the server, before this agent began");
+        }
+        guard
+    }
+
+    fn tell(&self, GivenUp { restart_lsn, server_at, at }: &GivenUp, what: &str) {
+        let deed = Deed::new("agent", Kind::SLOT, Outcome::Done).of("slot", &self.cluster.slot).of("held_back_from", restart_lsn);
+        self.recorder.done(Deed { time: *at, ..deed }.of("to", server_at).of("limit", self.limit).saying(what));
     }
 
     /// Looks until `stop`.
@@ -220,6 +237,7 @@ impl SlotGuard {
         match self.drop_slot(&note).await {
             Ok(()) => {
                 self.progress.set_slot(SlotHold::GivenUp);
+                self.tell(&GivenUp { restart_lsn, server_at, at: Utc::now() }, "given up to protect the server");
                 tracing::error!(
                     slot, ?reason, retained, limit = self.limit, from = %restart_lsn, to = %server_at,
                     "SLOT GIVEN UP to protect the server (protect = \"primary\"): it may remove WAL that is not stored. What the spool has is stored when the \

@@ -29,11 +29,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::audit::Kind;
 use walkeep_core::decoder::valid_end;
 use walkeep_core::lease::Writer;
 use walkeep_core::resume::Position;
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, page};
 
+use crate::audit::{Deed, Recorder};
 use crate::config::{ByteSize, ClusterConfig};
 use crate::index::Queue;
 use crate::metrics::Metrics;
@@ -86,6 +88,8 @@ pub struct Streamer {
     unused: Mutex<Option<Unused>>,
     /// Where stored segments go to be indexed.
     index: Queue,
+    /// Where is told what the audit trail is to have.
+    recorder: Recorder,
 }
 
 impl Streamer {
@@ -114,6 +118,7 @@ impl Streamer {
             notes,
             writer,
             index,
+            recorder: Recorder::nobody(),
             cluster,
             params,
             repository,
@@ -130,6 +135,11 @@ impl Streamer {
         })
     }
 
+    /// The same, telling what it did.
+    pub fn recording(self, recorder: Recorder) -> Self {
+        Self { recorder, ..self }
+    }
+
     /// Streams until `stop`. Every failure is told in the log and the progress note, and tried again.
     pub async fn run(self, stop: CancellationToken) {
         let reaper = Reaper::start(self.repository.clone(), stop.clone());
@@ -141,6 +151,9 @@ impl Streamer {
             let wait = RECONNECT.wait(failures);
             let text = format!("{error:#}");
             tracing::error!(error = text, wait_ms = wait.as_millis() as u64, hint = hint(&error), "the stream ended; beginning again");
+            if let Some(reason) = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>()?.refusal()) {
+                self.recorder.refused(reason, Deed::refused(Kind::STREAM).saying(&text));
+            }
             self.progress.set_phase(Phase::Connecting);
             self.progress.set_problem(Some(text));
             tokio::select! {

@@ -208,6 +208,8 @@ impl World {
 
     fn config(&self, life: &Life) -> ClusterConfig {
         ClusterConfig {
+            artifacts: Vec::new(),
+            dump: None,
             name: "main".parse().unwrap(),
             connection: "host=/nonexistent".to_owned().into(),
             data_directory: None,

@@ -262,6 +262,7 @@ impl Streamer {
             .put_gap(gap, GapCause::OtherHistory)
             .await
             .with_context(|| format!("record the gap from {} to {}", gap.from, gap.to))?;
+        self.tell_gap(gap, &GapCause::OtherHistory);
         tracing::error!(
             timeline = timeline.get(), from = %gap.from, to = %gap.to, cause = ?GapCause::OtherHistory, reason = %why,
             "GAP in the archive: the server was put back to an older state and wrote other WAL than what is stored, and has removed the WAL in which the \

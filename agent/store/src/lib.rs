@@ -82,6 +82,8 @@ pub struct Page {
     pub folders: Vec<String>,
     /// Continue with this as `start_after` (not a key: only the store can read it); `None` at the end.
     pub next: Option<String>,
+    /// Objects that are there and are not listed, as their names cannot be keys.
+    pub foreign: u64,
 }
 
 /// An object store.

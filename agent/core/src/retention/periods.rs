@@ -1,15 +1,16 @@
 //! The last backup of each day, week, month, year.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
-use chrono::Datelike;
+use chrono::{DateTime, Datelike, Utc};
 use chrono_tz::Tz;
 
 use crate::backup::BackupRecord;
 
 /// A stretch of the calendar.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Period {
+pub(crate) enum Period {
     Day,
     /// From Monday on (ISO 8601).
     Week,
@@ -18,9 +19,9 @@ pub(super) enum Period {
 }
 
 impl Period {
-    /// The period in which a backup ended, as a number that grows with time.
-    fn of(self, backup: &BackupRecord, zone: Tz) -> (i32, u32) {
-        let date = backup.ended_at.with_timezone(&zone).date_naive();
+    /// The period in which something ended, as a number that grows with time.
+    fn of(self, ended: DateTime<Utc>, zone: Tz) -> (i32, u32) {
+        let date = ended.with_timezone(&zone).date_naive();
         match self {
             Self::Day => (date.year(), date.ordinal()),
             Self::Week => (date.iso_week().year(), date.iso_week().week()),
@@ -42,10 +43,28 @@ pub(super) fn last_of_each<'a>(
     let rank = |backup: &BackupRecord| (preferred(backup), backup.ended_at, backup.stop_lsn);
     let mut last: BTreeMap<(i32, u32), &BackupRecord> = BTreeMap::new();
     for backup in backups {
-        let found = last.entry(period.of(backup, zone)).or_insert(backup);
+        let found = last.entry(period.of(backup.ended_at, zone)).or_insert(backup);
         if rank(backup) > rank(found) {
             *found = backup;
         }
     }
     last.into_values().rev().take(count as usize).collect()
+}
+
+/// The last of each of the newest `count` periods of whatever has a time.
+pub(crate) fn last_of_periods<T: Ord>(
+    period: Period,
+    zone: Tz,
+    count: u32,
+    all: impl IntoIterator<Item = (DateTime<Utc>, T)>,
+) -> impl Iterator<Item = T> {
+    let mut last: BTreeMap<(i32, u32), (DateTime<Utc>, T)> = BTreeMap::new();
+    for one in all {
+        match last.entry(period.of(one.0, zone)) {
+            Entry::Vacant(place) => drop(place.insert(one)),
+            Entry::Occupied(mut found) if one > *found.get() => drop(found.insert(one)),
+            Entry::Occupied(_) => {}
+        }
+    }
+    last.into_values().rev().take(count as usize).map(|(_, one)| one)
 }

@@ -16,11 +16,12 @@ use walkeep_core::plan::RestorePlan;
 use super::failure::Failure;
 use super::restore::{in_use, restore_command};
 use super::target::TargetArgs;
+use super::trail::Told;
 use super::{Global, ask, output, plan, setup};
 use crate::config::Config;
 use crate::extract::{self, Format, Options, Output, Refused, Report, TableName, Target, Wanted};
 use crate::planning::Share;
-use crate::postgres::without_password;
+use crate::postgres::{ConnectionParams, without_password};
 use crate::restore;
 use crate::scratch_server::{self, NotFound, Place, Programs};
 
@@ -113,8 +114,9 @@ pub fn watch(args: &WatchArgs) -> Result<(), Failure> {
 }
 
 /// Runs the command.
-pub async fn run(global: &Global, args: ExtractArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: ExtractArgs, told: &Told<'_>) -> Result<(), Failure> {
     args.target.check().map_err(Failure::usage)?;
+    args.tell(told);
     let began = Instant::now();
     let (wanted, output) = (args.wanted().map_err(Failure::usage)?, args.output().map_err(Failure::usage)?);
     if let Output::File { path, .. } = &output
@@ -189,6 +191,25 @@ fn finish(args: &ExtractArgs, shown: &show::Shown, plan: &RestorePlan, report: &
 }
 
 impl ExtractArgs {
+    /// A query may hold what nobody but its author is to see, and a connection string a password.
+    fn tell(&self, told: &Told<'_>) {
+        told.of("target", self.target.words());
+        match &self.query {
+            Some(_) => told.of("what", "the rows of a query"),
+            None => told.of("what", [self.table.as_slice(), &self.schema].concat().join(", ")),
+        }
+        match (&self.into, &self.out) {
+            (Some(text), _) => {
+                if let Ok(params) = ConnectionParams::parse(text, &|name| std::env::var(name).ok()) {
+                    let host = params.hosts().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    told.of("into", format!("{} at {host}", params.dbname()));
+                }
+            }
+            (None, Some(out)) => told.of("out", out.display()),
+            (None, None) => {}
+        }
+    }
+
     fn wanted(&self) -> Result<Wanted> {
         if let Some(query) = &self.query {
             return Ok(Wanted::Query(query.clone()));

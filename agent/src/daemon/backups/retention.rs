@@ -4,8 +4,10 @@
 
 use anyhow::Result;
 use chrono::Utc;
+use walkeep_core::audit::{Kind, Outcome};
 
 use super::Taker;
+use crate::audit::Deed;
 use crate::config::Retention;
 use crate::expire::{self, CarriedOut};
 
@@ -16,6 +18,7 @@ pub async fn let_go(taker: &Taker) {
         Ok(succeeded) => succeeded,
         Err(_) if taker.stop.is_cancelled() => return,
         Err(error) => {
+            taker.recorder.done(Deed::new("agent", Kind::EXPIRE, Outcome::Failed).saying(format!("{error:#}")));
             tracing::error!(
                 error = format!("{error:#}"),
                 "retention: nothing was let go, or not all of it; it is tried again behind the next backup"
@@ -36,6 +39,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
             kept = look.plan.kept.len(),
             "retention: more than half of all backups would go at once, so nothing does: look at `walkeep expire --dry-run`, and say --allow by hand"
         );
+        taker.recorder.done(not_done("more than half of all backups would go at once"));
         return Ok(false);
     }
     if let Some(before) = look.jumped.filter(|_| !look.plan.is_empty()) {
@@ -43,11 +47,14 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
             present = %look.now.to_rfc3339(), before = %before.to_rfc3339(),
             "retention: between the last two backups lies more than the whole window, as if a clock had jumped, so nothing goes: look at `walkeep expire`"
         );
+        taker.recorder.done(not_done("between the last two backups lies more than the whole window, as if a clock had jumped"));
         return Ok(false);
     }
     if !look.plan.is_empty() {
         let record = expire::take_out(&taker.repository, &look, now).await?;
         let backups = record.backups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let deed = Deed::new("agent", Kind::EXPIRE, Outcome::Done).of("number", record.number).of("backups", &backups);
+        taker.recorder.done(deed.of("segments", look.plan.segments).saying("left the catalog"));
         tracing::info!(
             number = record.number, backups, segments = look.plan.segments, window_from = %look.plan.window_from.to_rfc3339(),
             "retention: left the catalog; `walkeep expire --undo` with its number brings it back within the grace"
@@ -55,6 +62,11 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
     }
     let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } =
         expire::carry_out(&taker.repository, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+    if objects > 0 || packs > 0 || refused > 0 {
+        let outcome = if refused == 0 { Outcome::Done } else { Outcome::Failed };
+        let removed = Deed::new("agent", Kind::EXPIRE, outcome).of("objects_removed", objects + packs);
+        taker.recorder.done(if refused == 0 { removed } else { removed.saying(format!("{refused} objects could not be removed")) });
+    }
     if objects > 0 || packs > 0 {
         tracing::info!(backups = backups.len(), objects, packs, pack_bytes, "retention: removed");
     }
@@ -69,4 +81,8 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
         );
     }
     Ok(refused == 0 && packs_wait.is_none())
+}
+
+fn not_done(reason: &str) -> Deed {
+    Deed::refused(Kind::EXPIRE).saying(reason)
 }

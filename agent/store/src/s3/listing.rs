@@ -63,7 +63,12 @@ pub(super) fn translate(prefix: &str, floor: &str, output: &ListObjectsV2Output)
                 page.objects.push(Listed { key, size, modified });
             }
             Ok(_) => {}
-            Err(_) => warn_once(&name),
+            // What stands for a folder is no object to anybody.
+            Err(_) if name.ends_with('/') && object.size() == Some(0) => {}
+            Err(_) => {
+                page.foreign += 1;
+                warn_once(&name);
+            }
         }
     }
     for folder in output.common_prefixes() {

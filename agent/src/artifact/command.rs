@@ -1,0 +1,205 @@
+//! What a command prints. It has a clean environment, no input, a process group of its own that ends with it, and no say in what is recorded but the end of
+//! its standard error.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+use walkeep_core::identifier::printable;
+
+use super::flow::{Ended, Flow, Source};
+use crate::config::Secret;
+
+/// Bytes read at a time.
+const CHUNK: usize = 256 << 10;
+/// The end of standard error that is kept.
+const TAIL: usize = 4 << 10;
+/// What a command gets of the agent's environment, which has keys and passwords that are none of its business.
+const PASSED_ON: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL"];
+/// Shorter values may be parts of words.
+const SECRET: usize = 4;
+
+/// A command.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Variables beside those that every command gets. Their values are told to nobody.
+    pub environment: Vec<(String, Secret)>,
+    /// More of them that are no secrets.
+    pub open: Vec<(String, String)>,
+}
+
+impl Call {
+    /// Starts it; what it prints is the stream.
+    pub fn start(self) -> Result<Flow> {
+        let mut child = self.spawn(Stdio::piped())?;
+        let stdout = child.stdout.take().context("the command's output")?;
+        Ok(Flow::of(|source| async move {
+            let said = self.stderr(&mut child);
+            let mut group = Group::of(&child);
+            let copied = tokio::select! {
+                copied = copy(stdout, &source) => copied,
+                () = source.cancelled.cancelled() => bail!("cancelled"),
+            };
+            copied?;
+            let status = tokio::select! {
+                status = child.wait() => status.context("wait for the command")?,
+                () = source.cancelled.cancelled() => bail!("cancelled"),
+            };
+            group.ended();
+            let said = said.await.context("read what it says")?;
+            ended(status, &said)?;
+            Ok(Ended { stderr: Some(said).filter(|said| !said.is_empty()), ..Ended::default() })
+        }))
+    }
+
+    /// Runs it to its end; it prints nothing of interest. Dropped, it is ended.
+    pub async fn run(self) -> Result<Option<String>> {
+        let mut child = self.spawn(Stdio::null())?;
+        let said = self.stderr(&mut child);
+        let mut group = Group::of(&child);
+        let status = child.wait().await.context("wait for the command")?;
+        group.ended();
+        let said = said.await.context("read what it says")?;
+        ended(status, &said)?;
+        Ok(Some(said).filter(|said| !said.is_empty()))
+    }
+
+    fn spawn(&self, stdout: Stdio) -> Result<Child> {
+        let (program, args) = self.argv.split_first().context("the command has no program")?;
+        let mut command = Command::new(program);
+        command.args(args).env_clear();
+        command.envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.envs(self.open.iter().map(|(name, value)| (name, value)));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value.reveal())));
+        command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+        command.spawn().with_context(|| format!("start {}", printable(program)))
+    }
+
+    /// The end of what it says, without what must not be told.
+    fn stderr(&self, child: &mut Child) -> JoinHandle<String> {
+        let stderr = child.stderr.take();
+        let secrets: Vec<String> = self.environment.iter().map(|(_, value)| value.reveal().to_owned()).collect();
+        tokio::spawn(async move {
+            let Some(stderr) = stderr else { return String::new() };
+            let said = tail(stderr).await;
+            let mut text = String::from_utf8_lossy(&said).into_owned();
+            for secret in secrets.iter().filter(|secret| secret.len() >= SECRET) {
+                text = text.replace(secret.as_str(), "(not shown)");
+            }
+            text.lines().map(printable).collect::<Vec<_>>().join("\n").trim().to_owned()
+        })
+    }
+}
+
+fn ended(status: std::process::ExitStatus, said: &str) -> Result<()> {
+    match (status.success(), said.is_empty()) {
+        (true, _) => Ok(()),
+        (false, true) => bail!("the command ended with {status} and said nothing"),
+        (false, false) => bail!("the command ended with {status}: {said}"),
+    }
+}
+
+/// The processes of a command: all of them end when it is given up.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)))
+    }
+
+    /// Its number may be another's from now on.
+    fn ended(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Whoever of them has gone already needs no signal.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+async fn copy(mut stdout: impl AsyncRead + Unpin, source: &Source) -> Result<()> {
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        if (&mut stdout).take(CHUNK as u64).read_to_end(&mut chunk).await.context("read what the command prints")? == 0 {
+            return Ok(());
+        }
+        source.put(Bytes::from(chunk)).await?;
+    }
+}
+
+async fn tail(mut stderr: impl AsyncRead + Unpin) -> Vec<u8> {
+    let (mut said, mut chunk) = (Vec::new(), [0; 1024]);
+    // What cannot be read any more is not missed.
+    while let Ok(read @ 1..) = stderr.read(&mut chunk).await {
+        said.extend_from_slice(&chunk[..read]);
+        let more = said.len().saturating_sub(TAIL);
+        said.drain(..more);
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn sh(script: &str) -> Call {
+        let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        Call { argv, environment: vec![("TOKEN".into(), Secret::from("sentinel-1".to_owned()))], open: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn what_it_prints_is_the_stream_and_its_secret_is_not_told() {
+        let mut flow = sh("printf abc; echo \"using $TOKEN\" >&2; printf def").start().unwrap();
+        assert_eq!(&flow.piece().await.unwrap()[..], b"abcdef");
+        assert_eq!(flow.ended().await.unwrap().stderr.as_deref(), Some("using (not shown)"));
+        let mut flow = sh("env").start().unwrap();
+        let env = String::from_utf8(flow.piece().await.unwrap().to_vec()).unwrap();
+        assert!(env.contains("TOKEN=sentinel-1") && !env.contains("CARGO"), "{env}");
+        flow.ended().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_fails_says_why() {
+        let mut flow = sh("echo half; echo \"$TOKEN\" broke >&2; exit 3").start().unwrap();
+        assert_eq!(&flow.piece().await.unwrap()[..], b"half\n");
+        let error = flow.ended().await.unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("(not shown) broke"), "{error}");
+        assert!(sh("yes x | head -c 100000 >&2; exit 1").run().await.unwrap_err().to_string().len() < 2 * TAIL);
+        let missing = Call { argv: vec!["/nowhere/x".into()], environment: Vec::new(), open: Vec::new() };
+        assert!(missing.start().unwrap_err().to_string().contains("/nowhere/x"));
+    }
+
+    #[tokio::test]
+    async fn all_its_processes_end_when_it_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let flow = sh(&format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", file.display())).start().unwrap();
+        while !file.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let pid = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+        drop(flow);
+        let is_gone = || {
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            state.is_empty() || state.contains(") Z ")
+        };
+        let begun = std::time::Instant::now();
+        while !is_gone() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "process {pid} goes on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
