@@ -37,6 +37,7 @@ mod server_conf;
 pub mod spool;
 pub mod stream;
 pub mod transfer;
+pub mod verify;
 pub mod wal_path;
 pub mod wal_walk;
 pub mod writer;

@@ -47,6 +47,7 @@ mod sum;
 pub mod tablespace_map;
 pub mod target;
 pub mod time;
+pub mod verify;
 pub mod wal_file;
 
 pub use history::TimelineHistory;

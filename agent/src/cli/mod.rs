@@ -29,6 +29,7 @@ mod schedules;
 mod setup;
 mod slot;
 mod target;
+mod verify;
 mod waiting;
 mod wal;
 
@@ -120,6 +121,8 @@ enum Command {
     Keep(keep::KeepArgs),
     /// Leave a backup to the retention policy again
     Release(keep::ReleaseArgs),
+    /// Is everything there that restores need? Names what is damaged or missing, and what is lost with it
+    Verify(verify::VerifyArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -195,6 +198,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Expire(args) => expire::run(&global, args).await,
             Command::Keep(args) => keep::keep(&global, args).await,
             Command::Release(args) => keep::release(&global, args).await,
+            Command::Verify(args) => verify::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

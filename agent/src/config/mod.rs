@@ -10,6 +10,7 @@ mod raw;
 mod retention;
 mod schedules;
 mod values;
+mod verify;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub use encryption::EncryptionConfig;
 pub use retention::Retention;
 pub use schedules::{ScheduledBackup, keep_for};
 pub use values::{ByteSize, Secret};
+pub use verify::Verify;
 
 /// Where the configuration lies unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/walkeep/walkeep.toml";
@@ -84,6 +86,8 @@ pub struct ClusterConfig {
     pub backups: Vec<ScheduledBackup>,
     /// What is kept for how long; without it everything is.
     pub retention: Option<Retention>,
+    /// What the agent verifies by itself.
+    pub verify: Verify,
 }
 
 /// What a reported flush position promises.

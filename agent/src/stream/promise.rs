@@ -228,6 +228,7 @@ impl World {
             encryption: None,
             backups: Vec::new(),
             retention: None,
+            verify: crate::config::Verify { check: None, scrub: None, rate: 1 },
         }
     }
 
