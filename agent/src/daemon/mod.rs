@@ -6,6 +6,7 @@
 mod backups;
 mod handler;
 mod names;
+mod verify;
 mod watch;
 
 use std::path::Path;
@@ -239,6 +240,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                 progress.clone(),
                 stop.clone(),
             ));
+            tasks.spawn(verify::run(config.cluster.clone(), repository.clone(), metrics.clone(), progress.clone(), stop.clone()));
             // Whoever sees new relations may ask for a snapshot by a clone of this.
             let names_wanted = NamesWanted::default();
             tasks.spawn(names::run(
