@@ -39,6 +39,7 @@ mod server_conf;
 pub mod spool;
 pub mod stream;
 pub mod transfer;
+pub mod verify;
 pub mod wal_path;
 pub mod wal_walk;
 pub mod writer;

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod backups;
+mod verify;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVe
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
+pub use verify::VerifyMetrics;
 use walkeep_core::backup::BackupRecord;
 use walkeep_store::{ErrorKind, Observer, Operation};
 
@@ -108,6 +110,8 @@ pub struct Metrics {
     pub backups: BackupMetrics,
     /// Of artifacts.
     pub artifacts: ArtifactMetrics,
+    /// Of what the agent verifies.
+    pub verify: VerifyMetrics,
 }
 
 impl Metrics {
@@ -156,6 +160,7 @@ impl Metrics {
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
             backups: BackupMetrics::new(&maker)?,
             artifacts: ArtifactMetrics::new(&maker)?,
+            verify: VerifyMetrics::new(&maker)?,
             registry: registry.clone(),
         };
         metrics.begin_at_zero();

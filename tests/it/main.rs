@@ -54,4 +54,5 @@ mod tablespaces;
 mod targets;
 mod timelines;
 mod trees;
+mod verify;
 mod waiting_backups;

@@ -296,6 +296,11 @@ impl ClusterLayout {
         Self { form, ..self }
     }
 
+    /// What all keys begin with.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
     /// The key of an object.
     pub fn key(&self, name: &ObjectName) -> String {
         match (self.form, name) {

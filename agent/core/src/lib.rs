@@ -51,6 +51,7 @@ pub mod tablespace_map;
 pub mod tar_header;
 pub mod target;
 pub mod time;
+pub mod verify;
 pub mod wal_file;
 
 pub use history::TimelineHistory;

@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::picture::PictureArgs;
 use super::schedules::{self, ScheduleReport};
 use super::slot::{self, SlotReport};
+use super::verify::Verified;
 use super::{Global, output, setup};
 use crate::backup::lock::BackupLock;
 
@@ -63,6 +64,8 @@ struct Status {
     backup_running: Option<String>,
     agent: &'static str,
     slot: Option<SlotReport>,
+    /// What was verified from this host, and when.
+    verified: Option<Verified>,
     #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<Picture>,
 }
@@ -102,6 +105,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         backup_running,
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
+        verified: Verified::of(&config.cluster, &repository.repository().url()),
         picture: args.picture.for_json(&picture),
     };
     if args.json {
@@ -110,6 +114,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     }
     output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
     output::say!("repository  {}", status.repository);
+    if let Some(verified) = &status.verified {
+        verified.print();
+    }
     output::say!("agent       {} on {}", status.agent, config.cluster.socket.display());
     if let Some(slot) = &status.slot {
         output::say!("slot        {}", slot.text);

@@ -32,6 +32,7 @@ mod setup;
 mod slot;
 mod target;
 mod trail;
+mod verify;
 mod waiting;
 mod wal;
 
@@ -137,6 +138,8 @@ enum Command {
     Artifacts(artifact::ListArgs),
     /// Who did what: backups, restores, expiries, keys, refused requests; and whether that record is whole
     Audit(audit::AuditArgs),
+    /// Is everything there that restores need? Names what is damaged or missing, and what is lost with it
+    Verify(verify::VerifyArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -232,6 +235,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             }
             Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
+            Command::Verify(args) => verify::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

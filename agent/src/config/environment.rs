@@ -2,7 +2,7 @@
 //!
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
 //! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
-//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), the others `WALKEEP_LISTEN_HTTP`,
+//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), of what it verifies `WALKEEP_VERIFY_<KEY>`, the others `WALKEEP_LISTEN_HTTP`,
 //! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
 
 use anyhow::{Context, Result, bail};
@@ -86,6 +86,8 @@ const RETENTION: [(&str, Kind); 9] = [
     ("automatic", Boolean),
 ];
 
+const VERIFY: [(&str, Kind); 3] = [("check", Text), ("scrub", Text), ("rate", Text)];
+
 /// What else Walkeep's programs read.
 const OTHERS: [&str; 10] = [
     "WALKEEP_CONFIG",
@@ -122,6 +124,7 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
             || CLUSTER.iter().any(|(key, _)| name == format!("WALKEEP_{}", key.to_uppercase()))
             || REPOSITORY.iter().any(|(key, _)| name == variable_of_repository(key))
             || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
+            || VERIFY.iter().any(|(key, _)| name == format!("WALKEEP_VERIFY_{}", key.to_uppercase()))
             || RETENTION.iter().any(|(key, _)| name == variable_of_retention(key))
             || ENCRYPTION.iter().any(|(key, _)| name == format!("WALKEEP_ENCRYPTION_{}", key.to_uppercase()))
     };
@@ -159,6 +162,11 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
     for (key, kind) in BACKUP {
         if let Some(value) = given("BACKUP_", (key, kind))? {
             first_of(child(child(table, "cluster")?, cluster.as_str())?, "backup")?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in VERIFY {
+        if let Some(value) = given("VERIFY_", (key, kind))? {
+            child(child(child(table, "cluster")?, cluster.as_str())?, "verify")?.insert(key.into(), value);
         }
     }
     for (key, kind) in RETENTION {

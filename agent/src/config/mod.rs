@@ -11,6 +11,7 @@ mod raw;
 mod retention;
 mod schedules;
 mod values;
+mod verify;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub use encryption::EncryptionConfig;
 pub use retention::Retention;
 pub use schedules::{ScheduledBackup, keep_for};
 pub use values::{ByteSize, Secret};
+pub use verify::Verify;
 
 /// Where the configuration lies unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/walkeep/walkeep.toml";
@@ -92,6 +94,8 @@ pub struct ClusterConfig {
     pub artifacts: Vec<ArtifactConfig>,
     /// Dumps of databases.
     pub dump: Option<DumpConfig>,
+    /// What the agent verifies by itself.
+    pub verify: Verify,
 }
 
 /// What a reported flush position promises.

@@ -48,6 +48,17 @@ pub struct RawCluster {
     #[serde(default)]
     pub artifact: Vec<RawArtifact>,
     pub dump: Option<RawDump>,
+    #[serde(default)]
+    pub verify: RawVerify,
+}
+
+/// What the agent looks at by itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawVerify {
+    pub check: Option<String>,
+    pub scrub: Option<String>,
+    pub rate: Option<String>,
 }
 
 /// What is kept for how long.

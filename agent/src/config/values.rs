@@ -13,6 +13,7 @@ use super::artifacts;
 use super::encryption;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::retention;
+use super::verify;
 use super::{Acknowledge, ClusterConfig, Config, LogConfig, Protect, RepositoryConfig, S3Config, ScheduledBackup, ServerSideEncryption};
 
 /// A text that must not be shown.
@@ -41,6 +42,14 @@ impl fmt::Debug for Secret {
 /// A number of bytes, written as `512MiB` or `4GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
+
+impl std::str::FromStr for ByteSize {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text)
+    }
+}
 
 impl ByteSize {
     pub(super) fn parse(text: &str) -> Result<Self> {
@@ -158,6 +167,7 @@ fn check_cluster(
         stream,
         protect,
         encryption: encryption::check(raw.encryption, name, env)?,
+        verify: verify::check(&raw.verify, &repository).context("[verify]")?,
         repository,
         backups,
         retention: raw.retention.as_ref().map(retention::check).transpose().context("[retention]")?,

@@ -7,6 +7,7 @@ mod artifacts;
 mod backups;
 mod handler;
 mod names;
+mod verify;
 mod watch;
 
 use std::path::Path;
@@ -265,6 +266,7 @@ async fn bring_up(
                 progress.clone(),
                 stop.clone(),
             ));
+            tasks.spawn(verify::run(config.cluster.clone(), repository.clone(), metrics.clone(), progress.clone(), stop.clone()));
             // Whoever sees new relations may ask for a snapshot by a clone of this.
             let names_wanted = NamesWanted::default();
             tasks.spawn(names::run(

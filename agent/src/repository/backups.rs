@@ -67,7 +67,7 @@ impl ClusterRepository {
     }
 
     /// A piece of the manifest of a backup that has a record.
-    pub(super) async fn get_manifest_piece(&self, id: &BackupId, number: u32) -> Result<Bytes> {
+    pub async fn get_manifest_piece(&self, id: &BackupId, number: u32) -> Result<Bytes> {
         let name = ObjectName::BackupManifest(id.clone(), number);
         if let Some(piece) = self.read_object(&name).await? {
             return Ok(piece);
@@ -126,7 +126,7 @@ impl ClusterRepository {
         Ok(backups)
     }
 
-    async fn read_record(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
+    pub(super) async fn read_record(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
         let key = self.key(&ObjectName::BackupRecord(id.clone()))?;
         let body = match self.store().get(&key, None).await {
             Ok(body) => body,

@@ -229,7 +229,8 @@ impl ClusterRepository {
         }
     }
 
-    fn catalog_builder(&self) -> CatalogBuilder {
+    /// A catalog with nothing in it.
+    pub(super) fn catalog_builder(&self) -> CatalogBuilder {
         Catalog::builder(self.cluster().clone(), self.identity().system_identifier, self.identity().segment_size)
     }
 

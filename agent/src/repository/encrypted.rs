@@ -114,6 +114,19 @@ impl ClusterRepository {
         }
     }
 
+    /// The same of what is stored alone: no own copy stands in for what this host cannot decrypt.
+    pub(super) async fn read_stored(&self, name: &ObjectName) -> Result<Option<Bytes>> {
+        let Some(object) = found(self.store().get(&self.key(name)?, None).await)? else { return Ok(None) };
+        self.opened(name, object).await.map(Some)
+    }
+
+    /// A stored object as it was before it was encrypted.
+    pub(super) async fn opened(&self, name: &ObjectName, object: Bytes) -> Result<Bytes> {
+        let Some(encryption) = self.keys_for(name)?.cloned() else { return Ok(object) };
+        let key = self.key(name)?;
+        on_blocking_thread(move || encryption.unseal(&object)).await?.map_err(|error| unopened(&key, error))
+    }
+
     /// The host's own copy of an object that it cannot decrypt, if the object's fingerprint says that it is one.
     async fn read_own(&self, encryption: &Arc<Encryption>, name: &ObjectName, key: &Key, reason: &'static str) -> Result<Option<Bytes>> {
         let Some(front) = found(self.store().get(key, Some(0..FRONT)).await)? else { return Ok(None) };

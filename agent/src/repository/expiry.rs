@@ -230,7 +230,7 @@ impl ClusterRepository {
         Ok(self.store().delete_many(keys).await?)
     }
 
-    async fn end_of(&self, number: u32) -> Result<Option<ExpiryEnd>> {
+    pub(super) async fn end_of(&self, number: u32) -> Result<Option<ExpiryEnd>> {
         let name = ObjectName::ExpiryEnd(number);
         let Some(body) = self.small(&name).await? else { return Ok(None) };
         serde_json::from_slice(&body).map(Some).map_err(|error| Error::corrupt(self.layout().key(&name), error))

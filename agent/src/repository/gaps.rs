@@ -83,13 +83,28 @@ impl ClusterRepository {
 
     /// A gap's record.
     pub async fn gap(&self, gap: GapName) -> Result<GapRecord> {
-        self.read_json(&ObjectName::Gap(gap)).await
+        let record: GapRecord = self.read_json(&ObjectName::Gap(gap)).await?;
+        self.is_of(&ObjectName::Gap(gap), record.name == gap)?;
+        Ok(record)
+    }
+
+    /// The note that a gap was filled.
+    pub(super) async fn closing(&self, gap: GapName) -> Result<GapClosing> {
+        let closing: GapClosing = self.read_json(&ObjectName::GapClosing(gap)).await?;
+        self.is_of(&ObjectName::GapClosing(gap), closing.name == gap)?;
+        Ok(closing)
+    }
+
+    /// A record that lies under another one's name would hide what is missing there.
+    fn is_of(&self, name: &ObjectName, is: bool) -> Result<()> {
+        is.then_some(())
+            .ok_or_else(|| Error::corrupt(self.layout().key(name), "it is said of another gap: the object was moved or exchanged"))
     }
 
     /// The notes of these closed gaps. One that cannot be believed says nothing: what is stored decides.
     pub(super) async fn closings(&self, closed: BTreeSet<GapName>) -> Result<Vec<GapClosing>> {
         let read = |gap| async move {
-            match self.read_json(&ObjectName::GapClosing(gap)).await {
+            match self.closing(gap).await {
                 Ok(closing) => Ok(Some(closing)),
                 Err(Error::Corrupt { key, reason }) => {
                     tracing::warn!(key, reason, "the note that a gap was filled cannot be read");

@@ -32,17 +32,23 @@ impl ClusterRepository {
     /// What was said last of each backup of which anything was.
     pub async fn holds(&self) -> Result<BTreeMap<BackupId, Hold>> {
         let read = |(id, number): (BackupId, u32)| async move {
-            let name = ObjectName::Hold(id.clone(), number);
-            let Some(body) = self.small(&name).await? else { return Ok::<_, Error>(None) };
-            let hold: Hold = serde_json::from_slice(&body).map_err(|error| Error::corrupt(self.layout().key(&name), error))?;
-            match hold.backup == id {
-                true => Ok(Some((id, hold))),
-                false => Err(Error::corrupt(self.layout().key(&name), format!("it is said of {}", hold.backup))),
-            }
+            let hold = self.hold(&id, number).await?;
+            Ok::<_, Error>(hold.map(|hold| (id, hold)))
         };
         let newest = self.newest_holds(self.layout().backups_prefix()).await?;
         let read: Vec<_> = stream::iter(newest.into_iter().map(read)).buffered(READS).try_collect().await?;
         Ok(read.into_iter().flatten().collect())
+    }
+
+    /// What was said of a backup under this number; `None` if nothing was.
+    pub(super) async fn hold(&self, id: &BackupId, number: u32) -> Result<Option<Hold>> {
+        let name = ObjectName::Hold(id.clone(), number);
+        let Some(body) = self.small(&name).await? else { return Ok(None) };
+        let hold: Hold = serde_json::from_slice(&body).map_err(|error| Error::corrupt(self.layout().key(&name), error))?;
+        match hold.backup == *id {
+            true => Ok(Some(hold)),
+            false => Err(Error::corrupt(self.layout().key(&name), format!("it is said of {}", hold.backup))),
+        }
     }
 
     /// Says it of a backup.

@@ -13,9 +13,9 @@ use super::wal::Stored;
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
 
 /// The most a digest may hold: 64 summaries with 2,000 entries each, and far more.
-const DIGEST_LIMIT: u64 = 256 << 20;
+pub(super) const DIGEST_LIMIT: u64 = 256 << 20;
 /// The most a block map may hold. One that would be larger is not stored: blocks of which nothing is known count as changed.
-const BLOCKS_LIMIT: u64 = 256 << 20;
+pub(super) const BLOCKS_LIMIT: u64 = 256 << 20;
 
 impl ClusterRepository {
     /// Stores a digest. One that is stored already stays, whatever it says: it was made of the same WAL.
@@ -103,6 +103,6 @@ fn keep_the_first(put: Result<Stored>) -> Result<()> {
     }
 }
 
-fn blocks_title(name: BlocksName) -> String {
+pub(super) fn blocks_title(name: BlocksName) -> String {
     format!("blocks of timeline {} from {} to {}", name.timeline, name.from, name.to)
 }

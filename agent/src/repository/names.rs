@@ -8,7 +8,7 @@ use walkeep_store::{ListRequest, list_all};
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
 
 /// Room for the header's line.
-const HEADER: u64 = 4096;
+pub(super) const HEADER: u64 = 4096;
 
 impl ClusterRepository {
     /// The snapshots there are, by timeline and position.
@@ -54,7 +54,7 @@ impl ClusterRepository {
     }
 }
 
-fn title(name: SnapshotName) -> String {
+pub(super) fn title(name: SnapshotName) -> String {
     format!("names {} {:016X}", name.timeline.hex(), name.lsn.get())
 }
 

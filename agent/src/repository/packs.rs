@@ -46,13 +46,24 @@ pub struct Packs {
 }
 
 impl Packs {
+    /// None yet, of objects of this form.
+    pub fn none(form: Form) -> Self {
+        Self { listed: HashMap::new(), form }
+    }
+
+    /// Adds one that was listed with so many bytes.
+    pub fn add(&mut self, pack: PackId, bytes: u64) {
+        self.listed.insert(pack, bytes);
+    }
+
     /// Whether an extent can be there.
     pub fn hold(&self, extent: &Extent) -> bool {
         let holds = |bytes| if self.form == Form::Age { can_hold(bytes) } else { bytes };
         self.listed.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= holds(*bytes))
     }
 
-    fn fault(&self, extent: &Extent) -> Option<Fault> {
+    /// Why an extent cannot be there.
+    pub fn fault(&self, extent: &Extent) -> Option<Fault> {
         match self.listed.get(&extent.pack) {
             None => Some(Fault::Gone),
             Some(_) if self.hold(extent) => None,
@@ -61,8 +72,10 @@ impl Packs {
     }
 }
 
+/// Why an extent is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub enum Fault {
+    /// Its pack is not there.
     Gone,
     /// It has so many bytes, and not those that are referred to.
     CutOff(u64),

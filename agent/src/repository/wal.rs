@@ -342,14 +342,14 @@ impl ClusterRepository {
         history.map(Some).map_err(|error| Error::corrupt(self.layout().wal_key(file), error))
     }
 
-    fn limit_of(&self, file: WalFileName) -> u64 {
+    pub(super) fn limit_of(&self, file: WalFileName) -> u64 {
         match file {
             WalFileName::Segment(_) | WalFileName::Partial(_) => self.identity().segment_size.bytes(),
             WalFileName::History(_) | WalFileName::BackupHistory { .. } => SMALL_FILE_LIMIT,
         }
     }
 
-    fn start_of(&self, file: WalFileName) -> Option<Lsn> {
+    pub(super) fn start_of(&self, file: WalFileName) -> Option<Lsn> {
         match file {
             WalFileName::Segment(segment) | WalFileName::Partial(segment) => Some(self.segment_start(segment)),
             WalFileName::History(_) | WalFileName::BackupHistory { .. } => None,
@@ -360,7 +360,7 @@ impl ClusterRepository {
         self.segment_start(part.segment).saturating_add(u64::from(part.from))
     }
 
-    fn segment_start(&self, segment: SegmentName) -> Lsn {
+    pub(super) fn segment_start(&self, segment: SegmentName) -> Lsn {
         let size = self.identity().segment_size;
         segment.number(size).map_or(Lsn::ZERO, |number| number.start(size))
     }
@@ -380,11 +380,11 @@ pub fn same_bytes(segment: SegmentName, from: usize, stored: &[u8], offered: &[u
     })
 }
 
-fn part_title(part: PartName) -> String {
+pub(super) fn part_title(part: PartName) -> String {
     format!("{} {:08X}-{:08X}.{:08X}", part.segment, part.from, part.to, part.epoch)
 }
 
-fn hash_prefix(hash: &Blake3Sum) -> u32 {
+pub(super) fn hash_prefix(hash: &Blake3Sum) -> u32 {
     let [a, b, c, d, ..] = *hash.bytes();
     u32::from_be_bytes([a, b, c, d])
 }

@@ -230,6 +230,7 @@ impl World {
             encryption: None,
             backups: Vec::new(),
             retention: None,
+            verify: crate::config::Verify { check: None, scrub: None, rate: 1 },
         }
     }
 

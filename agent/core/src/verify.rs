@@ -1,0 +1,21 @@
+//! Whether everything is there that a repository promises: what listings, records and the catalog say, as findings.
+//!
+//! Nothing is read here. The agent lists and reads, hands in what it saw, and carries what it was told ([`Finding`]) to people: each names its object, says what
+//! is wrong with it, what of restores is lost with that, and what to do. What may be missing is the catalog's to say: recorded gaps and what retention let go
+//! are no damage, and no rule about them is made anew.
+
+mod continuity;
+mod finding;
+mod judge;
+mod listing;
+mod lost;
+mod sizes;
+#[cfg(test)]
+mod tests;
+
+pub use continuity::{continuity, vanished};
+pub use finding::{Finding, Findings, Kind, Severity};
+pub use judge::Judge;
+pub use listing::{BackupFolder, Listing};
+pub use lost::{Lost, LostWal};
+pub use sizes::possible_bytes;

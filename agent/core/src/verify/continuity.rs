@@ -1,0 +1,172 @@
+//! Whether WAL is there without a hole: along every timeline, in every backup's own range, in unfinished segments.
+
+use std::collections::BTreeSet;
+
+use super::finding::{Finding, Findings, Kind};
+use super::judge::Judge;
+use super::listing::Listing;
+use crate::catalog::{WalRange, legs};
+use crate::history::TimelineHistory;
+use crate::identity::TimelineId;
+use crate::layout::{BackupId, GapName, ObjectName};
+use crate::lsn::Lsn;
+use crate::parts::longest_chain;
+use crate::wal_file::WalFileName;
+
+/// What is not there and should be. Gaps that were filled, by the notes that say so, are none any more.
+pub fn continuity(judge: &Judge<'_>, listing: &Listing, filled: &BTreeSet<GapName>) -> Findings {
+    let looking = Looking { judge, filled };
+    let mut found = Findings::default();
+    for timeline in judge.catalog().timelines() {
+        match judge.catalog().history(timeline) {
+            Some(path) => looking.along(&path, &mut found),
+            None => {
+                let history = ObjectName::Wal(WalFileName::History(timeline));
+                if !listing.histories.contains(&timeline) {
+                    let reason = "the timeline's history is not stored: nothing can be recovered along it".to_owned();
+                    found.extend(judge.finding(Kind::Missing, &history, reason));
+                }
+                judge.catalog().holes(timeline).into_iter().for_each(|hole| looking.hole(timeline, hole, &mut found));
+            }
+        }
+    }
+    for digest in listing.told.values() {
+        let from = judge.catalog().frontier(digest.timeline).unwrap_or(digest.from);
+        if from < digest.to {
+            looking.hole(digest.timeline, WalRange { from, to: digest.to }, &mut found);
+        }
+    }
+    let usable = looking.usable();
+    // Where a history is stored and cannot be read, that is told, or not known.
+    let unknown = |timeline: TimelineId| judge.catalog().history(timeline).is_none() && listing.histories.contains(&timeline);
+    let unusable = judge.catalog().backups().iter().filter(|backup| !usable.contains(&backup.id));
+    for backup in unusable.filter(|backup| !unknown(backup.timeline) && !unknown(backup.stops_on())) {
+        found.add(looking.without_wal(&backup.id, backup.stops_on(), backup.start_lsn));
+    }
+    looking.unfinished(listing, &mut found);
+    looking.leases(listing, &mut found);
+    found
+}
+
+/// What of a stretch that was stored once is not there any more, and nothing explains it.
+pub fn vanished(judge: &Judge<'_>, filled: &BTreeSet<GapName>, timeline: TimelineId, to: Lsn) -> Findings {
+    let mut found = Findings::default();
+    let from = judge.catalog().frontier(timeline).unwrap_or(Lsn::ZERO);
+    // Of a timeline of which nothing is left at all nobody knows where it began.
+    if from < to && !from.is_zero() {
+        Looking { judge, filled }.hole(timeline, WalRange { from, to }, &mut found);
+    }
+    found
+}
+
+struct Looking<'a> {
+    judge: &'a Judge<'a>,
+    filled: &'a BTreeSet<GapName>,
+}
+
+impl Looking<'_> {
+    /// From the first position stored of a path to the last.
+    fn along(&self, path: &TimelineHistory, found: &mut Findings) {
+        let catalog = self.judge.catalog();
+        let Some(mut at) = catalog.resumes(path, Lsn::ZERO) else { return };
+        loop {
+            let missing = catalog.reach(path, at).missing;
+            let Some(resumes) = missing.resumes.filter(|resumes| *resumes > missing.at) else { return };
+            for (timeline, leg) in legs(path) {
+                let hole = WalRange { from: missing.at.max(leg.from), to: resumes.min(leg.to) };
+                if hole.from < hole.to {
+                    self.hole(timeline, hole, found);
+                }
+            }
+            at = resumes;
+        }
+    }
+
+    /// What of a hole nothing explains.
+    fn hole(&self, timeline: TimelineId, hole: WalRange, found: &mut Findings) {
+        let catalog = self.judge.catalog();
+        let mut rest = catalog.expired().without(timeline, hole);
+        let gaps = catalog.gaps().iter().filter(|gap| gap.name.timeline == timeline);
+        for gap in gaps.filter(|gap| gap.blocks() || !self.filled.contains(&gap.name)) {
+            let (before, behind) = (gap.name.from, gap.name.to);
+            let parts = |range: WalRange| {
+                [WalRange { from: range.from, to: range.to.min(before) }, WalRange { from: range.from.max(behind), to: range.to }]
+            };
+            rest = rest.into_iter().flat_map(parts).filter(|range| range.from < range.to).collect();
+        }
+        for range in rest {
+            let size = catalog.segment_size();
+            let last = size.segment_of(Lsn::new(range.to.get() - 1)).name(timeline, size);
+            let reason = format!("WAL from {} to {} is missing, up to segment {last}, and no gap is recorded", range.from, range.to);
+            found.add(self.judge.missing(timeline, range, reason));
+        }
+    }
+
+    /// The backups whose own WAL is there.
+    fn usable(&self) -> BTreeSet<BackupId> {
+        let catalog = self.judge.catalog();
+        let mut usable = BTreeSet::new();
+        for path in catalog.timelines().into_iter().filter_map(|timeline| catalog.history(timeline)) {
+            let whole = |backup: &&crate::backup::BackupRecord| {
+                catalog.is_on(backup, &path) && catalog.reach(&path, backup.start_lsn).to >= backup.stop_lsn
+            };
+            usable.extend(catalog.backups().iter().filter(whole).map(|backup| backup.id.clone()));
+        }
+        usable
+    }
+
+    fn without_wal(&self, backup: &BackupId, timeline: TimelineId, start: Lsn) -> Finding {
+        let catalog = self.judge.catalog();
+        let at = catalog.history(timeline).map_or(start, |path| catalog.reach(&path, start).to);
+        let size = catalog.segment_size();
+        let segment = size.segment_of(at).name(timeline, size);
+        let reason = format!("WAL at {at} is missing, which backup {backup} needs for itself");
+        self.judge.pack(Kind::Missing, self.judge.layout().wal_key(WalFileName::Segment(segment)), reason, [backup.clone()])
+    }
+
+    /// The parts that the last writer of an unfinished segment stored are joined to its beginning.
+    fn unfinished(&self, listing: &Listing, found: &mut Findings) {
+        let catalog = self.judge.catalog();
+        let size = catalog.segment_size();
+        for (segment, parts) in &listing.parts {
+            let (timeline, number) = (segment.timeline(), segment.number(size));
+            let Some(number) = number.filter(|number| !catalog.expired().has_segment(timeline, number.start(size))) else { continue };
+            let reached = longest_chain(parts).last().map_or(0, |link| link.to);
+            let epoch = parts.iter().map(|part| part.epoch).max().unwrap_or_default();
+            let apart = parts.iter().filter(|part| part.epoch == epoch && part.from > reached).min_by_key(|part| part.from);
+            if let Some(part) = apart.filter(|_| !catalog.segments(timeline).any(|whole| whole == number)) {
+                let at = |offset: u32| number.start(size).saturating_add(u64::from(offset));
+                let stretch = WalRange { from: at(reached), to: at(part.from) };
+                let reason = format!(
+                    "of the unfinished segment the bytes {reached:08X} to {:08X} are missing: parts behind them are stored",
+                    part.from
+                );
+                found.add(self.judge.missing(timeline, stretch, reason));
+            }
+        }
+    }
+
+    /// Epochs are counted without a hole.
+    fn leases(&self, listing: &Listing, found: &mut Findings) {
+        let mut expected = None;
+        let mut leases: Vec<_> = listing
+            .records
+            .iter()
+            .filter_map(|name| match name {
+                ObjectName::Lease(lease) => Some(*lease),
+                _ => None,
+            })
+            .collect();
+        leases.sort_unstable();
+        for lease in leases {
+            let (timeline, mut next) = expected.filter(|(timeline, _)| *timeline == lease.timeline).unwrap_or((lease.timeline, 1));
+            if next < lease.epoch {
+                let reason = format!("epochs {next} to {} have no lease, and later ones do", lease.epoch - 1);
+                let name = ObjectName::Lease(crate::lease::LeaseName { timeline, epoch: next });
+                found.extend(self.judge.finding(Kind::Missing, &name, reason));
+            }
+            next = lease.epoch.saturating_add(1);
+            expected = Some((timeline, next));
+        }
+    }
+}

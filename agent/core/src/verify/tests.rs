@@ -1,0 +1,217 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::backup::BackupRecord;
+use crate::backup::tests::record;
+use crate::catalog::{Catalog, GapCause, GapRecord, WalRange};
+use crate::expiry::{Expired, ExpiredWal};
+use crate::history::TimelineHistory;
+use crate::identity::{SystemIdentifier, TimelineId};
+use crate::index::{DigestName, Level};
+use crate::layout::{ClusterLayout, Form, GapName, ObjectName, PartName};
+use crate::lease::LeaseName;
+use crate::lsn::Lsn;
+use crate::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::wal_file::WalFileName;
+
+const MIB: u64 = 1 << 20;
+
+fn size() -> SegmentSize {
+    SegmentSize::new(1 << 20).expect("a size")
+}
+
+fn layout() -> ClusterLayout {
+    ClusterLayout::new(&"main".parse().expect("a name"), SystemIdentifier::new(7))
+}
+
+fn timeline(number: u32) -> TimelineId {
+    TimelineId::new(number).expect("not zero")
+}
+
+fn segment(on: u32, number: u64) -> SegmentName {
+    SegmentNumber::new(number).name(timeline(on), size())
+}
+
+fn wal(on: u32, number: u64) -> ObjectName {
+    ObjectName::Wal(WalFileName::Segment(segment(on, number)))
+}
+
+fn range(from: u64, to: u64) -> WalRange {
+    WalRange { from: Lsn::new(from), to: Lsn::new(to) }
+}
+
+/// What is stored in a test.
+#[derive(Default)]
+struct Stored {
+    objects: Vec<ObjectName>,
+    backups: Vec<BackupRecord>,
+    histories: Vec<TimelineHistory>,
+    gaps: Vec<GapName>,
+    filled: BTreeSet<GapName>,
+    expired: Vec<ExpiredWal>,
+}
+
+impl Stored {
+    /// Segments of timeline 1, a backup in segment 2 and one in segment 6.
+    fn of(segments: impl IntoIterator<Item = u64>) -> Self {
+        let at = |number: u64| record(1, number * MIB + 40, number * MIB + 500, (number as i64 * 100, number as i64 * 100 + 9));
+        Self { objects: segments.into_iter().map(|number| wal(1, number)).collect(), backups: vec![at(2), at(6)], ..Self::default() }
+    }
+
+    fn found(&self) -> Vec<Finding> {
+        let mut catalog = Catalog::builder("main".parse().expect("a name"), SystemIdentifier::new(7), size());
+        let mut expired = Expired::default();
+        self.expired.iter().for_each(|wal| expired.add_wal(*wal));
+        catalog.expired(expired);
+        self.backups.iter().for_each(|backup| catalog.backup(backup.clone()));
+        let mut listing = Listing::new(layout(), Form::Zstd, size());
+        let histories = self.histories.iter().map(|history| ObjectName::Wal(WalFileName::History(history.timeline())));
+        for name in self.objects.iter().cloned().chain(histories) {
+            assert_eq!(listing.object(&layout().key(&name), 1000, &mut catalog), Some(name));
+        }
+        self.histories.iter().for_each(|history| catalog.history(history.clone()));
+        let at = chrono::DateTime::UNIX_EPOCH;
+        let gap = |name: &GapName| GapRecord { name: *name, cause: GapCause::SlotLost, recorded_at: at, closed_at: None };
+        self.gaps.iter().for_each(|name| catalog.gap(gap(name)));
+        let (catalog, layout) = (catalog.build(), layout());
+        continuity(&Judge::new(&catalog, &layout), &listing, &self.filled).into_sorted()
+    }
+}
+
+fn gap(from: u64, to: u64) -> GapName {
+    GapName { timeline: timeline(1), from: Lsn::new(from * MIB), to: Lsn::new(to * MIB) }
+}
+
+#[test]
+fn a_whole_archive_has_no_findings() {
+    assert_eq!(Stored::of(1..10).found(), []);
+    assert_eq!(Stored { backups: Vec::new(), ..Stored::of([]) }.found(), []);
+}
+
+#[test]
+fn a_missing_segment_is_named_with_what_is_lost() {
+    let stored = Stored::of([1, 2, 3, 5, 6, 7]);
+    let (early, late) = (&stored.backups[0], &stored.backups[1]);
+    let found = stored.found();
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].severity, found[0].kind, &found[0].key), (Severity::Damage, Kind::Missing, &layout().key(&wal(1, 4))));
+    let lost = LostWal {
+        timeline: timeline(1),
+        from: Lsn::new(4 * MIB),
+        to: late.stop_lsn,
+        after: Some(early.ended_at),
+        until: Some(late.ended_at),
+    };
+    assert_eq!(found[0].lost, Lost { backups: Vec::new(), wal: vec![lost] });
+    let text = found[0].lost.to_string();
+    assert!(text.contains("no moment from 0/400000 to 0/6001F4 is within reach (some time after 2026-"), "{text}");
+
+    // A backup's own.
+    let found = Stored::of([1, 3, 4, 5, 6, 7]).found();
+    assert_eq!(found.len(), 1);
+    assert_eq!((&found[0].key, &found[0].lost.backups), (&layout().key(&wal(1, 2)), &vec![early.id.clone()]));
+    // The last one, behind which nothing is.
+    let found = Stored::of([1, 2, 3, 4, 5]).found();
+    assert_eq!((found.len(), &found[0].key, &found[0].lost.backups), (1, &layout().key(&wal(1, 6)), &vec![late.id.clone()]));
+    // Before every backup nobody needs it.
+    let found = Stored::of([0, 2, 3, 4, 5, 6]).found();
+    assert_eq!((found.len(), found[0].severity, &found[0].key), (1, Severity::Minor, &layout().key(&wal(1, 1))));
+}
+
+#[test]
+fn what_is_known_to_be_missing_is_none() {
+    let mut stored = Stored::of([1, 2, 3, 5, 6, 7]);
+    stored.gaps = vec![gap(4, 5)];
+    assert_eq!(stored.found(), []);
+    // It was filled, and is missing again.
+    stored.filled.insert(gap(4, 5));
+    assert_eq!(stored.found().len(), 1);
+    stored.gaps.clear();
+    let expired = |from, to| ExpiredWal { timeline: timeline(1), from: Lsn::new(from * MIB), to: Lsn::new(to * MIB) };
+    stored.expired = vec![expired(4, 5)];
+    assert_eq!(stored.found(), []);
+    // Only a part of it.
+    let mut stored = Stored::of([1, 2, 6, 7]);
+    stored.gaps = vec![gap(3, 5)];
+    let found = stored.found();
+    assert_eq!((found.len(), &found[0].key), (1, &layout().key(&wal(1, 5))));
+}
+
+#[test]
+fn a_timeline_is_followed_over_its_switch() {
+    let history = |text: &str| TimelineHistory::parse(timeline(2), text.as_bytes()).expect("a history");
+    let mut stored = Stored::of(1..8);
+    stored.objects.extend([wal(2, 7), wal(2, 8)]);
+    stored.histories = vec![history("1\t0/700100\tno reason\n")];
+    assert_eq!(stored.found(), []);
+    // The child's first segment holds its parent's pages, and is asked for first.
+    stored.objects.retain(|name| *name != wal(1, 7));
+    assert_eq!(stored.found(), []);
+    stored.objects.retain(|name| *name != wal(2, 7));
+    let keys: Vec<_> = stored.found().into_iter().map(|found| found.key).collect();
+    assert_eq!(keys, [layout().key(&wal(1, 7)), layout().key(&wal(2, 7))]);
+    // Without its history nothing is recovered along it.
+    stored.histories.clear();
+    let found = stored.found();
+    assert_eq!((found.len(), &found[0].key), (1, &layout().key(&ObjectName::Wal(WalFileName::History(timeline(2))))));
+}
+
+#[test]
+fn what_the_index_tells_of_was_stored() {
+    let mut stored = Stored::of(1..8);
+    let digest = |from, to| DigestName { timeline: timeline(1), level: Level::TOP, from: Lsn::new(from * MIB), to: Lsn::new(to * MIB) };
+    stored.objects.push(ObjectName::Digest(digest(1, 8)));
+    assert_eq!(stored.found(), []);
+    stored.objects.push(ObjectName::Digest(digest(1, 9)));
+    let found = stored.found();
+    assert_eq!((found.len(), &found[0].key, found[0].severity), (1, &layout().key(&wal(1, 8)), Severity::Damage));
+}
+
+#[test]
+fn parts_behind_missing_ones_and_leases_behind_missing_ones_are_told() {
+    let part = |from, to, epoch| ObjectName::Part(PartName { segment: segment(1, 8), from, to, epoch });
+    let with = |more: &[ObjectName]| {
+        let mut stored = Stored::of(1..8);
+        stored.objects.extend(more.iter().cloned());
+        stored.found()
+    };
+    assert_eq!(with(&[part(0, 10, 1), part(10, 20, 1), part(5, 7, 1)]), []);
+    // A later writer cuts off what an earlier one stored behind its beginning.
+    assert_eq!(with(&[part(0, 10, 1), part(50, 60, 1), part(10, 20, 2)]), []);
+    let found = with(&[part(0, 10, 1), part(20, 30, 1)]);
+    assert_eq!((found.len(), &found[0].key, found[0].lost.wal[0].from), (1, &layout().key(&wal(1, 8)), Lsn::new(8 * MIB + 10)));
+    let lease = |on, epoch| ObjectName::Lease(LeaseName { timeline: timeline(on), epoch });
+    assert_eq!(with(&[lease(1, 1), lease(1, 2), lease(2, 1)]), []);
+    let found = with(&[lease(1, 1), lease(1, 4), lease(2, 2)]);
+    let keys: Vec<_> = found.into_iter().map(|found| found.key).collect();
+    assert_eq!(keys, [layout().key(&lease(1, 2)), layout().key(&lease(2, 1))]);
+}
+
+#[test]
+fn objects_of_impossible_sizes_and_strangers_are_named() {
+    let mut catalog = Catalog::builder("main".parse().expect("a name"), SystemIdentifier::new(7), size());
+    let mut listing = Listing::new(layout(), Form::Zstd, size());
+    for (number, bytes) in [(1, 0), (2, 119), (3, 120), (4, MIB), (5, 2 * MIB)] {
+        listing.object(&layout().key(&wal(1, number)), bytes, &mut catalog);
+    }
+    assert_eq!(listing.object("main/7/wal/notes.txt", 3, &mut catalog), None);
+    let named: Vec<_> = listing.impossible().map(|(name, _)| name.clone()).collect();
+    assert_eq!(named, [wal(1, 1), wal(1, 2), wal(1, 5)]);
+    let strangers = listing.strangers().into_sorted();
+    assert_eq!((listing.foreign, strangers.len(), strangers[0].severity), (1, 1, Severity::Note));
+}
+
+#[test]
+fn only_what_every_look_finds_is_told() {
+    let catalog = Catalog::builder("main".parse().expect("a name"), SystemIdentifier::new(7), size()).build();
+    let layout = layout();
+    let judge = Judge::new(&catalog, &layout);
+    let look = |numbers: &[u64]| {
+        let mut found = Findings::default();
+        found.extend(numbers.iter().map(|number| judge.missing(timeline(1), range(number * MIB, (number + 1) * MIB), "gone".into())));
+        found
+    };
+    let both = look(&[1, 2, 3]).seen_by(&look(&[2, 4]));
+    assert_eq!(both.iter().map(|found| found.key.clone()).collect::<Vec<_>>(), [layout.key(&wal(1, 2))]);
+    assert_eq!((both.count(Severity::Minor), both.count(Severity::Damage)), (1, 0));
+}

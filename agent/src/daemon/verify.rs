@@ -1,0 +1,201 @@
+//! What the agent verifies by itself: a look at everything once a day, and a share of what is stored read each day, so that all of it is read once in the time
+//! that the configuration says.
+//!
+//! It waits for quiet: while the stream is behind or a backup is taken it does not begin, and it reads no faster than it is told to. Where another agent writes
+//! the archive, that one does it. When it was done last is remembered beside the spool, so an agent that is started often does not begin anew each time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio_util::sync::CancellationToken;
+use walkeep_core::verify::Severity;
+
+use crate::config::ClusterConfig;
+use crate::metrics::Metrics;
+use crate::progress::{Phase, Progress};
+use crate::repository::{self, ClusterRepository};
+use crate::verify::memory::{Memory, Outcome};
+use crate::verify::pace::Pace;
+use crate::verify::{self, Read, Report, Wish};
+use crate::writer;
+
+/// A share of everything is read so often.
+const SHARES: Duration = Duration::from_secs(86_400);
+/// Between two looks at the clock.
+const PERIOD: Duration = Duration::from_secs(60);
+/// Not so soon after the agent's start: it has better to do.
+const FIRST: Duration = Duration::from_secs(600);
+/// What failed is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(3600);
+/// WAL may wait for so long while objects are read.
+const BEHIND: Duration = Duration::from_secs(30);
+/// A share is no less than this.
+const LEAST: u64 = 64 << 20;
+/// So much damage is named in the log.
+const NAMED: usize = 20;
+
+/// Verifies until `stop`.
+pub async fn run(
+    cluster: ClusterConfig,
+    repository: Arc<ClusterRepository>,
+    metrics: Arc<Metrics>,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+) {
+    let verifying = Verifying { pace: Pace::of(Some(cluster.verify.rate)), cluster, repository, metrics, progress, stop: stop.clone() };
+    tokio::select! {
+        () = verifying.forever() => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+struct Verifying {
+    cluster: ClusterConfig,
+    repository: Arc<ClusterRepository>,
+    metrics: Arc<Metrics>,
+    progress: Arc<Progress>,
+    pace: Pace,
+    stop: CancellationToken,
+}
+
+impl Verifying {
+    async fn forever(&self) {
+        let (check, scrub) = (self.cluster.verify.check, self.cluster.verify.scrub);
+        let shares = scrub.map(|scrub| scrub.min(SHARES));
+        let Some(shortest) = check.into_iter().chain(shares).min() else { return };
+        let (began, url) = (Instant::now(), self.repository.repository().url());
+        let mut outcome = Memory::outcome_of(&self.cluster, &url).unwrap_or_default();
+        self.tell(&outcome);
+        // When a share was last begun is remembered by this process alone; another one reads only what is due.
+        let (mut shared_at, mut failed_at) = (None::<Instant>, None::<Instant>);
+        loop {
+            tokio::time::sleep(PERIOD.min(shortest / 4)).await;
+            let rests = failed_at.is_some_and(|at| at.elapsed() < AGAIN.min(shortest));
+            if began.elapsed() < FIRST.min(shortest) || rests || self.is_busy() {
+                continue;
+            }
+            let share = shares.filter(|every| shared_at.is_none_or(|at| at.elapsed() >= *every));
+            let look = check.is_some_and(|every| is_due(outcome.looked_at, every, Utc::now()));
+            if share.is_none() && !look {
+                continue;
+            }
+            let verified = async {
+                if self.is_elsewhere().await? {
+                    return Ok(None);
+                }
+                let mut memory = Memory::of(&self.cluster, &url);
+                let report = self.verify(share, &mut memory).await?;
+                Ok::<_, repository::Error>(Some((report, memory.outcome)))
+            };
+            match verified.await {
+                Ok(Some((report, now))) => {
+                    outcome = now;
+                    failed_at = None;
+                    self.tell(&outcome);
+                    log(&report);
+                }
+                Ok(None) => tracing::debug!("verify: another agent writes the archive, and verifies it"),
+                Err(_) if self.stop.is_cancelled() => return,
+                Err(error) => {
+                    failed_at = Some(Instant::now());
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "verify: the repository could not be looked at to the end; it is tried again"
+                    );
+                    continue;
+                }
+            }
+            if share.is_some() {
+                shared_at = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Looks, and reads a share where that is due.
+    async fn verify(&self, share: Option<Duration>, memory: &mut Memory) -> repository::Result<Report> {
+        let counted = Mutex::new((0u64, 0u64));
+        let scrub = self.cluster.verify.scrub.unwrap_or(SHARES);
+        // A little more than its share, as not every day is quiet.
+        let most = |total: u64| {
+            let part = share.unwrap_or(SHARES).as_secs_f64() / scrub.as_secs_f64();
+            if part >= 1.0 { u64::MAX } else { LEAST.max((total as f64 * part * 1.2) as u64) }
+        };
+        let wish = Wish {
+            backup: None,
+            read: share.map(|_| Read { older_than: Some(scrub), pace: &self.pace, parallel: 1, most: Some(&most) }),
+            cancel: &self.stop,
+            listed: &|_| {},
+            reading: &|done, _| {
+                let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+                self.metrics.verify.read(done.objects.saturating_sub(counted.0), done.bytes.saturating_sub(counted.1));
+                *counted = (done.objects, done.bytes);
+            },
+        };
+        verify::verify(&self.repository, &wish, memory).await
+    }
+
+    /// Whether something else is more urgent.
+    fn is_busy(&self) -> bool {
+        let now = self.progress.snapshot();
+        let streams = self.cluster.stream && (now.phase != Phase::Streaming || now.lag > BEHIND);
+        streams || self.metrics.backups.is_running()
+    }
+
+    /// Whether another agent writes the newest timeline.
+    async fn is_elsewhere(&self) -> repository::Result<bool> {
+        let ours = writer::known_identity(&self.cluster.spool).unwrap_or_default();
+        let newest = self.repository.newest_leases().await;
+        match newest {
+            Ok(leases) => Ok(leases.last().is_some_and(|lease| self.cluster.stream && ours.is_none_or(|id| id != lease.writer.id))),
+            // What is wrong with it is to be told.
+            Err(repository::Error::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn tell(&self, outcome: &Outcome) {
+        let damaged = outcome.all_damage().count() as u64;
+        self.metrics.verify.stands(outcome.looked_at, outcome.whole_at, damaged, outcome.not_checked);
+    }
+}
+
+/// Whether something that was done then is due again. A time that is still to come is of a clock that was ahead.
+fn is_due(done: Option<DateTime<Utc>>, every: Duration, now: DateTime<Utc>) -> bool {
+    let every = TimeDelta::from_std(every).unwrap_or(TimeDelta::MAX);
+    done.is_none_or(|done| done > now || now - done >= every)
+}
+
+fn log(report: &Report) {
+    let damaged = report.findings.iter().filter(|finding| finding.severity > Severity::Note);
+    for finding in damaged.take(NAMED) {
+        let (key, reason, lost, advice) = (&finding.key, &finding.reason, finding.lost.to_string(), &finding.advice);
+        tracing::error!(key, reason, lost, advice, "verify: something that is stored is damaged or missing");
+    }
+    let read = report.read.unwrap_or_default();
+    tracing::info!(
+        whole = report.whole,
+        damaged = report.damaged(Severity::Minor),
+        objects = report.listed.objects,
+        read = read.objects,
+        read_bytes = read.bytes,
+        seconds = report.seconds,
+        "verify: the repository was looked at"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_due_again_after_its_time() {
+        let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
+        let ago = |seconds: i64| Some(now - TimeDelta::seconds(seconds));
+        let day = Duration::from_secs(86_400);
+        assert!(is_due(None, day, now));
+        assert!(!is_due(ago(86_399), day, now));
+        assert!(is_due(ago(86_400), day, now));
+        assert!(is_due(ago(-1), day, now));
+    }
+}

@@ -1,0 +1,411 @@
+//! Everything read: every object of WAL, of the index and of names, every pack with all extents that manifests say are in it.
+//!
+//! A page of a listing is read at a time, so that memory does not grow with the repository; packs in as many rounds as it takes to keep in memory what manifests
+//! say of a round's packs. What was read whole is remembered ([`Memory`]), also if it ends early.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, stream};
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::catalog::legs;
+use walkeep_core::layout::{BackupId, ObjectName, PackId};
+use walkeep_core::manifest::{EntryKind, Extent};
+use walkeep_core::verify::{Finding, Findings, Judge, Kind, Severity, possible_bytes};
+use walkeep_core::{TimelineHistory, WalFileName};
+use walkeep_store::{ListRequest, Listed};
+
+use super::memory::Memory;
+use super::pace::{Pace, Room};
+use super::quick::Quick;
+use crate::repository::prove::{PackProof, Proof};
+use crate::repository::{ClusterRepository, Error, Result};
+use crate::retry::{Backoff, retry};
+
+/// Extents in memory at a time: some 50 MB.
+const EXTENTS: u64 = 500_000;
+/// What seems to be damaged is read so often: the way to it may be what is.
+const READS: u32 = 3;
+const BETWEEN_READS: Duration = Duration::from_millis(200);
+/// For so long the repository may be out of reach.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// What is remembered is written so often.
+const KEPT_EVERY: Duration = Duration::from_secs(60);
+
+/// How it is read.
+pub struct Deep<'a> {
+    /// What.
+    pub repository: &'a Arc<ClusterRepository>,
+    /// This backup alone, and what it needs.
+    pub backup: Option<&'a BackupId>,
+    /// What was read whole less long ago is left out.
+    pub older_than: Option<Duration>,
+    /// Bytes a second.
+    pub pace: &'a Pace,
+    /// Objects at a time.
+    pub parallel: usize,
+    /// No further object is read once so many bytes were.
+    pub most: Option<u64>,
+    /// Ends it; what was read until then is remembered.
+    pub cancel: &'a CancellationToken,
+    /// Is told how far it is.
+    pub tell: &'a (dyn Fn(&Done) + Sync),
+}
+
+/// What was read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Done {
+    /// Objects.
+    pub objects: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+    /// Objects that were read whole lately, and not again.
+    pub known: u64,
+    /// Bytes of those.
+    pub known_bytes: u64,
+    /// Objects that this host cannot decrypt. Packs among them have the hash that names them.
+    pub unreadable: u64,
+    /// Objects that were listed and have gone since.
+    pub gone: u64,
+    /// Whether it ended before its end.
+    pub interrupted: bool,
+}
+
+/// Counts of the tasks.
+#[derive(Default)]
+struct Counts {
+    objects: AtomicU64,
+    bytes: AtomicU64,
+    known: AtomicU64,
+    known_bytes: AtomicU64,
+    unreadable: AtomicU64,
+    gone: AtomicU64,
+}
+
+impl Counts {
+    fn done(&self, interrupted: bool) -> Done {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Done {
+            objects: of(&self.objects),
+            bytes: of(&self.bytes),
+            known: of(&self.known),
+            known_bytes: of(&self.known_bytes),
+            unreadable: of(&self.unreadable),
+            gone: of(&self.gone),
+            interrupted,
+        }
+    }
+}
+
+/// An object's damage, as it was read.
+struct Damage {
+    name: ObjectName,
+    reason: String,
+}
+
+/// What is read of one backup.
+struct Wanted {
+    prefix: String,
+    keys: HashSet<String>,
+    packs: HashSet<PackId>,
+}
+
+/// Reads; adds what is damaged to what was found, and notes in `memory` what is whole.
+pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: &mut Findings) -> Result<Done> {
+    let wanted = match how.backup {
+        Some(backup) => Some(wanted(how.repository, quick, backup).await?),
+        None => None,
+    };
+    let mut reading = Reading {
+        how,
+        memory,
+        counts: Counts::default(),
+        room: Room::default(),
+        damage: Vec::new(),
+        wrong: BTreeMap::new(),
+        kept: Instant::now(),
+    };
+    let read = reading.everything(quick, wanted.as_ref()).await;
+    let Reading { damage, wrong, counts, .. } = reading;
+    memory.keep();
+    let interrupted = match read {
+        Ok(is_all) => !is_all,
+        Err(_) if how.cancel.is_cancelled() => true,
+        Err(error) => return Err(error),
+    };
+    let judged = judge(how, quick, damage, wrong).await?;
+    judged.iter().for_each(|finding| memory.damaged(finding));
+    findings.extend(judged);
+    Ok(counts.done(interrupted))
+}
+
+struct Reading<'a, 'h> {
+    how: &'a Deep<'h>,
+    memory: &'a mut Memory,
+    counts: Counts,
+    room: Room,
+    damage: Vec<Damage>,
+    /// Backups whose manifests say something else than packs that are whole, with the first pack.
+    wrong: BTreeMap<BackupId, PackId>,
+    kept: Instant,
+}
+
+/// Extents of the packs of a round, each with the number of a backup that has it.
+type Extents = BTreeMap<PackId, Vec<(Extent, u32)>>;
+
+impl Reading<'_, '_> {
+    /// Whether all of it was read.
+    async fn everything(&mut self, quick: &Quick, wanted: Option<&Wanted>) -> Result<bool> {
+        let layout = self.how.repository.layout().clone();
+        for prefix in [layout.wal_prefix(), layout.index_prefix(), layout.names_prefix()] {
+            let is_wanted = |name: &ObjectName, key: &str| {
+                !matches!(name, ObjectName::Pack(_)) && wanted.is_none_or(|wanted| wanted.keys.contains(key))
+            };
+            if !self.pages(prefix, &is_wanted, &Extents::new(), &[]).await? {
+                return Ok(false);
+            }
+        }
+        let rounds = quick.extents.div_ceil(EXTENTS).max(1);
+        let backups: Vec<BackupId> = quick.seen.catalog.backups().iter().map(|backup| backup.id.clone()).collect();
+        for round in 0..rounds {
+            let in_round = move |pack: &PackId| u64::from(u16::from_be_bytes([pack.sha256()[0], pack.sha256()[1]])) % rounds == round;
+            let extents = self.extents(quick, &in_round).await?;
+            let is_wanted = |name: &ObjectName, _: &str| match name {
+                ObjectName::Pack(pack) => in_round(pack) && wanted.is_none_or(|wanted| wanted.packs.contains(pack)),
+                _ => false,
+            };
+            if !self.pages(layout.packs_prefix(), &is_wanted, &extents, &backups).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What manifests say of the packs of a round. One that cannot be read was told of.
+    async fn extents(&self, quick: &Quick, in_round: &(impl Fn(&PackId) -> bool + Clone + Send + Sync + 'static)) -> Result<Extents> {
+        let mut extents = Extents::new();
+        for (number, record) in quick.seen.catalog.backups().iter().enumerate() {
+            let manifest = match self.how.repository.get_manifest(record).await {
+                Ok(manifest) => manifest,
+                Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let (in_round, number) = (in_round.clone(), number as u32);
+            let gathered = spawn_blocking(move || {
+                let Ok(entries) = manifest.iter() else { return extents };
+                for entry in entries.map_while(std::result::Result::ok) {
+                    let EntryKind::File { content, .. } = entry.kind else { continue };
+                    for extent in content.extents().iter().filter(|extent| in_round(&extent.pack)) {
+                        extents.entry(extent.pack).or_default().push((*extent, number));
+                    }
+                }
+                // What several backups share is looked at once.
+                for of_pack in extents.values_mut() {
+                    of_pack.sort_unstable_by_key(|(extent, number)| (extent.offset, extent.stored, extent.plain, extent.hash, *number));
+                    of_pack.dedup_by_key(|(extent, _)| *extent);
+                }
+                extents
+            });
+            extents = gathered.await.map_err(|error| Error::Internal(error.to_string()))?;
+        }
+        Ok(extents)
+    }
+
+    /// Reads what is wanted of a listing, page by page. Whether it came to the end.
+    async fn pages(
+        &mut self,
+        prefix: String,
+        is_wanted: &(dyn Fn(&ObjectName, &str) -> bool + Sync),
+        extents: &Extents,
+        backups: &[BackupId],
+    ) -> Result<bool> {
+        let repository = self.how.repository;
+        let mut request = ListRequest { prefix, ..ListRequest::default() };
+        loop {
+            let page = repository.list_page(&request).await?;
+            let mut due = Vec::new();
+            for listed in page.objects {
+                let Some(name) = repository.layout().parse(listed.key.as_str()).filter(|name| is_wanted(name, listed.key.as_str())) else {
+                    continue;
+                };
+                if self.how.older_than.is_some_and(|time| self.memory.is_known(&listed, time)) {
+                    self.counts.known.fetch_add(1, Ordering::Relaxed);
+                    self.counts.known_bytes.fetch_add(listed.size, Ordering::Relaxed);
+                    continue;
+                }
+                due.push((name, listed));
+            }
+            if !self.read(due, extents, backups).await? {
+                return Ok(false);
+            }
+            match page.next {
+                Some(next) => request.start_after = Some(next),
+                None => return Ok(true),
+            }
+        }
+    }
+
+    /// Reads these, several at a time. Whether all of them were.
+    async fn read(&mut self, due: Vec<(ObjectName, Listed)>, extents: &Extents, backups: &[BackupId]) -> Result<bool> {
+        let (how, counts, room) = (self.how, &self.counts, &self.room);
+        let enough = || how.cancel.is_cancelled() || how.most.is_some_and(|most| counts.bytes.load(Ordering::Relaxed) >= most);
+        let one = |(name, listed): (ObjectName, Listed)| async move {
+            if enough() {
+                return Ok(None);
+            }
+            how.pace.wait(listed.size, how.cancel).await;
+            let _room = room.take(listed.size).await;
+            let read = prove(how, &name, &listed, extents).await;
+            counts.objects.fetch_add(1, Ordering::Relaxed);
+            counts.bytes.fetch_add(listed.size, Ordering::Relaxed);
+            (how.tell)(&counts.done(false));
+            Ok::<_, Error>(Some((name, listed, read)))
+        };
+        let mut reads = stream::iter(due.into_iter().map(one)).buffer_unordered(how.parallel.max(1));
+        let mut is_all = true;
+        while let Some(read) = reads.next().await {
+            let Some((name, listed, read)) = read? else {
+                is_all = false;
+                continue;
+            };
+            match read {
+                Ok(PackProof { proof: Proof::Whole, others }) => {
+                    self.memory.whole(&listed);
+                    if let (ObjectName::Pack(pack), false) = (&name, others.is_empty()) {
+                        let of_pack = extents.get(pack).map(Vec::as_slice).unwrap_or_default();
+                        for (_, number) in others.iter().filter_map(|other| of_pack.get(*other)) {
+                            self.wrong.extend(backups.get(*number as usize).map(|backup| (backup.clone(), *pack)));
+                        }
+                    }
+                }
+                Ok(PackProof { proof: Proof::Unreadable, .. }) => {
+                    counts.unreadable.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(PackProof { proof: Proof::Gone, .. }) => {
+                    counts.gone.fetch_add(1, Ordering::Relaxed);
+                    self.memory.forget_damage(listed.key.as_str());
+                }
+                Err(Error::Corrupt { reason, .. }) => self.damage.push(Damage { name, reason }),
+                Err(error) => return Err(error),
+            }
+        }
+        if self.kept.elapsed() >= KEPT_EVERY {
+            self.memory.keep();
+            self.kept = Instant::now();
+        }
+        Ok(is_all)
+    }
+}
+
+/// Reads one, again where the way to it may be at fault.
+async fn prove(how: &Deep<'_>, name: &ObjectName, listed: &Listed, extents: &Extents) -> Result<PackProof> {
+    let (repository, identity) = (how.repository, how.repository.identity());
+    if !possible_bytes(name, identity.segment_size, identity.form).contains(&listed.size) {
+        return Err(Error::corrupt(listed.key.as_str(), format!("it has {} bytes, which no such object has", listed.size)));
+    }
+    let once = || async {
+        match name {
+            ObjectName::Pack(pack) => {
+                let of_pack = extents.get(pack).map(|of_pack| of_pack.iter().map(|(extent, _)| *extent).collect());
+                repository.prove_pack(*pack, of_pack.unwrap_or_default()).await
+            }
+            name => repository.prove(name).await.map(|proof| PackProof { proof, others: Vec::new() }),
+        }
+    };
+    for read in 1.. {
+        let proven = retry("verify", Backoff::within(PATIENCE), how.cancel, Error::is_transient, once).await;
+        match proven {
+            Err(Error::Corrupt { .. }) if read < READS => tokio::time::sleep(BETWEEN_READS).await,
+            proven => return proven,
+        }
+    }
+    unreachable!("the last read is answered")
+}
+
+/// What the damage means.
+async fn judge(how: &Deep<'_>, quick: &Quick, damage: Vec<Damage>, wrong: BTreeMap<BackupId, PackId>) -> Result<Vec<Finding>> {
+    let (repository, catalog) = (how.repository, &quick.seen.catalog);
+    let judge = Judge::new(catalog, repository.layout());
+    let packs: HashSet<PackId> = damage
+        .iter()
+        .filter_map(|damage| match damage.name {
+            ObjectName::Pack(pack) => Some(pack),
+            _ => None,
+        })
+        .collect();
+    let mut users: BTreeMap<PackId, BTreeSet<BackupId>> = BTreeMap::new();
+    // Whoever stops cannot ask any more whose they are.
+    let is_known = !how.cancel.is_cancelled();
+    if !packs.is_empty() && is_known {
+        for record in catalog.backups() {
+            for pack in packs_of(repository, record).await?.intersection(&packs) {
+                users.entry(*pack).or_default().insert(record.id.clone());
+            }
+        }
+    }
+    let mut found: Vec<Finding> = Vec::new();
+    for Damage { name, reason } in damage {
+        match name {
+            ObjectName::Pack(pack) => {
+                let key = repository.layout().key(&name);
+                let mut finding = judge.pack(Kind::Content, key, reason, users.remove(&pack).unwrap_or_default());
+                if !is_known {
+                    (finding.severity, finding.advice) = (Severity::Damage, "which backups need it was not looked up".to_owned());
+                }
+                found.push(finding);
+            }
+            name => found.extend(judge.finding(Kind::Content, &name, reason)),
+        }
+    }
+    for (backup, pack) in wrong {
+        let reason = format!("it says something else of {} than is stored there", repository.layout().key(&ObjectName::Pack(pack)));
+        found.extend(judge.finding(Kind::Content, &ObjectName::BackupManifest(backup, 1), reason));
+    }
+    Ok(found)
+}
+
+/// The packs that a backup needs, as far as its manifest can be read.
+async fn packs_of(repository: &ClusterRepository, record: &walkeep_core::backup::BackupRecord) -> Result<HashSet<PackId>> {
+    let manifest = match repository.get_manifest(record).await {
+        Ok(manifest) => manifest,
+        Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => return Ok(HashSet::new()),
+        Err(error) => return Err(error),
+    };
+    let gathered = spawn_blocking(move || {
+        let entries = manifest.iter().into_iter().flatten().map_while(std::result::Result::ok);
+        let contents = entries.filter_map(|entry| match entry.kind {
+            EntryKind::File { content, .. } => Some(content),
+            _ => None,
+        });
+        contents.flat_map(|content| content.extents().iter().map(|extent| extent.pack).collect::<Vec<_>>()).collect()
+    });
+    gathered.await.map_err(|error| Error::Internal(error.to_string()))
+}
+
+/// What one backup needs: its packs, its own WAL, the histories that lead to it.
+async fn wanted(repository: &Arc<ClusterRepository>, quick: &Quick, backup: &BackupId) -> Result<Wanted> {
+    let catalog = &quick.seen.catalog;
+    let mut wanted = Wanted { prefix: repository.layout().backup_prefix(backup), keys: HashSet::new(), packs: HashSet::new() };
+    let Some(record) = catalog.backup(backup) else { return Ok(wanted) };
+    wanted.packs = packs_of(repository, record).await?;
+    let path: Option<TimelineHistory> = catalog.history(record.stops_on());
+    for (timeline, _) in path.iter().flat_map(legs) {
+        wanted.keys.insert(repository.layout().wal_key(WalFileName::History(timeline)));
+    }
+    let files = path.and_then(|path| catalog.coverage(&path, record.start_lsn, record.stop_lsn).ok());
+    for file in files.into_iter().flatten() {
+        wanted.keys.insert(repository.layout().wal_key(WalFileName::Segment(file.segment)));
+        wanted.keys.extend(file.parts.iter().map(|part| repository.layout().key(&ObjectName::Part(*part))));
+    }
+    Ok(wanted)
+}
+
+impl std::fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} with {} files of WAL and {} packs", self.prefix, self.keys.len(), self.packs.len())
+    }
+}

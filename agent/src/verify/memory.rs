@@ -1,0 +1,338 @@
+//! What was verified and when: so that nothing is read again before its time, and damage stays told until it was seen to be gone.
+//!
+//! Two files beside the spool, or where there is none in the user's cache: `verify.json` says how it went, for people and `walkeep status`; `verified` has for
+//! each object that was read whole 8 bytes of a hash of its key, size and time, and the minute. Both are replaced whole. What cannot be read counts as not
+//! verified, what cannot be written is lost: a help, and nothing rests on it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Listing, Severity};
+use walkeep_core::{Lsn, TimelineId};
+use walkeep_store::Listed;
+
+use crate::config::ClusterConfig;
+use crate::durable::Staged;
+use crate::repository::look::Seen;
+
+/// Other users read it too: the operator, who asks for the status.
+const MODE: u32 = 0o644;
+/// So many objects are remembered; of more those that were verified longest ago are forgotten.
+const MOST: usize = 4 << 20;
+/// So many findings are.
+const MOST_FINDINGS: usize = 1000;
+/// So many records are.
+const MOST_RECORDS: usize = 100_000;
+/// What the file begins with: its form, and the length of what follows.
+const MAGIC: &[u8; 8] = b"walkeep1";
+/// Bytes of an entry.
+const ENTRY: usize = 12;
+
+/// How the last verifications of a cluster went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The repository it is of.
+    pub repository: String,
+    /// When everything was looked at last, by this host's clock.
+    pub looked_at: Option<DateTime<Utc>>,
+    /// When that last found nothing wrong.
+    pub whole_at: Option<DateTime<Utc>>,
+    /// What listings, records and manifests last said is wrong.
+    pub damage: Vec<Finding>,
+    /// What was read and is damaged: now, or once and not seen to be mended.
+    pub read_damage: Vec<Finding>,
+    /// When everything was last read to its end in one run.
+    #[serde(default)]
+    pub read_at: Option<DateTime<Utc>>,
+    /// Objects that could not be checked at the last look.
+    pub not_checked: u64,
+    /// The highest number of an expiry.
+    #[serde(default)]
+    pub expiries: u32,
+    /// Backups that were recorded.
+    #[serde(default)]
+    pub backups: BTreeSet<BackupId>,
+    /// Records that are there for ever: their keys.
+    #[serde(default)]
+    pub records: BTreeSet<String>,
+    /// How far WAL of each timeline was stored.
+    #[serde(default)]
+    pub frontiers: BTreeMap<u32, Lsn>,
+}
+
+/// What is remembered.
+#[derive(Debug, Default)]
+pub struct Memory {
+    folder: Option<(PathBuf, String)>,
+    /// How it went.
+    pub outcome: Outcome,
+    verified: HashMap<u64, u32>,
+    now: u32,
+}
+
+impl Outcome {
+    /// Everything that is known to be wrong.
+    pub fn all_damage(&self) -> impl Iterator<Item = &Finding> {
+        self.damage.iter().chain(&self.read_damage)
+    }
+}
+
+impl Memory {
+    /// That of a cluster, about what lies at `repository`.
+    pub fn of(cluster: &ClusterConfig, repository: &str) -> Self {
+        Self::at(folder_of(cluster), repository)
+    }
+
+    /// In no folder: forgotten with the value.
+    pub fn nowhere(repository: &str) -> Self {
+        Self::at(None, repository)
+    }
+
+    fn at(folder: Option<(PathBuf, String)>, repository: &str) -> Self {
+        let mut memory = Self { folder, now: minute(SystemTime::now()), ..Self::default() };
+        let outcome = memory.read_outcome(repository);
+        let verified = outcome.as_ref().and_then(|_| decode(&memory.read("verified")?));
+        memory.outcome = outcome.unwrap_or_else(|| Outcome { repository: repository.to_owned(), ..Outcome::default() });
+        memory.verified = verified.unwrap_or_default();
+        memory
+    }
+
+    /// Only how it went, for who tells it; `None` if nothing was verified yet.
+    pub fn outcome_of(cluster: &ClusterConfig, repository: &str) -> Option<Outcome> {
+        let memory = Self { folder: folder_of(cluster), ..Self::default() };
+        memory.read_outcome(repository).filter(|outcome| outcome.looked_at.is_some())
+    }
+
+    fn read_outcome(&self, repository: &str) -> Option<Outcome> {
+        let outcome: Outcome = serde_json::from_slice(&self.read("verify.json")?).ok()?;
+        // Of another repository it says nothing.
+        (outcome.repository == repository).then_some(outcome)
+    }
+
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.path(name)?).ok()
+    }
+
+    /// Whether an object was read whole less than `time` ago, as it is listed now.
+    pub fn is_known(&self, listed: &Listed, time: Duration) -> bool {
+        let minutes = u32::try_from(time.as_secs() / 60).unwrap_or(u32::MAX);
+        // Of a clock that was ahead nothing is believed.
+        self.verified.get(&place(listed)).is_some_and(|at| *at <= self.now && self.now - at < minutes.max(1))
+    }
+
+    /// An object was read and is whole.
+    pub fn whole(&mut self, listed: &Listed) {
+        self.verified.insert(place(listed), self.now);
+        self.forget_damage(listed.key.as_str());
+    }
+
+    /// What was said of an object is so no more: it is whole, or it is gone, and what that means is another finding.
+    pub fn forget_damage(&mut self, key: &str) {
+        self.outcome.read_damage.retain(|finding| finding.key != key);
+    }
+
+    /// Something is damaged.
+    pub fn damaged(&mut self, finding: &Finding) {
+        self.forget_damage(&finding.key);
+        if self.outcome.read_damage.len() < MOST_FINDINGS && finding.severity > Severity::Note {
+            self.outcome.read_damage.push(finding.clone());
+        }
+    }
+
+    /// What a look at everything found to be wrong, and what is there.
+    pub fn looked(&mut self, seen: &Seen, findings: &Findings, at: DateTime<Utc>) {
+        let outcome = &mut self.outcome;
+        outcome.damage = findings.iter().filter(|finding| finding.severity > Severity::Note).take(MOST_FINDINGS).cloned().collect();
+        outcome.looked_at = Some(at);
+        let layout = seen.layout();
+        let keys = seen.listing.records.iter().filter(|name| is_for_ever(name)).map(|name| layout.key(name));
+        let room = MOST_RECORDS.saturating_sub(outcome.records.len());
+        outcome.records.extend(keys.take(room));
+        let missing = |id: &BackupId| findings.iter().any(|finding| finding.key == layout.key(&ObjectName::BackupRecord(id.clone())));
+        outcome.backups.retain(missing);
+        outcome.backups.extend(seen.catalog.backups().iter().map(|backup| backup.id.clone()));
+        outcome.expiries = outcome.expiries.max(expiries(&seen.listing));
+        for timeline in seen.catalog.timelines() {
+            let stored = outcome.frontiers.entry(timeline.get()).or_default();
+            *stored = seen.catalog.frontier(timeline).unwrap_or_default().max(*stored);
+        }
+    }
+
+    /// What was there when it was last looked at, should be there still, and is not.
+    pub fn vanished(&self, seen: &Seen) -> Findings {
+        let (outcome, layout, listing) = (&self.outcome, seen.layout(), &seen.listing);
+        let judge = Judge::new(&seen.catalog, layout);
+        let mut found = Findings::default();
+        let listed: BTreeSet<String> = listing.records.iter().map(|name| layout.key(name)).collect();
+        let records = outcome.records.iter().filter(|key| !listed.contains(*key)).filter_map(|key| layout.parse(key));
+        for name in records.filter(is_for_ever) {
+            found.extend(judge.finding(Kind::Missing, &name, "it was there, and such a record is never removed".to_owned()));
+        }
+        for (timeline, to) in &outcome.frontiers {
+            if let Some(timeline) = TimelineId::new(*timeline) {
+                found.extend(verify::vanished(&judge, &seen.filled, timeline, *to).into_sorted());
+            }
+        }
+        // What retention lets go is named by an expiry, and forgotten by a later one.
+        let let_go = expiries(listing) > outcome.expiries;
+        for id in &outcome.backups {
+            let folder = listing.backups.get(id);
+            let recorded = folder.is_some_and(|folder| folder.recorded);
+            let left = folder.is_some_and(|folder| !folder.pieces.is_empty());
+            if !recorded && !seen.catalog.expired().has_backup(id) && (left || !let_go) {
+                let name = ObjectName::BackupRecord(id.clone());
+                found.extend(judge.finding(Kind::Missing, &name, "the backup had a record, and nothing let it go".to_owned()));
+            }
+        }
+        found
+    }
+
+    /// Writes it down.
+    pub fn keep(&mut self) {
+        self.now = minute(SystemTime::now());
+        if self.verified.len() > MOST {
+            let mut minutes: Vec<u32> = self.verified.values().copied().collect();
+            let (_, oldest, _) = minutes.select_nth_unstable(self.verified.len() - MOST);
+            let oldest = *oldest;
+            self.verified.retain(|_, at| *at > oldest);
+        }
+        let Some((json, verified)) = self.path("verify.json").zip(self.path("verified")) else { return };
+        let kept = serde_json::to_vec(&self.outcome).context("write it as JSON").and_then(|outcome| {
+            write(&json, &outcome)?;
+            write(&verified, &encode(&self.verified))
+        });
+        if let Err(error) = kept {
+            tracing::debug!(path = %json.display(), error = format!("{error:#}"), "what was verified is not remembered");
+        }
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.folder.as_ref().map(|(folder, prefix)| folder.join(format!("{prefix}{name}")))
+    }
+}
+
+/// Whether a record of this name is never removed.
+fn is_for_ever(name: &ObjectName) -> bool {
+    matches!(name, ObjectName::Gap(_) | ObjectName::GapClosing(_) | ObjectName::Lease(_))
+}
+
+/// The highest number of an expiry.
+fn expiries(listing: &Listing) -> u32 {
+    let numbers = listing.records.iter().filter_map(|name| match name {
+        ObjectName::Expiry(number) | ObjectName::ExpiryEnd(number) => Some(*number),
+        _ => None,
+    });
+    numbers.max().unwrap_or_default()
+}
+
+/// Where things are kept of a cluster, and what their names begin with.
+fn folder_of(cluster: &ClusterConfig) -> Option<(PathBuf, String)> {
+    let env = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = || env("XDG_CACHE_HOME").or_else(|| env("HOME").map(|home| home.join(".cache")));
+    match cluster.spool.is_dir() {
+        true => Some((cluster.spool.clone(), String::new())),
+        false => cache().map(|cache| (cache.join("walkeep"), format!("{}.", cluster.name))),
+    }
+}
+
+fn minute(at: SystemTime) -> u32 {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    u32::try_from(seconds / 60).unwrap_or(u32::MAX)
+}
+
+/// Where an object is remembered: other bytes or another time are another object.
+fn place(listed: &Listed) -> u64 {
+    let at = listed.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut hash = blake3::Hasher::new();
+    hash.update(listed.key.as_str().as_bytes()).update(&listed.size.to_le_bytes()).update(&at.to_le_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+fn encode(verified: &HashMap<u64, u32>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(MAGIC.len() + verified.len() * ENTRY + 32);
+    bytes.extend_from_slice(MAGIC);
+    for (place, at) in verified {
+        bytes.extend_from_slice(&place.to_le_bytes());
+        bytes.extend_from_slice(&at.to_le_bytes());
+    }
+    let sum = blake3::hash(&bytes);
+    bytes.extend_from_slice(sum.as_bytes());
+    bytes
+}
+
+/// `None` for what is not as it was written.
+fn decode(bytes: &[u8]) -> Option<HashMap<u64, u32>> {
+    let (content, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
+    let entries = content.strip_prefix(MAGIC)?;
+    if *blake3::hash(content).as_bytes() != *sum || !entries.len().is_multiple_of(ENTRY) {
+        return None;
+    }
+    let entry = |bytes: &[u8]| Some((u64::from_le_bytes(bytes[..8].try_into().ok()?), u32::from_le_bytes(bytes[8..].try_into().ok()?)));
+    entries.chunks_exact(ENTRY).map(entry).collect()
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    let folder = path.parent().context("it has no folder")?;
+    std::fs::create_dir_all(folder)?;
+    Staged::write(path, content, MODE)?.publish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(key: &str, size: u64, at: u64) -> Listed {
+        Listed { key: key.parse().unwrap(), size, modified: SystemTime::UNIX_EPOCH + Duration::from_secs(at) }
+    }
+
+    fn finding(key: &str) -> Finding {
+        Finding {
+            severity: Severity::Damage,
+            kind: Kind::Content,
+            key: key.to_owned(),
+            reason: "flipped".to_owned(),
+            lost: Default::default(),
+            advice: String::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_verified_is_known_again_as_long_as_it_is_the_same_object() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = || Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), "file:///srv");
+        let day = Duration::from_secs(86_400);
+        let mut memory = at();
+        memory.whole(&listed("a", 7, 100));
+        memory.damaged(&finding("b"));
+        memory.keep();
+        let mut memory = at();
+        assert!(memory.is_known(&listed("a", 7, 100), day));
+        for other in [listed("a", 8, 100), listed("a", 7, 101), listed("c", 7, 100)] {
+            assert!(!memory.is_known(&other, day), "{other:?}");
+        }
+        assert_eq!(memory.outcome.read_damage, [finding("b")]);
+        memory.now += 24 * 60;
+        assert!(!memory.is_known(&listed("a", 7, 100), day));
+        assert!(memory.is_known(&listed("a", 7, 100), 2 * day));
+        memory.now -= 25 * 60;
+        assert!(!memory.is_known(&listed("a", 7, 100), 2 * day), "it lies in the future");
+        memory.whole(&listed("b", 1, 1));
+        assert_eq!(memory.outcome.read_damage, []);
+        memory.keep();
+        // Of another repository, or damaged: nothing is known.
+        let other = Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), "file:///other");
+        assert!(!other.is_known(&listed("b", 1, 1), day));
+        let path = folder.path().join("main.verified");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[9] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(!at().is_known(&listed("b", 1, 1), day));
+    }
+}

@@ -1,0 +1,148 @@
+//! A verification as a whole: the look, what is remembered of earlier ones, the reading.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::verify::{Findings, Severity};
+
+use super::Report;
+use super::deep::{Deep, Done, deep};
+use super::memory::Memory;
+use super::pace::Pace;
+use super::quick::{Look, Quick, confirmed};
+use crate::repository::prove::Proof;
+use crate::repository::{ClusterRepository, Error, Result};
+
+/// So much of what was damaged is read again by a look.
+const READ_AGAIN: usize = 100;
+
+/// What is to be verified.
+pub struct Wish<'a> {
+    /// This backup alone, and what it needs.
+    pub backup: Option<&'a BackupId>,
+    /// Whether everything is read, and how.
+    pub read: Option<Read<'a>>,
+    /// Ends it.
+    pub cancel: &'a CancellationToken,
+    /// Is told how many objects were listed.
+    pub listed: &'a (dyn Fn(u64) + Sync),
+    /// Is told how far reading is, of how many bytes.
+    pub reading: &'a (dyn Fn(&Done, u64) + Sync),
+}
+
+/// How everything is read.
+pub struct Read<'a> {
+    /// What was read whole less long ago is left out.
+    pub older_than: Option<Duration>,
+    /// Bytes a second.
+    pub pace: &'a Pace,
+    /// Objects at a time.
+    pub parallel: usize,
+    /// No further object is read once so many bytes were, given how many are stored.
+    pub most: Option<&'a (dyn Fn(u64) -> u64 + Sync)>,
+}
+
+/// Verifies, and remembers what came of it.
+pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory: &mut Memory) -> Result<Report> {
+    let (began, clock) = (Utc::now(), Instant::now());
+    let look = Look { repository, backup: wish.backup, cancel: wish.cancel, tell: wish.listed };
+    let mut quick = looked(&look, memory).await?;
+    let mut read = None;
+    if let Some(reading) = &wish.read {
+        let total = quick.seen.listing.bytes;
+        let how = Deep {
+            repository,
+            backup: wish.backup,
+            older_than: reading.older_than,
+            pace: reading.pace,
+            parallel: reading.parallel,
+            most: reading.most.map(|most| most(total)),
+            cancel: wish.cancel,
+            tell: &|done| (wish.reading)(done, total),
+        };
+        let mut damaged = Findings::default();
+        let done = deep(&how, &quick, memory, &mut damaged).await?;
+        if !done.interrupted && wish.backup.is_none() && reading.most.is_none() {
+            // All of it was seen now.
+            memory.outcome.read_damage = damaged.iter().cloned().collect();
+            memory.outcome.read_at = Some(began);
+        }
+        if done.gone > 0 && !done.interrupted {
+            // On its way out, or lost.
+            quick = looked(&look, memory).await?;
+        }
+        quick.not_checked += done.unreadable;
+        read = Some(done);
+    } else {
+        quick.not_checked += quick.seen.unreadable;
+        if wish.backup.is_none() {
+            read_again(repository, memory, wish.cancel).await?;
+        }
+    }
+    let mut findings = quick.findings.clone();
+    let prefix = wish.backup.map(|backup| repository.layout().backup_prefix(backup));
+    for finding in &memory.outcome.read_damage {
+        let belongs = |backup: &BackupId| finding.lost.backups.contains(backup);
+        if wish.backup.is_none_or(belongs) || prefix.as_ref().is_some_and(|prefix| finding.key.starts_with(prefix)) {
+            findings.add(finding.clone());
+        }
+    }
+    let whole = findings.count(Severity::Minor) == 0;
+    memory.outcome.not_checked = quick.not_checked;
+    if whole && wish.backup.is_none() {
+        memory.outcome.whole_at = Some(began);
+    }
+    memory.keep();
+    let (listed, more_findings) = (quick.listed(), findings.unnamed());
+    Ok(Report {
+        cluster: repository.cluster().to_string(),
+        repository: repository.repository().url(),
+        system_identifier: repository.identity().system_identifier,
+        began,
+        seconds: clock.elapsed().as_secs_f64(),
+        backup: wish.backup.cloned(),
+        backup_is_known: wish.backup.is_some_and(|backup| quick.seen.catalog.backup(backup).is_some()),
+        whole,
+        listed,
+        read,
+        not_checked: quick.not_checked,
+        findings: findings.into_sorted(),
+        more_findings,
+    })
+}
+
+/// A look, with what was there before and has vanished.
+async fn looked(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
+    let mut quick = confirmed(look).await?;
+    if look.backup.is_none() {
+        quick.findings.extend(memory.vanished(&quick.seen).into_sorted());
+        memory.looked(&quick.seen, &quick.findings, Utc::now());
+    }
+    Ok(quick)
+}
+
+/// Reads again what was damaged when it was last read: it may have been mended.
+async fn read_again(repository: &Arc<ClusterRepository>, memory: &mut Memory, cancel: &CancellationToken) -> Result<()> {
+    let keys: Vec<String> = memory.outcome.read_damage.iter().take(READ_AGAIN).map(|finding| finding.key.clone()).collect();
+    for key in keys {
+        if cancel.is_cancelled() {
+            return Err(Error::cancelled("verify", key));
+        }
+        let proof = match repository.layout().parse(&key) {
+            Some(ObjectName::Pack(pack)) => repository.prove_pack(pack, Vec::new()).await.map(|pack| pack.proof),
+            // What a manifest says of packs only reading these tells.
+            Some(ObjectName::BackupManifest(..)) => continue,
+            Some(name) => repository.prove(&name).await,
+            None => Ok(Proof::Gone),
+        };
+        match proof {
+            Ok(Proof::Whole | Proof::Gone) => memory.forget_damage(&key),
+            Ok(Proof::Unreadable) | Err(Error::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
