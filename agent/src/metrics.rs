@@ -4,12 +4,14 @@
 //! unit. Nothing here decides anything.
 
 mod backups;
+mod repositories;
 
 use std::time::Duration;
 
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 pub use backups::BackupMetrics;
+pub use repositories::RepositoryMetrics;
 use walkeep_core::backup::BackupRecord;
 use walkeep_store::{ErrorKind, Observer, Operation};
 
@@ -104,6 +106,8 @@ pub struct Metrics {
     gaps: IntGauge,
     /// Of the backups that the agent takes.
     pub backups: BackupMetrics,
+    /// Of each of several repositories.
+    pub repositories: RepositoryMetrics,
 }
 
 impl Metrics {
@@ -151,6 +155,7 @@ impl Metrics {
                 .int_gauge("walkeep_backup_due", "1 while the agent has yet to take a base backup behind a gap (protect = \"primary\").")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
             backups: BackupMetrics::new(&maker)?,
+            repositories: RepositoryMetrics::new(&maker)?,
             registry: registry.clone(),
         };
         metrics.begin_at_zero();
@@ -280,6 +285,7 @@ impl Metrics {
         }
         self.slot_given_up.set(i64::from(progress.slot() != SlotHold::Held));
         self.commits_wait.set(i64::from(progress.commits_wait()));
+        self.repositories.refresh();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())

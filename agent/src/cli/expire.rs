@@ -12,6 +12,7 @@ use walkeep_core::catalog::{Catalog, Window};
 use walkeep_core::expiry::Expiry;
 use walkeep_core::retention::{Reason, RetentionPlan};
 use walkeep_store::ErrorKind;
+use walkeep_store::several::Proof;
 
 use super::failure::Failure;
 use super::{Global, ask, output, progress, setup};
@@ -76,7 +77,8 @@ struct Windows {
 pub async fn run(global: &Global, args: ExpireArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
-    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    // Of several repositories each must say what is in it: nothing is let go by half of the truth.
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?.demanding(Proof::Every));
     if let Some(number) = args.undo {
         return undo(&repository, number, args.json).await;
     }

@@ -8,6 +8,7 @@ mod backup;
 mod before;
 mod catalog;
 mod check;
+mod copy;
 mod demo;
 mod expire;
 mod extract;
@@ -120,6 +121,8 @@ enum Command {
     Keep(keep::KeepArgs),
     /// Leave a backup to the retention policy again
     Release(keep::ReleaseArgs),
+    /// Copy the history from one repository into another
+    Copy(copy::CopyArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -195,6 +198,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Expire(args) => expire::run(&global, args).await,
             Command::Keep(args) => keep::keep(&global, args).await,
             Command::Release(args) => keep::release(&global, args).await,
+            Command::Copy(args) => copy::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

@@ -7,6 +7,7 @@
 mod encryption;
 mod environment;
 mod raw;
+mod repositories;
 mod retention;
 mod schedules;
 mod values;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use walkeep_core::layout::ClusterName;
+use walkeep_store::several::StoredWhen;
 
 pub use encryption::EncryptionConfig;
 pub use retention::Retention;
@@ -78,12 +80,30 @@ pub struct ClusterConfig {
     pub stream: bool,
     /// The keys, if what is stored is encrypted.
     pub encryption: Option<EncryptionConfig>,
-    /// The repository.
+    /// The repository; of several, the primary.
     pub repository: RepositoryConfig,
+    /// The other repositories, which have the same in them.
+    pub further: Vec<RepositoryConfig>,
+    /// In which of them something has to be before it is acknowledged.
+    pub stored_when: StoredWhen,
+    /// How often they are compared.
+    pub compare_interval: Duration,
     /// The backups that the agent takes by itself, and when.
     pub backups: Vec<ScheduledBackup>,
     /// What is kept for how long; without it everything is.
     pub retention: Option<Retention>,
+}
+
+impl ClusterConfig {
+    /// Every repository, the primary first.
+    pub fn repositories(&self) -> impl Iterator<Item = &RepositoryConfig> {
+        std::iter::once(&self.repository).chain(&self.further)
+    }
+
+    /// Where all of them are, as their store tells it once it is open.
+    pub fn repository_url(&self) -> String {
+        self.repositories().map(RepositoryConfig::url).collect::<Vec<_>>().join(" and ")
+    }
 }
 
 /// What a reported flush position promises.
@@ -252,16 +272,19 @@ fn place_of_schedule(
 
 /// Whoever writes them there believes that they have an effect.
 fn refuse_keys_of_s3_beside_a_directory(raw: &raw::Raw, name: &ClusterName, text: &str, described: &str) -> Result<()> {
-    let Some(repository) = raw.cluster.get(name.as_str()).and_then(|cluster| cluster.repository.first()) else { return Ok(()) };
-    let Some(key) = repository.keys_of_s3().into_iter().next() else { return Ok(()) };
-    if !repository.url.as_deref().is_some_and(|url| url.starts_with("file://")) {
-        return Ok(());
+    let repositories = raw.cluster.get(name.as_str()).map(|cluster| cluster.repository.as_slice()).unwrap_or_default();
+    for (index, repository) in repositories.iter().enumerate() {
+        let Some(key) = repository.keys_of_s3().into_iter().next() else { continue };
+        if !repository.url.as_deref().is_some_and(|url| url.starts_with("file://")) {
+            continue;
+        }
+        let place = match raw::line_of_key(text, name.as_str(), "repository", index, key) {
+            Some(line) => format!("{described}, line {line}: {key}"),
+            None => environment::variable_of_repository(index, key),
+        };
+        bail!("{place}: goes with an s3:// url only, and the repository is a directory");
     }
-    let place = match raw::line_of_key(text, name.as_str(), "repository", 0, key) {
-        Some(line) => format!("{described}, line {line}: {key}"),
-        None => environment::variable_of_repository(key),
-    };
-    bail!("{place}: goes with an s3:// url only, and the repository is a directory")
+    Ok(())
 }
 
 fn choose_cluster(table: &toml::Table, wanted: Option<&str>, described: &str) -> Result<ClusterName> {

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::Archiver;
 use crate::config::{Acknowledge, Config};
+use crate::copies;
 use crate::encryption::Encryption;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
@@ -134,7 +135,10 @@ struct Parts {
 
 /// Whether the repository is not what the configuration says it is: nothing mends that but a person, here.
 fn is_refused(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<repository::Error>(), Some(repository::Error::NotAsConfigured { .. }))
+    matches!(
+        error.downcast_ref::<repository::Error>(),
+        Some(repository::Error::NotAsConfigured { .. } | repository::Error::Disagree { .. })
+    )
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
@@ -161,7 +165,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
     };
     let into_spool = role == Role::Agent && config.cluster.stream && config.cluster.acknowledge == Acknowledge::Spool;
     // Of another repository than the configured one it says nothing.
-    let of_this = |note: &Note| note.repository == config.cluster.repository.url();
+    let of_this = |note: &Note| note.repository == config.cluster.repository_url();
     let note = if into_spool { Note::load(&config.cluster.spool).filter(of_this) } else { None };
     let repository = match note {
         // The stream goes on into the spool: it does not wait for the repository.
@@ -231,6 +235,17 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
             });
         }
         Role::Agent => {
+            for index in 0..=config.cluster.further.len() {
+                if config.cluster.further.is_empty() {
+                    break;
+                }
+                let (repository, cluster) = (repository.clone(), config.cluster.clone());
+                tasks.spawn(copies::follow(repository.clone(), cluster.clone(), index, stop.clone()));
+                match index {
+                    0 => tasks.spawn(copies::note_states(repository, cluster, metrics.clone(), stop.clone())),
+                    index => tasks.spawn(copies::compare(repository, cluster, index, stop.clone())),
+                };
+            }
             tasks.spawn(watch::run(
                 config.cluster.clone(),
                 params.clone(),

@@ -33,12 +33,13 @@ impl ClusterRepository {
     pub async fn holds(&self) -> Result<BTreeMap<BackupId, Hold>> {
         let read = |(id, number): (BackupId, u32)| async move {
             let name = ObjectName::Hold(id.clone(), number);
-            let Some(body) = self.small(&name).await? else { return Ok::<_, Error>(None) };
-            let hold: Hold = serde_json::from_slice(&body).map_err(|error| Error::corrupt(self.layout().key(&name), error))?;
-            match hold.backup == id {
-                true => Ok(Some((id, hold))),
-                false => Err(Error::corrupt(self.layout().key(&name), format!("it is said of {}", hold.backup))),
-            }
+            let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(&name), reason);
+            let parse = |body: &[u8]| {
+                let hold: Hold = serde_json::from_slice(body).map_err(|error| corrupt(&error))?;
+                if hold.backup == id { Ok(hold) } else { Err(corrupt(&format!("it is said of {}", hold.backup))) }
+            };
+            let hold = self.parsed(&name, parse).await?;
+            Ok::<_, Error>(hold.map(|hold| (id.clone(), hold)))
         };
         let newest = self.newest_holds(self.layout().backups_prefix()).await?;
         let read: Vec<_> = stream::iter(newest.into_iter().map(read)).buffered(READS).try_collect().await?;

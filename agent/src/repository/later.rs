@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::OnceCell;
 use walkeep_core::layout::ClusterName;
+use walkeep_store::several::{Proof, Several};
 use walkeep_store::{Error as StoreError, ErrorKind, Key, ListRequest, Page, Probed, Put, Result as StoreResult, SharedStore, Store};
 
 use super::{ClusterIdentity, ClusterRepository, Error, Repository};
@@ -22,7 +23,7 @@ pub type OpenRepository = Arc<dyn Fn() -> BoxFuture<'static, anyhow::Result<Clus
 impl ClusterRepository {
     /// The repository at `url` that `open` opens, once it can. Until then every call fails as opening it does.
     pub fn later(url: String, cluster: ClusterName, identity: ClusterIdentity, level: i32, open: OpenRepository) -> Self {
-        let store = LaterStore { url, identity: identity.clone(), open, opened: OnceCell::new() };
+        let store = LaterStore { url, identity: identity.clone(), open, opened: OnceCell::new(), proof: None };
         Self::new(Repository { store: Arc::new(store) }, cluster, identity, level)
     }
 }
@@ -33,6 +34,8 @@ struct LaterStore {
     identity: ClusterIdentity,
     open: OpenRepository,
     opened: OnceCell<SharedStore>,
+    /// What proves that something is absent, where it lies in several places.
+    proof: Option<Proof>,
 }
 
 impl LaterStore {
@@ -50,7 +53,8 @@ impl LaterStore {
                 )));
             }
             tracing::info!(repository = self.url, "repository opened");
-            Ok(repository.repository().store().clone())
+            let store = repository.repository().store().clone();
+            Ok(self.proof.and_then(|proof| store.demanding(proof)).unwrap_or(store))
         };
         self.opened.get_or_try_init(open).await
     }
@@ -90,11 +94,25 @@ impl Store for LaterStore {
         self.store().await?.list(request).await
     }
 
+    async fn delete_many(&self, keys: &[Key]) -> StoreResult<Vec<(Key, StoreError)>> {
+        self.store().await?.delete_many(keys).await
+    }
+
     async fn delete(&self, key: &Key) -> StoreResult<()> {
         self.store().await?.delete(key).await
     }
 
     async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
         self.store().await?.probe(scratch).await
+    }
+
+    fn several(&self) -> Option<&Several> {
+        self.opened.get().and_then(|store| store.several())
+    }
+
+    /// Opened by itself: whether it lies in several places is not known yet.
+    fn demanding(&self, proof: Proof) -> Option<SharedStore> {
+        let (open, opened) = (self.open.clone(), OnceCell::new());
+        Some(Arc::new(Self { url: self.url.clone(), identity: self.identity.clone(), open, opened, proof: Some(proof) }))
     }
 }

@@ -19,6 +19,8 @@ pub mod leases;
 pub mod manifest;
 pub mod names;
 pub mod packs;
+pub mod place;
+pub mod several;
 pub mod stored;
 pub mod unfinished;
 pub mod wal;
@@ -55,6 +57,11 @@ impl Repository {
         let repository = Self { store };
         repository.prove_reached().await?;
         Ok(repository)
+    }
+
+    /// The repository in a store in which it was found already.
+    pub fn reached(store: SharedStore) -> Self {
+        Self { store }
     }
 
     /// Proves that the store can hold a repository and puts the marker there; no error if it is there already.
@@ -95,7 +102,7 @@ impl Repository {
 }
 
 /// One cluster identity's part of a repository.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClusterRepository {
     repository: Repository,
     cluster: ClusterName,
@@ -108,13 +115,36 @@ pub struct ClusterRepository {
     /// The keys, where it is encrypted.
     encryption: Option<Arc<Encryption>>,
     pack_headers: Arc<encrypted::PackHeaders>,
+    /// Is told how each call to the store ended.
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl std::fmt::Debug for ClusterRepository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { repository, cluster, identity, .. } = self;
+        f.debug_struct("ClusterRepository")
+            .field("repository", repository)
+            .field("cluster", cluster)
+            .field("identity", identity)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ClusterRepository {
     /// The part of `repository` that belongs to the cluster called `cluster` with this identity.
     pub fn new(repository: Repository, cluster: ClusterName, identity: ClusterIdentity, level: i32) -> Self {
         let layout = ClusterLayout::new(&cluster, identity.system_identifier).with(identity.form);
-        Self { repository, cluster, identity, layout, level, wal_level: level, encryption: None, pack_headers: Arc::default() }
+        Self {
+            repository,
+            cluster,
+            identity,
+            layout,
+            level,
+            wal_level: level,
+            encryption: None,
+            pack_headers: Arc::default(),
+            observer: None,
+        }
     }
 
     /// The same with another level for segments and their parts.
@@ -125,7 +155,8 @@ impl ClusterRepository {
 
     /// The same, `observer` being told how each call to the store ended.
     pub fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.repository.store = Arc::new(ObservedStore::new(self.repository.store, observer));
+        self.repository.store = Arc::new(ObservedStore::new(self.repository.store, observer.clone()));
+        self.observer = Some(observer);
         self
     }
 

@@ -2,8 +2,11 @@
 //!
 //! As `walkeep expire --yes` has it: what looks like a mistake is told and waits for somebody to look.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use chrono::Utc;
+use walkeep_store::several::Proof;
 
 use super::Taker;
 use crate::config::Retention;
@@ -28,7 +31,9 @@ pub async fn let_go(taker: &Taker) {
 
 async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
     let now = Utc::now();
-    let look = expire::look(&taker.repository, &retention.policy, now).await?;
+    // Of several repositories each must say what is in it: nothing is let go by half of the truth.
+    let repository = Arc::new(taker.repository.demanding(Proof::Every));
+    let look = expire::look(&repository, &retention.policy, now).await?;
     let (goes, expected) = (look.plan.expired.len(), look.plan.expected());
     if goes > expected {
         tracing::error!(
@@ -46,7 +51,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
         return Ok(false);
     }
     if !look.plan.is_empty() {
-        let record = expire::take_out(&taker.repository, &look, now).await?;
+        let record = expire::take_out(&repository, &look, now).await?;
         let backups = record.backups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         tracing::info!(
             number = record.number, backups, segments = look.plan.segments, window_from = %look.plan.window_from.to_rfc3339(),
@@ -54,7 +59,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
         );
     }
     let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } =
-        expire::carry_out(&taker.repository, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+        expire::carry_out(&repository, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
     if objects > 0 || packs > 0 {
         tracing::info!(backups = backups.len(), objects, packs, pack_bytes, "retention: removed");
     }
