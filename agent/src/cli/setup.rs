@@ -103,14 +103,13 @@ async fn cluster_store(cluster: &ClusterConfig, user: User, stop: &CancellationT
         places.push(Arc::new(PlaceStore::new(repository.url(), cluster.name.clone(), open, agreed.clone())));
     }
     let tried = join_all(places.iter().map(|place| tokio::time::timeout(FIRST_TRY, place.ready()))).await;
-    let mut reached = false;
-    let mut failed = None;
-    for tried in tried {
+    let (mut reached, mut failed, mut silent) = (false, None, Vec::new());
+    for (index, tried) in tried.into_iter().enumerate() {
         match tried {
             Ok(Ok(())) => reached = true,
             Ok(Err(error @ repository::Error::Disagree { .. })) => return Err(error),
             Ok(Err(error)) => drop(failed.get_or_insert(error)),
-            Err(_) => {}
+            Err(_) => silent.push(index),
         }
     }
     if let Some(error) = failed.filter(|_| !reached) {
@@ -123,6 +122,9 @@ async fn cluster_store(cluster: &ClusterConfig, user: User, stop: &CancellationT
         User::Command => left_behind::follow(cluster),
     };
     let several = Several::new(stores, cluster.stored_when, follow);
+    for index in silent {
+        several.pass_over(index, format!("no answer within {FIRST_TRY:?}"), FIRST_TRY);
+    }
     left_behind::pass_over_dead(cluster, &several);
     Ok(Arc::new(several))
 }

@@ -45,11 +45,22 @@ pub async fn opened(repository: &ClusterRepository, cluster: &ClusterConfig, sto
     None
 }
 
-/// Brings to the repository of this number what waits for it, until `stop`.
-pub async fn follow(repository: Arc<ClusterRepository>, cluster: ClusterConfig, index: usize, stop: CancellationToken) {
-    let Some(several) = opened(&repository, &cluster, &stop).await else { return };
+/// Brings to the repository of this number what waits for it. Once `last` says that nothing more will come it ends with the queue, or at once if the
+/// repository does not answer.
+pub async fn follow(repository: Arc<ClusterRepository>, cluster: ClusterConfig, index: usize, last: CancellationToken) {
+    let Some(several) = opened(&repository, &cluster, &last).await else { return };
     let guide: Arc<dyn Guide> = Arc::new(Contents::new(repository));
-    several.follow(index, &guide, &stop).await;
+    let never = CancellationToken::new();
+    let rest = async {
+        last.cancelled().await;
+        while several.states().get(index).is_some_and(|state| state.queued > 0 && state.down.is_none()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = several.follow(index, &guide, &never) => {}
+        () = rest => {}
+    }
 }
 
 /// Compares the repository of this number with the primary, whenever that is wanted, until `stop`.

@@ -100,15 +100,33 @@ pub async fn run(
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let refused = Arc::new(Mutex::new(None));
-    let parts = Parts { crashed: crashed.clone(), refused: refused.clone(), config, role, params, metrics, progress, leave: leave.clone() };
+    // What the others store in their last moments is brought to every repository, if there is time.
+    let followers = Followers::default();
+    let parts = Parts {
+        crashed: crashed.clone(),
+        refused: refused.clone(),
+        config,
+        role,
+        params,
+        metrics,
+        progress,
+        leave: leave.clone(),
+        followers: followers.clone(),
+    };
     tasks.spawn(bring_up(parts, open, told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
     tracing::info!("stopping: storing what was received");
     notify(&[sd_notify::NotifyState::Stopping]);
     tasks.close();
-    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+    let end = tokio::time::Instant::now() + DRAIN;
+    if tokio::time::timeout_at(end, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "leaving with work unfinished; nothing of it was confirmed");
+    }
+    followers.last.cancel();
+    followers.tasks.close();
+    if tokio::time::timeout_at(end, followers.tasks.wait()).await.is_err() {
+        tracing::info!("not everything is in every repository yet: the next agent brings it there");
     }
     leave.cancel();
     tracing::info!("stopped");
@@ -127,10 +145,19 @@ struct Parts {
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
     leave: CancellationToken,
+    followers: Followers,
     /// A task died.
     crashed: Arc<AtomicBool>,
     /// Why the agent must not run at all.
     refused: Arc<Mutex<Option<anyhow::Error>>>,
+}
+
+/// The tasks that bring to several repositories what others have stored in one.
+#[derive(Clone, Default)]
+struct Followers {
+    tasks: TaskTracker,
+    /// Nothing more will come.
+    last: CancellationToken,
 }
 
 /// Whether the repository is not what the configuration says it is: nothing mends that but a person, here.
@@ -143,7 +170,7 @@ fn is_refused(error: &anyhow::Error) -> bool {
 
 /// Opens the repository, however long that takes, and starts what needs it.
 async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tasks: TaskTracker, stop: CancellationToken) {
-    let Parts { config, role, params, metrics, progress, leave, crashed, refused } = parts;
+    let Parts { config, role, params, metrics, progress, leave, followers, crashed, refused } = parts;
     let refuse = |error| {
         *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         stop.cancel();
@@ -240,7 +267,7 @@ async fn bring_up(parts: Parts, open: OpenRepository, told: Sender<Opening>, tas
                     break;
                 }
                 let (repository, cluster) = (repository.clone(), config.cluster.clone());
-                tasks.spawn(copies::follow(repository.clone(), cluster.clone(), index, stop.clone()));
+                followers.tasks.spawn(copies::follow(repository.clone(), cluster.clone(), index, followers.last.clone()));
                 match index {
                     0 => tasks.spawn(copies::note_states(repository, cluster, metrics.clone(), stop.clone())),
                     index => tasks.spawn(copies::compare(repository, cluster, index, stop.clone())),

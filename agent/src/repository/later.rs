@@ -23,7 +23,7 @@ pub type OpenRepository = Arc<dyn Fn() -> BoxFuture<'static, anyhow::Result<Clus
 impl ClusterRepository {
     /// The repository at `url` that `open` opens, once it can. Until then every call fails as opening it does.
     pub fn later(url: String, cluster: ClusterName, identity: ClusterIdentity, level: i32, open: OpenRepository) -> Self {
-        let store = LaterStore { url, identity: identity.clone(), open, opened: OnceCell::new(), proof: None };
+        let store = LaterStore { url, identity: identity.clone(), open, opened: Arc::default(), proof: None };
         Self::new(Repository { store: Arc::new(store) }, cluster, identity, level)
     }
 }
@@ -33,13 +33,14 @@ struct LaterStore {
     url: String,
     identity: ClusterIdentity,
     open: OpenRepository,
-    opened: OnceCell<SharedStore>,
+    /// One for all views of it: what one removes must not wait in another one's queue.
+    opened: Arc<OnceCell<SharedStore>>,
     /// What proves that something is absent, where it lies in several places.
     proof: Option<Proof>,
 }
 
 impl LaterStore {
-    async fn store(&self) -> StoreResult<&SharedStore> {
+    async fn store(&self) -> StoreResult<SharedStore> {
         let open = async || {
             let repository = (self.open)().await.map_err(|error| self.not_opened(error))?;
             if !repository.identity().same_cluster(&self.identity) || repository.repository().url() != self.url {
@@ -53,10 +54,10 @@ impl LaterStore {
                 )));
             }
             tracing::info!(repository = self.url, "repository opened");
-            let store = repository.repository().store().clone();
-            Ok(self.proof.and_then(|proof| store.demanding(proof)).unwrap_or(store))
+            Ok(repository.repository().store().clone())
         };
-        self.opened.get_or_try_init(open).await
+        let store = self.opened.get_or_try_init(open).await?;
+        Ok(self.proof.and_then(|proof| store.demanding(proof)).unwrap_or_else(|| store.clone()))
     }
 
     /// Never "not found": that is said of an object by a repository that was reached.
@@ -110,9 +111,9 @@ impl Store for LaterStore {
         self.opened.get().and_then(|store| store.several())
     }
 
-    /// Opened by itself: whether it lies in several places is not known yet.
+    /// Whether it lies in several places is not known yet.
     fn demanding(&self, proof: Proof) -> Option<SharedStore> {
-        let (open, opened) = (self.open.clone(), OnceCell::new());
+        let (open, opened) = (self.open.clone(), self.opened.clone());
         Some(Arc::new(Self { url: self.url.clone(), identity: self.identity.clone(), open, opened, proof: Some(proof) }))
     }
 }

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use walkeep_core::layout::{ClusterLayout, ClusterName, MARKER_KEY, ObjectName};
+use walkeep_store::several::Proof;
 use walkeep_store::{ErrorKind, Key, ObservedStore, Observer, Put, SharedStore};
 
 use crate::encryption::Encryption;
@@ -76,8 +77,20 @@ impl Repository {
         Self::open(store).await
     }
 
-    /// Reads the marker: only after this may a missing object be called absent.
+    /// Reads the marker: only after this may a missing object be called absent. Of several repositories each one's, where each has to say so.
     pub async fn prove_reached(&self) -> Result<()> {
+        match self.store.several().filter(|several| several.proof() == Proof::Every) {
+            None => self.read_marker().await,
+            Some(several) => {
+                for store in several.places() {
+                    Self { store }.read_marker().await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn read_marker(&self) -> Result<()> {
         let body = match self.store.get(&key(MARKER_KEY)?, None).await {
             Ok(body) => body,
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(Error::NoRepository { url: self.store.url() }),

@@ -7,9 +7,18 @@ use tokio::time::Instant;
 /// The shortest time for which a place that failed is passed over.
 const LEAST: Duration = Duration::from_secs(1);
 /// And the longest.
-const MOST: Duration = Duration::from_secs(600);
-/// Waiting for a place that does not answer takes no more than one part in so many of the time.
-const SHARE: u32 = 10;
+const MOST: Duration = Duration::from_secs(60);
+/// It is passed over for so many times as long as it was waited for, within these bounds.
+const TIMES: u32 = 10;
+
+/// How a place may be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum May {
+    /// As ever.
+    Ask,
+    /// It failed before: whether it answers again has to be tried.
+    Try,
+}
 
 /// What is known of a place from the calls to it.
 #[derive(Debug, Default)]
@@ -28,16 +37,16 @@ struct Down {
 
 impl Health {
     /// Whether it may be asked now; else why not. Of several callers one tries a place that failed, and the others pass it over meanwhile.
-    pub fn may_ask(&mut self, now: Instant) -> Result<(), String> {
+    pub fn may_ask(&mut self, now: Instant) -> Result<May, String> {
         match &mut self.down {
-            None => Ok(()),
+            None => Ok(May::Ask),
             Some(down) if now < down.until => {
                 let since = now.duration_since(down.since).as_secs();
                 Err(format!("it does not answer for {since} s ({}) and is not asked at every call", down.reason))
             }
             Some(down) => {
-                down.until = now + LEAST.saturating_mul(SHARE);
-                Ok(())
+                down.until = now + MOST;
+                Ok(May::Try)
             }
         }
     }
@@ -51,7 +60,7 @@ impl Health {
     pub fn failed(&mut self, reason: String, waited: Duration, now: Instant) -> bool {
         let failures = self.down.as_ref().map_or(0, |down| down.failures).saturating_add(1);
         let doubled = LEAST.saturating_mul(1u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
-        let hold = doubled.min(MOST / SHARE).max(waited.saturating_mul(SHARE)).clamp(LEAST, MOST);
+        let hold = doubled.max(waited.saturating_mul(TIMES)).clamp(LEAST, MOST);
         let since = self.down.as_ref().map_or(now, |down| down.since);
         self.down = Some(Down { reason, since, until: now + hold, failures });
         failures == 1
@@ -73,14 +82,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dead_place_costs_a_tenth_of_the_time_at_most() {
+    fn a_dead_place_costs_little_of_the_time() {
         let (mut health, mut now) = (Health::default(), Instant::now());
         let began = now;
         let mut waited = Duration::ZERO;
         while now - began < Duration::from_secs(7200) {
             match health.may_ask(now) {
-                Ok(()) => {
-                    let call = Duration::from_secs(60);
+                Ok(may) => {
+                    // The first call has the store's own deadline, a try one of its own.
+                    let call = Duration::from_secs(if may == May::Ask { 60 } else { 10 });
                     (now, waited) = (now + call, waited + call);
                     health.failed("no answer".into(), call, now);
                 }
@@ -90,10 +100,10 @@ mod tests {
                 }
             }
         }
-        assert!(waited < Duration::from_secs(7200 / 10), "{waited:?}");
-        assert!(waited > Duration::from_secs(600), "it is asked again: {waited:?}");
+        assert!(waited < Duration::from_secs(7200 / 6), "{waited:?}");
+        assert!(waited > Duration::from_secs(7200 / 8), "it is asked again: {waited:?}");
         assert!(health.answered() && !health.answered());
-        assert!(health.may_ask(now).is_ok());
+        assert_eq!(health.may_ask(now), Ok(May::Ask));
     }
 
     #[test]
@@ -102,7 +112,7 @@ mod tests {
         assert!(health.failed("down".into(), Duration::ZERO, now), "news");
         assert!(health.may_ask(now).is_err());
         let later = now + LEAST;
-        assert!(health.may_ask(later).is_ok());
+        assert_eq!(health.may_ask(later), Ok(May::Try));
         assert!(health.may_ask(later).is_err());
         assert!(!health.failed("down".into(), Duration::ZERO, later), "no news");
         assert_eq!(health.down(later).unwrap().1, LEAST);

@@ -101,6 +101,11 @@ impl Several {
         Self { shared: self.shared.clone(), proof }
     }
 
+    /// What it takes to call something absent.
+    pub fn proof(&self) -> Proof {
+        self.proof
+    }
+
     /// Each place by itself, the primary first.
     pub fn places(&self) -> Vec<SharedStore> {
         self.all().iter().map(|place| place.store.clone()).collect()

@@ -6,13 +6,17 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::health::Health;
+use super::health::{Health, May};
 use super::is_no_answer;
 use super::queue::Queue;
 use crate::{Error, ErrorKind, Key, Result, SharedStore};
 
 /// Times between two lines of the log about reading from another place.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// A small object that every place has: by it is tried whether one answers again. That it is not there is an answer too.
+const SMALL: &str = "walkeep.json";
+/// So long that is waited for.
+const TRY: Duration = Duration::from_secs(10);
 
 /// A place.
 #[derive(Debug)]
@@ -98,13 +102,13 @@ impl Place {
 
     /// Asks it, unless it failed a moment ago.
     pub async fn ask<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        self.may_ask()?;
+        self.may_ask().await?;
         self.insist(call).await
     }
 
     /// The same for as long as it takes at most; what takes longer counts as no answer.
     pub async fn ask_within<T>(&self, patience: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
-        self.may_ask()?;
+        self.may_ask().await?;
         let waited = || Error::at(ErrorKind::Transient, "ask", &self.url).because(format!("no answer within {patience:?}"));
         self.insist(async { tokio::time::timeout(patience, call).await.unwrap_or_else(|_| Err(waited())) }).await
     }
@@ -125,7 +129,7 @@ impl Place {
 
     /// A removal, which may be denied on purpose.
     pub async fn removing<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        self.may_ask()?;
+        self.may_ask().await?;
         let began = Instant::now();
         let outcome = call.await;
         match &outcome {
@@ -136,9 +140,22 @@ impl Place {
         outcome
     }
 
-    fn may_ask(&self) -> Result<()> {
+    /// Fails if it is passed over, or does not answer again.
+    async fn may_ask(&self) -> Result<()> {
         let may = self.health().may_ask(Instant::now());
-        may.map_err(|reason| Error::at(ErrorKind::Transient, "ask", &self.url).because(reason))
+        match may.map_err(|reason| Error::at(ErrorKind::Transient, "ask", &self.url).because(reason))? {
+            May::Ask => Ok(()),
+            // By something small: whoever has a large object to read, or a slow line, is not cut off in the middle.
+            May::Try => {
+                let Ok(small) = SMALL.parse() else { return Ok(()) };
+                let call = tokio::time::timeout(TRY, self.store.get(&small, Some(0..1)));
+                let none = || Error::at(ErrorKind::Transient, "ask", &self.url).because(format!("no answer within {TRY:?}"));
+                match self.insist(async { call.await.unwrap_or_else(|_| Err(none())) }).await {
+                    Err(error) if is_no_answer(&error) || error.kind() == ErrorKind::Cancelled => Err(error),
+                    _ => Ok(()),
+                }
+            }
+        }
     }
 
     fn answered(&self) {

@@ -45,7 +45,7 @@ async fn two_directories(folder: &tempfile::TempDir, when: StoredWhen) -> Severa
 async fn several_places() {
     for when in [StoredWhen::All, StoredWhen::Primary, StoredWhen::Any] {
         let folder = tempfile::tempdir().unwrap();
-        suite::run(Arc::new(two_directories(&folder, when).await.demanding(Proof::Every)), 2500, Sorts::Keys).await;
+        suite::run(Arc::new(two_directories(&folder, when).await.demanding(Proof::Every)), 1100, Sorts::Keys).await;
     }
 }
 
