@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod backups;
+mod repositories;
 mod verify;
 
 use std::time::Duration;
@@ -13,6 +14,7 @@ use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVe
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
+pub use repositories::RepositoryMetrics;
 pub use verify::VerifyMetrics;
 use walkeep_core::backup::BackupRecord;
 use walkeep_store::{ErrorKind, Observer, Operation};
@@ -112,6 +114,8 @@ pub struct Metrics {
     pub artifacts: ArtifactMetrics,
     /// Of what the agent verifies.
     pub verify: VerifyMetrics,
+    /// Of each of several repositories.
+    pub repositories: RepositoryMetrics,
 }
 
 impl Metrics {
@@ -161,6 +165,7 @@ impl Metrics {
             backups: BackupMetrics::new(&maker)?,
             artifacts: ArtifactMetrics::new(&maker)?,
             verify: VerifyMetrics::new(&maker)?,
+            repositories: RepositoryMetrics::new(&maker)?,
             registry: registry.clone(),
         };
         metrics.begin_at_zero();
@@ -290,6 +295,7 @@ impl Metrics {
         }
         self.slot_given_up.set(i64::from(progress.slot() != SlotHold::Held));
         self.commits_wait.set(i64::from(progress.commits_wait()));
+        self.repositories.refresh();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())

@@ -45,6 +45,7 @@ mod restore;
 mod retention;
 mod same_moment;
 mod schedules;
+mod several;
 mod standbys;
 mod store_faults;
 mod story;

@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::{BackupId, PackId};
 use walkeep_core::manifest::EntryKind;
+use walkeep_store::several::Proof;
 
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
@@ -75,6 +76,8 @@ async fn sweep_by(
     cancel: &CancellationToken,
     wanted: Wanted,
 ) -> Result<Swept> {
+    // Of several repositories each must say what is in it.
+    let repository = &repository.demanding(Proof::Every);
     let Some(now) = times.iter().find(|found| found.recorded && found.id == *newest).map(|found| found.last) else {
         return Ok(Swept::default());
     };

@@ -13,6 +13,7 @@ use super::slot::{self, SlotReport};
 use super::verify::Verified;
 use super::{Global, output, setup};
 use crate::backup::lock::BackupLock;
+use crate::copies::{self, PlaceReport};
 
 /// Arguments of `walkeep status`.
 #[derive(Debug, Args)]
@@ -52,6 +53,9 @@ pub struct TimelinesArgs {
 struct Status {
     cluster: String,
     repository: String,
+    /// Each of several; none with one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    repositories: Vec<PlaceReport>,
     system_identifier: walkeep_core::SystemIdentifier,
     major_version: walkeep_core::MajorVersion,
     segment_bytes: u64,
@@ -73,7 +77,7 @@ struct Status {
 async fn load(global: &Global) -> Result<(crate::config::Config, crate::repository::ClusterRepository, Catalog), Failure> {
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
-    let repository = setup::cluster_repository(&config.cluster, &stop).await?;
+    let repository = setup::what_is_left(&config.cluster, &stop).await?;
     let catalog = setup::catalog(&repository).await?;
     Ok((config, repository, catalog))
 }
@@ -93,7 +97,8 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let backup_running = BackupLock::holder(&config.cluster.spool);
     let status = Status {
         cluster: catalog.cluster().to_string(),
-        repository: repository.repository().url(),
+        repository: config.cluster.repository.url(),
+        repositories: copies::reports(&config.cluster, repository.repository().store().several()),
         system_identifier: identity.system_identifier,
         major_version: identity.major_version,
         segment_bytes: identity.segment_size.bytes(),
@@ -113,7 +118,10 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         return write_picture(&args, &picture, &status.cluster);
     }
     output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
-    output::say!("repository  {}", status.repository);
+    match status.repositories.as_slice() {
+        [] => output::say!("repository  {}", status.repository),
+        several => several.iter().for_each(print_repository),
+    }
     if let Some(verified) = &status.verified {
         verified.print();
     }
@@ -142,6 +150,24 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
 
 fn write_picture(args: &StatusArgs, picture: &Option<Picture>, cluster: &str) -> Result<(), Failure> {
     args.picture.write(picture, &format!("What can be restored of {cluster}"))
+}
+
+fn print_repository(report: &PlaceReport) {
+    let what = if report.primary { "repository " } else { "           " };
+    let answers = if report.answers { "answers" } else { "DOES NOT ANSWER" };
+    let lag = match (report.queue_objects, report.behind_seconds) {
+        (Some(0), _) if report.compared_at.is_some() || report.primary => ", nothing waits for it".to_owned(),
+        (Some(0), _) => ", nothing is known to wait for it, not compared yet".to_owned(),
+        (Some(objects), behind) => {
+            let behind = output::duration(std::time::Duration::from_secs(behind.unwrap_or_default()));
+            format!(", BEHIND: {} wait for it, the oldest for {behind}", output::count(objects as u64, "object"))
+        }
+        (None, _) => ", no agent of this host says how far it is".to_owned(),
+    };
+    output::say!("{what} {}: {answers}{lag}", report.url);
+    if let Some(problem) = &report.problem {
+        output::say!("            {problem}");
+    }
 }
 
 fn print_timeline(report: &TimelineReport) {

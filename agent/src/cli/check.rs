@@ -109,7 +109,16 @@ async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, fin
     findings.add("repository", reached.map_err(|error| anyhow!("{error:#}. {}", error.hint())));
     let misconfigured = repository.as_ref().is_err_and(repository::Error::is_configuration);
     if let Ok(repository) = &repository {
-        findings.add("permissions", probe(repository).await);
+        match repository.each() {
+            each if each.is_empty() => drop(findings.add("permissions", probe(repository).await)),
+            each => {
+                for one in &each {
+                    let url = one.repository().url();
+                    let probed = probe(one).await.with_context(|| url.clone());
+                    findings.add("permissions", probed.map(|text| format!("{url}: {text}")));
+                }
+            }
+        }
     }
     let answers = setup::agent_answers(cluster).await;
     let silent = || anyhow!("nobody answers on {}: start `walkeep agent`, as the server's user", cluster.socket.display());

@@ -14,6 +14,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, Window};
 use walkeep_core::expiry::Expiry;
 use walkeep_core::retention::{Reason, RetentionPlan};
+use walkeep_store::several::Proof;
 
 use super::failure::Failure;
 use super::trail::{Told, is_denied};
@@ -92,7 +93,8 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
     }
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
-    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    // Of several repositories each must say what is in it: nothing is let go by half of the truth.
+    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?.demanding(Proof::Every));
     if let Some(number) = args.undo {
         told.of("number", number);
         return undo(&repository, number, args.json).await;

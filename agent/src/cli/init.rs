@@ -47,6 +47,8 @@ pub struct InitArgs {
 struct Report {
     cluster: String,
     repository: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    further_repositories: Vec<String>,
     system_identifier: SystemIdentifier,
     major_version: MajorVersion,
     segment_bytes: u64,
@@ -74,34 +76,47 @@ pub async fn run(global: &Global, args: InitArgs, told: &Told<'_>) -> Result<(),
         return Err(Failure::refused(format!("PostgreSQL {} is not supported: Walkeep keeps 13 to 18", identity.major_version)));
     }
     let stop = CancellationToken::new();
-    let store = setup::store(cluster, Missing::Create, &stop).await?;
-    let probe = setup::probe_key(&cluster.name)?;
-    let probed = store.probe(&probe).await.map_err(repository::Error::from).context("try the repository")?;
-    if let Some(text) = setup::left_behind(probed, &probe) {
-        output::tell!("note: {text}");
+    let (mut urls, mut known) = (Vec::new(), None);
+    // What the primary knows is what all of them have to know.
+    let mut identities: Vec<ClusterIdentity> = Vec::new();
+    for config in cluster.repositories() {
+        let store = setup::store(config, Missing::Create, &stop).await?;
+        let probe = setup::probe_key(&cluster.name)?;
+        let probed = store.probe(&probe).await.map_err(repository::Error::from);
+        let probed = probed.with_context(|| format!("try the repository {}", config.url()))?;
+        if let Some(text) = setup::left_behind(probed, &probe) {
+            output::tell!("note: {text}");
+        }
+        let repository = Repository::create(store).await?;
+        if let Some(warning) = root_made_it(config, cluster) {
+            output::tell!("warning: {warning}");
+        }
+        if identities.is_empty() {
+            known = Some(make_known(&repository, cluster, &identity, args.new_identity).await?);
+            identities = repository.identities(&cluster.name).await?;
+        } else {
+            repository.know_the_same(&cluster.name, &cluster.repository.url(), &identities).await?;
+        }
+        urls.push(repository.url());
     }
-    let repository = Repository::create(store).await?;
-    if let Some(warning) = root_made_it(cluster) {
-        output::tell!("warning: {warning}");
-    }
-    let known = make_known(&repository, cluster, &identity, args.new_identity).await?;
     let slot = match connection {
         // One that nobody reads would hold WAL until the server's disk is full.
         Some(mut connection) if cluster.stream => Some(create_slot(&mut connection, cluster).await?),
         _ => None,
     };
     told.of("system_identifier", identity.system_identifier);
-    told.of("repository", repository.url());
-    if known == KNOWN && slot != Some(CREATED) {
+    told.of("repository", urls.join(" and "));
+    if known == Some(KNOWN) && slot != Some(CREATED) {
         told.nothing();
     }
     let report = Report {
         cluster: cluster.name.to_string(),
-        repository: repository.url(),
+        repository: urls.first().cloned().unwrap_or_default(),
+        further_repositories: urls.iter().skip(1).cloned().collect(),
         system_identifier: identity.system_identifier,
         major_version: identity.major_version,
         segment_bytes: identity.segment_size.bytes(),
-        identity: known,
+        identity: known.unwrap_or_default(),
         encryption: (form == Form::Age).then_some("age"),
         slot,
         postgresql_conf: postgresql_conf(&config),
@@ -118,6 +133,9 @@ fn print(report: &Report, cluster: &ClusterConfig) {
     let Report { repository, system_identifier, major_version, identity, .. } = report;
     output::say!("cluster     {} (PostgreSQL {major_version}, system identifier {system_identifier}): {identity}", report.cluster);
     output::say!("repository  {repository}");
+    for further in &report.further_repositories {
+        output::say!("            {further}: what it lacks is brought there by the agent, or by `walkeep copy`");
+    }
     if let Some(encryption) = report.encryption {
         output::say!(
             "encryption  {encryption}; keep the identities where this host is not: without one of them nothing that is stored can be read"
@@ -182,8 +200,8 @@ fn offline_identity(cluster: &ClusterConfig) -> Result<ClusterIdentity> {
 }
 
 /// What root makes in a directory is closed to the agent, which runs as the server's user.
-fn root_made_it(cluster: &ClusterConfig) -> Option<String> {
-    let RepositoryConfig::Local { path } = &cluster.repository else { return None };
+fn root_made_it(repository: &RepositoryConfig, cluster: &ClusterConfig) -> Option<String> {
+    let RepositoryConfig::Local { path } = repository else { return None };
     if !rustix::process::geteuid().is_root() {
         return None;
     }

@@ -6,6 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::{Keep, KeepFor};
 use walkeep_core::layout::BackupId;
+use walkeep_store::several::Proof;
 
 use super::failure::Failure;
 use super::trail::Told;
@@ -62,7 +63,7 @@ pub async fn release(global: &Global, args: ReleaseArgs, told: &Told<'_>) -> Res
 async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool, told: &Told<'_>) -> Result<(), Failure> {
     told.of("backup", &backup);
     let config = setup::config(global)?;
-    let repository = setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?;
+    let repository = setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?.demanding(Proof::Every);
     let known = repository.backups().await.context("read the backups")?;
     if known.expired.iter().any(|record| record.id == backup) {
         return Err(Failure::refused(format!("{backup} has left the catalog"))

@@ -88,7 +88,7 @@ pub async fn run(global: &Global, args: LogArgs) -> Result<(), Failure> {
     args.picture.check()?;
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
-    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
     let catalog = setup::catalog(&repository).await?;
     let path = path(&catalog, args.timeline)?;
     let timeline = path.timeline();

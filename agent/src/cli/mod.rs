@@ -10,6 +10,7 @@ mod backup;
 mod before;
 mod catalog;
 mod check;
+mod copy;
 mod demo;
 mod expire;
 mod extract;
@@ -140,6 +141,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Is everything there that restores need? Names what is damaged or missing, and what is lost with it
     Verify(verify::VerifyArgs),
+    /// Copy the history from one repository into another
+    Copy(copy::CopyArgs),
     /// Single WAL files, without an agent
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -236,6 +239,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
+            Command::Copy(args) => copy::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

@@ -48,8 +48,9 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     args.target.check().map_err(Failure::usage)?;
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
-    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
     let planned = make(&repository, &config.cluster, &args.target, Share::Whole).await;
+    setup::tell_fallbacks(&repository);
     if args.json {
         planned.as_ref().err().map_or(Ok(()), json_refusal)?;
         output::json(&planned?)?;

@@ -105,7 +105,7 @@ pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<
         restore::check_directory(directory, &in_use).map_err(refusal_or_failure)?;
     }
     let stop = setup::stop_on_signals()?;
-    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
     let wanted = if args.only_database.is_empty() { Share::Whole } else { Share::Part };
     let planned = plan::make(&repository, &config.cluster, &args.target, wanted).await;
     if args.json {
@@ -138,8 +138,9 @@ pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<
     }
     told.begins().await;
     let bar = progress::Bar::new("restoring");
-    let restored = restore::restore(repository, &plan, options, &|state| bar.show(state), &stop).await;
+    let restored = restore::restore(repository.clone(), &plan, options, &|state| bar.show(state), &stop).await;
     bar.finish();
+    setup::tell_fallbacks(&repository);
     let summary = restored.map_err(refusal_or_failure)?;
     RatesFile::of(&config.cluster).note(summary.measured);
     if args.json {
@@ -155,11 +156,11 @@ pub(super) fn in_use(cluster: &ClusterConfig, to: Option<&Path>) -> Vec<InUse> {
     let other = cluster.data_directory.as_ref().filter(|server| !to.is_some_and(|to| restore::is_same(server, to)));
     let server = other.map(|server| restore::of_server(server)).unwrap_or_default();
     let spool = InUse { path: cluster.spool.clone(), what: "the spool" };
-    let repository = match &cluster.repository {
+    let repositories = cluster.repositories().filter_map(|repository| match repository {
         RepositoryConfig::Local { path } => Some(InUse { path: path.clone(), what: "the repository" }),
         RepositoryConfig::S3(_) => None,
-    };
-    [spool].into_iter().chain(repository).chain(server).collect()
+    });
+    [spool].into_iter().chain(repositories).chain(server).collect()
 }
 
 /// Says what will be lost, and asks.

@@ -7,25 +7,31 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use futures::FutureExt;
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_core::kind::ObjectKind;
 use walkeep_core::layout::ClusterName;
 use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, PastS3Store, Placement, Placing, S3Options, S3Store};
-use walkeep_store::{Error, ErrorKind, Key, Probed, SharedStore, guarded::GuardedStore};
+use walkeep_store::several::{Fallbacks, Follow, Proof};
+use walkeep_store::{Error, ErrorKind, Key, Probed, Several, SharedStore, guarded::GuardedStore};
 
 use super::failure::Failure;
 use super::waiting::WaitedFor;
 use super::{Global, output};
 use crate::artifact::maker::OpenBucket;
 use crate::config::{ClusterConfig, Config, RepositoryConfig, S3Config, ServerSideEncryption};
+use crate::copies::left_behind;
 use crate::encryption::Encryption;
 use crate::index::reader::Index;
 use crate::postgres::ConnectionParams;
 use crate::repository::catalog::LoadedCatalog;
+use crate::repository::place::{Agreed, OpenStore, PlaceStore};
 use crate::repository::{self, ClusterRepository, Repository};
 
+/// So long a command waits, before it begins, to see which of several repositories answer.
+const FIRST_TRY: Duration = Duration::from_secs(5);
 /// The most one call to a store may take, retries and all: a bound behind the store's own.
 const STORE_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -47,18 +53,22 @@ pub enum Missing {
     Fail,
 }
 
-/// The store of a cluster for a command: whoever waits for it is told what for. Every call ends when `stop` fires.
-pub async fn store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
-    let store = silent_store(cluster, missing, stop).await?;
-    let place = match &cluster.repository {
-        RepositoryConfig::Local { .. } => store.url(),
-        RepositoryConfig::S3(config) => format!("{} at {}", store.url(), config.endpoint.as_deref().unwrap_or("AWS")),
-    };
-    Ok(Arc::new(WaitedFor::new(store, place)))
+/// Who uses a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum User {
+    /// A person waits for it, and the process ends.
+    Command,
+    /// Nobody waits.
+    Agent,
 }
 
-async fn silent_store(cluster: &ClusterConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
-    let store: SharedStore = match &cluster.repository {
+/// The store of one repository for a command: whoever waits for it is told what for. Every call ends when `stop` fires.
+pub async fn store(repository: &RepositoryConfig, missing: Missing, stop: &CancellationToken) -> repository::Result<SharedStore> {
+    Ok(dressed(open_store(repository, missing).await?, repository, User::Command, stop))
+}
+
+async fn open_store(repository: &RepositoryConfig, missing: Missing) -> repository::Result<SharedStore> {
+    Ok(match repository {
         RepositoryConfig::Local { path } => match missing {
             Missing::Create => Arc::new(LocalStore::create(path.clone()).await?),
             Missing::Fail => Arc::new(LocalStore::open(path.clone()).await?),
@@ -70,8 +80,62 @@ async fn silent_store(cluster: &ClusterConfig, missing: Missing, stop: &Cancella
                 None => Arc::new(store),
             }
         }
+    })
+}
+
+/// With an end to every call, and a word for who waits.
+fn dressed(store: SharedStore, repository: &RepositoryConfig, user: User, stop: &CancellationToken) -> SharedStore {
+    let url = store.url();
+    let store: SharedStore = Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop.clone()));
+    let place = match (user, repository) {
+        (User::Agent, _) => return store,
+        (User::Command, RepositoryConfig::Local { .. }) => url,
+        (User::Command, RepositoryConfig::S3(config)) => format!("{url} at {}", config.endpoint.as_deref().unwrap_or("AWS")),
     };
-    Ok(Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop.clone())))
+    Arc::new(WaitedFor::new(store, place))
+}
+
+/// The store of a cluster: of one repository, or of several.
+async fn cluster_store(cluster: &ClusterConfig, user: User, stop: &CancellationToken) -> repository::Result<SharedStore> {
+    // Of the others only the present is known.
+    if cluster.further.is_empty() || cluster.repository.as_of().is_some() {
+        return Ok(dressed(open_store(&cluster.repository, Missing::Fail).await?, &cluster.repository, user, stop));
+    }
+    let agreed = Agreed::default();
+    let mut places = Vec::new();
+    for repository in cluster.repositories() {
+        let config = repository.clone();
+        let open: OpenStore = Arc::new(move || {
+            let config = config.clone();
+            async move { open_store(&config, Missing::Fail).await }.boxed()
+        });
+        places.push(Arc::new(PlaceStore::new(repository.url(), cluster.name.clone(), open, agreed.clone())));
+    }
+    let tried = join_all(places.iter().map(|place| tokio::time::timeout(FIRST_TRY, place.ready()))).await;
+    let (mut reached, mut failed, mut silent) = (false, None, Vec::new());
+    for (index, tried) in tried.into_iter().enumerate() {
+        match tried {
+            Ok(Ok(())) => reached = true,
+            Ok(Err(error @ repository::Error::Disagree { .. })) => return Err(error),
+            Ok(Err(error)) => drop(failed.get_or_insert(error)),
+            Err(_) => silent.push(index),
+        }
+    }
+    if let Some(error) = failed.filter(|_| !reached) {
+        return Err(error);
+    }
+    let dress = |(place, config): (Arc<PlaceStore>, &RepositoryConfig)| dressed(place, config, user, stop);
+    let stores: Vec<SharedStore> = places.into_iter().zip(cluster.repositories()).map(dress).collect();
+    let follow = match user {
+        User::Agent => Follow::Queued,
+        User::Command => left_behind::follow(cluster),
+    };
+    let several = Several::new(stores, cluster.stored_when, follow);
+    for index in silent {
+        several.pass_over(index, format!("no answer within {FIRST_TRY:?}"), FIRST_TRY);
+    }
+    left_behind::pass_over_dead(cluster, &several);
+    Ok(Arc::new(several))
 }
 
 /// Fails where the repository is read as it was at an earlier moment.
@@ -97,10 +161,12 @@ pub fn left_behind(probed: Probed, key: &Key) -> Option<String> {
 /// Fails where the configuration names what cannot be used on this host; asks nobody.
 pub fn check_repository(cluster: &ClusterConfig) -> Result<(), Failure> {
     keys(cluster)?;
-    match &cluster.repository {
-        RepositoryConfig::Local { .. } => Ok(()),
-        RepositoryConfig::S3(config) => Ok(s3_options(config).map(drop)?),
+    for repository in cluster.repositories() {
+        if let RepositoryConfig::S3(config) = repository {
+            s3_options(config)?;
+        }
     }
+    Ok(())
 }
 
 /// How an artifact's bucket is opened.
@@ -190,17 +256,53 @@ fn secret_from(path: &Path) -> repository::Result<s3::Secret> {
 
 /// The repository of a cluster as its present identity, read from the repository itself: no server is needed.
 pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
-    known_cluster(cluster, store(cluster, Missing::Fail, stop).await?).await
+    known_cluster(cluster, cluster_store(cluster, User::Command, stop).await?).await
 }
 
 /// [`cluster_repository`] for the agent, for which nobody waits.
 pub async fn agent_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
-    known_cluster(cluster, silent_store(cluster, Missing::Fail, stop).await?).await
+    known_cluster(cluster, cluster_store(cluster, User::Agent, stop).await?).await
+}
+
+/// [`cluster_repository`] for who only looks: what is left of several repositories is shown, and what could not be asked is told.
+pub async fn what_is_left(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
+    let store = cluster_store(cluster, User::Command, stop).await?;
+    let store = store.demanding(Proof::Reachable).unwrap_or(store);
+    let repository = known_cluster(cluster, store).await?;
+    tell_silent(&repository);
+    Ok(repository)
+}
+
+/// Tells which of several repositories could not be asked.
+fn tell_silent(repository: &ClusterRepository) {
+    let states = repository.repository().store().several().map(Several::states).unwrap_or_default();
+    for (url, (reason, _)) in states.into_iter().filter_map(|state| Some((state.url, state.down?))) {
+        output::tell!(
+            "warning: the repository {url} could not be asked: what only it has is not in this. If it is gone for good, take it out of the \
+             configuration. ({reason})"
+        );
+    }
+}
+
+/// Tells what one of several repositories did not have whole, and another one did.
+pub fn tell_fallbacks(repository: &ClusterRepository) {
+    for state in repository.repository().store().several().map(Several::states).unwrap_or_default() {
+        let Fallbacks { missing, damaged, .. } = state.fallbacks;
+        let counts = [(missing, "missing"), (damaged, "damaged")].into_iter().filter(|(count, _)| *count > 0);
+        let said: Vec<_> = counts.map(|(count, word)| format!("{} {word}", output::count(count, "time"))).collect();
+        if !said.is_empty() {
+            output::tell!("warning: in the repository {} objects were {}: read from another repository", state.url, said.join(" and "));
+        }
+    }
 }
 
 async fn known_cluster(cluster: &ClusterConfig, store: SharedStore) -> repository::Result<ClusterRepository> {
-    let repository = Repository::open(store).await?;
-    let identities = repository.identities(&cluster.name).await?;
+    // Of several repositories each has shown that it agrees, or will before it is used: those that answer are enough here.
+    let identities = match store.demanding(Proof::Reachable) {
+        Some(store) => Repository::open(store).await?.identities(&cluster.name).await?,
+        None => Repository::open(store.clone()).await?.identities(&cluster.name).await?,
+    };
+    let repository = Repository::reached(store);
     let identity = identities.into_iter().next_back();
     let unknown = || repository::Error::UnknownCluster { url: repository.url(), cluster: cluster.name.to_string() };
     let identity = identity.ok_or_else(unknown)?;

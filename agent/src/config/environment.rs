@@ -1,7 +1,7 @@
 //! Every key of the configuration by environment variable, laid over the file.
 //!
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
-//! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
+//! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`, of the second one `WALKEEP_REPOSITORY_2_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
 //! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), of what it verifies `WALKEEP_VERIFY_<KEY>`, the others `WALKEEP_LISTEN_HTTP`,
 //! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
 
@@ -19,7 +19,7 @@ enum Kind {
 
 use Kind::{Boolean, Integer, Text};
 
-const CLUSTER: [(&str, Kind); 16] = [
+const CLUSTER: [(&str, Kind); 18] = [
     ("connection", Text),
     ("data_directory", Text),
     ("config_files", Boolean),
@@ -36,6 +36,8 @@ const CLUSTER: [(&str, Kind); 16] = [
     ("wal_compression_level", Integer),
     ("upload_parallelism", Integer),
     ("stream", Boolean),
+    ("acknowledge_rule", Text),
+    ("compare_interval", Text),
 ];
 
 const REPOSITORY: [(&str, Kind); 18] = [
@@ -102,9 +104,19 @@ const OTHERS: [&str; 10] = [
     "WALKEEP_LOG_LEVEL",
 ];
 
-/// The variable of a repository's key.
-pub fn variable_of_repository(key: &str) -> String {
-    format!("WALKEEP_REPOSITORY_{}", key.to_uppercase())
+/// So many repositories can be given by environment.
+const REPOSITORIES: usize = 9;
+
+/// The variable of a key of repository number `index`, the first being 0.
+pub fn variable_of_repository(index: usize, key: &str) -> String {
+    format!("WALKEEP_{}{}", of_repository(index), key.to_uppercase())
+}
+
+fn of_repository(index: usize) -> String {
+    match index {
+        0 => "REPOSITORY_".to_owned(),
+        index => format!("REPOSITORY_{}_", index + 1),
+    }
 }
 
 /// The variable of a schedule's key.
@@ -122,7 +134,7 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
     let known = |name: &str| {
         OTHERS.contains(&name)
             || CLUSTER.iter().any(|(key, _)| name == format!("WALKEEP_{}", key.to_uppercase()))
-            || REPOSITORY.iter().any(|(key, _)| name == variable_of_repository(key))
+            || REPOSITORY.iter().any(|(key, _)| (0..REPOSITORIES).any(|index| name == variable_of_repository(index, key)))
             || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
             || VERIFY.iter().any(|(key, _)| name == format!("WALKEEP_VERIFY_{}", key.to_uppercase()))
             || RETENTION.iter().any(|(key, _)| name == variable_of_retention(key))
@@ -149,9 +161,9 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
             child(child(table, "cluster")?, cluster.as_str())?.insert(key.into(), value);
         }
     }
-    for (key, kind) in REPOSITORY {
-        if let Some(value) = given("REPOSITORY_", (key, kind))? {
-            first_of(child(child(table, "cluster")?, cluster.as_str())?, "repository")?.insert(key.into(), value);
+    for (index, (key, kind)) in (0..REPOSITORIES).flat_map(|index| REPOSITORY.map(|key| (index, key))) {
+        if let Some(value) = given(&of_repository(index), (key, kind))? {
+            number_of(child(child(table, "cluster")?, cluster.as_str())?, "repository", index)?.insert(key.into(), value);
         }
     }
     for (key, kind) in ENCRYPTION {
@@ -195,11 +207,19 @@ fn child<'a>(table: &'a mut toml::Table, key: &str) -> Result<&'a mut toml::Tabl
 }
 
 fn first_of<'a>(cluster: &'a mut toml::Table, name: &str) -> Result<&'a mut toml::Table> {
+    number_of(cluster, name, 0)
+}
+
+/// The table of this number, made if it is the next one.
+fn number_of<'a>(cluster: &'a mut toml::Table, name: &str, index: usize) -> Result<&'a mut toml::Table> {
     let wrong = || format!("{name} is not a list of tables");
     let entry = cluster.entry(name).or_insert_with(|| Value::Array(Vec::new()));
     let list = entry.as_array_mut().with_context(wrong)?;
-    if list.is_empty() {
+    if list.len() == index {
         list.push(Value::Table(toml::Table::new()));
     }
-    list[0].as_table_mut().with_context(wrong)
+    let count = list.len();
+    let table =
+        list.get_mut(index).with_context(|| format!("number {} of {name} is given by environment, and there are {count}", index + 1))?;
+    table.as_table_mut().with_context(wrong)
 }

@@ -8,6 +8,7 @@ mod artifacts;
 mod encryption;
 mod environment;
 mod raw;
+mod repositories;
 mod retention;
 mod schedules;
 mod values;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use walkeep_core::layout::ClusterName;
 use walkeep_store::s3::Lock;
+use walkeep_store::several::StoredWhen;
 
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use encryption::EncryptionConfig;
@@ -84,8 +86,14 @@ pub struct ClusterConfig {
     pub stream: bool,
     /// The keys, if what is stored is encrypted.
     pub encryption: Option<EncryptionConfig>,
-    /// The repository.
+    /// The repository; of several, the primary.
     pub repository: RepositoryConfig,
+    /// The other repositories, which have the same in them.
+    pub further: Vec<RepositoryConfig>,
+    /// In which of them something has to be before it is acknowledged.
+    pub stored_when: StoredWhen,
+    /// How often they are compared.
+    pub compare_interval: Duration,
     /// The backups that the agent takes by itself, and when.
     pub backups: Vec<ScheduledBackup>,
     /// What is kept for how long; without it everything is.
@@ -96,6 +104,18 @@ pub struct ClusterConfig {
     pub dump: Option<DumpConfig>,
     /// What the agent verifies by itself.
     pub verify: Verify,
+}
+
+impl ClusterConfig {
+    /// Every repository, the primary first.
+    pub fn repositories(&self) -> impl Iterator<Item = &RepositoryConfig> {
+        std::iter::once(&self.repository).chain(&self.further)
+    }
+
+    /// Where all of them are, as their store tells it once it is open.
+    pub fn repository_url(&self) -> String {
+        self.repositories().map(RepositoryConfig::url).collect::<Vec<_>>().join(" and ")
+    }
 }
 
 /// What a reported flush position promises.
@@ -227,7 +247,7 @@ pub struct Selection {
 impl Config {
     /// Reads and checks the configuration. Every error says which file, line and key, and what would be right.
     pub fn load(selection: &Selection) -> Result<Self> {
-        let as_of = environment::variable_of_repository("as_of");
+        let as_of = environment::variable_of_repository(0, "as_of");
         let env = |name: &str| selection.as_of.clone().filter(|_| name == as_of).or_else(|| std::env::var(name).ok());
         let mut config = Self::load_with(selection, &env)?;
         config.warnings = environment::unknown(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
@@ -284,16 +304,19 @@ fn place_of_schedule(
 
 /// Whoever writes them there believes that they have an effect.
 fn refuse_keys_of_s3_beside_a_directory(raw: &raw::Raw, name: &ClusterName, text: &str, described: &str) -> Result<()> {
-    let Some(repository) = raw.cluster.get(name.as_str()).and_then(|cluster| cluster.repository.first()) else { return Ok(()) };
-    let Some(key) = repository.keys_of_s3().into_iter().next() else { return Ok(()) };
-    if !repository.url.as_deref().is_some_and(|url| url.starts_with("file://")) {
-        return Ok(());
+    let repositories = raw.cluster.get(name.as_str()).map(|cluster| cluster.repository.as_slice()).unwrap_or_default();
+    for (index, repository) in repositories.iter().enumerate() {
+        let Some(key) = repository.keys_of_s3().into_iter().next() else { continue };
+        if !repository.url.as_deref().is_some_and(|url| url.starts_with("file://")) {
+            continue;
+        }
+        let place = match raw::line_of_key(text, name.as_str(), "repository", index, key) {
+            Some(line) => format!("{described}, line {line}: {key}"),
+            None => environment::variable_of_repository(index, key),
+        };
+        bail!("{place}: goes with an s3:// url only, and the repository is a directory");
     }
-    let place = match raw::line_of_key(text, name.as_str(), "repository", 0, key) {
-        Some(line) => format!("{described}, line {line}: {key}"),
-        None => environment::variable_of_repository(key),
-    };
-    bail!("{place}: goes with an s3:// url only, and the repository is a directory")
+    Ok(())
 }
 
 fn choose_cluster(table: &toml::Table, wanted: Option<&str>, described: &str) -> Result<ClusterName> {

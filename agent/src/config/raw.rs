@@ -38,6 +38,8 @@ pub struct RawCluster {
     pub wal_compression_level: Option<i32>,
     pub upload_parallelism: Option<usize>,
     pub stream: Option<bool>,
+    pub acknowledge_rule: Option<String>,
+    pub compare_interval: Option<String>,
     #[serde(default)]
     pub encryption: RawEncryption,
     #[serde(default)]

@@ -198,6 +198,32 @@ fn repositories_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn several_repositories_have_a_primary_and_a_rule() {
+    let second = "[[cluster.main.repository]]\nurl = \"s3://b/p\"\n";
+    let config = load(&format!("{SMALL}{second}"), &[]).unwrap().cluster;
+    assert_eq!((config.repository_url().as_str(), config.stored_when), ("file:///srv/w and s3://b/p", StoredWhen::Primary));
+    let config = load(&format!("{SMALL}{second}"), &[("WALKEEP_ACKNOWLEDGE_RULE", "all"), ("WALKEEP_REPOSITORY_2_REGION", "r")]).unwrap();
+    assert_eq!(config.cluster.stored_when, StoredWhen::All);
+    let RepositoryConfig::S3(s3) = &config.cluster.further[0] else { panic!("S3") };
+    assert_eq!(s3.region.as_deref(), Some("r"));
+    let config = load(SMALL, &[("WALKEEP_REPOSITORY_2_URL", "file:///srv/x")]).unwrap();
+    assert_eq!(config.cluster.further.len(), 1);
+    let refused = [
+        (format!("{SMALL}{second}"), "WALKEEP_ACKNOWLEDGE_RULE", "most", "none of"),
+        (SMALL.to_owned(), "WALKEEP_ACKNOWLEDGE_RULE", "all", "more than one"),
+        (SMALL.to_owned(), "WALKEEP_REPOSITORY_3_URL", "file:///srv/x", "there are 1"),
+        (SMALL.to_owned(), "WALKEEP_REPOSITORY_2_URL", "file:///srv/w", "the same as number 1"),
+        (format!("{SMALL}{second}"), "WALKEEP_COMPARE_INTERVAL", "0s", "compare_interval"),
+    ];
+    for (text, variable, value, reason) in refused {
+        let message = refusal(&text, &[(variable, value)]);
+        assert!(message.contains(reason), "{message}");
+    }
+    let message = refusal(&format!("{SMALL}[[cluster.main.repository]]\nurl = \"file:///x\"\nregion = \"r\"\n"), &[]);
+    assert!(message.contains("walkeep.toml, line 7: region"), "{message}");
+}
+
+#[test]
 fn keys_of_s3_beside_a_directory_are_told_with_their_line() {
     let message = refusal(&format!("{SMALL}# a remark\nendpoint = \"http://h\"\n"), &[]);
     assert!(message.contains("walkeep.toml, line 6: endpoint"), "{message}");

@@ -12,6 +12,7 @@ use walkeep_store::s3::{Lock, LockMode};
 use super::artifacts;
 use super::encryption;
 use super::raw::{Raw, RawCluster, RawRepository};
+use super::repositories;
 use super::retention;
 use super::verify;
 use super::{Acknowledge, ClusterConfig, Config, LogConfig, Protect, RepositoryConfig, S3Config, ScheduledBackup, ServerSideEncryption};
@@ -52,7 +53,7 @@ impl std::str::FromStr for ByteSize {
 }
 
 impl ByteSize {
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let number: u64 = text[..digits].parse().with_context(|| format!("{text:?} is not a size: write 512MiB or 4GB"))?;
@@ -111,11 +112,10 @@ fn check_cluster(
     backups: Vec<ScheduledBackup>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<ClusterConfig> {
-    let repository = match raw.repository.as_slice() {
-        [] => bail!("no [[cluster.{name}.repository]]: say where to store, url = \"s3://bucket/prefix\" or \"file:///srv/walkeep\""),
-        [only] => check_repository(only).with_context(|| format!("[[cluster.{name}.repository]]"))?,
-        _ => bail!("more than one [[cluster.{name}.repository]]: this version keeps one"),
-    };
+    let (repository, further) = repositories::check(&raw.repository, name)?;
+    let stored_when = repositories::rule(raw.acknowledge_rule.as_deref(), further.len())?;
+    let compare_interval = duration("compare_interval", raw.compare_interval.as_deref(), Duration::from_secs(24 * 3600))?;
+    ensure!(compare_interval >= Duration::from_secs(1), "compare_interval: must be at least 1s");
     let slot = raw.slot.unwrap_or_else(|| "walkeep".into());
     let slot_chars = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     ensure!(
@@ -169,6 +169,9 @@ fn check_cluster(
         encryption: encryption::check(raw.encryption, name, env)?,
         verify: verify::check(&raw.verify, &repository).context("[verify]")?,
         repository,
+        further,
+        stored_when,
+        compare_interval,
         backups,
         retention: raw.retention.as_ref().map(retention::check).transpose().context("[retention]")?,
     })

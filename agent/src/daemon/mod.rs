@@ -26,6 +26,7 @@ use crate::artifact::maker::{Maker, OpenBucket};
 use crate::audit::Recorder;
 use crate::audit::recorder::{self, Deeds};
 use crate::config::{Acknowledge, Config};
+use crate::copies;
 use crate::encryption::Encryption;
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::http::{self, Pages};
@@ -111,17 +112,35 @@ pub async fn run(
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let refused = Arc::new(Mutex::new(None));
-    let (crashed_too, refused_too, leave_too) = (crashed.clone(), refused.clone(), leave.clone());
-    let parts =
-        Parts { crashed: crashed_too, refused: refused_too, config, role, params, metrics, progress, leave: leave_too, recorder, deeds };
+    // What the others store in their last moments is brought to every repository, if there is time.
+    let followers = Followers::default();
+    let parts = Parts {
+        crashed: crashed.clone(),
+        refused: refused.clone(),
+        config,
+        role,
+        params,
+        metrics,
+        progress,
+        leave: leave.clone(),
+        followers: followers.clone(),
+        recorder,
+        deeds,
+    };
     tasks.spawn(bring_up(parts, (open, open_bucket), told, tasks.clone(), stop.clone()));
 
     stop.cancelled().await;
     tracing::info!("stopping: storing what was received");
     notify(&[sd_notify::NotifyState::Stopping]);
     tasks.close();
-    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+    let end = tokio::time::Instant::now() + DRAIN;
+    if tokio::time::timeout_at(end, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "leaving with work unfinished; nothing of it was confirmed");
+    }
+    followers.last.cancel();
+    followers.tasks.close();
+    if tokio::time::timeout_at(end, followers.tasks.wait()).await.is_err() {
+        tracing::info!("not everything is in every repository yet: the next agent brings it there");
     }
     leave.cancel();
     tracing::info!("stopped");
@@ -143,15 +162,27 @@ struct Parts {
     /// Where jobs tell what they did, and where that is taken from.
     recorder: Recorder,
     deeds: Option<Deeds>,
+    followers: Followers,
     /// A task died.
     crashed: Arc<AtomicBool>,
     /// Why the agent must not run at all.
     refused: Arc<Mutex<Option<anyhow::Error>>>,
 }
 
+/// The tasks that bring to several repositories what others have stored in one.
+#[derive(Clone, Default)]
+struct Followers {
+    tasks: TaskTracker,
+    /// Nothing more will come.
+    last: CancellationToken,
+}
+
 /// Whether the repository is not what the configuration says it is: nothing mends that but a person, here.
 fn is_refused(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<repository::Error>(), Some(repository::Error::NotAsConfigured { .. }))
+    matches!(
+        error.downcast_ref::<repository::Error>(),
+        Some(repository::Error::NotAsConfigured { .. } | repository::Error::Disagree { .. })
+    )
 }
 
 /// Opens the repository, however long that takes, and starts what needs it.
@@ -162,7 +193,7 @@ async fn bring_up(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let Parts { config, role, params, metrics, progress, leave, recorder, deeds, crashed, refused } = parts;
+    let Parts { config, role, params, metrics, progress, leave, recorder, deeds, followers, crashed, refused } = parts;
     let refuse = |error| {
         *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         stop.cancel();
@@ -185,7 +216,7 @@ async fn bring_up(
     let into_spool = role == Role::Agent && config.cluster.stream && config.cluster.acknowledge == Acknowledge::Spool;
     // Of another repository than the configured one it says nothing, nor of one that was encrypted and shall not be, or the other way about.
     let is_encrypted = config.cluster.encryption.is_some();
-    let of_this = |note: &Note| note.repository == config.cluster.repository.url() && (note.identity.form == Form::Age) == is_encrypted;
+    let of_this = |note: &Note| note.repository == config.cluster.repository_url() && (note.identity.form == Form::Age) == is_encrypted;
     let note = if into_spool { Note::load(&config.cluster.spool).filter(of_this) } else { None };
     let repository = match note {
         // The stream goes on into the spool: it does not wait for the repository.
@@ -258,6 +289,17 @@ async fn bring_up(
             });
         }
         Role::Agent => {
+            for index in 0..=config.cluster.further.len() {
+                if config.cluster.further.is_empty() {
+                    break;
+                }
+                let (repository, cluster) = (repository.clone(), config.cluster.clone());
+                followers.tasks.spawn(copies::follow(repository.clone(), cluster.clone(), index, followers.last.clone()));
+                match index {
+                    0 => tasks.spawn(copies::note_states(repository, cluster, metrics.clone(), stop.clone())),
+                    index => tasks.spawn(copies::compare(repository, cluster, index, stop.clone())),
+                };
+            }
             tasks.spawn(watch::run(
                 config.cluster.clone(),
                 params.clone(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use walkeep_core::layout::{GapName, ObjectName};
 use walkeep_core::page::SegmentError;
 use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
@@ -153,9 +154,28 @@ impl Finder {
         }
     }
 
-    /// The finished file, fit to be given; `None` if the repository was reached and has none. A segment is put into `folder` at once, if one is given.
+    /// The finished file, fit to be given; `None` if the repository was reached and has none. A segment is put into `folder` at once, if one is given. Where
+    /// one of several repositories has it damaged, another one's is given.
     pub async fn whole(&self, file: WalFileName, folder: Option<PathBuf>) -> Result<Option<Content>, Trouble> {
-        let Some(stored) = self.repository.get_stored_wal(file).await? else { return Ok(None) };
+        match self.whole_once(&self.repository, file, folder.clone()).await {
+            Err(damage) if damage.remedy() == Remedy::Reread => {
+                let read = |place: ClusterRepository| {
+                    let folder = folder.clone();
+                    async move { self.whole_once(&place, file, folder).await }.boxed()
+                };
+                self.repository.elsewhere(&self.repository.layout().wal_key(file), damage, read).await
+            }
+            found => found,
+        }
+    }
+
+    async fn whole_once(
+        &self,
+        repository: &ClusterRepository,
+        file: WalFileName,
+        folder: Option<PathBuf>,
+    ) -> Result<Option<Content>, Trouble> {
+        let Some(stored) = repository.get_stored_wal(file).await? else { return Ok(None) };
         if let WalFileName::Segment(segment) = file {
             let (start, size) = (self.number(segment)?.start(self.identity().segment_size), self.identity().segment_size.bytes());
             let description = stored.description();

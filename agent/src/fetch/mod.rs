@@ -25,6 +25,8 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use walkeep_core::{SegmentName, WalFileName};
 
+use walkeep_store::several::Proof;
+
 use crate::durable::{self, PRIVATE_FILE, Staged};
 use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
@@ -121,9 +123,9 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Fetches from `repository` until `cancel`.
+    /// Fetches from `repository` until `cancel`. Of several repositories each has to say that a file is absent.
     pub fn new(repository: Arc<ClusterRepository>, config: FetchConfig, cancel: &CancellationToken) -> Self {
-        let finder = Arc::new(Finder::new(repository));
+        let finder = Arc::new(Finder::new(Arc::new(repository.demanding(Proof::Every))));
         let cancel = cancel.child_token();
         Self {
             prefetch: Prefetch::new(Arc::clone(&finder), config.prefetch, cancel.clone()),

@@ -129,16 +129,18 @@ impl ClusterRepository {
     /// One record; `None` if there is none.
     pub async fn artifact(&self, place: &ArtifactPlace) -> Result<Option<ArtifactRecord>> {
         let name = ObjectName::ArtifactRecord(place.clone());
-        let Some(body) = self.small(&name).await? else { return Ok(None) };
         let corrupt = |reason: String| Error::corrupt(self.layout().key(&name), reason);
-        let record: ArtifactRecord = serde_json::from_slice(&body).map_err(|error| corrupt(error.to_string()))?;
-        if record.format != ArtifactRecord::FORMAT {
-            return Err(corrupt(format!("it has format {}: upgrade Walkeep", record.format)));
-        }
-        if record.place() != *place || record.system_identifier != self.identity().system_identifier || !record.is_consistent() {
-            return Err(corrupt("it is another artifact's record".into()));
-        }
-        Ok(Some(record))
+        let parse = |body: &[u8]| {
+            let record: ArtifactRecord = serde_json::from_slice(body).map_err(|error| corrupt(error.to_string()))?;
+            if record.format != ArtifactRecord::FORMAT {
+                return Err(corrupt(format!("it has format {}: upgrade Walkeep", record.format)));
+            }
+            if record.place() != *place || record.system_identifier != self.identity().system_identifier || !record.is_consistent() {
+                return Err(corrupt("it is another artifact's record".into()));
+            }
+            Ok(record)
+        };
+        self.parsed(&name, parse).await
     }
 
     /// Removes all of an artifact: its record first, so that from then on there is none. Answers how many objects were removed.

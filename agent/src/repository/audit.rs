@@ -33,7 +33,7 @@ impl ClusterRepository {
                     return Ok(put);
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let taken = self.small(&name).await?;
+                    let taken = self.audit_bytes(&name).await?;
                     let gone = || Error::corrupt(self.layout().key(&name), "it was there a moment ago and is gone");
                     last = Head::of(record.number, &taken.ok_or_else(gone)?);
                     *head = Some(last);
@@ -47,9 +47,14 @@ impl ClusterRepository {
     pub async fn audit_head(&self) -> Result<Head> {
         let Some(number) = self.last_audit_number().await? else { return Ok(Head::default()) };
         let name = ObjectName::Audit(number);
-        let body = self.small(&name).await?;
+        let body = self.audit_bytes(&name).await?;
         let gone = || Error::corrupt(self.layout().key(&name), "it was listed a moment ago and is gone");
         Ok(Head::of(number, &body.ok_or_else(gone)?))
+    }
+
+    /// A record as it is stored: what it says is for the chain to prove, and damage is to be seen there.
+    async fn audit_bytes(&self, name: &ObjectName) -> Result<Option<Bytes>> {
+        self.parsed(name, |body| Ok(Bytes::copy_from_slice(body))).await
     }
 
     /// All records, as they are stored.
@@ -57,7 +62,8 @@ impl ClusterRepository {
         let request = ListRequest { prefix: self.layout().audit_prefix(), ..ListRequest::default() };
         let listed = list_all(self.store().as_ref(), request).await?.objects;
         let numbers = listed.iter().filter_map(|listed| self.audit_number(listed.key.as_str()));
-        let read = |number: u32| async move { Ok::<_, Error>(self.small(&ObjectName::Audit(number)).await?.map(|body| (number, body))) };
+        let read =
+            |number: u32| async move { Ok::<_, Error>(self.audit_bytes(&ObjectName::Audit(number)).await?.map(|body| (number, body))) };
         let read: Vec<_> = stream::iter(numbers.map(read)).buffered(READS).try_collect().await?;
         Ok(read.into_iter().flatten().collect())
     }

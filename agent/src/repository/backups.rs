@@ -4,7 +4,7 @@
 //! one is invisible to plans ([`super::unfinished`]). How files are cut and what is waited for is [`crate::backup`]'s.
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
@@ -69,11 +69,33 @@ impl ClusterRepository {
     /// A piece of the manifest of a backup that has a record.
     pub async fn get_manifest_piece(&self, id: &BackupId, number: u32) -> Result<Bytes> {
         let name = ObjectName::BackupManifest(id.clone(), number);
-        if let Some(piece) = self.read_object(&name).await? {
+        // With one repository whoever reads its lines finds out.
+        let read = match self.store().several() {
+            None => self.read_object(&name).await,
+            Some(_) => match self.whole_piece(&name).await {
+                Err(damage) if damage.is_damage() => {
+                    let name = &name;
+                    let read = |place: Self| async move { place.whole_piece(name).await }.boxed();
+                    self.elsewhere(&self.layout().key(name), damage, read).await
+                }
+                read => read,
+            },
+        };
+        if let Some(piece) = read? {
             return Ok(piece);
         }
         self.repository().prove_reached().await?;
         Err(Error::corrupt(self.layout().key(&name), "the backup has a record, and this piece of its manifest is gone"))
+    }
+
+    /// The same, looked through: a zstd file with its own sum.
+    async fn whole_piece(&self, name: &ObjectName) -> Result<Option<Bytes>> {
+        let Some(piece) = self.read_object(name).await? else { return Ok(None) };
+        let (looked_at, key) = (piece.clone(), self.layout().key(name));
+        on_blocking_thread(move || zstd::stream::copy_decode(&looked_at[..], std::io::sink()))
+            .await?
+            .map_err(|error| Error::corrupt(key, error))?;
+        Ok(Some(piece))
     }
 
     /// Makes a backup exist. Everything it needs must be stored.
@@ -127,18 +149,16 @@ impl ClusterRepository {
     }
 
     pub(super) async fn read_record(&self, id: &BackupId) -> Result<Option<BackupRecord>> {
-        let key = self.key(&ObjectName::BackupRecord(id.clone()))?;
-        let body = match self.store().get(&key, None).await {
-            Ok(body) => body,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.kind() == ErrorKind::Corrupt => return Err(Error::corrupt(key.as_str(), error)),
-            Err(error) => return Err(error.into()),
+        let name = ObjectName::BackupRecord(id.clone());
+        let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(&name), reason);
+        let parse = |body: &[u8]| {
+            let record = BackupRecord::parse(id, body).map_err(|error| corrupt(&error))?;
+            match record.system_identifier == self.identity().system_identifier {
+                true => Ok(record),
+                false => Err(corrupt(&format!("it belongs to the cluster {}", record.system_identifier))),
+            }
         };
-        let record = BackupRecord::parse(id, &body).map_err(|error| Error::corrupt(key.as_str(), error))?;
-        if record.system_identifier != self.identity().system_identifier {
-            return Err(Error::corrupt(key.as_str(), format!("it belongs to the cluster {}", record.system_identifier)));
-        }
-        Ok(Some(record))
+        self.parsed(&name, parse).await
     }
 }
 

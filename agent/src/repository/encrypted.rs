@@ -83,7 +83,7 @@ impl ClusterRepository {
     }
 
     /// The keys, where objects of this name are encrypted.
-    fn keys_for(&self, name: &ObjectName) -> Result<Option<&Arc<Encryption>>> {
+    pub(super) fn keys_for(&self, name: &ObjectName) -> Result<Option<&Arc<Encryption>>> {
         match self.identity().form == Form::Age && name.holds_data() {
             true => self.check_form().map(|()| self.encryption.as_ref()),
             false => Ok(None),

@@ -80,6 +80,18 @@ pub enum Error {
         /// What does not fit.
         reason: &'static str,
     },
+    /// Two repositories of one configuration do not keep the same cluster.
+    #[error("the repositories {one} and {other} do not agree on {cluster}: {reason}")]
+    Disagree {
+        /// Where one lies.
+        one: String,
+        /// Where the other lies.
+        other: String,
+        /// The cluster's name.
+        cluster: String,
+        /// In what they differ.
+        reason: String,
+    },
     /// More of a segment is stored than was compared with the server. Nothing was stored behind it.
     #[error("{segment} was stored further than to byte {compared} since this stream began: beginning again, to compare that first")]
     Overtaken {
@@ -142,6 +154,15 @@ impl Error {
         Self::corrupt(key, error)
     }
 
+    /// Whether what was read is not what was stored: another copy may be whole.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } => true,
+            Self::Store(error) => error.kind() == ErrorKind::Corrupt,
+            _ => false,
+        }
+    }
+
     /// Whether the same call may succeed later without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Store(error) if error.kind().is_transient())
@@ -153,7 +174,7 @@ impl Error {
         match self {
             Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
             Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } | Self::Keys(_) => true,
-            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } => false,
+            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Disagree { .. } => false,
             Self::Conflict { .. } | Self::Corrupt { .. } | Self::Overtaken { .. } | Self::LetGo { .. } => false,
             Self::Lease { .. } | Self::Internal(_) => false,
         }
@@ -163,7 +184,7 @@ impl Error {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Format { .. } | Self::UnknownCluster { .. } => true,
-            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Keys(_) | Self::LetGo { .. } => true,
+            Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Disagree { .. } | Self::Keys(_) | Self::LetGo { .. } => true,
             Self::Store(error) => error.kind() == ErrorKind::Misconfigured,
             Self::NoRepository { .. }
             | Self::Conflict { .. }
@@ -178,7 +199,7 @@ impl Error {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Store(error) => matches!(error.kind(), ErrorKind::Misconfigured | ErrorKind::NoCredentials),
-            Self::Keys(_) | Self::NotAsConfigured { .. } => true,
+            Self::Keys(_) | Self::NotAsConfigured { .. } | Self::Disagree { .. } => true,
             _ => false,
         }
     }
@@ -195,6 +216,7 @@ impl Error {
             Self::CannotDecrypt { .. } => "cannot_decrypt",
             Self::Keys(_) => "keys",
             Self::NotAsConfigured { .. } => "not_as_configured",
+            Self::Disagree { .. } => "disagree",
             Self::Overtaken { .. } => "overtaken",
             Self::LetGo { .. } => "let_go",
             Self::Lease { .. } => "lease",
@@ -247,6 +269,9 @@ impl Error {
             Self::LetGo { .. } => {
                 "This server was put back to an old copy of itself, or is on a timeline that is not kept. If it is to go on like this, give it a place of its own: \
                  another cluster's name in the configuration or another url, `walkeep init`, and a backup. Within its time of grace `walkeep expire --undo` brings back what was let go."
+            }
+            Self::Disagree { .. } => {
+                "All repositories of a configuration keep the same. Correct the url of the wrong one; a new one is made ready by `walkeep init`."
             }
             Self::Overtaken { .. } => "Nothing, if it is told once: an upload of an earlier process arrived late.",
             Self::Lease { .. } => {

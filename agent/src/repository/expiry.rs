@@ -85,9 +85,9 @@ impl ClusterRepository {
         let read = |(number, put): (u32, SystemTime)| {
             let ended = ends.contains_key(&number);
             async move {
-                let Some(body) = self.small(&ObjectName::Expiry(number)).await? else { return Ok(None) };
-                let key = || self.layout().key(&ObjectName::Expiry(number));
-                let record = Expiry::parse(number, &body).map_err(|error| Error::corrupt(key(), error))?;
+                let name = ObjectName::Expiry(number);
+                let parse = |body: &[u8]| Expiry::parse(number, body).map_err(|error| Error::corrupt(self.layout().key(&name), error));
+                let Some(record) = self.parsed(&name, parse).await? else { return Ok(None) };
                 let end = match ended {
                     true => self.end_of(number).await?,
                     false => None,
@@ -232,17 +232,8 @@ impl ClusterRepository {
 
     pub(super) async fn end_of(&self, number: u32) -> Result<Option<ExpiryEnd>> {
         let name = ObjectName::ExpiryEnd(number);
-        let Some(body) = self.small(&name).await? else { return Ok(None) };
-        serde_json::from_slice(&body).map(Some).map_err(|error| Error::corrupt(self.layout().key(&name), error))
-    }
-
-    /// A small object; `None` if it is not there.
-    pub(super) async fn small(&self, name: &ObjectName) -> Result<Option<Bytes>> {
-        match self.store().get(&self.key(name)?, None).await {
-            Ok(body) => Ok(Some(body)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let parse = |body: &[u8]| serde_json::from_slice(body).map_err(|error| Error::corrupt(self.layout().key(&name), error));
+        self.parsed(&name, parse).await
     }
 }
 

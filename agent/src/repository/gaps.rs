@@ -142,8 +142,9 @@ impl ClusterRepository {
 
     async fn read_json<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<T> {
         let key = self.key(name)?;
-        let body = self.store().get(&key, None).await?;
-        serde_json::from_slice(&body).map_err(|error| Error::corrupt(key.as_str(), error))
+        let parse = |body: &[u8]| serde_json::from_slice(body).map_err(|error| Error::corrupt(key.as_str(), error));
+        let read = self.parsed(name, parse).await?;
+        read.ok_or_else(|| walkeep_store::Error::new(ErrorKind::NotFound, "get", &key).into())
     }
 }
 

@@ -43,12 +43,12 @@ impl ClusterRepository {
     /// What was said of a backup under this number; `None` if nothing was.
     pub(super) async fn hold(&self, id: &BackupId, number: u32) -> Result<Option<Hold>> {
         let name = ObjectName::Hold(id.clone(), number);
-        let Some(body) = self.small(&name).await? else { return Ok(None) };
-        let hold: Hold = serde_json::from_slice(&body).map_err(|error| Error::corrupt(self.layout().key(&name), error))?;
-        match hold.backup == *id {
-            true => Ok(Some(hold)),
-            false => Err(Error::corrupt(self.layout().key(&name), format!("it is said of {}", hold.backup))),
-        }
+        let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(&name), reason);
+        let parse = |body: &[u8]| {
+            let hold: Hold = serde_json::from_slice(body).map_err(|error| corrupt(&error))?;
+            if hold.backup == *id { Ok(hold) } else { Err(corrupt(&format!("it is said of {}", hold.backup))) }
+        };
+        self.parsed(&name, parse).await
     }
 
     /// Says it of a backup.

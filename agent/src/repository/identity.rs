@@ -9,6 +9,7 @@ use walkeep_core::layout::{ClusterName, Form};
 use walkeep_core::{MajorVersion, SegmentSize, SystemIdentifier};
 use walkeep_store::{ErrorKind, Put};
 
+use super::place::difference;
 use super::{Error, Repository, Result, key};
 
 /// One identity of a cluster.
@@ -67,5 +68,18 @@ impl Repository {
         match self.store().put_if_absent(&key(&name)?, body).await? {
             Put::Created | Put::AlreadySame => Ok(()),
         }
+    }
+
+    /// Makes known of `cluster` what the repository at `other` knows of it. Fails if something else is known already.
+    pub async fn know_the_same(&self, cluster: &ClusterName, other: &str, identities: &[ClusterIdentity]) -> Result<()> {
+        let known = self.identities(cluster).await?;
+        let common = identities.get(..known.len().min(identities.len())).unwrap_or_default();
+        if let Some(reason) = difference(common, &known) {
+            return Err(Error::Disagree { one: other.to_owned(), other: self.url(), cluster: cluster.to_string(), reason });
+        }
+        for (number, identity) in (1..).zip(identities).skip(known.len()) {
+            self.add_identity(cluster, number, identity).await?;
+        }
+        Ok(())
     }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::OnceCell;
 use walkeep_core::layout::ClusterName;
+use walkeep_store::several::{Proof, Several};
 use walkeep_store::{Error as StoreError, ErrorKind, Key, ListRequest, Page, Probed, Put, Result as StoreResult, SharedStore, Store};
 
 use super::{ClusterIdentity, ClusterRepository, Error, Repository};
@@ -22,7 +23,7 @@ pub type OpenRepository = Arc<dyn Fn() -> BoxFuture<'static, anyhow::Result<Clus
 impl ClusterRepository {
     /// The repository at `url` that `open` opens, once it can. Until then every call fails as opening it does.
     pub fn later(url: String, cluster: ClusterName, identity: ClusterIdentity, level: i32, open: OpenRepository) -> Self {
-        let store = LaterStore { url, identity: identity.clone(), open, opened: OnceCell::new() };
+        let store = LaterStore { url, identity: identity.clone(), open, opened: Arc::default(), proof: None };
         Self::new(Repository { store: Arc::new(store) }, cluster, identity, level)
     }
 }
@@ -32,11 +33,14 @@ struct LaterStore {
     url: String,
     identity: ClusterIdentity,
     open: OpenRepository,
-    opened: OnceCell<SharedStore>,
+    /// One for all views of it: what one removes must not wait in another one's queue.
+    opened: Arc<OnceCell<SharedStore>>,
+    /// What proves that something is absent, where it lies in several places.
+    proof: Option<Proof>,
 }
 
 impl LaterStore {
-    async fn store(&self) -> StoreResult<&SharedStore> {
+    async fn store(&self) -> StoreResult<SharedStore> {
         let open = async || {
             let repository = (self.open)().await.map_err(|error| self.not_opened(error))?;
             let same = repository.identity().same_cluster(&self.identity) && repository.identity().form == self.identity.form;
@@ -53,7 +57,8 @@ impl LaterStore {
             tracing::info!(repository = self.url, "repository opened");
             Ok(repository.repository().store().clone())
         };
-        self.opened.get_or_try_init(open).await
+        let store = self.opened.get_or_try_init(open).await?;
+        Ok(self.proof.and_then(|proof| store.demanding(proof)).unwrap_or_else(|| store.clone()))
     }
 
     /// Never "not found": that is said of an object by a repository that was reached.
@@ -101,5 +106,15 @@ impl Store for LaterStore {
 
     async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
         self.store().await?.probe(scratch).await
+    }
+
+    fn several(&self) -> Option<&Several> {
+        self.opened.get().and_then(|store| store.several())
+    }
+
+    /// Whether it lies in several places is not known yet.
+    fn demanding(&self, proof: Proof) -> Option<SharedStore> {
+        let (open, opened) = (self.open.clone(), self.opened.clone());
+        Some(Arc::new(Self { url: self.url.clone(), identity: self.identity.clone(), open, opened, proof: Some(proof) }))
     }
 }

@@ -47,17 +47,13 @@ impl ClusterRepository {
 
     /// A lease; `None` if there is none of that name.
     pub async fn lease(&self, name: LeaseName) -> Result<Option<LeaseRecord>> {
-        let key = self.key(&ObjectName::Lease(name))?;
-        let body = match self.store().get(&key, None).await {
-            Ok(body) => body,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let object = ObjectName::Lease(name);
+        let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(&object), reason);
+        let parse = |body: &[u8]| {
+            let record: LeaseRecord = serde_json::from_slice(body).map_err(|error| corrupt(&error))?;
+            if record.name == name { Ok(record) } else { Err(corrupt(&"it is the lease of another name")) }
         };
-        let record: LeaseRecord = serde_json::from_slice(&body).map_err(|error| Error::corrupt(key.as_str(), error))?;
-        if record.name != name {
-            return Err(Error::corrupt(key.as_str(), "it is the lease of another name"));
-        }
-        Ok(Some(record))
+        self.parsed(&object, parse).await
     }
 
     /// Takes a lease; false if somebody else has taken it.

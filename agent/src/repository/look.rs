@@ -175,18 +175,16 @@ impl ClusterRepository {
             ObjectName::Lease(lease) => self.lease(*lease).await.map(|lease| gone(lease.is_some())),
             ObjectName::Hold(id, number) => self.hold(id, *number).await.map(|hold| gone(hold.is_some())),
             ObjectName::ExpiryEnd(number) => self.end_of(*number).await.map(|end| gone(end.is_some())),
-            ObjectName::Expiry(number) => match self.small(name).await? {
-                Some(body) => {
-                    Expiry::parse(*number, &body).map(|_| Found::Whole).map_err(|error| Error::corrupt(self.layout().key(name), error))
-                }
-                None => Ok(Found::Gone),
-            },
-            ObjectName::BackupBegun(_) => match self.small(name).await? {
-                Some(body) => serde_json::from_slice::<BackupBegun>(&body)
-                    .map(|_| Found::Whole)
-                    .map_err(|error| Error::corrupt(self.layout().key(name), error)),
-                None => Ok(Found::Gone),
-            },
+            ObjectName::Expiry(number) => {
+                let parse = |body: &[u8]| Expiry::parse(*number, body).map_err(|error| Error::corrupt(self.layout().key(name), error));
+                self.parsed(name, parse).await.map(|record| gone(record.is_some()))
+            }
+            ObjectName::BackupBegun(_) => {
+                let parse = |body: &[u8]| {
+                    serde_json::from_slice::<BackupBegun>(body).map_err(|error| Error::corrupt(self.layout().key(name), error))
+                };
+                self.parsed(name, parse).await.map(|begun| gone(begun.is_some()))
+            }
             _ => Ok(Found::Whole),
         };
         match checked {

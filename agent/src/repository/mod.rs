@@ -22,7 +22,9 @@ pub mod look;
 pub mod manifest;
 pub mod names;
 pub mod packs;
+pub mod place;
 pub mod prove;
+pub mod several;
 pub mod stored;
 pub mod unfinished;
 pub mod wal;
@@ -32,6 +34,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use walkeep_core::layout::{ClusterLayout, ClusterName, MARKER_KEY, ObjectName};
+use walkeep_store::several::Proof;
 use walkeep_store::{ErrorKind, Key, ObservedStore, Observer, Put, SharedStore};
 
 use crate::encryption::Encryption;
@@ -61,6 +64,11 @@ impl Repository {
         Ok(repository)
     }
 
+    /// The repository in a store in which it was found already.
+    pub fn reached(store: SharedStore) -> Self {
+        Self { store }
+    }
+
     /// Proves that the store can hold a repository and puts the marker there; no error if it is there already.
     pub async fn create(store: SharedStore) -> Result<Self> {
         let marker = Marker { walkeep_repository: FORMAT };
@@ -73,8 +81,20 @@ impl Repository {
         Self::open(store).await
     }
 
-    /// Reads the marker: only after this may a missing object be called absent.
+    /// Reads the marker: only after this may a missing object be called absent. Of several repositories each one's, where each has to say so.
     pub async fn prove_reached(&self) -> Result<()> {
+        match self.store.several().filter(|several| several.proof() == Proof::Every) {
+            None => self.read_marker().await,
+            Some(several) => {
+                for store in several.places() {
+                    Self { store }.read_marker().await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn read_marker(&self) -> Result<()> {
         let body = match self.store.get(&key(MARKER_KEY)?, None).await {
             Ok(body) => body,
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(Error::NoRepository { url: self.store.url() }),
@@ -99,7 +119,7 @@ impl Repository {
 }
 
 /// One cluster identity's part of a repository.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClusterRepository {
     repository: Repository,
     cluster: ClusterName,
@@ -113,6 +133,19 @@ pub struct ClusterRepository {
     encryption: Option<Arc<Encryption>>,
     pack_headers: Arc<encrypted::PackHeaders>,
     let_go: Arc<expiry::LetGo>,
+    /// Is told how each call to the store ended.
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl std::fmt::Debug for ClusterRepository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { repository, cluster, identity, .. } = self;
+        f.debug_struct("ClusterRepository")
+            .field("repository", repository)
+            .field("cluster", cluster)
+            .field("identity", identity)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ClusterRepository {
@@ -129,6 +162,7 @@ impl ClusterRepository {
             encryption: None,
             pack_headers: Arc::default(),
             let_go: Arc::default(),
+            observer: None,
         }
     }
 
@@ -140,7 +174,8 @@ impl ClusterRepository {
 
     /// The same, `observer` being told how each call to the store ended.
     pub fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.repository.store = Arc::new(ObservedStore::new(self.repository.store, observer));
+        self.repository.store = Arc::new(ObservedStore::new(self.repository.store, observer.clone()));
+        self.observer = Some(observer);
         self
     }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::task::spawn_blocking;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::layout::{Form, ObjectName, PackId};
@@ -172,15 +172,30 @@ impl ClusterRepository {
 
     /// A stretch of a pack, which may span several extents. Their hashes are the caller's to check.
     pub async fn get_extents(&self, pack: PackId, range: Range<u64>) -> Result<Bytes> {
-        let key = self.key(&ObjectName::Pack(pack))?;
-        let Some(bytes) = self.read_stretch(pack, range.clone()).await? else {
-            // Nothing is decided on absence here, and whoever asks was promised the pack.
-            self.repository().prove_reached().await?;
-            return Err(Error::corrupt(key.as_str(), "a manifest refers to it and it is gone"));
+        let name = ObjectName::Pack(pack);
+        let found = match self.extents_once(pack, range.clone()).await {
+            Err(damage) if damage.is_damage() => {
+                let read = |place: Self| {
+                    let range = range.clone();
+                    async move { place.extents_once(pack, range).await }.boxed()
+                };
+                self.elsewhere(&self.layout().key(&name), damage, read).await?
+            }
+            found => found?,
         };
+        if let Some(bytes) = found {
+            return Ok(bytes);
+        }
+        // Nothing is decided on absence here, and whoever asks was promised the pack.
+        self.repository().prove_reached().await?;
+        Err(Error::corrupt(self.layout().key(&name), "a manifest refers to it and it is gone"))
+    }
+
+    async fn extents_once(&self, pack: PackId, range: Range<u64>) -> Result<Option<Bytes>> {
+        let Some(bytes) = self.read_stretch(pack, range.clone()).await? else { return Ok(None) };
         match bytes.len() as u64 == range.end.saturating_sub(range.start) {
-            true => Ok(bytes),
-            false => Err(Error::corrupt(key.as_str(), format!("it ends before byte {}", range.end))),
+            true => Ok(Some(bytes)),
+            false => Err(Error::corrupt(self.layout().key(&ObjectName::Pack(pack)), format!("it ends before byte {}", range.end))),
         }
     }
 

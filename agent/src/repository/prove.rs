@@ -57,7 +57,7 @@ impl ClusterRepository {
             Err(error) => return Err(self.corrupt_if_store_says_so(name, error)),
         };
         let (repository, name) = (self.clone(), name.clone());
-        on_blocking_thread(move || repository.prove_object(&name, &object)).await?.map(|()| Proof::Whole)
+        on_blocking_thread(move || repository.prove_plain(&name, &object)).await?.map(|()| Proof::Whole)
     }
 
     /// Reads a pack: its hash, and these extents of it.
@@ -90,7 +90,7 @@ impl ClusterRepository {
         Ok(PackProof { proof: Proof::Whole, others: others.await?.map_err(Error::encode)? })
     }
 
-    fn prove_object(&self, name: &ObjectName, object: &Bytes) -> Result<()> {
+    fn prove_plain(&self, name: &ObjectName, object: &Bytes) -> Result<()> {
         let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(name), reason);
         let Some(expected) = self.expected(name) else { return Ok(()) };
         let (found, _) = codec::describe(object).map_err(|error| corrupt(&error))?;

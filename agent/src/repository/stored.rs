@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::sync::Semaphore;
 use walkeep_core::layout::ObjectName;
 
@@ -85,8 +86,18 @@ impl ClusterRepository {
         Ok(Some(StoredFile { key: key.as_str().to_owned(), limit, description, object }))
     }
 
-    /// The same, opened: its content is proven.
+    /// The same, opened: its content is proven. Of several repositories one that has it whole is read from.
     pub(super) async fn read(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<WalFile>> {
+        match self.read_once(name, title, limit).await {
+            Err(damage) if damage.is_damage() => {
+                let read = |place: Self| async move { place.read_once(name, title, limit).await }.boxed();
+                self.elsewhere(self.key(name)?.as_str(), damage, read).await
+            }
+            read => read,
+        }
+    }
+
+    async fn read_once(&self, name: &ObjectName, title: &str, limit: u64) -> Result<Option<WalFile>> {
         match self.get_stored(name, title, limit).await? {
             Some(stored) => stored.open().await.map(Some),
             None => Ok(None),

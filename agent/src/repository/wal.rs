@@ -202,10 +202,11 @@ impl ClusterRepository {
     /// A file of the archive by its name; `None` only if the repository was reached and proves it absent. Parts are not looked at: see
     /// [`ClusterRepository::get_tail`].
     pub async fn get_wal(&self, file: WalFileName) -> Result<Option<WalFile>> {
-        match self.get_stored_wal(file).await? {
-            Some(stored) => stored.open().await.map(Some),
-            None => Ok(None),
+        let found = self.read(&ObjectName::Wal(file), &file.to_string(), self.limit_of(file)).await?;
+        if found.is_none() {
+            self.repository().prove_reached().await?;
         }
+        Ok(found)
     }
 
     /// The same, not opened yet.

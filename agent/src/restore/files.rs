@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ use behind::Behind;
 use write::{Done, FileAt, fill, look};
 
 /// How long the repository may fail before the restore does.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What is needed to write files.
 pub struct Files {
@@ -122,22 +122,41 @@ impl Files {
         let fetched = batch.pieces.iter().map(|piece| piece.extent.stored).sum();
         let mut again = true;
         loop {
-            let file = batch.pieces.first().map_or("", |piece| &piece.file.name);
-            let bytes =
-                get(&self.repository, batch.pack, batch.range.clone(), &self.cancel).await.with_context(|| format!("read {file}"))?;
-            let (work, behind) = (batch.clone(), behind.clone());
-            match spawn_blocking(move || fill(&work, &bytes, &behind)).await?? {
+            let error = match self.fetch_from(&self.repository, &batch, behind, PATIENCE).await? {
                 Ok(done) => return Ok((done, fetched)),
-                Err(index) => {
-                    let piece = &batch.pieces[index];
-                    let error = damaged(&self.repository, &piece.extent, &piece.file.name);
-                    if !std::mem::take(&mut again) {
-                        return Err(error.into());
-                    }
-                    tracing::warn!(%error, "reading it once more");
-                }
+                Err(error) => error,
+            };
+            if !std::mem::take(&mut again) {
+                let key = self.repository.layout().key(&ObjectName::Pack(batch.pack));
+                let read = |place: ClusterRepository| {
+                    let batch = &batch;
+                    async move { self.fetch_from(&place, batch, behind, Duration::ZERO).await?.map(Some).map_err(anyhow::Error::new) }
+                        .boxed()
+                };
+                let done = self.repository.elsewhere(&key, anyhow::Error::new(error), read).await?;
+                return done.map(|done| (done, fetched)).context("a batch came to nothing");
             }
+            tracing::warn!(%error, "reading it once more");
         }
+    }
+
+    /// The same out of this repository, if it answers within `patience`; the inner error is damage.
+    async fn fetch_from(
+        &self,
+        repository: &ClusterRepository,
+        batch: &Arc<Batch<FileAt>>,
+        behind: &Arc<Behind>,
+        patience: Duration,
+    ) -> Result<Result<Done, repository::Error>> {
+        let file = batch.pieces.first().map_or("", |piece| &piece.file.name);
+        let bytes =
+            get(repository, batch.pack, batch.range.clone(), patience, &self.cancel).await.with_context(|| format!("read {file}"))?;
+        let (work, behind) = (batch.clone(), behind.clone());
+        let filled = spawn_blocking(move || fill(&work, &bytes, &behind)).await??;
+        Ok(filled.map_err(|index| {
+            let piece = &batch.pieces[index];
+            damaged(&self.repository, &piece.extent, &piece.file.name)
+        }))
     }
 }
 
@@ -146,10 +165,11 @@ pub(super) async fn get(
     repository: &ClusterRepository,
     pack: PackId,
     range: Range<u64>,
+    patience: Duration,
     cancel: &CancellationToken,
 ) -> repository::Result<Bytes> {
     let get = || repository.get_extents(pack, range.clone());
-    retry("reading a pack", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, get).await
+    retry("reading a pack", Backoff::within(patience), cancel, repository::Error::is_transient, get).await
 }
 
 /// The error for an extent that does not have its hash.

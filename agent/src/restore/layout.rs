@@ -5,16 +5,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::control::ControlFile;
+use walkeep_core::layout::ObjectName;
 use walkeep_core::manifest::{Content, Entry, EntryKind, Extent, Source};
 use walkeep_core::partial::Needed;
 
+use super::files::PATIENCE;
 use super::{Refusal, backup_manifest};
 use crate::codec;
 use crate::repository::ClusterRepository;
@@ -232,8 +236,28 @@ pub(super) async fn read_file(
 }
 
 async fn read_extent(repository: &ClusterRepository, extent: &Extent, file: &str, cancel: &CancellationToken) -> Result<Bytes> {
-    let frame = super::files::get(repository, extent.pack, extent.offset..extent.offset + extent.stored, cancel).await;
+    match read_extent_of(repository, extent, file, PATIENCE, cancel).await? {
+        Some(plain) => Ok(plain),
+        None => {
+            let damage = anyhow::Error::new(super::files::damaged(repository, extent, file));
+            let read = |place: ClusterRepository| async move { read_extent_of(&place, extent, file, Duration::ZERO, cancel).await }.boxed();
+            let key = repository.layout().key(&ObjectName::Pack(extent.pack));
+            let whole = repository.elsewhere(&key, damage, read).await?;
+            whole.ok_or_else(|| super::files::damaged(repository, extent, file).into())
+        }
+    }
+}
+
+/// `None` if it does not have its hash.
+async fn read_extent_of(
+    repository: &ClusterRepository,
+    extent: &Extent,
+    file: &str,
+    patience: Duration,
+    cancel: &CancellationToken,
+) -> Result<Option<Bytes>> {
+    let frame = super::files::get(repository, extent.pack, extent.offset..extent.offset + extent.stored, patience, cancel).await;
     let frame = frame.with_context(|| format!("read {file}"))?;
     let plain = codec::decompress(&frame, extent.plain as usize).ok().filter(|plain| codec::blake3(plain) == extent.hash);
-    plain.map(Bytes::from).ok_or_else(|| super::files::damaged(repository, extent, file).into())
+    Ok(plain.map(Bytes::from))
 }

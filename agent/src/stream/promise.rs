@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::{
     Lsn, MajorVersion, PgTimestamp, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId,
 };
+use walkeep_store::several::StoredWhen;
 use walkeep_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Operation, Rule};
 
 use super::session::{Ended, Session, Walsender};
@@ -227,6 +228,9 @@ impl World {
             stream: true,
             protect: Protect::Archive,
             repository: RepositoryConfig::Local { path: "/nonexistent".into() },
+            further: Vec::new(),
+            stored_when: StoredWhen::Primary,
+            compare_interval: Duration::from_secs(24 * 3600),
             encryption: None,
             backups: Vec::new(),
             retention: None,

@@ -86,11 +86,18 @@ async fn work(repository: Arc<ClusterRepository>, mut queue: mpsc::UnboundedRece
 }
 
 async fn remove(repository: &ClusterRepository, parts: &[PartName]) -> Result<(), Error> {
+    let mut failed = None;
     for part in parts {
-        repository.remove_part(*part).await?;
-        tracing::debug!(segment = %part.segment, from = part.from, to = part.to, "removed a part that is not needed any more");
+        match repository.remove_part(*part).await {
+            Ok(()) => {
+                tracing::debug!(segment = %part.segment, from = part.from, to = part.to, "removed a part that is not needed any more")
+            }
+            Err(Error::Store(error)) if error.kind() == ErrorKind::Denied => return Err(error.into()),
+            // Of several repositories one may be out of reach: in the others the rest goes all the same.
+            Err(error) => drop(failed.get_or_insert(error)),
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Whoever left them, and whoever stored the segment: only what is the same as there goes.

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod observed;
 mod probe;
 pub mod s3;
+pub mod several;
 pub mod write;
 
 use std::fmt::Debug;
@@ -36,6 +37,7 @@ pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use observed::{ObservedStore, Observer, Operation};
 pub use s3::{S3Options, S3Store};
+pub use several::Several;
 
 /// How a conditional put ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +132,16 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Proves that the store keeps its promises (reach, permission, conditional puts), by a small object at `scratch` that it removes again
     /// where it may. Fails with [`ErrorKind::Unusable`] for a server that ignores `If-None-Match`.
     async fn probe(&self, scratch: &Key) -> Result<Probed>;
+
+    /// The places, if it lies in several.
+    fn several(&self) -> Option<&Several> {
+        None
+    }
+
+    /// The same store with another idea of what proves that an object is absent, if it lies in several places.
+    fn demanding(&self, _proof: several::Proof) -> Option<SharedStore> {
+        None
+    }
 }
 
 /// What became of a probe's object.

@@ -39,6 +39,11 @@ impl MemoryStore {
         self.objects().values_mut().for_each(|object| object.modified -= by);
     }
 
+    /// Whether it has an object; a test's question, no store's call.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.objects().contains_key(key)
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.objects().len()

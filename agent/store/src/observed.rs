@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::several::{Proof, Several};
 use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
 
 /// A store's calls, for counting them and for naming one.
@@ -107,5 +108,14 @@ impl Store for ObservedStore {
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.watch(Operation::Probe, self.inner.probe(scratch), |_| 0).await
+    }
+
+    fn several(&self) -> Option<&Several> {
+        self.inner.several()
+    }
+
+    fn demanding(&self, proof: Proof) -> Option<SharedStore> {
+        let inner = self.inner.demanding(proof)?;
+        Some(Arc::new(Self { inner, observer: self.observer.clone() }))
     }
 }

@@ -141,7 +141,7 @@ pub async fn run(global: &Global, args: ExtractArgs, told: &Told<'_>) -> Result<
         }
         _ => None,
     };
-    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+    let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
     let planned = plan::make(&repository, &config.cluster, &args.target, Share::Part).await;
     if args.json {
         planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;

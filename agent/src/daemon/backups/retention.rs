@@ -2,9 +2,12 @@
 //!
 //! As `walkeep expire --yes` has it: what looks like a mistake is told and waits for somebody to look.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use chrono::Utc;
 use walkeep_core::audit::{Kind, Outcome};
+use walkeep_store::several::Proof;
 
 use super::Taker;
 use crate::audit::Deed;
@@ -31,7 +34,9 @@ pub async fn let_go(taker: &Taker) {
 
 async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
     let now = Utc::now();
-    let look = expire::look(&taker.repository, &retention.policy, now).await?;
+    // Of several repositories each must say what is in it: nothing is let go by half of the truth.
+    let repository = Arc::new(taker.repository.demanding(Proof::Every));
+    let look = expire::look(&repository, &retention.policy, now).await?;
     let (goes, expected) = (look.plan.expired.len(), look.plan.expected());
     if goes > expected {
         tracing::error!(
@@ -51,7 +56,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
         return Ok(false);
     }
     if !look.plan.is_empty() {
-        let record = expire::take_out(&taker.repository, &look, now).await?;
+        let record = expire::take_out(&repository, &look, now).await?;
         let backups = record.backups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let deed = Deed::new("agent", Kind::EXPIRE, Outcome::Done).of("number", record.number).of("backups", &backups);
         taker.recorder.done(deed.of("segments", look.plan.segments).saying("left the catalog"));
@@ -61,7 +66,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
         );
     }
     let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } =
-        expire::carry_out(&taker.repository, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+        expire::carry_out(&repository, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
     if objects > 0 || packs > 0 || refused > 0 {
         let outcome = if refused == 0 { Outcome::Done } else { Outcome::Failed };
         let removed = Deed::new("agent", Kind::EXPIRE, outcome).of("objects_removed", objects + packs);

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use suite::Sorts;
 use tokio_util::sync::CancellationToken;
-use walkeep_store::{FaultyStore, GuardedStore, LocalStore, MemoryStore, ObservedStore, Observer, SharedStore};
+use walkeep_store::several::{Follow, Proof, StoredWhen};
+use walkeep_store::{FaultyStore, GuardedStore, LocalStore, MemoryStore, ObservedStore, Observer, Several, SharedStore};
 
 #[tokio::test]
 async fn memory() {
@@ -30,6 +31,32 @@ async fn memory() {
 async fn local_directory() {
     let folder = tempfile::tempdir().unwrap();
     suite::run(Arc::new(LocalStore::open(folder.path()).await.unwrap()), 2500, Sorts::Keys).await;
+}
+
+/// Two directories, of which both or the first have everything.
+async fn two_directories(folder: &tempfile::TempDir, when: StoredWhen) -> Several {
+    let mut places: Vec<SharedStore> = Vec::new();
+    for name in ["one", "other"] {
+        places.push(Arc::new(LocalStore::create(folder.path().join(name)).await.unwrap()));
+    }
+    Several::new(places, when, Follow::Queued)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_places() {
+    for when in [StoredWhen::All, StoredWhen::Primary, StoredWhen::Any] {
+        let folder = tempfile::tempdir().unwrap();
+        suite::run(Arc::new(two_directories(&folder, when).await.demanding(Proof::Every)), 1100, Sorts::Keys).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_places_of_two_writers() {
+    for when in [StoredWhen::All, StoredWhen::Primary, StoredWhen::Any] {
+        let folder = tempfile::tempdir().unwrap();
+        let store: SharedStore = Arc::new(two_directories(&folder, when).await);
+        suite::one_of_two_wins(&store, DUELS / 5).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

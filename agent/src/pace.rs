@@ -1,4 +1,4 @@
-//! How fast a backup may read: so many bytes a second, on the average of a second.
+//! How fast a backup may read, or a copy go: so many bytes a second, on the average of a second.
 
 use std::time::Duration;
 

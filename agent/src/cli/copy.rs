@@ -1,0 +1,111 @@
+//! `walkeep copy`: the history from one repository into another.
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{Exit, Failure};
+use super::setup::{self, Missing};
+use super::{Global, output};
+use crate::config::{ByteSize, ClusterConfig, RepositoryConfig};
+use crate::copies::copy::{self, Copied, CopyOptions};
+use crate::repository::ClusterRepository;
+
+/// Arguments of `walkeep copy`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  walkeep copy --to 2                              everything that the second repository lacks
+  walkeep copy --from 2 --to 1 --dry-run           what the first one lacks
+  walkeep copy --to s3://other/prefix --rate 20MiB
+
+Interrupted, it goes on where it was when it is run again. Each object is proven before it is stored, nothing is overwritten,
+and no server or agent is needed. Exit code 4: something is damaged, or the target has other content under a name.")]
+pub struct CopyArgs {
+    /// The repository to copy from: its number in the configuration, counted from 1, or its url
+    #[arg(long, default_value = "1", value_name = "N|URL")]
+    from: String,
+    /// The repository to copy into
+    #[arg(long, value_name = "N|URL")]
+    to: String,
+    /// Only say what there is to do
+    #[arg(long)]
+    dry_run: bool,
+    /// At most so many bytes a second (20MiB)
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    rate: Option<ByteSize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: CopyArgs) -> Result<(), Failure> {
+    let config = setup::config(global)?;
+    let cluster = &config.cluster;
+    let (from, to) = (chosen(cluster, &args.from)?, chosen(cluster, &args.to)?);
+    if from == to {
+        return Err(Failure::usage(anyhow::anyhow!("--from and --to mean the same repository")));
+    }
+    let stop = setup::stop_on_signals()?;
+    let keys = setup::keys(cluster)?;
+    let end = CancellationToken::new();
+    let missing = if args.dry_run { Missing::Fail } else { Missing::Create };
+    let source = setup::store(repository(cluster, from), Missing::Fail, &end).await?;
+    let target = setup::store(repository(cluster, to), missing, &end).await?;
+    let urls = (source.url(), target.url());
+    let options = CopyOptions { dry_run: args.dry_run, rate_kb: args.rate.map(|rate| u32::try_from(rate.0 / 1024).unwrap_or(u32::MAX)) };
+    let with = |repository, identity| {
+        ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level).with_encryption(keys.clone())
+    };
+    // On standard error, and nothing where that is no terminal.
+    let bar = indicatif::ProgressBar::new_spinner();
+    let tell = |copied: &Copied| {
+        let (objects, bytes) = (output::count(copied.objects, "object"), output::bytes(copied.bytes));
+        bar.set_message(format!("copied {objects} ({bytes}), {} were there already", copied.there_already));
+        bar.tick();
+    };
+    let copied = copy::copy(source, target, &cluster.name, options, &with, &stop, &tell).await;
+    bar.finish_and_clear();
+    let copied = copied?;
+    if args.json {
+        output::json(&copied)?;
+    } else {
+        print(&copied, &urls, args.dry_run);
+    }
+    if copied.damaged.is_empty() && copied.differing.is_empty() {
+        return Ok(());
+    }
+    let (damaged, differing) = (copied.damaged.len() as u64, copied.differing.len() as u64);
+    let error = anyhow::anyhow!("{} damaged at the source, {} with other content at the target", damaged, differing);
+    Err(Failure { exit: Exit::Damaged, error, hint: Some("Nothing was overwritten. All else was copied.".to_owned()) })
+}
+
+fn print(copied: &Copied, (from, to): &(String, String), dry_run: bool) {
+    let (objects, bytes) = (output::count(copied.objects, "object"), output::bytes(copied.bytes));
+    match dry_run {
+        true => output::say!("{to} lacks {objects} ({bytes}) of {from}, and has {} alike", copied.there_already),
+        false => output::say!("copied {objects} ({bytes}) from {from} to {to}; {} were there already", copied.there_already),
+    }
+    copied.damaged.iter().for_each(|damaged| output::say!("DAMAGED in {from}: {damaged}"));
+    copied.differing.iter().for_each(|key| output::say!("OTHER CONTENT in {to}: {key}"));
+}
+
+fn byte_size(text: &str) -> Result<ByteSize, String> {
+    ByteSize::parse(text).map_err(|error| error.to_string())
+}
+
+/// The number of a repository, counted from 0.
+fn chosen(cluster: &ClusterConfig, text: &str) -> Result<usize, Failure> {
+    let count = cluster.repositories().count();
+    let by_number = text.parse::<usize>().ok().filter(|number| (1..=count).contains(number)).map(|number| number - 1);
+    let by_url = || cluster.repositories().position(|repository| repository.url() == text.trim_end_matches('/'));
+    by_number.or_else(by_url).ok_or_else(|| {
+        let known: Vec<_> =
+            (1..).zip(cluster.repositories()).map(|(number, repository)| format!("{number}: {}", repository.url())).collect();
+        Failure::usage(anyhow::anyhow!("{text:?} is no repository of [cluster.{}], which has {}", cluster.name, known.join(", ")))
+    })
+}
+
+fn repository(cluster: &ClusterConfig, index: usize) -> &RepositoryConfig {
+    cluster.repositories().nth(index).unwrap_or(&cluster.repository)
+}

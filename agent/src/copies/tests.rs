@@ -1,0 +1,251 @@
+//! How a comparison queues what it finds and what it brings back, and what a copy proves; over stores in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use walkeep_core::WalFileName;
+use walkeep_core::expiry::{End, ExpiredWal, Expiry, ExpiryEnd};
+use walkeep_core::layout::{ObjectName, PartName};
+use walkeep_core::{Lsn, TimelineId};
+use walkeep_store::several::{Follow, Guide, StoredWhen};
+use walkeep_store::{Fault, FaultyStore, Key, MemoryStore, Operation, Rule, SharedStore, Store};
+
+use super::copy::{self, Copied, CopyOptions};
+use super::*;
+use crate::config::{Config, Selection};
+use crate::encryption::Encryption;
+use crate::repository::Repository;
+use crate::repository::tests::{memory, over, record, segment};
+
+/// A configuration with two repositories, its spool in `folder`.
+fn cluster(folder: &Path) -> ClusterConfig {
+    let path = folder.join("walkeep.toml");
+    let text = format!(
+        "[cluster.main]\nspool = \"{}\"\n[[cluster.main.repository]]\nurl = \"s3://one\"\n[[cluster.main.repository]]\nurl = \"s3://other\"\n",
+        folder.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    Config::load(&Selection { path: Some(path), ..Selection::default() }).unwrap().cluster
+}
+
+/// What is in a store, but for the marker.
+async fn keys(store: &MemoryStore) -> Vec<String> {
+    let page = walkeep_store::list_all(store, walkeep_store::ListRequest::default()).await.unwrap();
+    page.objects.into_iter().map(|listed| listed.key.to_string()).filter(|key| key != "walkeep.json").collect()
+}
+
+async fn put(repository: &ClusterRepository, number: u64) {
+    repository.put_wal(WalFileName::Segment(segment(number)), Bytes::from(vec![number as u8; 1 << 20])).await.unwrap();
+}
+
+async fn put_part(repository: &ClusterRepository, number: u64) {
+    let part = PartName { segment: segment(number), from: 0, to: 10, epoch: 1 };
+    repository.put_part(part, Bytes::from(vec![1; 10])).await.unwrap();
+}
+
+/// Two places, of which nobody has brought anything to the second, and what each has.
+async fn two() -> (Arc<ClusterRepository>, Several, Arc<MemoryStore>, Arc<MemoryStore>) {
+    let (one, other) = (Arc::new(MemoryStore::new()), Arc::new(MemoryStore::new()));
+    over(other.clone()).await;
+    let several = Several::new(vec![one.clone(), other.clone()], StoredWhen::Primary, Follow::Queued);
+    // A queue that is lost, as with a killed agent.
+    let lost = Several::new(vec![one.clone(), other.clone()], StoredWhen::Primary, Follow::Queued);
+    let repository = over(Arc::new(lost)).await;
+    let repository = ClusterRepository::new(
+        Repository::reached(Arc::new(several.clone())),
+        repository.cluster().clone(),
+        repository.identity().clone(),
+        3,
+    );
+    (Arc::new(repository), several, one, other)
+}
+
+/// The same repository over one place by itself.
+async fn alone(repository: &ClusterRepository, index: usize) -> ClusterRepository {
+    repository.each().swap_remove(index)
+}
+
+#[tokio::test]
+async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (repository, several, one, other) = two().await;
+    let (first, second) = (alone(&repository, 0).await, alone(&repository, 1).await);
+    for number in 1..=5 {
+        put(&first, number).await;
+    }
+    first.commit_backup(&record(2)).await.unwrap();
+    first.commit_backup(&record(1)).await.unwrap();
+    // Parts of a whole segment are on their way out, those of another one are not.
+    put_part(&first, 3).await;
+    put_part(&first, 6).await;
+    // Segment 1 and the first backup are being removed; what may still be taken back is copied.
+    let wal =
+        |number: u64| vec![ExpiredWal { timeline: TimelineId::FIRST, from: Lsn::new(number << 20), to: Lsn::new((number + 1) << 20) }];
+    let expiry = |number: u32, wal, backups| Expiry {
+        format: Expiry::FORMAT,
+        number,
+        at: chrono::DateTime::UNIX_EPOCH,
+        host: "db1".into(),
+        backups,
+        wal,
+        gone: Vec::new(),
+    };
+    first.put_expiry(&expiry(1, wal(1), vec![record(1).id])).await.unwrap();
+    first.end_expiry(1, &ExpiryEnd { end: End::Removing, at: chrono::DateTime::UNIX_EPOCH, host: "db1".into() }).await.unwrap();
+    first.put_expiry(&expiry(2, wal(2), Vec::new())).await.unwrap();
+    // The second one has something that the primary lost, something that was let go, and something that is nobody's.
+    put(&second, 7).await;
+    put(&second, 1).await;
+    put_part(&second, 5).await;
+    other.overwrite(&"main/7/stranger".parse().unwrap(), Bytes::new());
+    one.overwrite(&"main/7/wal/stranger".parse().unwrap(), Bytes::new());
+
+    let stop = CancellationToken::new();
+    let followers: Vec<_> =
+        [0, 1].map(|index| tokio::spawn(follow(repository.clone(), cluster(folder.path()), index, stop.clone()))).into();
+    let mut cursor = Cursor::load(&cluster(folder.path()), "s3://other");
+    assert!(cursor.is_due(Duration::from_secs(1000)));
+    assert!(compare_once(&repository, &several, 1, &mut cursor).await.unwrap());
+    several.drained(0).await;
+    several.drained(1).await;
+    let has = async |store: &ClusterRepository, number: u64| store.get_wal(WalFileName::Segment(segment(number))).await.unwrap().is_some();
+    for (number, brought) in [(1, true), (2, true), (3, true), (4, true), (5, true), (7, true)] {
+        assert_eq!(has(&second, number).await, brought, "{number}");
+    }
+    assert!(has(&first, 7).await, "what only the second had");
+    assert!(second.backup(&record(2).id).await.unwrap().is_some());
+    assert_eq!(second.backup(&record(1).id).await.unwrap(), None, "it is being removed");
+    assert_eq!(second.list_parts(segment(3)).await.unwrap(), []);
+    assert_eq!(second.list_parts(segment(6)).await.unwrap().len(), 1);
+    assert_eq!(first.list_parts(segment(5)).await.unwrap(), []);
+    assert!(!keys(&other).await.contains(&"main/7/wal/stranger".to_owned()) && !keys(&one).await.contains(&"main/7/stranger".to_owned()));
+    // What is noted outlives the process, and nothing is found any more.
+    let mut again = Cursor::load(&cluster(folder.path()), "s3://other");
+    assert!(!again.is_due(Duration::from_secs(1000)));
+    let before = (keys(&one).await, keys(&other).await);
+    assert!(compare_once(&repository, &several, 1, &mut again).await.unwrap());
+    assert_eq!((several.states()[0].queued, several.states()[1].queued), (0, 0));
+    assert_eq!((keys(&one).await, keys(&other).await), before);
+    stop.cancel();
+    for follower in followers {
+        follower.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_comparison_of_an_earlier_process_goes_on_and_a_whole_one_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = cluster(folder.path());
+    let mut cursor = Cursor::load(&config, "s3://other");
+    assert_eq!(cursor.begin(), Mark::default());
+    let mark = Mark { pass: 0, folder: "main/7/wal/00000001/".into() };
+    cursor.note(&mark);
+    let mut next = Cursor::load(&config, "s3://other");
+    assert_eq!(next.begin(), mark);
+    assert!(!next.complete(), "what came meanwhile into the folders before is not known");
+    assert!(next.is_due(Duration::from_secs(1000)));
+    assert_eq!(next.begin(), Mark::default());
+    assert!(next.complete() && !next.is_due(Duration::from_secs(1000)));
+    assert!(Cursor::load(&config, "s3://another").is_due(Duration::from_secs(1000)));
+}
+
+#[tokio::test]
+async fn a_command_leaves_a_note_for_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = cluster(folder.path());
+    assert!(!left_behind::take(&config, "s3://other"));
+    let Follow::Awaited { left, .. } = left_behind::follow(&config) else { panic!("a command waits") };
+    left(1);
+    assert!(!left_behind::take(&config, "s3://one") && left_behind::take(&config, "s3://other"));
+    left(1);
+    let several = two().await.1;
+    left_behind::pass_over_dead(&config, &several);
+    assert_eq!(several.states().iter().map(|state| state.down.is_some()).collect::<Vec<_>>(), [false, true]);
+}
+
+async fn copied(from: SharedStore, to: SharedStore, dry_run: bool, keys: Option<Arc<Encryption>>) -> anyhow::Result<Copied> {
+    let cluster = "main".parse().unwrap();
+    let with =
+        |repository, identity| ClusterRepository::new(repository, "main".parse().unwrap(), identity, 3).with_encryption(keys.clone());
+    let options = CopyOptions { dry_run, rate_kb: None };
+    copy::copy(from, to, &cluster, options, &with, &CancellationToken::new(), &|_| {}).await
+}
+
+/// A repository that knows its cluster, with segments and a backup.
+async fn filled() -> (ClusterRepository, Arc<MemoryStore>) {
+    let (repository, store) = memory().await;
+    repository.repository().add_identity(&"main".parse().unwrap(), 1, repository.identity()).await.unwrap();
+    for number in 1..=30 {
+        put(&repository, number).await;
+    }
+    let pack = repository.pack_object(Bytes::from_static(b"a pack")).await.unwrap();
+    repository.put_pack(&pack).await.unwrap();
+    repository.commit_backup(&record(1)).await.unwrap();
+    (repository, store)
+}
+
+#[tokio::test]
+async fn a_copy_that_was_broken_off_goes_on_and_never_has_a_backup_without_its_data() {
+    let (repository, store) = filled().await;
+    let target = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultyStore::new(target.clone()));
+    let dry = copied(store.clone(), target.clone(), true, None).await.unwrap();
+    assert_eq!((dry.objects, target.len()), (32, 0));
+    let record_key: Key = repository.layout().key(&ObjectName::BackupRecord(record(1).id)).parse().unwrap();
+    for at in [5, 9, 16] {
+        faulty.inject(Rule::new(Operation::Put, Fault::Fail(walkeep_store::ErrorKind::Denied)).from_call(at));
+        assert!(copied(store.clone(), faulty.clone(), false, None).await.is_err());
+        assert!(!target.contains(&record_key), "its data first");
+        faulty.heal();
+    }
+    let there = target.len() as u64;
+    let rest = copied(store.clone(), faulty.clone(), false, None).await.unwrap();
+    assert!(there > 10 && rest.there_already + rest.objects == 32 && rest.objects < 32, "{there} {rest:?}");
+    assert_eq!(faulty.calls().iter().rfind(|(operation, _)| *operation == Operation::Put).unwrap().1, record_key.as_str());
+    assert_eq!(keys(&store).await, keys(&target).await);
+    assert_eq!(copied(store.clone(), target.clone(), false, None).await.unwrap().objects, 0);
+}
+
+#[tokio::test]
+async fn damage_is_not_copied_and_nothing_is_overwritten() {
+    let (repository, store) = filled().await;
+    let key = |number| -> Key { repository.layout().wal_key(WalFileName::Segment(segment(number))).parse().unwrap() };
+    let whole = store.get(&key(1), None).await.unwrap();
+    store.overwrite(&key(2), whole.clone());
+    let mut flipped = whole.to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    store.overwrite(&key(1), flipped.into());
+    let pack = repository.packs().await.unwrap();
+    assert!(!format!("{pack:?}").is_empty());
+    let target = Arc::new(MemoryStore::new());
+    target.overwrite(&key(3), Bytes::from_static(b"other"));
+    let done = copied(store.clone(), target.clone(), false, None).await.unwrap();
+    assert_eq!((done.damaged.len(), done.differing.clone()), (2, vec![key(3).to_string()]));
+    assert!(!target.contains(&key(1)) && !target.contains(&key(2)), "{done:?}");
+    assert_eq!(target.get(&key(3), None).await.unwrap(), "other");
+
+    // Another cluster's repository is left alone.
+    let (other, strange) = memory().await;
+    let mut identity = other.identity().clone();
+    identity.system_identifier = walkeep_core::SystemIdentifier::new(8);
+    other.repository().add_identity(&"main".parse().unwrap(), 1, &identity).await.unwrap();
+    let before = keys(&strange).await;
+    let refused = copied(store, strange.clone(), false, None).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("do not agree"), "{refused:#}");
+    assert_eq!(keys(&strange).await, before);
+}
+
+#[tokio::test]
+async fn the_guide_knows_what_is_kept() {
+    let (repository, _) = memory().await;
+    let guide = Contents::new(Arc::new(repository.clone()));
+    let key = |name: &ObjectName| -> Key { repository.layout().key(name).parse().unwrap() };
+    let (wal, backup) = (ObjectName::Wal(WalFileName::Segment(segment(1))), ObjectName::BackupRecord(record(1).id));
+    assert!(guide.wants(0, &key(&wal)) && !guide.wants(1, &key(&wal)));
+    assert!(guide.wants(1, &key(&backup)) && !guide.wants(0, &key(&backup)) && guide.alone(&key(&backup)));
+    assert!(!guide.alone(&key(&wal)) && guide.alone(&key(&ObjectName::Wal(WalFileName::History(TimelineId::FIRST)))));
+    for stranger in ["main/cluster.json", "main/probe-1-2", "main/8/wal/00000001.history.zst", "walkeep.json"] {
+        assert!(!guide.wants(0, &stranger.parse().unwrap()), "{stranger}");
+    }
+}

@@ -1,0 +1,161 @@
+//! Bringing to a place what it lacks: empties its queue, with patience for as long as it does not answer.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Several;
+use super::queue::Item;
+use crate::{ErrorKind, Key};
+
+/// Objects that are brought to a place at the same time.
+const PARALLEL: usize = 4;
+/// The first bytes of an object, by which two are compared.
+const FRONT: u64 = 4096;
+/// The first wait for a place that does not answer.
+const FIRST: Duration = Duration::from_millis(500);
+/// No wait is longer.
+const MOST: Duration = Duration::from_secs(30);
+
+/// What whoever brings objects from place to place has to know of their meaning.
+#[async_trait]
+pub trait Guide: Send + Sync + 'static {
+    /// Where to look for what a place lacks: prefixes that end with `/`, in the order in which they are to be brought: what is named by others first.
+    fn passes(&self) -> Vec<String>;
+
+    /// Whether the object is to be brought where it is missing, in this pass. What is nobody's, or was let go, is not.
+    fn wants(&self, pass: usize, key: &Key) -> bool;
+
+    /// Whether to look into a folder. `beside` are the objects that lie beside it, in any place.
+    fn enters(&self, folder: &str, beside: &dyn Fn(&str) -> bool) -> bool;
+
+    /// Whether the object names others, or they are of no use without it: then it is brought behind all that were put before it, and before all others.
+    fn alone(&self, key: &Key) -> bool;
+
+    /// Whether these bytes are what was stored under this key; else what is wrong.
+    async fn prove(&self, key: &Key, body: &Bytes) -> Result<(), String>;
+
+    /// Whether two objects under this key, of which these are the first bytes, hold the same though their bytes differ.
+    fn alike(&self, key: &Key, one: &[u8], other: &[u8]) -> bool;
+}
+
+/// What became of an object.
+enum Brought {
+    /// It is there now, or was already.
+    There { bytes: u64 },
+    /// It is nowhere any more.
+    Gone,
+    /// Nobody has it whole, or the place has other bytes: told, and nothing that trying again would help.
+    Left,
+    /// The place, or all others, could not be asked.
+    Later(String),
+}
+
+impl Several {
+    /// Brings to a place what is in its queue, until `stop`.
+    pub async fn follow(&self, index: usize, guide: &std::sync::Arc<dyn Guide>, stop: &CancellationToken) {
+        let Some(place) = self.place(index) else { return };
+        let mut under_way: JoinSet<(Item, Brought)> = JoinSet::new();
+        let (mut failures, mut not_before) = (0u32, tokio::time::Instant::now());
+        loop {
+            let room = if failures == 0 { PARALLEL } else { 1 };
+            while under_way.len() < room && tokio::time::Instant::now() >= not_before {
+                let Some(item) = place.queue.take(|key| guide.alone(key)) else { break };
+                let (several, guide) = (self.clone(), guide.clone());
+                under_way.spawn(async move {
+                    let brought = several.bring(index, &item, guide.as_ref()).await;
+                    (item, brought)
+                });
+            }
+            let waits = tokio::time::Instant::now() < not_before;
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                Some(ended) = under_way.join_next() => ended,
+                () = tokio::time::sleep_until(not_before), if waits => continue,
+                () = place.queue.until(|| place.queue.has_waiting()), if !waits && under_way.is_empty() => continue,
+                () = place.queue.next_change(), if !waits && !under_way.is_empty() => continue,
+            };
+            // A task that died is a defect; its object is found by the next comparison.
+            let Ok((item, brought)) = ended else { continue };
+            let forgotten = match brought {
+                Brought::There { bytes } => {
+                    failures = 0;
+                    place.counts.carried_objects.fetch_add(u64::from(bytes > 0), Ordering::Relaxed);
+                    place.counts.carried_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    place.queue.done(&item)
+                }
+                Brought::Gone | Brought::Left => {
+                    failures = 0;
+                    place.queue.done(&item);
+                    false
+                }
+                Brought::Later(reason) => {
+                    failures = failures.saturating_add(1);
+                    let wait = FIRST.saturating_mul(1u32.checked_shl(failures.min(16) - 1).unwrap_or(u32::MAX)).min(MOST);
+                    not_before = tokio::time::Instant::now() + wait;
+                    tracing::debug!(repository = place.url, reason, wait_ms = wait.as_millis() as u64, "objects wait for this repository");
+                    place.queue.put_back(item.clone())
+                }
+            };
+            if forgotten && let Err(error) = place.store.delete(&item.key).await {
+                tracing::debug!(key = %item.key, repository = place.url, %error, "an object stays that was removed elsewhere meanwhile");
+            }
+        }
+    }
+
+    /// Brings one object to a place.
+    async fn bring(&self, index: usize, item: &Item, guide: &dyn Guide) -> Brought {
+        let Some(place) = self.place(index) else { return Brought::Gone };
+        let body = match &item.body {
+            Some(body) => body.clone(),
+            None => match self.body_for(index, &item.key, guide).await {
+                Ok(body) => body,
+                Err(brought) => return brought,
+            },
+        };
+        let (bytes, front) = (body.len() as u64, body.slice(..body.len().min(FRONT as usize)));
+        match place.insist(place.store.put_if_absent(&item.key, body)).await {
+            Ok(crate::Put::Created) => Brought::There { bytes },
+            Ok(crate::Put::AlreadySame) => Brought::There { bytes: 0 },
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                match place.insist(place.store.get(&item.key, Some(0..FRONT))).await {
+                    Ok(there) if guide.alike(&item.key, &there, &front) => Brought::There { bytes: 0 },
+                    Err(error) if super::is_no_answer(&error) => Brought::Later(format!("{error:#}")),
+                    _ => {
+                        place.differs(&item.key);
+                        Brought::Left
+                    }
+                }
+            }
+            Err(error) => Brought::Later(format!("{error:#}")),
+        }
+    }
+
+    /// The bytes of an object from another place than this one, proven.
+    async fn body_for(&self, index: usize, key: &Key, guide: &dyn Guide) -> Result<Bytes, Brought> {
+        let mut otherwise = Brought::Gone;
+        for (_, other) in self.all().iter().enumerate().filter(|(other, _)| *other != index) {
+            match other.ask(other.store.get(key, None)).await {
+                Ok(body) => match guide.prove(key, &body).await {
+                    Ok(()) => return Ok(body),
+                    Err(reason) => {
+                        tracing::error!(%key, repository = other.url, reason, "not copied: what is stored there is not what its name says");
+                        otherwise = Brought::Left;
+                    }
+                },
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => otherwise = Brought::Later(format!("{}: {error:#}", other.url)),
+            }
+        }
+        Err(otherwise)
+    }
+
+    /// When something was put that a place lacks the longest; `None` if it lacks nothing.
+    pub fn behind_since(&self, index: usize) -> Option<SystemTime> {
+        self.place(index).and_then(|place| place.queue.oldest())
+    }
+}

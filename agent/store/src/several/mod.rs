@@ -1,0 +1,254 @@
+//! A store that lies in several places: each object in every one of them, byte for byte.
+//!
+//! Whoever uses it goes on with one [`Store`] and does not know how many there are. Objects are never changed, so a place that is behind lacks some keys and
+//! nothing else, and catching up is copying these ([`follow`]), found out by its queue or by comparing listings ([`compare`]). Which place has to have an
+//! object before a put is answered is the operator's rule ([`StoredWhen`]); from how many places it takes to call something absent, the asker's ([`Proof`]).
+//!
+//! The first place, the primary, decides who was first where two put different bytes under one key: it is asked first, and what it refused goes nowhere else.
+//! Nothing here knows what keys mean; where that matters (what is copied, and in what order) a [`Guide`] from above is asked.
+
+pub mod compare;
+pub mod follow;
+mod health;
+mod place;
+mod put;
+mod queue;
+mod read;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use compare::{Compared, Mark, Sink, compare};
+pub use follow::Guide;
+pub use place::{Fallbacks, PlaceState};
+use place::{Place, Reason};
+
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
+
+/// Where an object has to be before a put is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StoredWhen {
+    /// In the primary; the others follow.
+    #[default]
+    Primary,
+    /// In every place.
+    All,
+    /// In one: the primary, or another where that does not answer. The others follow.
+    Any,
+}
+
+/// What it takes to call something absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Every place says so.
+    Every,
+    /// A place says so that has all that was ever acknowledged: the primary, or with [`StoredWhen::Any`] one that is known to have caught up.
+    Enough,
+    /// Those say so that can be asked: for looking at what is left when a place is lost.
+    Reachable,
+}
+
+/// How places follow that need not have an object before a put is answered.
+pub enum Follow {
+    /// By their queues, which somebody empties ([`Several::follow`]).
+    Queued,
+    /// At once, for processes that end.
+    Awaited {
+        /// The put waits so long at most.
+        patience: Duration,
+        /// Is told the number of a place that did not take something, or may not have.
+        left: Box<dyn Fn(usize) + Send + Sync>,
+    },
+}
+
+impl fmt::Debug for Follow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queued => f.write_str("Queued"),
+            Self::Awaited { patience, .. } => write!(f, "Awaited({patience:?})"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    places: Vec<Place>,
+    when: StoredWhen,
+    follow: Follow,
+}
+
+/// Such a store. A clone is the same one.
+#[derive(Debug, Clone)]
+pub struct Several {
+    shared: Arc<Shared>,
+    proof: Proof,
+}
+
+impl Several {
+    /// The places, the primary first. Something is absent if [`Proof::Enough`] says so.
+    pub fn new(places: Vec<SharedStore>, when: StoredWhen, follow: Follow) -> Self {
+        let places = places.into_iter().map(Place::new).collect();
+        Self { shared: Arc::new(Shared { places, when, follow }), proof: Proof::Enough }
+    }
+
+    /// The same, with another idea of what proves absence.
+    pub fn demanding(&self, proof: Proof) -> Self {
+        Self { shared: self.shared.clone(), proof }
+    }
+
+    /// What it takes to call something absent.
+    pub fn proof(&self) -> Proof {
+        self.proof
+    }
+
+    /// Each place by itself, the primary first.
+    pub fn places(&self) -> Vec<SharedStore> {
+        self.all().iter().map(|place| place.store.clone()).collect()
+    }
+
+    /// How each place is.
+    pub fn states(&self) -> Vec<PlaceState> {
+        self.all().iter().map(Place::state).collect()
+    }
+
+    /// A place is known not to have answered a moment ago, by another process for example: it is passed over for so long.
+    pub fn pass_over(&self, place: usize, reason: String, how_long: Duration) {
+        if let Some(place) = self.place(place) {
+            place.pass_over(reason, how_long);
+        }
+    }
+
+    /// A comparison found that a place lacks nothing, but for what is in its queue; or that is not known any more.
+    pub fn note_complete(&self, place: usize, complete: bool) {
+        if let Some(place) = self.place(place) {
+            place.note_complete(complete);
+        }
+    }
+
+    /// What one place has under this key was looked at and is not what was stored; another place has it whole.
+    pub fn note_damaged(&self, place: usize, whole_at: usize, key: &str) {
+        if let (Some(place), Some(other)) = (self.place(place), self.place(whole_at)) {
+            place.fell_back(Reason::Damaged, other, key);
+        }
+    }
+
+    /// Takes the note that more had to be queued for a place than there was room for: then only a comparison tells what it lacks.
+    pub fn take_overflow(&self, place: usize) -> bool {
+        self.place(place).is_some_and(|place| place.queue.take_overflow())
+    }
+
+    /// Queues a key for a place that lacks it, when there is room. `since`: when it was put where it is.
+    pub async fn queue(&self, place: usize, key: Key, since: SystemTime) {
+        if let Some(place) = self.place(place) {
+            place.queue.room().await;
+            place.queue.add(key, None, since);
+        }
+    }
+
+    /// Waits until nothing is queued for a place.
+    pub async fn drained(&self, place: usize) {
+        if let Some(place) = self.place(place) {
+            place.queue.drained().await;
+        }
+    }
+
+    fn all(&self) -> &[Place] {
+        &self.shared.places
+    }
+
+    fn place(&self, index: usize) -> Option<&Place> {
+        self.all().get(index)
+    }
+
+    fn when(&self) -> StoredWhen {
+        self.shared.when
+    }
+
+    /// Removes it wherever it is, and from the queues: it must not come behind the removal.
+    async fn remove(&self, key: &Key) -> Result<()> {
+        let mut failed = None;
+        for place in self.all() {
+            if place.queue.forget(key).may_be_there()
+                && let Err(error) = place.removing(place.store.delete(key)).await
+            {
+                failed.get_or_insert_with(|| place.name_it(error, "delete", key.as_str()));
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+#[async_trait]
+impl Store for Several {
+    fn url(&self) -> String {
+        self.all().iter().map(|place| place.url.as_str()).collect::<Vec<_>>().join(" and ")
+    }
+
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put> {
+        self.put(key, body).await
+    }
+
+    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
+        self.read(key, range).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<Page> {
+        self.list_all_places(request).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.remove(key).await
+    }
+
+    async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
+        let (mut stay, mut failed): (Vec<(Key, Error)>, _) = (Vec::new(), None);
+        for place in self.all() {
+            let there: Vec<Key> = keys.iter().filter(|key| place.queue.forget(key).may_be_there()).cloned().collect();
+            match place.removing(place.store.delete_many(&there)).await {
+                Ok(stayed) => stayed.into_iter().for_each(|(key, error)| {
+                    if !stay.iter().any(|(other, _)| *other == key) {
+                        stay.push((key, error));
+                    }
+                }),
+                Err(error) => {
+                    failed.get_or_insert_with(|| place.name_it(error, "delete", there.first().map_or("", Key::as_str)));
+                }
+            }
+        }
+        failed.map_or(Ok(stay), Err)
+    }
+
+    /// Each place by itself.
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
+        let mut probed = Probed::Removed;
+        for place in self.all() {
+            match place.store.probe(scratch).await {
+                Ok(Probed::Removed) => {}
+                Ok(Probed::Left) => probed = Probed::Left,
+                Err(error) => return Err(place.name_it(error, "probe", scratch.as_str())),
+            }
+        }
+        Ok(probed)
+    }
+
+    fn several(&self) -> Option<&Several> {
+        Some(self)
+    }
+
+    fn demanding(&self, proof: Proof) -> Option<SharedStore> {
+        Some(Arc::new(Several::demanding(self, proof)))
+    }
+}
+
+/// Whether the error says nothing about the object, but that the place could not be asked for it.
+fn is_no_answer(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Corrupt | ErrorKind::Cancelled)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! A put into several places, by the operator's rule.
+//!
+//! The primary decides who was first. Another place gets only bytes that the primary has (or with [`StoredWhen::Any`], that it could not be asked for), so two
+//! writers do not leave different bytes in two places while the primary answers. Other bytes under a key are a conflict wherever they are found: the call
+//! fails, and nothing is overwritten anywhere.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+
+use super::{Follow, Several, StoredWhen};
+use crate::{Error, ErrorKind, Key, Put, Result};
+
+/// With [`StoredWhen::Any`], so long the primary is waited for before another place is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(3);
+
+impl Several {
+    pub(super) async fn put(&self, key: &Key, body: Bytes) -> Result<Put> {
+        match self.when() {
+            StoredWhen::Primary => {
+                let put = self.put_at(0, key, &body).await?;
+                self.follow_up(key, &body, &[0]).await;
+                Ok(put)
+            }
+            StoredWhen::All => self.put_everywhere(key, &body).await,
+            StoredWhen::Any => self.put_anywhere(key, &body).await,
+        }
+    }
+
+    /// Whatever happened at this place before: whoever has something to store tries again by itself, and knows how often.
+    async fn put_at(&self, index: usize, key: &Key, body: &Bytes) -> Result<Put> {
+        let Some(place) = self.place(index) else {
+            return Err(Error::new(ErrorKind::Unusable, "put", key).because("there is no such place"));
+        };
+        place.insist(place.store.put_if_absent(key, body.clone())).await
+    }
+
+    async fn put_everywhere(&self, key: &Key, body: &Bytes) -> Result<Put> {
+        let put = self.put_at(0, key, body).await?;
+        let others = (1..self.all().len()).map(|index| async move { (index, self.put_at(index, key, body).await) });
+        let mut failed: Option<Error> = None;
+        for (index, outcome) in join_all(others).await {
+            let (Err(error), Some(place)) = (outcome, self.place(index)) else { continue };
+            if error.kind() != ErrorKind::AlreadyExists {
+                // Who asked may give up: what is in the primary is not to be missing here for ever.
+                match &self.shared.follow {
+                    Follow::Queued => place.queue.add(key.clone(), None, SystemTime::now()),
+                    Follow::Awaited { left, .. } => left(index),
+                }
+            }
+            let conflict_before = failed.as_ref().is_some_and(|failed| failed.kind() == ErrorKind::AlreadyExists);
+            if !conflict_before {
+                failed = Some(place.name_it(error, "put", key.as_str()));
+            }
+        }
+        failed.map_or(Ok(put), Err)
+    }
+
+    async fn put_anywhere(&self, key: &Key, body: &Bytes) -> Result<Put> {
+        // Those that failed a moment ago come last.
+        let (up, down): (Vec<usize>, Vec<usize>) =
+            (0..self.all().len()).partition(|index| self.place(*index).is_some_and(|place| place.state().down.is_none()));
+        let mut next = up.into_iter().chain(down);
+        let mut under_way = FuturesUnordered::new();
+        let start = |index: usize| async move { (index, self.put_at(index, key, body).await) };
+        under_way.extend(next.next().map(start));
+        let mut failed = None;
+        loop {
+            let answered = tokio::select! {
+                answered = under_way.next() => answered,
+                () = tokio::time::sleep(HEAD_START) => match next.next() {
+                    Some(index) => {
+                        under_way.push(start(index));
+                        continue;
+                    }
+                    None => under_way.next().await,
+                },
+            };
+            match answered {
+                Some((index, Ok(put))) => {
+                    drop(under_way);
+                    self.follow_up(key, body, &[index]).await;
+                    return Ok(put);
+                }
+                Some((index, Err(error))) => {
+                    let named = match self.place(index) {
+                        Some(place) => place.name_it(error, "put", key.as_str()),
+                        None => error,
+                    };
+                    if named.kind() == ErrorKind::AlreadyExists {
+                        return Err(named);
+                    }
+                    failed.get_or_insert(named);
+                    under_way.extend(next.next().map(start));
+                }
+                None => return Err(failed.unwrap_or_else(|| Error::new(ErrorKind::Transient, "put", key))),
+            }
+        }
+    }
+
+    /// Brings it to all places but those that have it, or has it brought.
+    async fn follow_up(&self, key: &Key, body: &Bytes, have: &[usize]) {
+        let others = self.all().iter().enumerate().filter(|(index, _)| !have.contains(index));
+        match &self.shared.follow {
+            Follow::Queued => others.for_each(|(_, place)| place.queue.add(key.clone(), Some(body.clone()), SystemTime::now())),
+            Follow::Awaited { patience, left } => {
+                let follow = others.map(|(index, place)| async move {
+                    match place.ask_within(*patience, place.store.put_if_absent(key, body.clone())).await {
+                        Ok(_) => {}
+                        Err(error) if error.kind() == ErrorKind::AlreadyExists => place.differs(key),
+                        Err(error) => {
+                            tracing::debug!(%key, repository = place.url, %error, "not brought there");
+                            left(index);
+                        }
+                    }
+                });
+                join_all(follow).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Reading from several places: the first that has an object answers, and absence has to be proven.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::place::Reason;
+use super::{Proof, Several, StoredWhen, is_no_answer};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Result};
+
+/// So long a place is waited for whose answer is not needed for a proof.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Several {
+    /// Reads from the first place that has it.
+    pub(super) async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
+        let (mut absent, mut failed): (Vec<usize>, Vec<(usize, Error)>) = (Vec::new(), Vec::new());
+        for (index, place) in self.all().iter().enumerate() {
+            let call = place.store.get(key, range.clone());
+            let asked = match self.suffice(&absent) {
+                true => place.ask_within(PATIENCE, call).await,
+                false => place.ask(call).await,
+            };
+            match asked {
+                Ok(bytes) => {
+                    let before = |index: &usize| self.place(*index);
+                    absent.iter().filter_map(before).for_each(|passed| passed.fell_back(Reason::Missing, place, key.as_str()));
+                    for (passed, error) in failed.iter().filter_map(|(index, error)| Some((before(index)?, error))) {
+                        let reason = if error.kind() == ErrorKind::Corrupt { Reason::Damaged } else { Reason::Unreachable };
+                        passed.fell_back(reason, place, key.as_str());
+                    }
+                    return Ok(bytes);
+                }
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                Err(error) if error.kind() == ErrorKind::NotFound => absent.push(index),
+                Err(error) => failed.push((index, error)),
+            }
+        }
+        // What is there and cannot be read is not absent, whatever the others say.
+        if let Some(at) = failed.iter().position(|(_, error)| !is_no_answer(error)) {
+            return Err(failed.swap_remove(at).1);
+        }
+        if failed.is_empty() || self.suffice(&absent) {
+            return Err(Error::new(ErrorKind::NotFound, "get", key));
+        }
+        Err(self.unproven("get", key.as_str(), &absent, failed))
+    }
+
+    /// What another place has under this key, if it is none of `unlike`, which were looked at and are not what was stored. `None` if all have these.
+    ///
+    /// Fails if none has anything else as far as can be told, and not all could be asked.
+    pub async fn get_unlike(&self, key: &Key, range: Option<Range<u64>>, unlike: &[Bytes]) -> Result<Option<Bytes>> {
+        let (mut damaged, mut failed) = (Vec::new(), Vec::new());
+        for (index, place) in self.all().iter().enumerate() {
+            match place.ask(place.store.get(key, range.clone())).await {
+                Ok(bytes) if unlike.contains(&bytes) => damaged.push(place),
+                Ok(bytes) => {
+                    damaged.iter().for_each(|passed| passed.fell_back(Reason::Damaged, place, key.as_str()));
+                    return Ok(Some(bytes));
+                }
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                Err(error) if is_no_answer(&error) => failed.push((index, error)),
+                Err(_) => {}
+            }
+        }
+        match failed.is_empty() || self.proof == Proof::Reachable {
+            true => Ok(None),
+            false => Err(self.unproven("get", key.as_str(), &[], failed)),
+        }
+    }
+
+    /// The objects and folders of all places. Where several have one, the primary's; if their sizes differ, the longer one: what is cut off here may be whole
+    /// there. A later page may show again what an earlier one did.
+    pub(super) async fn list_all_places(&self, request: &ListRequest) -> Result<Page> {
+        let cursors = Cursor::parse(request.start_after.as_deref(), self.all().len());
+        let listings = self.all().iter().zip(&cursors).enumerate().map(|(index, (place, cursor))| async move {
+            let start_after = match cursor {
+                Cursor::Done => return Ok(None),
+                Cursor::Failed(reason) => return Err(Error::at(ErrorKind::Transient, "list", &request.prefix).because(reason.clone())),
+                Cursor::From(start_after) => start_after.clone(),
+            };
+            let request = ListRequest { start_after, ..request.clone() };
+            let call = place.store.list(&request);
+            match self.suffice(&(0..self.all().len()).filter(|other| *other != index).collect::<Vec<_>>()) {
+                true => place.ask_within(PATIENCE, call).await.map(Some),
+                false => place.ask(call).await.map(Some),
+            }
+        });
+        let (mut objects, mut folders): (BTreeMap<Key, Listed>, Vec<String>) = Default::default();
+        let (mut asked, mut failed, mut next, mut foreign) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for (index, listed) in join_all(listings).await.into_iter().enumerate() {
+            match listed {
+                Ok(None) => {
+                    asked.push(index);
+                    next.push(Cursor::Done);
+                }
+                Ok(Some(page)) => {
+                    asked.push(index);
+                    next.push(page.next.map_or(Cursor::Done, |next| Cursor::From(Some(next))));
+                    foreign += page.foreign;
+                    for listed in page.objects {
+                        let there = objects.entry(listed.key.clone()).or_insert_with(|| listed.clone());
+                        if there.size < listed.size {
+                            *there = listed;
+                        }
+                    }
+                    folders.extend(page.folders);
+                }
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                Err(error) => {
+                    next.push(Cursor::Failed(error.to_string()));
+                    failed.push((index, error));
+                }
+            }
+        }
+        if !failed.is_empty() && !self.suffice(&asked) {
+            return Err(self.unproven("list", &request.prefix, &[], failed));
+        }
+        folders.sort_unstable();
+        folders.dedup();
+        let more = next.iter().any(|cursor| matches!(cursor, Cursor::From(_)));
+        Ok(Page { objects: objects.into_values().collect(), folders, foreign, next: more.then(|| Cursor::print(&next)) })
+    }
+
+    /// Whether what these places do not have is absent.
+    fn suffice(&self, asked: &[usize]) -> bool {
+        let complete = |index: &usize| self.place(*index).is_some_and(|place| place.is_complete());
+        match self.proof {
+            Proof::Every => asked.len() == self.all().len(),
+            Proof::Enough => (self.when() != StoredWhen::Any && asked.contains(&0)) || asked.iter().any(complete),
+            Proof::Reachable => !asked.is_empty(),
+        }
+    }
+
+    /// Nobody has it who could be asked, and that is no proof.
+    fn unproven(&self, action: &'static str, what: &str, absent: &[usize], failed: Vec<(usize, Error)>) -> Error {
+        let kind = failed.first().map_or(ErrorKind::Transient, |(_, error)| error.kind());
+        let url = |index: usize| self.place(index).map_or("", |place| place.url.as_str());
+        let not_there: Vec<_> = absent.iter().map(|index| format!("not in {}", url(*index))).collect();
+        let silent: Vec<_> = failed.iter().map(|(index, error)| format!("{} could not be asked ({error:#})", url(*index))).collect();
+        let says = not_there.into_iter().chain(silent).collect::<Vec<_>>().join(", ");
+        Error::at(kind, action, what).because(format!("{says}; a repository that is gone for good can be taken out of the configuration"))
+    }
+}
+
+/// How far the listing of one place is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cursor {
+    From(Option<String>),
+    Done,
+    /// It could not be asked at an earlier page: of what it has nothing more is told.
+    Failed(String),
+}
+
+/// What a cursor of several places begins with; no key and no server's token does.
+const MARK: char = '\u{1}';
+
+impl Cursor {
+    fn parse(start_after: Option<&str>, places: usize) -> Vec<Self> {
+        let parts = start_after.and_then(|text| text.strip_prefix(MARK));
+        let Some(parts) = parts else { return vec![Self::From(start_after.map(str::to_owned)); places] };
+        let one = |text: &str| match text.split_at_checked(1) {
+            Some(("n", next)) => Self::From(Some(next.to_owned())),
+            Some(("f", reason)) => Self::Failed(reason.to_owned()),
+            _ => Self::Done,
+        };
+        parts.split(MARK).map(one).chain(std::iter::repeat(Self::Done)).take(places).collect()
+    }
+
+    fn print(all: &[Self]) -> String {
+        let one = |cursor: &Self| match cursor {
+            Self::From(next) => format!("{MARK}n{}", next.as_deref().unwrap_or_default()),
+            Self::Done => format!("{MARK}d"),
+            Self::Failed(reason) => format!("{MARK}f{}", reason.replace(MARK, " ")),
+        };
+        all.iter().map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_told_and_understood() {
+        let cursors = vec![Cursor::From(Some("main/1".into())), Cursor::Done, Cursor::Failed("down".into())];
+        assert_eq!(Cursor::parse(Some(&Cursor::print(&cursors)), 3), cursors);
+        assert_eq!(Cursor::parse(Some("a/b"), 2), vec![Cursor::From(Some("a/b".into())); 2]);
+        assert_eq!(Cursor::parse(None, 1), vec![Cursor::From(None)]);
+    }
+}

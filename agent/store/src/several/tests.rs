@@ -1,0 +1,378 @@
+//! Each rule and each fault, over stores in memory.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{Fault, FaultyStore, MemoryStore, Operation, Rule, list_all};
+
+/// A store in memory that fails on demand, called `url`.
+#[derive(Debug)]
+struct Named {
+    url: &'static str,
+    memory: Arc<MemoryStore>,
+    faulty: FaultyStore,
+}
+
+impl Named {
+    fn new(url: &'static str) -> Arc<Self> {
+        let memory = Arc::new(MemoryStore::new());
+        Arc::new(Self { url, memory: memory.clone(), faulty: FaultyStore::new(memory) })
+    }
+
+    fn fail(&self, kind: ErrorKind) {
+        for operation in Operation::ALL {
+            self.faulty.inject(Rule::new(operation, Fault::Fail(kind)));
+        }
+    }
+
+    fn has(&self, text: &str) -> bool {
+        self.memory.contains(&key(text))
+    }
+}
+
+#[async_trait]
+impl Store for Named {
+    fn url(&self) -> String {
+        self.url.to_owned()
+    }
+
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put> {
+        self.faulty.put_if_absent(key, body).await
+    }
+
+    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
+        self.faulty.get(key, range).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<Page> {
+        self.faulty.list(request).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.faulty.delete(key).await
+    }
+
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
+        self.faulty.probe(scratch).await
+    }
+}
+
+/// Everything below `data/`; what is called `record` names others, and `bad` is damage.
+struct Plain;
+
+#[async_trait]
+impl Guide for Plain {
+    fn passes(&self) -> Vec<String> {
+        vec!["data/".into(), "records/".into()]
+    }
+
+    fn wants(&self, _: usize, key: &Key) -> bool {
+        !key.as_str().contains("unwanted")
+    }
+
+    fn enters(&self, folder: &str, beside: &dyn Fn(&str) -> bool) -> bool {
+        !beside(&folder.replace(".parts/", ".whole"))
+    }
+
+    fn alone(&self, key: &Key) -> bool {
+        key.as_str().starts_with("records/")
+    }
+
+    async fn prove(&self, _: &Key, body: &Bytes) -> std::result::Result<(), String> {
+        if body.starts_with(b"bad") { Err("damaged".into()) } else { Ok(()) }
+    }
+
+    fn alike(&self, _: &Key, one: &[u8], other: &[u8]) -> bool {
+        one.eq_ignore_ascii_case(other)
+    }
+}
+
+fn key(text: &str) -> Key {
+    text.parse().unwrap()
+}
+
+fn body(text: &'static str) -> Bytes {
+    Bytes::from_static(text.as_bytes())
+}
+
+fn two(when: StoredWhen) -> (Several, Arc<Named>, Arc<Named>) {
+    let (one, other) = (Named::new("one"), Named::new("other"));
+    (Several::new(vec![one.clone(), other.clone()], when, Follow::Queued), one, other)
+}
+
+/// Empties the queue of a place in the background until the token fires.
+fn following(several: &Several, index: usize) -> CancellationToken {
+    let (several, stop) = (several.clone(), CancellationToken::new());
+    let fired = stop.clone();
+    tokio::spawn(async move {
+        let guide: Arc<dyn Guide> = Arc::new(Plain);
+        several.follow(index, &guide, &fired).await;
+    });
+    stop
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_others_follow_the_primary_and_a_dead_one_keeps_nobody_waiting() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    other.fail(ErrorKind::Transient);
+    let _stop = following(&several, 1);
+    for number in 0..20 {
+        assert_eq!(several.put_if_absent(&key(&format!("data/{number}")), body("abc")).await.unwrap(), Put::Created);
+    }
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let state = &several.states()[1];
+    assert_eq!((one.memory.len(), other.memory.len(), state.queued), (20, 0, 20));
+    assert!(state.down.is_some() && state.behind_since.is_some());
+    // A wrong answer is no outage.
+    other.faulty.heal();
+    other.faulty.inject(Rule::new(Operation::Put, Fault::LoseAnswer).times(3));
+    several.drained(1).await;
+    assert_eq!((other.memory.len(), several.states()[1].behind_since), (20, None));
+    assert!(several.states()[1].down.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_the_primary_refuses_goes_nowhere() {
+    for when in [StoredWhen::Primary, StoredWhen::All, StoredWhen::Any] {
+        let (several, one, other) = two(when);
+        let _stop = following(&several, 1);
+        one.memory.put_if_absent(&key("data/a"), body("first")).await.unwrap();
+        let refused = several.put_if_absent(&key("data/a"), body("second")).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "{when:?}");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(other.memory.is_empty(), "{when:?}");
+    }
+    let (several, one, _) = two(StoredWhen::Primary);
+    one.fail(ErrorKind::Transient);
+    assert_eq!(several.put_if_absent(&key("data/a"), body("a")).await.unwrap_err().kind(), ErrorKind::Transient);
+    assert_eq!(several.states()[1].queued, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_waits_for_all_and_says_for_whom() {
+    let (several, one, other) = two(StoredWhen::All);
+    other.fail(ErrorKind::Transient);
+    let failed = several.put_if_absent(&key("data/a"), body("a")).await.unwrap_err();
+    assert!(failed.kind() == ErrorKind::Transient && format!("{failed:#}").contains("other"), "{failed:#}");
+    assert!(one.has("data/a"), "the others store all the same");
+    other.faulty.heal();
+    assert_eq!(several.put_if_absent(&key("data/a"), body("a")).await.unwrap(), Put::AlreadySame, "as the primary has it");
+    assert!(other.has("data/a"));
+    other.memory.put_if_absent(&key("data/b"), body("other bytes")).await.unwrap();
+    assert_eq!(several.put_if_absent(&key("data/b"), body("b")).await.unwrap_err().kind(), ErrorKind::AlreadyExists, "a conflict anywhere");
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_is_content_with_one_and_the_primary_gets_it_later() {
+    let (several, one, other) = two(StoredWhen::Any);
+    one.fail(ErrorKind::Transient);
+    let _stop = following(&several, 0);
+    several.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    assert!(other.has("data/a") && !one.has("data/a"));
+    // One that never answers costs a moment.
+    one.faulty.heal();
+    one.faulty.inject(Rule::new(Operation::Put, Fault::Hang).times(1));
+    several.pass_over(0, "test".into(), Duration::ZERO);
+    several.put_if_absent(&key("data/b"), body("b")).await.unwrap();
+    one.faulty.heal();
+    several.drained(0).await;
+    assert!(one.has("data/a") && one.has("data/b"));
+    one.fail(ErrorKind::Transient);
+    other.fail(ErrorKind::Denied);
+    assert!(several.put_if_absent(&key("data/c"), body("c")).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn absence_has_to_be_proven() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    let kind = async |several: &Several| several.get(&key("data/a"), None).await.map_err(|error| error.kind());
+    let [every, enough, reachable] = [Proof::Every, Proof::Enough, Proof::Reachable].map(|proof| several.demanding(proof));
+    for all in [&every, &enough, &reachable] {
+        assert_eq!(kind(all).await, Err(ErrorKind::NotFound));
+    }
+    other.fail(ErrorKind::Transient);
+    assert_eq!(kind(&every).await, Err(ErrorKind::Transient));
+    let told = format!("{:#}", every.get(&key("data/a"), None).await.unwrap_err());
+    assert!(told.contains("not in one") && told.contains("other could not be asked") && told.contains("taken out"), "{told}");
+    assert_eq!(kind(&enough).await, Err(ErrorKind::NotFound), "the primary has whatever was acknowledged");
+    assert_eq!(kind(&reachable).await, Err(ErrorKind::NotFound));
+    assert_eq!(every.list(&ListRequest::default()).await.unwrap_err().kind(), ErrorKind::Transient);
+    assert!(enough.list(&ListRequest::default()).await.is_ok());
+
+    let (several, one, other) = (several, one, other);
+    other.faulty.heal();
+    several.pass_over(1, "test".into(), Duration::ZERO);
+    one.fail(ErrorKind::Unusable);
+    other.memory.put_if_absent(&key("data/b"), body("b")).await.unwrap();
+    let [enough, reachable] = [Proof::Enough, Proof::Reachable].map(|proof| several.demanding(proof));
+    assert_eq!(kind(&enough).await, Err(ErrorKind::Unusable), "the second may be behind");
+    assert!(enough.list(&ListRequest::default()).await.is_err());
+    assert_eq!(kind(&reachable).await, Err(ErrorKind::NotFound));
+    assert_eq!(reachable.list(&ListRequest::default()).await.unwrap().objects.len(), 1);
+    assert_eq!(enough.get(&key("data/b"), None).await.unwrap(), "b", "what is there needs no proof");
+    several.note_complete(1, true);
+    assert_eq!(kind(&enough).await, Err(ErrorKind::NotFound), "it is known to lack nothing");
+    assert_eq!(several.states()[0].fallbacks.unreachable, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_or_damaged_in_one_is_read_from_another() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    other.memory.put_if_absent(&key("data/a"), body("good")).await.unwrap();
+    assert_eq!(several.get(&key("data/a"), Some(1..3)).await.unwrap(), "oo");
+    one.memory.put_if_absent(&key("data/a"), body("bad")).await.unwrap();
+    let bad = several.get(&key("data/a"), None).await.unwrap();
+    assert_eq!(bad, "bad");
+    let good = several.get_unlike(&key("data/a"), None, std::slice::from_ref(&bad)).await.unwrap().unwrap();
+    assert_eq!(several.get_unlike(&key("data/a"), None, &[bad.clone(), good]).await.unwrap(), None);
+    assert_eq!(several.states()[0].fallbacks, Fallbacks { missing: 1, unreachable: 0, damaged: 1 });
+    let listed = list_all(&several, ListRequest::default()).await.unwrap().objects;
+    assert_eq!(listed.iter().map(|listed| listed.size).collect::<Vec<_>>(), [4], "the longer one, once");
+    other.fail(ErrorKind::Transient);
+    assert!(several.get_unlike(&key("data/a"), None, &[bad]).await.is_err(), "the other one may be good");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_removed_is_removed_everywhere_and_does_not_come_back() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    for text in ["data/a", "data/b"] {
+        several.put_if_absent(&key(text), body("a")).await.unwrap();
+    }
+    several.delete(&key("data/a")).await.unwrap();
+    assert_eq!(other.faulty.count(Operation::Delete), 0, "it was never sent there");
+    let stop = following(&several, 1);
+    several.drained(1).await;
+    assert!(!one.has("data/a") && !other.has("data/a") && other.has("data/b"));
+    // Removed while it is on its way.
+    other.faulty.inject(Rule::new(Operation::Put, Fault::Delay(Duration::from_secs(9))).times(1));
+    several.put_if_absent(&key("data/c"), body("c")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(several.delete_many(&[key("data/b"), key("data/c")]).await.unwrap().len(), 0);
+    several.drained(1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(one.memory.is_empty() && other.memory.is_empty());
+    stop.cancel();
+    other.fail(ErrorKind::Transient);
+    several.put_if_absent(&key("data/d"), body("d")).await.unwrap();
+    other.memory.put_if_absent(&key("data/d"), body("d")).await.unwrap();
+    several.delete(&key("data/d")).await.unwrap();
+    assert!(several.delete(&key("data/e")).await.is_err(), "what could not be removed is told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_ends_waits_a_moment_and_says_what_it_leaves() {
+    let (one, other) = (Named::new("one"), Named::new("other"));
+    let places: Vec<SharedStore> = vec![one.clone(), other.clone()];
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let tell = told.clone();
+    let left = Box::new(move |place| tell.lock().unwrap().push(place));
+    let several = Several::new(places, StoredWhen::Primary, Follow::Awaited { patience: Duration::from_secs(10), left });
+    several.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    assert!(other.has("data/a") && told.lock().unwrap().is_empty());
+    other.faulty.inject(Rule::new(Operation::Put, Fault::Hang));
+    let began = tokio::time::Instant::now();
+    for number in 0..50 {
+        several.put_if_absent(&key(&format!("data/b{number}")), body("b")).await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(11), "one wait, not fifty: {:?}", began.elapsed());
+    assert_eq!((one.memory.len(), told.lock().unwrap().clone()), (51, vec![1; 50]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_copied_is_proven() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    let third = Named::new("third");
+    let several3 = Several::new(vec![one.clone(), third.clone(), other.clone()], StoredWhen::Primary, Follow::Queued);
+    one.memory.put_if_absent(&key("data/a"), body("bad one")).await.unwrap();
+    third.memory.put_if_absent(&key("data/a"), body("good")).await.unwrap();
+    other.memory.put_if_absent(&key("data/b"), body("other bytes")).await.unwrap();
+    one.memory.put_if_absent(&key("data/b"), body("bytes")).await.unwrap();
+    other.memory.put_if_absent(&key("data/d"), body("ALIKE")).await.unwrap();
+    one.memory.put_if_absent(&key("data/d"), body("alike")).await.unwrap();
+    for text in ["data/a", "data/b", "data/d", "data/gone"] {
+        several3.queue(2, key(text), SystemTime::now()).await;
+    }
+    let _stop = following(&several3, 2);
+    several3.drained(2).await;
+    assert_eq!(other.memory.get(&key("data/a"), None).await.unwrap(), "good");
+    assert_eq!(other.memory.get(&key("data/b"), None).await.unwrap(), "other bytes", "nothing is overwritten");
+    assert_eq!(several3.states()[2].differing, 1);
+    // Where nobody has it whole, damage is not spread.
+    one.memory.put_if_absent(&key("data/c"), body("bad")).await.unwrap();
+    several.queue(1, key("data/c"), SystemTime::now()).await;
+    let _stop = following(&several, 1);
+    several.drained(1).await;
+    assert!(!other.has("data/c"));
+}
+
+/// Writes down what was found.
+#[derive(Default)]
+struct Found {
+    found: Vec<String>,
+    marks: Vec<Mark>,
+    /// Fails at this mark.
+    until: Option<Mark>,
+}
+
+#[async_trait]
+impl Sink for Found {
+    async fn found(&mut self, found: Compared) -> Result<()> {
+        self.found.push(match found {
+            Compared::OnlyFirst(listed) => format!("> {}", listed.key),
+            Compared::OnlySecond(listed) => format!("< {}", listed.key),
+            Compared::Differs(listed, _) => format!("! {}", listed.key),
+        });
+        Ok(())
+    }
+
+    async fn so_far(&mut self, mark: &Mark, _: u64) -> Result<()> {
+        if self.until.as_ref() == Some(mark) {
+            return Err(Error::at(ErrorKind::Cancelled, "compare", ""));
+        }
+        self.marks.push(mark.clone());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_comparison_finds_what_either_lacks_and_goes_on_where_it_was_broken_off() {
+    let (one, other) = (MemoryStore::new(), MemoryStore::new());
+    let texts = [
+        "data/a/1",
+        "data/a/2",
+        "data/a.b",
+        "data/a.b2/3",
+        "data/c/d/e",
+        "data/c/unwanted",
+        "data/c.parts/1",
+        "data/x.parts/1",
+        "data/x.whole",
+        "records/1",
+        "elsewhere/1",
+    ];
+    for text in texts {
+        one.put_if_absent(&key(text), body("abc")).await.unwrap();
+        if !text.ends_with('1') {
+            other.put_if_absent(&key(text), body("abc")).await.unwrap();
+        }
+    }
+    other.put_if_absent(&key("data/f/g"), body("abc")).await.unwrap();
+    other.overwrite(&key("data/a/2"), body("abcd"));
+    let mut whole = Found::default();
+    compare(&one, &other, &Plain, Mark::default(), &mut whole).await.unwrap();
+    assert_eq!(whole.found, ["> data/a/1", "! data/a/2", "> data/c.parts/1", "< data/f/g", "> records/1"]);
+    for (at, mark) in whole.marks.iter().enumerate() {
+        let mut first = Found { until: Some(mark.clone()), ..Found::default() };
+        compare(&one, &other, &Plain, Mark::default(), &mut first).await.unwrap_err();
+        let mut rest = Found::default();
+        compare(&one, &other, &Plain, mark.clone(), &mut rest).await.unwrap();
+        assert_eq!(first.marks, whole.marks[..at]);
+        first.found.extend(rest.found);
+        assert_eq!(first.found, whole.found, "{mark:?}");
+    }
+}
