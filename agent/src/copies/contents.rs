@@ -77,13 +77,13 @@ impl Contents {
 
 /// The step that makes what was brought before it count.
 fn commits(name: &ObjectName) -> bool {
-    matches!(name, ObjectName::BackupRecord(_))
+    matches!(name, ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_))
 }
 
 #[async_trait]
 impl Guide for Contents {
     fn passes(&self) -> Vec<String> {
-        vec![self.root.clone(), self.layout().backups_prefix()]
+        vec![self.root.clone(), self.layout().backups_prefix(), self.layout().artifacts_prefix()]
     }
 
     fn wants(&self, pass: usize, key: &Key) -> bool {

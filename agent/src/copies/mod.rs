@@ -16,7 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use walkeep_store::Several;
-use walkeep_store::several::{Compared, Guide, Mark, Sink};
+use walkeep_store::several::{Compared, Mark, Sink};
 
 pub use contents::Contents;
 pub use report::{PlaceReport, note_states, reports};
@@ -49,7 +49,7 @@ pub async fn opened(repository: &ClusterRepository, cluster: &ClusterConfig, sto
 /// repository does not answer.
 pub async fn follow(repository: Arc<ClusterRepository>, cluster: ClusterConfig, index: usize, last: CancellationToken) {
     let Some(several) = opened(&repository, &cluster, &last).await else { return };
-    let guide: Arc<dyn Guide> = Arc::new(Contents::new(repository));
+    let guide = Contents::new(repository);
     let never = CancellationToken::new();
     let rest = async {
         last.cancelled().await;
@@ -72,21 +72,25 @@ pub async fn compare(repository: Arc<ClusterRepository>, cluster: ClusterConfig,
     let mut failures = 0;
     loop {
         // Taken before the listings are made: what comes meanwhile asks for another one.
-        wanted |= several.take_overflow(index) | several.take_overflow(0);
-        wanted |= left_behind::take(&cluster, &url) | left_behind::take(&cluster, &cluster.repository.url());
-        wanted |= cursor.is_due(cluster.compare_interval);
+        let left = several.take_overflow(index) | several.take_overflow(0);
+        let left = left | left_behind::take(&cluster, &url) | left_behind::take(&cluster, &cluster.repository.url());
+        if left {
+            several.note_compared(index, false);
+        }
+        wanted |= left || cursor.is_due(cluster.compare_interval);
         if wanted {
             match compare_once(&repository, &several, index, &mut cursor).await {
                 Ok(whole) => {
-                    if whole {
-                        several.note_complete(index, true);
-                        several.note_complete(0, true);
-                    }
+                    several.note_compared(index, whole);
                     (wanted, failures) = (!whole, 0);
                 }
                 Err(error) => {
                     failures += 1;
                     let wait = AGAIN.wait(failures);
+                    // An outage is told where it shows first.
+                    if failures == 1 && !error.is_transient() {
+                        tracing::warn!(repository = url, error = %format_args!("{error:#}"), "repositories cannot be compared; trying again");
+                    }
                     tracing::debug!(repository = url, error = %format_args!("{error:#}"), wait_ms = wait.as_millis() as u64, "not compared");
                     tokio::select! {
                         () = tokio::time::sleep(wait) => continue,
@@ -115,7 +119,7 @@ async fn compare_once(
     let from = cursor.begin();
     let goes_on = from != Mark::default();
     tracing::debug!(repository = other.url(), goes_on, "comparing with the primary");
-    let mut queueing = Queueing { repository, several, index, cursor, found: 0, back: 0 };
+    let mut queueing = Queueing { repository, several, index, cursor, now: None, found: 0, back: 0 };
     walkeep_store::several::compare(primary.as_ref(), other.as_ref(), &guide, from, &mut queueing).await?;
     let (found, back) = (queueing.found, queueing.back);
     let whole = cursor.complete();
@@ -131,6 +135,8 @@ struct Queueing<'a> {
     several: &'a Several,
     index: usize,
     cursor: &'a mut Cursor,
+    /// What is kept, as of a moment behind the listings of this folder.
+    now: Option<Contents>,
     found: u64,
     back: u64,
 }
@@ -146,10 +152,15 @@ impl Sink for Queueing<'_> {
             }
             Compared::OnlySecond(listed) => {
                 // Somebody may be removing it at this moment, from the primary first: what says so was put before.
-                let now = Contents::load(self.repository.clone()).await;
-                if now.is_ok_and(|now| now.wants_back(&listed.key)) {
+                if self.now.is_none() {
+                    self.now = Contents::load(self.repository.clone()).await.ok();
+                }
+                if self.now.as_ref().is_some_and(|now| now.wants_back(&listed.key)) {
                     self.back += 1;
-                    self.several.queue(0, listed.key, listed.modified).await;
+                    // With a third one too: what was acknowledged by any may be in one only.
+                    for place in (0..self.several.places().len()).filter(|place| *place != self.index) {
+                        self.several.queue(place, listed.key.clone(), listed.modified).await;
+                    }
                 }
             }
         }
@@ -157,6 +168,7 @@ impl Sink for Queueing<'_> {
     }
 
     async fn so_far(&mut self, mark: &Mark, _alike: u64) -> walkeep_store::Result<()> {
+        self.now = None;
         // What waits in memory would be lost with this process.
         if self.several.behind_since(self.index).is_none() && self.several.behind_since(0).is_none() {
             self.cursor.note(mark);

@@ -294,7 +294,8 @@ async fn bring_up(
                     break;
                 }
                 let (repository, cluster) = (repository.clone(), config.cluster.clone());
-                followers.tasks.spawn(copies::follow(repository.clone(), cluster.clone(), index, followers.last.clone()));
+                let follow = copies::follow(repository.clone(), cluster.clone(), index, followers.last.clone());
+                followers.tasks.spawn(supervise("copies", follow, crashed.clone(), stop.clone()));
                 match index {
                     0 => tasks.spawn(copies::note_states(repository, cluster, metrics.clone(), stop.clone())),
                     index => tasks.spawn(copies::compare(repository, cluster, index, stop.clone())),

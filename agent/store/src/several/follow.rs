@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::task::JoinSet;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::Several;
@@ -57,30 +58,27 @@ enum Brought {
 
 impl Several {
     /// Brings to a place what is in its queue, until `stop`.
-    pub async fn follow(&self, index: usize, guide: &std::sync::Arc<dyn Guide>, stop: &CancellationToken) {
+    pub async fn follow(&self, index: usize, guide: &dyn Guide, stop: &CancellationToken) {
         let Some(place) = self.place(index) else { return };
-        let mut under_way: JoinSet<(Item, Brought)> = JoinSet::new();
+        let mut under_way = FuturesUnordered::new();
         let (mut failures, mut not_before) = (0u32, tokio::time::Instant::now());
         loop {
             let room = if failures == 0 { PARALLEL } else { 1 };
             while under_way.len() < room && tokio::time::Instant::now() >= not_before {
                 let Some(item) = place.queue.take(|key| guide.alone(key)) else { break };
-                let (several, guide) = (self.clone(), guide.clone());
-                under_way.spawn(async move {
-                    let brought = several.bring(index, &item, guide.as_ref()).await;
+                under_way.push(async move {
+                    let brought = self.bring(index, &item, guide).await;
                     (item, brought)
                 });
             }
             let waits = tokio::time::Instant::now() < not_before;
-            let ended = tokio::select! {
+            let (item, brought) = tokio::select! {
                 () = stop.cancelled() => return,
-                Some(ended) = under_way.join_next() => ended,
+                Some(ended) = under_way.next() => ended,
                 () = tokio::time::sleep_until(not_before), if waits => continue,
                 () = place.queue.until(|| place.queue.has_waiting()), if !waits && under_way.is_empty() => continue,
                 () = place.queue.next_change(), if !waits && !under_way.is_empty() => continue,
             };
-            // A task that died is a defect; its object is found by the next comparison.
-            let Ok((item, brought)) = ended else { continue };
             let forgotten = match brought {
                 Brought::There { bytes } => {
                     failures = 0;
@@ -97,6 +95,10 @@ impl Several {
                     failures = failures.saturating_add(1);
                     let wait = FIRST.saturating_mul(1u32.checked_shl(failures.min(16) - 1).unwrap_or(u32::MAX)).min(MOST);
                     not_before = tokio::time::Instant::now() + wait;
+                    // One that does not answer was told already.
+                    if failures == 1 && place.state().down.is_none() {
+                        tracing::warn!(key = %item.key, repository = place.url, reason, "an object cannot be brought to this repository; trying again");
+                    }
                     tracing::debug!(repository = place.url, reason, wait_ms = wait.as_millis() as u64, "objects wait for this repository");
                     place.queue.put_back(item.clone())
                 }

@@ -123,11 +123,16 @@ impl Several {
         }
     }
 
-    /// A comparison found that a place lacks nothing, but for what is in its queue; or that is not known any more.
-    pub fn note_complete(&self, place: usize, complete: bool) {
+    /// A place and the primary were compared, and what either lacks is in its queue; or that is not known any more.
+    pub fn note_compared(&self, place: usize, compared: bool) {
         if let Some(place) = self.place(place) {
-            place.note_complete(complete);
+            place.note_compared(compared);
         }
+    }
+
+    /// Whether a place has everything, as far as this process knows: all were compared, as any may have had what others lack, and nothing waits for it.
+    fn is_complete(&self, place: &Place) -> bool {
+        self.all().iter().skip(1).all(Place::was_compared) && place.queue.depth() == 0 && !place.queue.has_overflowed()
     }
 
     /// What one place has under this key was looked at and is not what was stored; another place has it whole.

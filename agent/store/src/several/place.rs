@@ -26,7 +26,7 @@ pub struct Place {
     pub queue: Queue,
     pub counts: Counts,
     health: Mutex<Health>,
-    complete: AtomicBool,
+    compared: AtomicBool,
     told: Mutex<Option<Instant>>,
 }
 
@@ -82,7 +82,7 @@ pub struct PlaceState {
     pub differing: u64,
     /// Reads that another place had to answer.
     pub fallbacks: Fallbacks,
-    /// Whether a comparison found that it lacks nothing but what is queued.
+    /// Whether it was compared with the primary: then it lacks nothing but what is queued.
     pub compared: bool,
 }
 
@@ -95,7 +95,7 @@ impl Place {
             queue: Queue::default(),
             counts: Counts::default(),
             health: Mutex::default(),
-            complete: AtomicBool::new(false),
+            compared: AtomicBool::new(false),
             told: Mutex::default(),
         }
     }
@@ -208,13 +208,12 @@ impl Place {
         );
     }
 
-    pub fn note_complete(&self, complete: bool) {
-        self.complete.store(complete, Ordering::Relaxed);
+    pub fn note_compared(&self, compared: bool) {
+        self.compared.store(compared, Ordering::Relaxed);
     }
 
-    /// Whether it has everything, as far as this process knows.
-    pub fn is_complete(&self) -> bool {
-        self.complete.load(Ordering::Relaxed) && self.queue.depth() == 0 && !self.queue.has_overflowed()
+    pub fn was_compared(&self) -> bool {
+        self.compared.load(Ordering::Relaxed)
     }
 
     pub fn state(&self) -> PlaceState {
@@ -229,7 +228,7 @@ impl Place {
             carried_bytes: count(carried_bytes),
             differing: count(differing),
             fallbacks: Fallbacks { missing: count(missing), unreachable: count(unreachable), damaged: count(damaged) },
-            compared: self.complete.load(Ordering::Relaxed),
+            compared: self.was_compared(),
         }
     }
 

@@ -127,7 +127,7 @@ impl Several {
 
     /// Whether what these places do not have is absent.
     fn suffice(&self, asked: &[usize]) -> bool {
-        let complete = |index: &usize| self.place(*index).is_some_and(|place| place.is_complete());
+        let complete = |index: &usize| self.place(*index).is_some_and(|place| self.is_complete(place));
         match self.proof {
             Proof::Every => asked.len() == self.all().len(),
             Proof::Enough => (self.when() != StoredWhen::Any && asked.contains(&0)) || asked.iter().any(complete),

@@ -110,8 +110,7 @@ fn following(several: &Several, index: usize) -> CancellationToken {
     let (several, stop) = (several.clone(), CancellationToken::new());
     let fired = stop.clone();
     tokio::spawn(async move {
-        let guide: Arc<dyn Guide> = Arc::new(Plain);
-        several.follow(index, &guide, &fired).await;
+        several.follow(index, &Plain, &fired).await;
     });
     stop
 }
@@ -215,7 +214,7 @@ async fn absence_has_to_be_proven() {
     assert_eq!(kind(&reachable).await, Err(ErrorKind::NotFound));
     assert_eq!(reachable.list(&ListRequest::default()).await.unwrap().objects.len(), 1);
     assert_eq!(enough.get(&key("data/b"), None).await.unwrap(), "b", "what is there needs no proof");
-    several.note_complete(1, true);
+    several.note_compared(1, true);
     assert_eq!(kind(&enough).await, Err(ErrorKind::NotFound), "it is known to lack nothing");
     assert_eq!(several.states()[0].fallbacks.unreachable, 1);
 }
