@@ -10,6 +10,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use walkeep_core::backup::Keep;
 use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::sealed;
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
 use super::catalog::READS;
@@ -44,7 +45,7 @@ impl ClusterRepository {
     pub(super) async fn hold(&self, id: &BackupId, number: u32) -> Result<Option<Hold>> {
         let name = ObjectName::Hold(id.clone(), number);
         let Some(body) = self.small(&name).await? else { return Ok(None) };
-        let hold: Hold = serde_json::from_slice(&body).map_err(|error| Error::corrupt(self.layout().key(&name), error))?;
+        let hold: Hold = sealed::from_json(&body).map_err(|error| Error::corrupt(self.layout().key(&name), error))?;
         match hold.backup == *id {
             true => Ok(Some(hold)),
             false => Err(Error::corrupt(self.layout().key(&name), format!("it is said of {}", hold.backup))),
@@ -53,7 +54,7 @@ impl ClusterRepository {
 
     /// Says it of a backup.
     pub async fn put_hold(&self, hold: &Hold) -> Result<()> {
-        let body = Bytes::from(serde_json::to_vec_pretty(hold).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(hold).map_err(Error::encode)?);
         loop {
             let last = self.newest_holds(self.layout().backup_prefix(&hold.backup)).await?;
             let number = last.get(&hold.backup).map_or(1, |last| last + 1);
