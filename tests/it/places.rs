@@ -142,11 +142,17 @@ fn another_major_version() {
     assert!(whole.contains("\"major_version\": 15"), "{whole}");
     let place = Scratch::new();
     let to = place.join("data");
-    std::fs::write(&record, whole.replace("\"major_version\": 15", "\"major_version\": 16")).unwrap();
+    // Without the sum at its end, by which an edited record is known.
+    let unsealed = whole.split(",\n  \"sha256\"").next().unwrap().to_owned() + "\n}\n";
+    std::fs::write(&record, unsealed.replace("\"major_version\": 15", "\"major_version\": 16")).unwrap();
     let output = story.walkeep.run(&["restore", "--to", &to.to_string_lossy()]);
     assert!(output.code == Some(3) && output.stderr.starts_with("refused: "), "{output:?}");
     eprintln!("{}", output.stderr);
     assert!(!to.exists());
+    // With it, the record is not believed at all.
+    std::fs::write(&record, whole.replace("\"major_version\": 15", "\"major_version\": 16")).unwrap();
+    let verified = story.walkeep.run(&["verify"]).expect_code(4);
+    assert!(verified.stdout.contains("it was changed since it was written"), "{}", verified.stdout);
     std::fs::write(&record, whole).unwrap();
     story.walkeep.ok(&["restore", "--to", &to.to_string_lossy()]);
     let before = story::listing(&to);

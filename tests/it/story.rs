@@ -72,8 +72,9 @@ impl Story {
         Self::with(cluster, walkeep)
     }
 
+    /// With this server, which runs, and this Walkeep, which has no repository yet.
     #[track_caller]
-    fn with(cluster: Cluster, walkeep: Walkeep) -> Self {
+    pub fn with(cluster: Cluster, walkeep: Walkeep) -> Self {
         walkeep.ok(&["init"]);
         let agent = walkeep.agent();
         cluster.archive_by(Some(&walkeep.archive_command()));

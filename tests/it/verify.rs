@@ -7,9 +7,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::Value;
-use walkeep_tests::{Repository, S3Server, Walkeep};
+use walkeep_tests::process::Process;
+use walkeep_tests::{Keys, Pair, Repository, S3Server, Walkeep, wait_until};
 
-use crate::story::{self, Story};
+use crate::story::{self, PATIENCE, Story};
 
 const VERSION: u32 = 15;
 
@@ -230,5 +231,83 @@ fn what_is_read_and_damaged_is_named() {
     let one = Verified::by(&story.walkeep, &["--deep", "--backup", &ids[0]], 0);
     let of = |report: &Verified| report.0["read"]["objects"].as_u64().unwrap();
     assert!(of(&one) > 1 && of(&one) < of(&all), "{} of {}", of(&one), of(&all));
+    story.end(&[]);
+}
+
+/// With an identity everything is read; without one packs are compared with their names, and the rest is told not to be checked.
+#[test]
+fn what_cannot_be_decrypted_is_not_called_whole() {
+    let (pair, cluster) = (Pair::generate(), story::builder(VERSION).start());
+    let mut walkeep = Walkeep::local(&cluster);
+    walkeep.keys = Some(Keys { recipients: vec![pair.recipient.clone()], identities: vec![pair.identity.clone()] });
+    walkeep.write_config();
+    let mut story = Story::with(cluster, walkeep);
+    settled(&mut story);
+    let objects = objects(&story.walkeep);
+    let all = Verified::by(&story.walkeep, &["--deep"], 0);
+    assert_eq!((&all.0["not_checked"], &all.0["whole"]), (&Value::from(0), &Value::Bool(true)));
+    let is_segment = |key: &str| key.contains("/wal/00000001/") && !key.contains(".backup.") && !key.contains(".parts/");
+    let segment = objects.iter().find(|(key, _)| is_segment(key)).unwrap().clone();
+    let pack = object(&objects, "/packs/", "");
+    for (key, path) in [&segment, &pack] {
+        let found = with_change(path, flip, || Verified::by(&story.walkeep, &["--deep"], 4));
+        assert_eq!(found.damaged()[0].1, *key);
+    }
+    story.walkeep.keys = Some(Keys::to_write(&[&pair]));
+    story.walkeep.write_config();
+    let writer = story.walkeep.ok(&["verify", "--deep"]);
+    assert!(writer.stdout.starts_with("everything that this host can decrypt is there and whole"), "{}", writer.stdout);
+    assert!(writer.stdout.contains("NOT CHECKED: "), "{}", writer.stdout);
+    let of_writer = Verified::by(&story.walkeep, &["--deep"], 0);
+    assert!(of_writer.0["not_checked"].as_u64().unwrap() > 5, "{}", of_writer.0);
+    let found = with_change(&pack.1, flip, || Verified::by(&story.walkeep, &["--deep"], 4));
+    assert_eq!(found.damaged()[0].1, pack.0);
+    with_change(&segment.1, flip, || Verified::by(&story.walkeep, &["--deep"], 0));
+    story.end(&[]);
+}
+
+/// The agent reads by itself, says what is damaged, and sees that it is mended.
+#[test]
+fn the_agent_says_what_is_damaged() {
+    let mut story = Story::local(VERSION);
+    settled(&mut story);
+    story.walkeep.more = "\n[cluster.main.verify]\ncheck = \"5s\"\nscrub = \"5s\"\n".to_owned();
+    story.walkeep.write_config();
+    let pack = object(&objects(&story.walkeep), "/packs/", "");
+    story.start_agent();
+    let metric = |story: &Story, name: &str| story.agent().metric(&format!("walkeep_verify_{name}"));
+    wait_until("everything was read", PATIENCE, || metric(&story, "bytes_total") > Some(0.0));
+    wait_until("it is whole", PATIENCE, || metric(&story, "last_success_timestamp_seconds") > Some(0.0));
+    assert_eq!(metric(&story, "damaged_objects"), Some(0.0));
+    with_change(&pack.1, flip, || {
+        wait_until("the damage is counted", PATIENCE, || metric(&story, "damaged_objects") == Some(1.0));
+        let status = story.walkeep.ok(&["status"]);
+        assert!(status.stdout.lines().take(4).any(|line| line.contains("DAMAGED") && line.contains(&pack.0)), "{}", status.stdout);
+        assert!(story.agent().log().contains(&pack.0), "{}", story.agent().log());
+    });
+    wait_until("it is seen to be mended", PATIENCE, || metric(&story, "damaged_objects") == Some(0.0));
+    story.end(&["verify: something that is stored is damaged or missing"]);
+}
+
+/// Ctrl-C: what was read is remembered, and the next one goes on.
+#[test]
+fn what_was_stopped_goes_on() {
+    let mut story = Story::local(VERSION);
+    settled(&mut story);
+    // Slow enough to be stopped in the middle: packs come last.
+    let objects = objects(&story.walkeep);
+    let wal: u64 = objects.iter().filter(|(key, _)| key.contains("/wal/")).map(|(_, path)| path.metadata().unwrap().len()).sum();
+    let rate = format!("{}B/s", wal / 8);
+    let log = story.walkeep.scratch().join("verify.log");
+    let command = story.walkeep.command(&["verify", "--deep", "--rate", &rate, "--parallel", "1"]);
+    let mut running = Process::start(command, &log).unwrap();
+    sleep(Duration::from_secs(3));
+    running.signal("INT");
+    let ended = running.wait(Duration::from_secs(5)).expect("it ends soon");
+    assert_eq!(ended.code(), Some(1), "{}", running.log());
+    assert!(running.log().contains("it was stopped before everything was read"), "{}", running.log());
+    let rest = Verified::by(&story.walkeep, &["--deep", "--older-than", "1h"], 0);
+    let of = |field: &str| rest.0["read"][field].as_u64().unwrap();
+    assert!(of("known") > 0 && of("objects") > 0, "{}", rest.0);
     story.end(&[]);
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{MajorVersion, SystemIdentifier, TimelineId};
 use crate::layout::BackupId;
 use crate::lsn::Lsn;
+use crate::sealed;
 use crate::segment::SegmentSize;
 use crate::sha256::Sha256Sum;
 
@@ -251,7 +252,7 @@ impl BackupRecord {
         if form.format != u64::from(Self::FORMAT) {
             return Err(BackupRecordError::Format { found: form.format });
         }
-        let record: Self = serde_json::from_slice(json)?;
+        let record: Self = sealed::from_json(json)?;
         if record.id != *id {
             return Err(BackupRecordError::Id { expected: id.clone(), found: record.id });
         }
@@ -263,9 +264,7 @@ impl BackupRecord {
 
     /// The content of `backup.json`: indented, since people read it too.
     pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut json = serde_json::to_vec_pretty(self)?;
-        json.push(b'\n');
-        Ok(json)
+        sealed::to_json(self)
     }
 
     /// The timeline at the stop.

@@ -13,6 +13,7 @@ use crate::identity::TimelineId;
 use crate::index::Run;
 use crate::layout::BackupId;
 use crate::lsn::Lsn;
+use crate::sealed;
 use crate::segment::SegmentSize;
 
 /// Whole segments of a timeline.
@@ -76,7 +77,7 @@ impl Expiry {
         if form.format != u64::from(Self::FORMAT) {
             return Err(ExpiryError::Format(form.format));
         }
-        let expiry: Self = serde_json::from_slice(json)?;
+        let expiry: Self = sealed::from_json(json)?;
         match expiry.number == number {
             true => Ok(expiry),
             false => Err(ExpiryError::Number { found: expiry.number }),
@@ -87,6 +88,9 @@ impl Expiry {
 /// How an expiry went on. Which of the two it is, is decided once: by who puts the note first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ExpiryEnd {
+    /// Of which record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
     /// What it is.
     pub end: End,
     /// When, by that host's clock.

@@ -42,6 +42,7 @@ pub mod relative_path;
 pub mod resume;
 pub mod retention;
 pub mod schedule;
+pub mod sealed;
 pub mod seam;
 pub mod segment;
 pub mod sha256;

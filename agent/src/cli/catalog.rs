@@ -110,7 +110,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         backup_running,
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
-        verified: Verified::of(&config.cluster, &repository.repository().url()),
+        verified: Verified::of(&config.cluster, &repository),
         picture: args.picture.for_json(&picture),
     };
     if args.json {

@@ -13,6 +13,7 @@ use walkeep_core::verify::Severity;
 use super::failure::{Exit, Failure};
 use super::{Global, output, progress, setup};
 use crate::config::{ByteSize, ClusterConfig};
+use crate::repository::ClusterRepository;
 use crate::transfer::{Stage, Transfer};
 use crate::verify::memory::{Memory, Outcome};
 use crate::verify::pace::Pace;
@@ -63,7 +64,7 @@ pub async fn run(global: &Global, args: VerifyArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let mut memory = Memory::of(&config.cluster, &repository.repository().url());
+    let mut memory = Memory::of(&config.cluster, &repository);
     let pace = Pace::of(args.rate);
     let (count, bar, began) = (progress::Count::new("listing"), OnceLock::new(), Instant::now());
     let reading = |done: &Done, total: u64| {
@@ -186,7 +187,7 @@ pub struct Verified {
 
 impl Verified {
     /// As it is remembered; `None` if nothing was verified yet.
-    pub fn of(cluster: &ClusterConfig, repository: &str) -> Option<Self> {
+    pub fn of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Option<Self> {
         let outcome = Memory::outcome_of(cluster, repository)?;
         let damaged = outcome.all_damage().map(|finding| finding.key.clone()).collect();
         let Outcome { looked_at, whole_at, read_at, not_checked, .. } = outcome;

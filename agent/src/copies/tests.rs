@@ -92,7 +92,10 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
         gone: Vec::new(),
     };
     first.put_expiry(&expiry(1, wal(1), vec![record(1).id])).await.unwrap();
-    first.end_expiry(1, &ExpiryEnd { end: End::Removing, at: chrono::DateTime::UNIX_EPOCH, host: "db1".into() }).await.unwrap();
+    first
+        .end_expiry(1, &ExpiryEnd { number: Some(1), end: End::Removing, at: chrono::DateTime::UNIX_EPOCH, host: "db1".into() })
+        .await
+        .unwrap();
     first.put_expiry(&expiry(2, wal(2), Vec::new())).await.unwrap();
     // The second one has something that the primary lost, something that was let go, and something that is nobody's.
     put(&second, 7).await;

@@ -64,8 +64,8 @@ impl Verifying {
         let (check, scrub) = (self.cluster.verify.check, self.cluster.verify.scrub);
         let shares = scrub.map(|scrub| scrub.min(SHARES));
         let Some(shortest) = check.into_iter().chain(shares).min() else { return };
-        let (began, url) = (Instant::now(), self.repository.repository().url());
-        let mut outcome = Memory::outcome_of(&self.cluster, &url).unwrap_or_default();
+        let began = Instant::now();
+        let mut outcome = Memory::outcome_of(&self.cluster, &self.repository).unwrap_or_default();
         self.tell(&outcome);
         // When a share was last begun is remembered by this process alone; another one reads only what is due.
         let (mut shared_at, mut failed_at) = (None::<Instant>, None::<Instant>);
@@ -84,7 +84,7 @@ impl Verifying {
                 if self.is_elsewhere().await? {
                     return Ok(None);
                 }
-                let mut memory = Memory::of(&self.cluster, &url);
+                let mut memory = Memory::of(&self.cluster, &self.repository);
                 let report = self.verify(share, &mut memory).await?;
                 Ok::<_, repository::Error>(Some((report, memory.outcome)))
             };

@@ -85,7 +85,7 @@ pub async fn carry_out(
                 super::undo(repository, number, host_now).await?;
                 continue;
             }
-            let end = ExpiryEnd { end: End::Removing, at: host_now, host: crate::writer::host() };
+            let end = ExpiryEnd { number: Some(number), end: End::Removing, at: host_now, host: crate::writer::host() };
             if repository.end_expiry(number, &end).await.context("begin to remove")? == End::Undone {
                 continue;
             }

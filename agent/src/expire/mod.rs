@@ -222,7 +222,7 @@ async fn held(repository: &ClusterRepository, record: &Expiry, now: DateTime<Utc
 pub async fn undo(repository: &ClusterRepository, number: u32, host_now: DateTime<Utc>) -> Result<Option<(Expiry, bool)>> {
     let (known, _) = repository.expiries().await.context("read what left the catalog")?;
     let Some(known) = known.into_iter().find(|known| known.record.number == number && !is_memory(&known.record)) else { return Ok(None) };
-    let end = ExpiryEnd { end: End::Undone, at: host_now, host: crate::writer::host() };
+    let end = ExpiryEnd { number: Some(number), end: End::Undone, at: host_now, host: crate::writer::host() };
     let decided = repository.end_expiry(number, &end).await.context("take it back")?;
     Ok(Some((known.record, decided == End::Undone)))
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::{Lsn, SegmentName, SegmentNumber, TimelineId, WalFileName};
+use walkeep_core::{Lsn, SegmentName, SegmentNumber, TimelineId, WalFileName, sealed};
 use walkeep_store::{ErrorKind, Key, ListRequest, Put, list_all};
 
 use super::backups::Damaged;
@@ -142,7 +142,7 @@ impl ClusterRepository {
 
     /// Puts a record; false if its number is taken.
     pub async fn put_expiry(&self, record: &Expiry) -> Result<bool> {
-        let body = Bytes::from(serde_json::to_vec_pretty(record).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(record).map_err(Error::encode)?);
         match self.store().put_if_absent(&self.key(&ObjectName::Expiry(record.number))?, body).await {
             Ok(Put::Created | Put::AlreadySame) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
@@ -152,7 +152,7 @@ impl ClusterRepository {
 
     /// Decides how a record goes on, or answers what was decided before.
     pub async fn end_expiry(&self, number: u32, end: &ExpiryEnd) -> Result<End> {
-        let body = Bytes::from(serde_json::to_vec_pretty(end).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(end).map_err(Error::encode)?);
         match self.store().put_if_absent(&self.key(&ObjectName::ExpiryEnd(number))?, body).await {
             Ok(Put::Created | Put::AlreadySame) => Ok(end.end),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -232,7 +232,14 @@ impl ClusterRepository {
 
     pub(super) async fn end_of(&self, number: u32) -> Result<Option<ExpiryEnd>> {
         let name = ObjectName::ExpiryEnd(number);
-        let parse = |body: &[u8]| serde_json::from_slice(body).map_err(|error| Error::corrupt(self.layout().key(&name), error));
+        let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(&name), reason);
+        let parse = |body: &[u8]| {
+            let end: ExpiryEnd = sealed::from_json(body).map_err(|error| corrupt(&error))?;
+            match end.number.is_none_or(|of| of == number) {
+                true => Ok(end),
+                false => Err(corrupt(&"it is of another record: the object was moved or exchanged")),
+            }
+        };
         self.parsed(&name, parse).await
     }
 }
@@ -256,7 +263,7 @@ mod tests {
     }
 
     fn end(end: End) -> ExpiryEnd {
-        ExpiryEnd { end, at: DateTime::UNIX_EPOCH, host: "db1".into() }
+        ExpiryEnd { number: None, end, at: DateTime::UNIX_EPOCH, host: "db1".into() }
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use walkeep_core::catalog::{GapCause, GapClosing, GapRecord, WalRange};
 use walkeep_core::layout::{GapName, ObjectName};
+use walkeep_core::sealed;
 use walkeep_store::{ErrorKind, ListRequest, list_all};
 
 use super::catalog::READS;
@@ -132,7 +133,7 @@ impl ClusterRepository {
     }
 
     async fn put_once(&self, name: &ObjectName, record: &impl Serialize) -> Result<()> {
-        let body = Bytes::from(serde_json::to_vec_pretty(record).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(record).map_err(Error::encode)?);
         match self.store().put_if_absent(&self.key(name)?, body).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
@@ -142,7 +143,7 @@ impl ClusterRepository {
 
     async fn read_json<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<T> {
         let key = self.key(name)?;
-        let parse = |body: &[u8]| serde_json::from_slice(body).map_err(|error| Error::corrupt(key.as_str(), error));
+        let parse = |body: &[u8]| sealed::from_json(body).map_err(|error| Error::corrupt(key.as_str(), error));
         let read = self.parsed(name, parse).await?;
         read.ok_or_else(|| walkeep_store::Error::new(ErrorKind::NotFound, "get", &key).into())
     }

@@ -10,6 +10,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use walkeep_core::backup::Keep;
 use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::sealed;
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
 use super::catalog::READS;
@@ -45,7 +46,7 @@ impl ClusterRepository {
         let name = ObjectName::Hold(id.clone(), number);
         let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(&name), reason);
         let parse = |body: &[u8]| {
-            let hold: Hold = serde_json::from_slice(body).map_err(|error| corrupt(&error))?;
+            let hold: Hold = sealed::from_json(body).map_err(|error| corrupt(&error))?;
             if hold.backup == *id { Ok(hold) } else { Err(corrupt(&format!("it is said of {}", hold.backup))) }
         };
         self.parsed(&name, parse).await
@@ -53,7 +54,7 @@ impl ClusterRepository {
 
     /// Says it of a backup.
     pub async fn put_hold(&self, hold: &Hold) -> Result<()> {
-        let body = Bytes::from(serde_json::to_vec_pretty(hold).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(hold).map_err(Error::encode)?);
         loop {
             let last = self.newest_holds(self.layout().backup_prefix(&hold.backup)).await?;
             let number = last.get(&hold.backup).map_or(1, |last| last + 1);

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use walkeep_core::layout::{ClusterName, Form};
-use walkeep_core::{MajorVersion, SegmentSize, SystemIdentifier};
+use walkeep_core::{MajorVersion, SegmentSize, SystemIdentifier, sealed};
 use walkeep_store::{ErrorKind, Put};
 
 use super::place::difference;
@@ -53,7 +53,7 @@ impl Repository {
         for number in 1..=MOST_IDENTITIES {
             let name = record_key(cluster, number);
             match self.store().get(&key(&name)?, None).await {
-                Ok(body) => identities.push(serde_json::from_slice(&body).map_err(|error| Error::corrupt(name, error))?),
+                Ok(body) => identities.push(sealed::from_json(&body).map_err(|error| Error::corrupt(name, error))?),
                 Err(error) if error.kind() == ErrorKind::NotFound => break,
                 Err(error) => return Err(error.into()),
             }
@@ -64,7 +64,7 @@ impl Repository {
     /// Adds an identity. `number` is its place, counted from 1, which must be free: of two that add at once, one is told of a conflict.
     pub async fn add_identity(&self, cluster: &ClusterName, number: u32, identity: &ClusterIdentity) -> Result<()> {
         let name = record_key(cluster, number);
-        let body = Bytes::from(serde_json::to_vec_pretty(identity).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(identity).map_err(Error::encode)?);
         match self.store().put_if_absent(&key(&name)?, body).await? {
             Put::Created | Put::AlreadySame => Ok(()),
         }

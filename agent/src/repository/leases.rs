@@ -4,6 +4,7 @@ use bytes::Bytes;
 use walkeep_core::TimelineId;
 use walkeep_core::layout::ObjectName;
 use walkeep_core::lease::{LeaseName, LeaseRecord};
+use walkeep_core::sealed;
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
 use super::{ClusterRepository, Error, Result};
@@ -50,7 +51,7 @@ impl ClusterRepository {
         let object = ObjectName::Lease(name);
         let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(&object), reason);
         let parse = |body: &[u8]| {
-            let record: LeaseRecord = serde_json::from_slice(body).map_err(|error| corrupt(&error))?;
+            let record: LeaseRecord = sealed::from_json(body).map_err(|error| corrupt(&error))?;
             if record.name == name { Ok(record) } else { Err(corrupt(&"it is the lease of another name")) }
         };
         self.parsed(&object, parse).await
@@ -58,7 +59,7 @@ impl ClusterRepository {
 
     /// Takes a lease; false if somebody else has taken it.
     pub async fn put_lease(&self, lease: &LeaseRecord) -> Result<bool> {
-        let body = Bytes::from(serde_json::to_vec_pretty(lease).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(lease).map_err(Error::encode)?);
         match self.store().put_if_absent(&self.key(&ObjectName::Lease(lease.name))?, body).await {
             // The same bytes: our own put, whose answer was lost.
             Ok(Put::Created | Put::AlreadySame) => Ok(true),

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::backup::BackupBegun;
-use walkeep_core::catalog::{Catalog, GapRecord};
-use walkeep_core::expiry::Expiry;
+use walkeep_core::catalog::{Catalog, GapClosing, GapRecord};
+use walkeep_core::expiry::{End, Expiry};
 use walkeep_core::layout::{ClusterLayout, GapName, ObjectName};
+use walkeep_core::sealed;
 use walkeep_core::verify::Listing;
 use walkeep_core::{TimelineHistory, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest, Listed, Page, list_all};
@@ -33,6 +34,8 @@ pub struct Seen {
     pub packs: Packs,
     /// The gaps of which a note says that they were filled.
     pub filled: BTreeSet<GapName>,
+    /// The expiries that were taken back.
+    pub undone: BTreeSet<u32>,
     /// Records and histories that cannot be believed.
     pub damaged: Vec<Damaged>,
     /// What this host cannot decrypt of the histories.
@@ -42,7 +45,8 @@ pub struct Seen {
 /// What a small record was found to be.
 enum Found {
     Gap(GapRecord),
-    Filled(GapName),
+    Filled(GapClosing),
+    Undone(u32),
     Whole,
     /// It was listed and is gone.
     Gone,
@@ -101,12 +105,16 @@ impl ClusterRepository {
             let name = name.clone();
             async move { self.proven(&name, self.check_record(&name).await) }
         };
-        let mut filled = BTreeSet::new();
+        let (mut filled, mut undone) = (BTreeSet::new(), BTreeSet::new());
         let mut records = stream::iter(&listing.records).map(read).buffered(READS);
         while let Some(record) = records.try_next().await? {
             match record {
                 Proven::Read(Found::Gap(gap)) => catalog.gap(gap),
-                Proven::Read(Found::Filled(gap)) => drop(filled.insert(gap)),
+                Proven::Read(Found::Filled(closing)) => {
+                    filled.insert(closing.name);
+                    catalog.gap_closing(closing);
+                }
+                Proven::Read(Found::Undone(number)) => drop(undone.insert(number)),
                 Proven::Read(Found::Whole | Found::Gone) | Proven::Unreadable => {}
                 Proven::Damaged(found) => damaged.push(found),
             }
@@ -114,7 +122,7 @@ impl ClusterRepository {
         drop(records);
         damaged.sort_by(|a, b| a.key.cmp(&b.key));
         damaged.dedup_by(|a, b| a.key == b.key);
-        Ok(Seen { catalog: catalog.build(), listing, packs, filled, damaged, unreadable })
+        Ok(Seen { catalog: catalog.build(), listing, packs, filled, undone, damaged, unreadable })
     }
 
     /// A page of a listing, of what begins with a prefix of the layout's.
@@ -171,18 +179,20 @@ impl ClusterRepository {
         let gone = |there: bool| if there { Found::Whole } else { Found::Gone };
         let checked = match name {
             ObjectName::Gap(gap) => self.gap(*gap).await.map(Found::Gap),
-            ObjectName::GapClosing(gap) => self.closing(*gap).await.map(|closing| Found::Filled(closing.name)),
+            ObjectName::GapClosing(gap) => self.closing(*gap).await.map(Found::Filled),
             ObjectName::Lease(lease) => self.lease(*lease).await.map(|lease| gone(lease.is_some())),
             ObjectName::Hold(id, number) => self.hold(id, *number).await.map(|hold| gone(hold.is_some())),
-            ObjectName::ExpiryEnd(number) => self.end_of(*number).await.map(|end| gone(end.is_some())),
+            ObjectName::ExpiryEnd(number) => self.end_of(*number).await.map(|end| match end {
+                Some(end) if end.end == End::Undone => Found::Undone(*number),
+                end => gone(end.is_some()),
+            }),
             ObjectName::Expiry(number) => {
                 let parse = |body: &[u8]| Expiry::parse(*number, body).map_err(|error| Error::corrupt(self.layout().key(name), error));
                 self.parsed(name, parse).await.map(|record| gone(record.is_some()))
             }
             ObjectName::BackupBegun(_) => {
-                let parse = |body: &[u8]| {
-                    serde_json::from_slice::<BackupBegun>(body).map_err(|error| Error::corrupt(self.layout().key(name), error))
-                };
+                let parse =
+                    |body: &[u8]| sealed::from_json::<BackupBegun>(body).map_err(|error| Error::corrupt(self.layout().key(name), error));
                 self.parsed(name, parse).await.map(|begun| gone(begun.is_some()))
             }
             _ => Ok(Found::Whole),

@@ -30,7 +30,7 @@ pub struct BackupTimes {
 impl ClusterRepository {
     /// Says that a backup has begun: before anything of it is stored, and before it is decided what it refers to.
     pub async fn begin_backup(&self, id: &BackupId, begun: &BackupBegun) -> Result<()> {
-        let body = Bytes::from(serde_json::to_vec(begun).map_err(Error::encode)?);
+        let body = Bytes::from(walkeep_core::sealed::to_json(begun).map_err(Error::encode)?);
         Ok(self.store().put_if_absent(&self.key(&ObjectName::BackupBegun(id.clone()))?, body).await.map(drop)?)
     }
 

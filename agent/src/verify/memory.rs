@@ -13,11 +13,12 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Listing, Severity};
-use walkeep_core::{Lsn, TimelineId};
+use walkeep_core::{Lsn, TimelineId, WalFileName};
 use walkeep_store::Listed;
 
 use crate::config::ClusterConfig;
 use crate::durable::Staged;
+use crate::repository::ClusterRepository;
 use crate::repository::look::Seen;
 
 /// Other users read it too: the operator, who asks for the status.
@@ -36,7 +37,7 @@ const ENTRY: usize = 12;
 /// How the last verifications of a cluster went.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The repository it is of.
+    /// The repository it is of, and the cluster's identity.
     pub repository: String,
     /// When everything was looked at last, by this host's clock.
     pub looked_at: Option<DateTime<Utc>>,
@@ -60,6 +61,9 @@ pub struct Outcome {
     /// Records that are there for ever: their keys.
     #[serde(default)]
     pub records: BTreeSet<String>,
+    /// Expiries that were taken back.
+    #[serde(default)]
+    pub undone: BTreeSet<u32>,
     /// How far WAL of each timeline was stored.
     #[serde(default)]
     pub frontiers: BTreeMap<u32, Lsn>,
@@ -83,14 +87,14 @@ impl Outcome {
 }
 
 impl Memory {
-    /// That of a cluster, about what lies at `repository`.
-    pub fn of(cluster: &ClusterConfig, repository: &str) -> Self {
-        Self::at(folder_of(cluster), repository)
+    /// That of a cluster, about this repository.
+    pub fn of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Self {
+        Self::at(folder_of(cluster), &name_of(repository))
     }
 
     /// In no folder: forgotten with the value.
-    pub fn nowhere(repository: &str) -> Self {
-        Self::at(None, repository)
+    pub fn nowhere(repository: &ClusterRepository) -> Self {
+        Self::at(None, &name_of(repository))
     }
 
     fn at(folder: Option<(PathBuf, String)>, repository: &str) -> Self {
@@ -103,9 +107,9 @@ impl Memory {
     }
 
     /// Only how it went, for who tells it; `None` if nothing was verified yet.
-    pub fn outcome_of(cluster: &ClusterConfig, repository: &str) -> Option<Outcome> {
+    pub fn outcome_of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Option<Outcome> {
         let memory = Self { folder: folder_of(cluster), ..Self::default() };
-        memory.read_outcome(repository).filter(|outcome| outcome.looked_at.is_some())
+        memory.read_outcome(&name_of(repository)).filter(|outcome| outcome.looked_at.is_some())
     }
 
     fn read_outcome(&self, repository: &str) -> Option<Outcome> {
@@ -150,12 +154,13 @@ impl Memory {
         outcome.damage = findings.iter().filter(|finding| finding.severity > Severity::Note).take(MOST_FINDINGS).cloned().collect();
         outcome.looked_at = Some(at);
         let layout = seen.layout();
-        let keys = seen.listing.records.iter().filter(|name| is_for_ever(name)).map(|name| layout.key(name));
+        let keys = for_ever(&seen.listing).map(|name| layout.key(&name));
         let room = MOST_RECORDS.saturating_sub(outcome.records.len());
         outcome.records.extend(keys.take(room));
         let missing = |id: &BackupId| findings.iter().any(|finding| finding.key == layout.key(&ObjectName::BackupRecord(id.clone())));
         outcome.backups.retain(missing);
         outcome.backups.extend(seen.catalog.backups().iter().map(|backup| backup.id.clone()));
+        outcome.undone.extend(&seen.undone);
         outcome.expiries = outcome.expiries.max(expiries(&seen.listing));
         for timeline in seen.catalog.timelines() {
             let stored = outcome.frontiers.entry(timeline.get()).or_default();
@@ -168,14 +173,24 @@ impl Memory {
         let (outcome, layout, listing) = (&self.outcome, seen.layout(), &seen.listing);
         let judge = Judge::new(&seen.catalog, layout);
         let mut found = Findings::default();
-        let listed: BTreeSet<String> = listing.records.iter().map(|name| layout.key(name)).collect();
+        let listed: BTreeSet<String> = for_ever(listing).map(|name| layout.key(&name)).collect();
         let records = outcome.records.iter().filter(|key| !listed.contains(*key)).filter_map(|key| layout.parse(key));
-        for name in records.filter(is_for_ever) {
+        // What was said of a backup goes with it.
+        let stays = |name: &ObjectName| !matches!(name, ObjectName::Hold(id, _) if seen.catalog.backup(id).is_none());
+        for name in records.filter(stays) {
             found.extend(judge.finding(Kind::Missing, &name, "it was there, and such a record is never removed".to_owned()));
         }
         for (timeline, to) in &outcome.frontiers {
             if let Some(timeline) = TimelineId::new(*timeline) {
                 found.extend(verify::vanished(&judge, &seen.filled, timeline, *to).into_sorted());
+            }
+        }
+        for number in &outcome.undone {
+            let has = |name: &ObjectName| listing.records.contains(name);
+            if has(&ObjectName::Expiry(*number)) && !has(&ObjectName::ExpiryEnd(*number)) {
+                let reason =
+                    "the expiry was taken back, and the note of that is gone: what it names is out of the catalog again".to_owned();
+                found.extend(judge.finding(Kind::Missing, &ObjectName::ExpiryEnd(*number), reason));
             }
         }
         // What retention lets go is named by an expiry, and forgotten by a later one.
@@ -216,9 +231,12 @@ impl Memory {
     }
 }
 
-/// Whether a record of this name is never removed.
-fn is_for_ever(name: &ObjectName) -> bool {
-    matches!(name, ObjectName::Gap(_) | ObjectName::GapClosing(_) | ObjectName::Lease(_))
+/// What is never removed, or only with its backup.
+fn for_ever(listing: &Listing) -> impl Iterator<Item = ObjectName> + '_ {
+    let stays =
+        |name: &&ObjectName| matches!(name, ObjectName::Gap(_) | ObjectName::GapClosing(_) | ObjectName::Lease(_) | ObjectName::Hold(..));
+    let histories = listing.histories.iter().map(|timeline| ObjectName::Wal(WalFileName::History(*timeline)));
+    listing.records.iter().filter(stays).cloned().chain(histories)
 }
 
 /// The highest number of an expiry.
@@ -228,6 +246,11 @@ fn expiries(listing: &Listing) -> u32 {
         _ => None,
     });
     numbers.max().unwrap_or_default()
+}
+
+/// What tells it from others: another identity of a cluster has other objects.
+fn name_of(repository: &ClusterRepository) -> String {
+    format!("{}/{}", repository.repository().url(), repository.layout().root())
 }
 
 /// Where things are kept of a cluster, and what their names begin with.

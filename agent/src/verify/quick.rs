@@ -15,6 +15,9 @@ use crate::repository::{ClusterRepository, Error, Result};
 /// Between two looks at what seems to be wrong: what is on its way has arrived, or is known to have gone.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 
+/// So many pieces of a manifest that are gone are named.
+const NAMED: usize = 100;
+
 /// What one look saw.
 #[derive(Debug)]
 pub struct Quick {
@@ -115,8 +118,12 @@ async fn read_manifests(look: &Look<'_>, quick: &mut Quick) -> Result<(Faults, O
         if look.cancel.is_cancelled() {
             return Err(Error::cancelled("verify", &record.id));
         }
+        if record.id.start() != record.start_lsn {
+            let reason = format!("it says that the backup began at {}, and its name {}", record.start_lsn, record.id.start());
+            found.push((Kind::Content, ObjectName::BackupRecord(record.id.clone()), reason));
+        }
         let listed = quick.seen.listing.backups.get(&record.id).map_or(&[][..], |folder| folder.pieces.as_slice());
-        let gone = (1..=record.manifest_pieces.max(1)).filter(|piece| !listed.contains(piece)).collect::<Vec<_>>();
+        let gone = (1..=record.manifest_pieces.max(1)).filter(|piece| !listed.contains(piece)).take(NAMED).collect::<Vec<_>>();
         if !gone.is_empty() {
             let reason = || "the backup has a record, and this piece of its manifest is gone".to_owned();
             found.extend(gone.into_iter().map(|piece| (Kind::Missing, ObjectName::BackupManifest(record.id.clone(), piece), reason())));

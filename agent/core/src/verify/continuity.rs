@@ -1,6 +1,6 @@
 //! Whether WAL is there without a hole: along every timeline, in every backup's own range, in unfinished segments.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::finding::{Finding, Findings, Kind};
 use super::judge::Judge;
@@ -30,10 +30,15 @@ pub fn continuity(judge: &Judge<'_>, listing: &Listing, filled: &BTreeSet<GapNam
             }
         }
     }
-    for digest in listing.told.values() {
-        let from = judge.catalog().frontier(digest.timeline).unwrap_or(digest.from);
-        if from < digest.to {
-            looking.hole(digest.timeline, WalRange { from, to: digest.to }, &mut found);
+    // What the index tells of was stored.
+    for (timeline, told) in &listing.told {
+        let stored = judge.catalog().stored_ranges(*timeline);
+        let begins = stored.first().map_or(told.to, |range| range.from);
+        let ends = stored.last().map_or(told.to, |range| range.to);
+        for lost in [WalRange { from: told.from, to: begins }, WalRange { from: ends, to: told.to }] {
+            if lost.from < lost.to {
+                looking.hole(*timeline, lost, &mut found);
+            }
         }
     }
     let usable = looking.usable();
@@ -87,7 +92,7 @@ impl Looking<'_> {
         let catalog = self.judge.catalog();
         let mut rest = catalog.expired().without(timeline, hole);
         let gaps = catalog.gaps().iter().filter(|gap| gap.name.timeline == timeline);
-        for gap in gaps.filter(|gap| gap.blocks() || !self.filled.contains(&gap.name)) {
+        for gap in gaps.filter(|gap| !self.filled.contains(&gap.name)) {
             let (before, behind) = (gap.name.from, gap.name.to);
             let parts = |range: WalRange| {
                 [WalRange { from: range.from, to: range.to.min(before) }, WalRange { from: range.from.max(behind), to: range.to }]
@@ -148,7 +153,7 @@ impl Looking<'_> {
 
     /// Epochs are counted without a hole.
     fn leases(&self, listing: &Listing, found: &mut Findings) {
-        let mut expected = None;
+        let (mut expected, mut newest) = (None, BTreeMap::new());
         let mut leases: Vec<_> = listing
             .records
             .iter()
@@ -167,6 +172,14 @@ impl Looking<'_> {
             }
             next = lease.epoch.saturating_add(1);
             expected = Some((timeline, next));
+            newest.insert(timeline, lease.epoch);
+        }
+        // A part of a later epoch than any writer had would cut off what others stored.
+        for part in listing.parts.values().flatten() {
+            if newest.get(&part.segment.timeline()).is_some_and(|newest| part.epoch > *newest) {
+                let reason = format!("no lease has its epoch, {}", part.epoch);
+                found.extend(self.judge.finding(Kind::Content, &ObjectName::Part(*part), reason));
+            }
         }
     }
 }

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use super::finding::{Finding, Findings, Kind, Severity};
 use super::lost::Lost;
 use super::sizes::possible_bytes;
-use crate::catalog::CatalogBuilder;
+use crate::catalog::{CatalogBuilder, WalRange};
 use crate::identity::TimelineId;
-use crate::index::DigestName;
 use crate::layout::{BackupId, ClusterLayout, Form, ObjectName, PartName};
 use crate::segment::{SegmentName, SegmentSize};
 use crate::wal_file::WalFileName;
@@ -49,8 +48,8 @@ pub struct Listing {
     pub backups: BTreeMap<BackupId, BackupFolder>,
     /// Parts of segments that may be stored as a whole too.
     pub parts: BTreeMap<SegmentName, Vec<PartName>>,
-    /// The digest of each timeline that goes furthest.
-    pub told: BTreeMap<TimelineId, DigestName>,
+    /// From where to where the digests of each timeline tell.
+    pub told: BTreeMap<TimelineId, WalRange>,
     /// Those whose size cannot be, by name.
     impossible: Vec<(ObjectName, u64)>,
 }
@@ -107,10 +106,8 @@ impl Listing {
             ObjectName::Gap(_) | ObjectName::GapClosing(_) | ObjectName::Lease(_) | ObjectName::Hold(..) => self.records.push(name.clone()),
             ObjectName::Expiry(_) | ObjectName::ExpiryEnd(_) => self.records.push(name.clone()),
             ObjectName::Digest(digest) => {
-                let furthest = self.told.entry(digest.timeline).or_insert(*digest);
-                if digest.to > furthest.to {
-                    *furthest = *digest;
-                }
+                let told = self.told.entry(digest.timeline).or_insert(WalRange { from: digest.from, to: digest.to });
+                *told = WalRange { from: told.from.min(digest.from), to: told.to.max(digest.to) };
             }
             ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Pack(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {}
             ObjectName::Audit(_) | ObjectName::ArtifactBegun(_) | ObjectName::ArtifactPiece(..) => {}

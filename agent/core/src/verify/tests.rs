@@ -165,6 +165,11 @@ fn what_the_index_tells_of_was_stored() {
     stored.objects.push(ObjectName::Digest(digest(1, 9)));
     let found = stored.found();
     assert_eq!((found.len(), &found[0].key, found[0].severity), (1, &layout().key(&wal(1, 8)), Severity::Damage));
+    // Of what came before the first backup nobody needs anything.
+    let mut stored = Stored::of(2..8);
+    stored.objects.push(ObjectName::Digest(digest(1, 8)));
+    let found = stored.found();
+    assert_eq!((found.len(), &found[0].key, found[0].severity), (1, &layout().key(&wal(1, 1)), Severity::Minor));
 }
 
 #[test]
