@@ -137,4 +137,9 @@ fn what_may_not_be_removed_goes_later() {
     assert_eq!(Restored::by(&walkeep, VERSION, &[]).start().rows(), 10);
     let refused = walkeep.run(&["keep", &kept]).expect_code(1);
     assert!(refused.stderr.contains("access denied"), "{}", refused.stderr);
+    // But for the record of it.
+    let trail = walkeep.ok(&["audit", "--json"]).json();
+    let newest: Vec<_> =
+        trail["records"].as_array().unwrap().iter().rev().map(|record| format!("{} {}", record["kind"], record["outcome"])).collect();
+    assert_eq!(newest[..3], ["\"keep\" \"failed\"", "\"restore\" \"done\"", "\"restore\" \"begun\""]);
 }

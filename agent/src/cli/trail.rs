@@ -116,7 +116,9 @@ impl Told<'_> {
             Err(error) => {
                 let mut state = self.state();
                 state.denied = is_denied(&error);
-                if !std::mem::replace(&mut state.complained, true) {
+                // What failed before it changed anything has told why, and that is mostly the same.
+                let is_told = deed.outcome == Outcome::Failed && state.begun.is_none();
+                if !std::mem::replace(&mut state.complained, true) && !is_told {
                     let warning = format!("warning: this is not in the audit trail: {error:#}");
                     match deed.outcome {
                         Outcome::Begun => output::tell!("{warning}"),
@@ -141,7 +143,11 @@ impl Told<'_> {
     }
 
     async fn open(&self) -> Result<Writing> {
-        let config = Config::load(&self.global.selection())?;
+        let mut config = Config::load(&self.global.selection())?;
+        if let RepositoryConfig::S3(bucket) = &mut config.cluster.repository {
+            // It happens now, whatever moment was read.
+            bucket.as_of = None;
+        }
         let repository = setup::agent_repository(&config.cluster, &CancellationToken::new()).await?;
         Ok(Writing { config, repository, trail: Trail::new() })
     }

@@ -127,6 +127,7 @@ impl Error {
         match self {
             Self::Conflict { .. } => Some("conflict"),
             Self::Lease { .. } => Some("lease"),
+            Self::LetGo { .. } => Some("let go"),
             _ => None,
         }
     }
