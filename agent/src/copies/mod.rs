@@ -79,7 +79,12 @@ pub async fn compare(repository: Arc<ClusterRepository>, cluster: ClusterConfig,
         }
         wanted |= left || cursor.is_due(cluster.compare_interval);
         if wanted {
-            match compare_once(&repository, &several, index, &mut cursor).await {
+            let compared = tokio::select! {
+                compared = compare_once(&repository, &several, index, &mut cursor) => compared,
+                // It may wait for a repository that does not answer.
+                () = stop.cancelled() => return,
+            };
+            match compared {
                 Ok(whole) => {
                     several.note_compared(index, whole);
                     (wanted, failures) = (!whole, 0);

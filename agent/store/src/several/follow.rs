@@ -66,45 +66,48 @@ impl Several {
             let room = if failures == 0 { PARALLEL } else { 1 };
             while under_way.len() < room && tokio::time::Instant::now() >= not_before {
                 let Some(item) = place.queue.take(|key| guide.alone(key)) else { break };
+                // All of it within the future, which is polled beside the others: they may wait for each other, as for a place that is being opened.
                 under_way.push(async move {
                     let brought = self.bring(index, &item, guide).await;
-                    (item, brought)
+                    let forgotten = match &brought {
+                        Brought::There { .. } => place.queue.done(&item),
+                        Brought::Gone | Brought::Left => {
+                            place.queue.done(&item);
+                            false
+                        }
+                        Brought::Later(_) => place.queue.put_back(item.clone()),
+                    };
+                    if forgotten && let Err(error) = place.store.delete(&item.key).await {
+                        tracing::debug!(key = %item.key, repository = place.url, %error, "an object stays that was removed elsewhere meanwhile");
+                    }
+                    (item.key, brought)
                 });
             }
             let waits = tokio::time::Instant::now() < not_before;
-            let (item, brought) = tokio::select! {
+            let (key, brought) = tokio::select! {
                 () = stop.cancelled() => return,
                 Some(ended) = under_way.next() => ended,
                 () = tokio::time::sleep_until(not_before), if waits => continue,
                 () = place.queue.until(|| place.queue.has_waiting()), if !waits && under_way.is_empty() => continue,
                 () = place.queue.next_change(), if !waits && !under_way.is_empty() => continue,
             };
-            let forgotten = match brought {
+            match brought {
                 Brought::There { bytes } => {
                     failures = 0;
                     place.counts.carried_objects.fetch_add(u64::from(bytes > 0), Ordering::Relaxed);
                     place.counts.carried_bytes.fetch_add(bytes, Ordering::Relaxed);
-                    place.queue.done(&item)
                 }
-                Brought::Gone | Brought::Left => {
-                    failures = 0;
-                    place.queue.done(&item);
-                    false
-                }
+                Brought::Gone | Brought::Left => failures = 0,
                 Brought::Later(reason) => {
                     failures = failures.saturating_add(1);
                     let wait = FIRST.saturating_mul(1u32.checked_shl(failures.min(16) - 1).unwrap_or(u32::MAX)).min(MOST);
                     not_before = tokio::time::Instant::now() + wait;
                     // One that does not answer was told already.
                     if failures == 1 && place.state().down.is_none() {
-                        tracing::warn!(key = %item.key, repository = place.url, reason, "an object cannot be brought to this repository; trying again");
+                        tracing::warn!(%key, repository = place.url, reason, "an object cannot be brought to this repository; trying again");
                     }
                     tracing::debug!(repository = place.url, reason, wait_ms = wait.as_millis() as u64, "objects wait for this repository");
-                    place.queue.put_back(item.clone())
                 }
-            };
-            if forgotten && let Err(error) = place.store.delete(&item.key).await {
-                tracing::debug!(key = %item.key, repository = place.url, %error, "an object stays that was removed elsewhere meanwhile");
             }
         }
     }

@@ -204,7 +204,7 @@ impl Place {
         tracing::error!(
             object = key.as_str(),
             repository = self.url,
-            "this repository has other bytes under this name than another one; nothing was overwritten. `walkeep verify` tells which are right"
+            "this repository has other bytes under this name than another one; nothing was overwritten, and the first that is whole is read"
         );
     }
 

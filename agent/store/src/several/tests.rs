@@ -375,3 +375,67 @@ async fn a_comparison_finds_what_either_lacks_and_goes_on_where_it_was_broken_of
         assert_eq!(first.found, whole.found, "{mark:?}");
     }
 }
+
+/// A place that is opened by whoever asks it first, while the others wait: it takes 5 s, and fails until it is let.
+#[derive(Debug, Default)]
+struct Opening {
+    memory: MemoryStore,
+    opened: tokio::sync::OnceCell<()>,
+    lets: std::sync::atomic::AtomicBool,
+}
+
+impl Opening {
+    async fn open(&self) -> Result<&MemoryStore> {
+        let open = async || {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let lets = self.lets.load(std::sync::atomic::Ordering::Relaxed);
+            if lets { Ok(()) } else { Err(Error::at(ErrorKind::Transient, "open", "opening")) }
+        };
+        self.opened.get_or_try_init(open).await.map(|()| &self.memory)
+    }
+}
+
+#[async_trait]
+impl Store for Opening {
+    fn url(&self) -> String {
+        "opening".to_owned()
+    }
+
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put> {
+        self.open().await?.put_if_absent(key, body).await
+    }
+
+    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
+        self.open().await?.get(key, range).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<Page> {
+        self.open().await?.list(request).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.open().await?.delete(key).await
+    }
+
+    async fn probe(&self, scratch: &Key) -> Result<Probed> {
+        self.open().await?.probe(scratch).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_does_not_wait_for_who_waits_for_it() {
+    let (one, other) = (Named::new("one"), Arc::new(Opening::default()));
+    let several = Several::new(vec![one.clone(), other.clone()], StoredWhen::Primary, Follow::Queued);
+    for text in ["data/a", "data/b", "data/c", "data/d", "data/e"] {
+        several.put_if_absent(&key(text), body("abc")).await.unwrap();
+    }
+    let _stop = following(&several, 1);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // On its way, as are three others, one of which opens the place next. That the place has it cannot be ruled out, and it does not answer.
+    let _ = tokio::time::timeout(Duration::from_secs(1), several.delete(&key("data/a"))).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    other.lets.store(true, std::sync::atomic::Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_secs(300), several.drained(1)).await.expect("everything is brought");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((one.memory.len(), other.memory.len()), (4, 4));
+}
