@@ -311,3 +311,44 @@ fn what_was_stopped_goes_on() {
     assert!(of("known") > 0 && of("objects") > 0, "{}", rest.0);
     story.end(&[]);
 }
+
+/// What lies beside WAL and backups is looked at too: artifacts by their records, and by their bytes with `--deep`; the audit trail by its chain.
+#[test]
+fn artifacts_and_the_trail_are_verified() {
+    let mut story = Story::local(VERSION);
+    let folder = story.walkeep.scratch().dir("etc");
+    fs::write(folder.join("a.conf"), vec![b'x'; 100_000]).unwrap();
+    story.walkeep.more = format!("\n[[cluster.main.artifact]]\nname = \"etc\"\npath = \"{}\"\n", folder.display());
+    story.walkeep.write_config();
+    story.walkeep.ok(&["artifact", "run", "etc"]);
+    settled(&mut story);
+    Verified::by(&story.walkeep, &["--deep"], 0);
+    let objects = objects(&story.walkeep);
+    let find = |end: &str| objects.iter().find(|(key, _)| key.ends_with(end)).unwrap().clone();
+    let (piece, summary, record, audit) =
+        (find("/00000001.zst"), find("/summary.zst"), find("/artifact.json"), find("/audit/00000001.json"));
+    let changed = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    let gone = |path: &Path| fs::remove_file(path).unwrap();
+    type Harm<'a> = &'a dyn Fn(&Path);
+    let harms: [(&(String, PathBuf), Harm<'_>, &[&str]); 6] = [
+        (&piece, &gone, &[]),
+        (&piece, &changed, &["--deep"]),
+        (&summary, &gone, &[]),
+        (&record, &changed, &[]),
+        (&audit, &changed, &[]),
+        (&audit, &gone, &[]),
+    ];
+    for ((key, path), harm, args) in harms {
+        let own = fs::read(path).unwrap();
+        harm(path);
+        let found = Verified::by(&story.walkeep, args, 4).damaged();
+        assert_eq!(found, [("damage".to_owned(), key.clone())], "{args:?}");
+        fs::write(path, own).unwrap();
+    }
+    Verified::by(&story.walkeep, &["--deep"], 0);
+}

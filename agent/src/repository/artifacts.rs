@@ -18,7 +18,7 @@ use super::{ClusterRepository, Error, Result};
 use crate::codec;
 
 /// A summary has no more bytes: names of files that changed, the end of what a command said.
-const SUMMARY: u64 = 1 << 20;
+pub(super) const SUMMARY: u64 = 1 << 20;
 
 /// What lies there of one artifact.
 #[derive(Debug, Clone)]
@@ -199,10 +199,10 @@ impl ClusterRepository {
     }
 }
 
-fn piece_title(place: &ArtifactPlace, number: u32) -> String {
+pub(super) fn piece_title(place: &ArtifactPlace, number: u32) -> String {
     format!("artifact {place} {number}")
 }
 
-fn summary_title(place: &ArtifactPlace) -> String {
+pub(super) fn summary_title(place: &ArtifactPlace) -> String {
     format!("artifact {place} summary")
 }

@@ -61,10 +61,10 @@ impl ClusterRepository {
     pub async fn audit_records(&self) -> Result<Vec<(u32, Bytes)>> {
         let request = ListRequest { prefix: self.layout().audit_prefix(), ..ListRequest::default() };
         let listed = list_all(self.store().as_ref(), request).await?.objects;
-        let numbers = listed.iter().filter_map(|listed| self.audit_number(listed.key.as_str()));
+        let numbers: Vec<u32> = listed.iter().filter_map(|listed| self.audit_number(listed.key.as_str())).collect();
         let read =
             |number: u32| async move { Ok::<_, Error>(self.audit_bytes(&ObjectName::Audit(number)).await?.map(|body| (number, body))) };
-        let read: Vec<_> = stream::iter(numbers.map(read)).buffered(READS).try_collect().await?;
+        let read: Vec<_> = stream::iter(numbers.into_iter().map(read)).buffered(READS).try_collect().await?;
         Ok(read.into_iter().flatten().collect())
     }
 

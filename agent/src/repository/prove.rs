@@ -4,6 +4,7 @@
 //! is opened.
 
 use bytes::Bytes;
+use walkeep_core::artifact::PIECE;
 use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::index::{BlockMap, Digest};
 use walkeep_core::layout::{Form, ObjectName, PackId};
@@ -12,7 +13,7 @@ use walkeep_core::names::{Snapshot, SnapshotWriter};
 use walkeep_core::{Lsn, TimelineHistory, WalFileName, page};
 use walkeep_store::ErrorKind;
 
-use super::{ClusterRepository, Error, Result, index, names, on_blocking_thread, wal};
+use super::{ClusterRepository, Error, Result, artifacts, index, names, on_blocking_thread, wal};
 use crate::codec::{self, CodecError, Decompressor};
 
 /// Text of an object that is looked through beyond its hash has at most so many bytes.
@@ -177,6 +178,12 @@ impl ClusterRepository {
             ObjectName::Names(snapshot) => {
                 let limit = SnapshotWriter::LONGEST + names::HEADER;
                 Expected { title: names::title(*snapshot), start: Some(snapshot.lsn), limit, length: None }
+            }
+            ObjectName::ArtifactPiece(place, number) => {
+                Expected { title: artifacts::piece_title(place, *number), start: None, limit: PIECE, length: None }
+            }
+            ObjectName::ArtifactSummary(place) => {
+                Expected { title: artifacts::summary_title(place), start: None, limit: artifacts::SUMMARY, length: None }
             }
             _ => return None,
         })

@@ -161,7 +161,7 @@ impl Reading<'_, '_> {
     /// Whether all of it was read.
     async fn everything(&mut self, quick: &Quick, wanted: Option<&Wanted>) -> Result<bool> {
         let layout = self.how.repository.layout().clone();
-        for prefix in [layout.wal_prefix(), layout.index_prefix(), layout.names_prefix()] {
+        for prefix in [layout.wal_prefix(), layout.index_prefix(), layout.names_prefix(), layout.artifacts_prefix()] {
             let is_wanted = |name: &ObjectName, key: &str| {
                 !matches!(name, ObjectName::Pack(_)) && wanted.is_none_or(|wanted| wanted.keys.contains(key))
             };

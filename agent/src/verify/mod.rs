@@ -4,6 +4,7 @@
 //! parts are rolled up, what retention let go is removed, segments come. So what seems to be wrong is looked at again, from the beginning, and only what is so
 //! each time is told. Nothing is changed by it, and nothing of it is needed by anybody else.
 
+mod beside;
 mod deep;
 mod manifests;
 pub mod memory;

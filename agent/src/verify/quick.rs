@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Lost, Severity};
 
-use super::Listed;
 use super::manifests::{self, Faults};
+use super::{Listed, beside};
 use crate::repository::look::Seen;
 use crate::repository::{ClusterRepository, Error, Result};
 
@@ -101,6 +101,9 @@ async fn once(look: &Look<'_>) -> Result<Quick> {
         findings.add(judge.pack(kind, key, fault.reason(), fault.backups.iter().cloned()));
     }
     findings.extend(unfinished(repository, seen));
+    if look.backup.is_none() {
+        findings.extend(beside::findings(repository, seen, &judge).await?);
+    }
     if let Some(backup) = look.backup {
         let prefix = repository.layout().backup_prefix(backup);
         findings.retain(|finding| finding.lost.backups.contains(backup) || finding.key.starts_with(&prefix));

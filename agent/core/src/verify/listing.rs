@@ -2,11 +2,12 @@
 //!
 //! Kept are a few bytes of each segment (the catalog's), of what is small and few the names; of all else only whether its size can be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::finding::{Finding, Findings, Kind, Severity};
 use super::lost::Lost;
 use super::sizes::possible_bytes;
+use crate::artifact::ArtifactPlace;
 use crate::catalog::{CatalogBuilder, WalRange};
 use crate::identity::TimelineId;
 use crate::layout::{BackupId, ClusterLayout, Form, ObjectName, PartName};
@@ -25,6 +26,17 @@ pub struct BackupFolder {
     pub recorded: bool,
     /// Pieces of its manifest.
     pub pieces: Vec<u32>,
+}
+
+/// What there is of an artifact.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ArtifactFolder {
+    /// Its record.
+    pub recorded: bool,
+    /// What proves its stream.
+    pub summary: bool,
+    /// Pieces of it.
+    pub pieces: BTreeSet<u32>,
 }
 
 /// A listing.
@@ -46,6 +58,8 @@ pub struct Listing {
     pub histories: Vec<TimelineId>,
     /// Backups, by name.
     pub backups: BTreeMap<BackupId, BackupFolder>,
+    /// Artifacts, by place.
+    pub artifacts: BTreeMap<ArtifactPlace, ArtifactFolder>,
     /// Parts of segments that may be stored as a whole too.
     pub parts: BTreeMap<SegmentName, Vec<PartName>>,
     /// From where to where the digests of each timeline tell.
@@ -68,6 +82,7 @@ impl Listing {
             records: Vec::new(),
             histories: Vec::new(),
             backups: BTreeMap::new(),
+            artifacts: BTreeMap::new(),
             parts: BTreeMap::new(),
             told: BTreeMap::new(),
             impossible: Vec::new(),
@@ -110,8 +125,10 @@ impl Listing {
                 *told = WalRange { from: told.from.min(digest.from), to: told.to.max(digest.to) };
             }
             ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Pack(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {}
-            ObjectName::Audit(_) | ObjectName::ArtifactBegun(_) | ObjectName::ArtifactPiece(..) => {}
-            ObjectName::ArtifactSummary(_) | ObjectName::ArtifactRecord(_) => {}
+            ObjectName::ArtifactRecord(place) => self.artifacts.entry(place.clone()).or_default().recorded = true,
+            ObjectName::ArtifactSummary(place) => self.artifacts.entry(place.clone()).or_default().summary = true,
+            ObjectName::ArtifactPiece(place, piece) => drop(self.artifacts.entry(place.clone()).or_default().pieces.insert(*piece)),
+            ObjectName::Audit(_) | ObjectName::ArtifactBegun(_) => {}
         }
         Some(name)
     }
