@@ -35,13 +35,13 @@ def piped(command, data):
 class Repository:
     def __init__(self, root, identity):
         self.root, self.identity = Path(root), identity
+        known = sorted(self.root.parent.glob("cluster*.json"))
+        self.encrypted = any(json.loads(path.read_text()).get("encryption") for path in known)
 
     def find(self, name):
-        """An object by its key without .age; None if it is not there."""
-        for path in (self.root / name, self.root / (name + ".age")):
-            if path.is_file():
-                return path
-        return None
+        """An object by its key without .age; None if it is not there. Beside an encrypted cluster's a plain one is somebody else's, but for histories."""
+        ends = ["", ".age"] if not self.encrypted or name.endswith(".history.zst") else [".age"]
+        return next((path for end in ends if (path := self.root / (name + end)).is_file()), None)
 
     def read(self, path):
         """An object, decrypted."""
@@ -52,9 +52,15 @@ class Repository:
             raise Trouble(f"{path} is encrypted: say --identity FILE")
         return piped(["age", "-d", "-i", self.identity], data)
 
-    def content(self, path):
-        """What a zstd file holds; descriptions and notes in it are passed over."""
-        return piped(["zstd", "-dcq"], self.read(path))
+    def content(self, path, called=None):
+        """What a zstd file holds; descriptions and notes in it are passed over. One of WAL must say of itself what it is called."""
+        data = self.read(path)
+        if called is not None:
+            length = int.from_bytes(data[4:8], "little")
+            found = json.loads(data[8:8 + length])["name"] if data[:4] == b"\x5f\x2a\x4d\x18" else "no WAL"
+            if found != called:
+                raise Trouble(f"{path} holds {found}: it was exchanged")
+        return piped(["zstd", "-dcq"], data)
 
     def backups(self):
         """The records of backups, the oldest first; what has none was never finished."""
@@ -159,7 +165,8 @@ def parts(repository, folder):
         for start, path in own:
             if start > len(data):
                 break
-            piece = repository.content(path)
+            stem = path.name.removesuffix(".age").removesuffix(".zst")
+            piece = repository.content(path, f"{folder.name.removesuffix('.parts')} {stem}")
             data = data[:start] + piece + data[start + len(piece):]
     return data
 
@@ -170,7 +177,7 @@ def fetch(repository, name, destination):
     folder = f"wal/{name[:8]}/{name[8:16]}"
     key = f"wal/{name}.zst" if name.endswith(".history") else f"{folder}/{name}.zst"
     if path := repository.find(key):
-        data = repository.content(path)
+        data = repository.content(path, name)
     elif (folder := repository.root / folder / f"{name}.parts").is_dir() and (data := parts(repository, folder)):
         identity = json.loads(sorted(repository.root.parent.glob("cluster*.json"))[-1].read_text())
         data = data.ljust(identity["segment_size"], b"\0")

@@ -88,6 +88,21 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         assert!(run(&["restore", &backup, &to]).expect_code(200).stderr.contains("is not empty"));
         let missing = scratch.join("fetched").to_string_lossy().into_owned();
         run(&["fetch", "0000000100000000000000FE", &missing]).expect_code(1);
+        // One valid object under another's name.
+        let mut whole: Vec<PathBuf> =
+            story::listing(&root.join("wal")).iter().filter_map(|line| Some(root.join("wal").join(line.split_once(" f ")?.0))).collect();
+        whole.retain(|path| {
+            path.file_name().unwrap().to_string_lossy().split('.').next().unwrap().len() == 24
+                && !path.to_string_lossy().contains(".backup")
+        });
+        whole.sort();
+        let (one, other) = (&whole[0], &whole[1]);
+        let own = std::fs::read(one).unwrap();
+        std::fs::copy(other, one).unwrap();
+        let name = one.file_name().unwrap().to_string_lossy()[..24].to_owned();
+        let exchanged = run(&["fetch", &name, &missing]).expect_code(200);
+        assert!(exchanged.stderr.contains("it was exchanged"), "{exchanged:?}");
+        std::fs::write(one, own).unwrap();
         if encrypted {
             let locked = by_hand(&root, &["restore", &backup, &missing]).expect_code(200);
             assert!(locked.stderr.contains("say --identity"), "{locked:?}");

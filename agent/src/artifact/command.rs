@@ -92,16 +92,32 @@ impl Call {
             for secret in secrets.iter().filter(|secret| secret.len() >= SECRET) {
                 text = text.replace(secret.as_str(), "(not shown)");
             }
-            text.lines().map(printable).collect::<Vec<_>>().join("\n").trim().to_owned()
+            // Behind that: a secret that is cut in two is not known again.
+            let from = text.char_indices().map(|(at, _)| at).find(|at| text.len() - at <= TAIL).unwrap_or(text.len());
+            text[from..].lines().map(printable).collect::<Vec<_>>().join("\n").trim().to_owned()
         })
     }
 }
 
+/// A command that failed, and the end of what it said: rows, queries and keys may be in that, so it is for the log, and for nothing that stays readable.
+#[derive(Debug, thiserror::Error)]
+#[error("the command ended with {status}{}", if said.is_empty() { " and said nothing".to_owned() } else { format!(": {said}") })]
+pub struct CommandFailed {
+    status: std::process::ExitStatus,
+    said: String,
+}
+
+impl CommandFailed {
+    /// What may be told to everybody.
+    pub fn in_public(&self) -> String {
+        format!("the command ended with {}", self.status)
+    }
+}
+
 fn ended(status: std::process::ExitStatus, said: &str) -> Result<()> {
-    match (status.success(), said.is_empty()) {
-        (true, _) => Ok(()),
-        (false, true) => bail!("the command ended with {status} and said nothing"),
-        (false, false) => bail!("the command ended with {status}: {said}"),
+    match status.success() {
+        true => Ok(()),
+        false => Err(CommandFailed { status, said: said.to_owned() }.into()),
     }
 }
 
@@ -143,7 +159,7 @@ async fn tail(mut stderr: impl AsyncRead + Unpin) -> Vec<u8> {
     // What cannot be read any more is not missed.
     while let Ok(read @ 1..) = stderr.read(&mut chunk).await {
         said.extend_from_slice(&chunk[..read]);
-        let more = said.len().saturating_sub(TAIL);
+        let more = said.len().saturating_sub(2 * TAIL);
         said.drain(..more);
     }
     said

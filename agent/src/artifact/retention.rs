@@ -1,7 +1,7 @@
 //! What goes of artifacts by their own `keep`: decided in `walkeep_core::artifact::retention`, removed here, each with its record first.
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use walkeep_core::artifact::retention::{Keep, plan};
 use walkeep_core::artifact::{ArtifactId, ArtifactName, ArtifactPlace};
@@ -52,8 +52,20 @@ pub async fn look(repository: &ClusterRepository, cluster: &ClusterConfig, now: 
 /// The same of one name; `None` if nothing goes.
 pub async fn share(repository: &ClusterRepository, name: &ArtifactName, keep: &Keep, now: DateTime<Utc>) -> Result<Option<Share>> {
     // One whose record cannot be read is not counted, and stays.
-    let (records, _) = repository.artifacts(Some(name)).await.context("look for artifacts")?;
-    let plan = plan(&records, keep, now);
+    let (mut records, _) = repository.artifacts(Some(name)).await.context("look for artifacts")?;
+    let stored = repository.artifacts_stored(name).await.context("ask when artifacts were stored")?;
+    // A host's clock may have been ahead: none is newer than it was stored.
+    for record in &mut records {
+        let at = stored.get(&record.id).map(|at| DateTime::<Utc>::from(*at) + TimeDelta::seconds(1));
+        record.ended_at = at.map_or(record.ended_at, |at| record.ended_at.min(at));
+    }
+    let mut plan = plan(&records, keep, now);
+    // Or behind: what was stored last stays, whatever it says of its age.
+    if let Some((last, _)) = stored.iter().max_by_key(|(_, at)| **at) {
+        let before = plan.expired.len();
+        plan.expired.retain(|id| id != last);
+        plan.kept.extend((before > plan.expired.len()).then(|| last.clone()));
+    }
     let bytes = records.iter().filter(|record| plan.expired.contains(&record.id)).map(|record| record.bytes_stored).sum();
     let share = Share { name: name.clone(), kept: plan.kept.len(), expired: plan.expired, bytes };
     Ok((!share.expired.is_empty()).then_some(share))

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use walkeep_core::audit::{Actor, Entry, Head, Kind, Outcome, recorded};
 
+use crate::artifact::command::CommandFailed;
 use crate::repository::ClusterRepository;
 
 pub use actor::this_process;
@@ -59,7 +60,7 @@ impl Deed {
         let deed = Self::new("agent", kind, outcome);
         match ended {
             Ok(_) => deed,
-            Err(error) => deed.saying(format!("{error:#}")),
+            Err(error) => deed.saying(in_public(error)),
         }
     }
 
@@ -74,6 +75,15 @@ impl Deed {
         self.message = Some(recorded(message.as_ref()));
         self
     }
+}
+
+/// An error with its causes, but for what a command said: records are readable for everybody who has the bucket.
+pub fn in_public(error: &anyhow::Error) -> String {
+    let told = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<CommandFailed>() {
+        Some(failed) => failed.in_public(),
+        None => cause.to_string(),
+    };
+    error.chain().map(told).collect::<Vec<_>>().join(": ")
 }
 
 /// The trail of one cluster, as one process writes it.

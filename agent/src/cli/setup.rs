@@ -60,6 +60,8 @@ enum User {
     Command,
     /// Nobody waits.
     Agent,
+    /// Nobody waits for long, and the process ends.
+    Aside,
 }
 
 /// The store of one repository for a command: whoever waits for it is told what for. Every call ends when `stop` fires.
@@ -88,7 +90,7 @@ fn dressed(store: SharedStore, repository: &RepositoryConfig, user: User, stop: 
     let url = store.url();
     let store: SharedStore = Arc::new(GuardedStore::new(store, STORE_DEADLINE, stop.clone()));
     let place = match (user, repository) {
-        (User::Agent, _) => return store,
+        (User::Agent | User::Aside, _) => return store,
         (User::Command, RepositoryConfig::Local { .. }) => url,
         (User::Command, RepositoryConfig::S3(config)) => format!("{url} at {}", config.endpoint.as_deref().unwrap_or("AWS")),
     };
@@ -128,7 +130,8 @@ async fn cluster_store(cluster: &ClusterConfig, user: User, stop: &CancellationT
     let stores: Vec<SharedStore> = places.into_iter().zip(cluster.repositories()).map(dress).collect();
     let follow = match user {
         User::Agent => Follow::Queued,
-        User::Command => left_behind::follow(cluster),
+        User::Command => left_behind::follow(cluster, left_behind::PATIENCE),
+        User::Aside => left_behind::follow(cluster, left_behind::PATIENCE / 5),
     };
     let several = Several::new(stores, cluster.stored_when, follow);
     for index in silent {
@@ -257,6 +260,11 @@ fn secret_from(path: &Path) -> repository::Result<s3::Secret> {
 /// The repository of a cluster as its present identity, read from the repository itself: no server is needed.
 pub async fn cluster_repository(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
     known_cluster(cluster, cluster_store(cluster, User::Command, stop).await?).await
+}
+
+/// [`cluster_repository`] for what a command does beside its work, which is not to hold it up.
+pub async fn repository_aside(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
+    known_cluster(cluster, cluster_store(cluster, User::Aside, stop).await?).await
 }
 
 /// [`cluster_repository`] for the agent, for which nobody waits.

@@ -15,7 +15,7 @@ use walkeep_core::layout::ObjectName;
 
 use super::failure::{Exit, Failure};
 use super::{Global, output, setup};
-use crate::audit::{DEADLINE, Deed, Trail};
+use crate::audit::{DEADLINE, Deed, Trail, in_public};
 use crate::config::{Config, RepositoryConfig};
 use crate::repository::{self, ClusterRepository};
 
@@ -63,10 +63,10 @@ pub async fn recorded_as<'a>(
         Ok(()) => (Outcome::Done, None),
         // Nothing was tried.
         Err(failure) if failure.exit == Exit::Usage => return ended,
-        Err(failure) if failure.exit == Exit::Refused => (Outcome::Refused, Some(format!("{:#}", failure.error))),
+        Err(failure) if failure.exit == Exit::Refused => (Outcome::Refused, Some(in_public(&failure.error))),
         // It was done, and found what its message says.
-        Err(failure) if failure.exit == Exit::Damaged => (Outcome::Done, Some(format!("{:#}", failure.error))),
-        Err(failure) => (Outcome::Failed, Some(format!("{:#}", failure.error))),
+        Err(failure) if failure.exit == Exit::Damaged => (Outcome::Done, Some(in_public(&failure.error))),
+        Err(failure) => (Outcome::Failed, Some(in_public(&failure.error))),
     };
     if !told.state().nothing {
         let mut deed = told.deed(outcome);
@@ -148,7 +148,7 @@ impl Told<'_> {
             // It happens now, whatever moment was read.
             bucket.as_of = None;
         }
-        let repository = setup::agent_repository(&config.cluster, &CancellationToken::new()).await?;
+        let repository = setup::repository_aside(&config.cluster, &CancellationToken::new()).await?;
         Ok(Writing { config, repository, trail: Trail::new() })
     }
 }

@@ -102,6 +102,12 @@ pub async fn run(global: &Global, args: VerifyArgs) -> Result<(), Failure> {
                 "what was read is remembered where there is a spool or a cache folder: `walkeep verify --deep --older-than 1d` goes on";
             Err(Failure::from(anyhow!("it was stopped before everything was read")).hint(hint))
         }
+        // On a host that reads, what it cannot open is encrypted for others only, or its header is damaged: nobody can tell which.
+        0 if args.deep && repository.can_read() && report.not_checked > 0 => {
+            let hint = "Give it every identity that things were encrypted for (`walkeep key list`). What none of them opens is lost if its header is damaged.";
+            let error = anyhow!("{} not opened by any identity of this host: not checked", are(report.not_checked));
+            Err(Failure::from(error).hint(hint))
+        }
         0 => Ok(()),
         damaged => Err(Failure {
             exit: Exit::Damaged,
@@ -200,7 +206,13 @@ impl Verified {
             at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", output::duration((Utc::now() - at).to_std().unwrap_or_default())))
         };
         match self.damaged.split_first() {
-            None => output::say!("verified    whole {}", ago(&self.whole_at)),
+            None => {
+                let locked = match self.not_checked {
+                    0 => String::new(),
+                    objects => format!("; {} not opened here", are(objects)),
+                };
+                output::say!("verified    nothing missing {}, all read {}{locked}", ago(&self.whole_at), ago(&self.read_at))
+            }
             Some((first, more)) => {
                 let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
                 output::say!("verified    DAMAGED: {first}{more}, seen {}: `walkeep verify` tells what is lost", ago(&self.looked_at));

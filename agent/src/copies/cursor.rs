@@ -76,6 +76,11 @@ impl Cursor {
         }
     }
 
+    /// What was compared before is open again: the next comparison begins at the beginning.
+    pub fn anew(&mut self) {
+        self.noted.under_way = None;
+    }
+
     /// The comparison is so far, and what it found has been brought where it was missing.
     pub fn note(&mut self, mark: &Mark) {
         if let Some(under_way) = &mut self.noted.under_way {

@@ -12,7 +12,7 @@ use crate::config::ClusterConfig;
 use crate::{codec, durable};
 
 /// A command waits so long for a repository that need not have an object yet.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(15);
 /// For so long a note says that a repository does not answer.
 const DEAD_FOR: Duration = Duration::from_secs(60);
 /// A note that is younger is not written again.
@@ -32,8 +32,8 @@ fn path(folder: &Path, url: &str) -> PathBuf {
     folder.join(format!("{}.behind", name(url)))
 }
 
-/// How places follow in a command: at once, and what they do not take is noted.
-pub fn follow(cluster: &ClusterConfig) -> Follow {
+/// How places follow in a command: at once, and what they do not take within `patience` is noted.
+pub fn follow(cluster: &ClusterConfig, patience: Duration) -> Follow {
     let folder = folder(cluster);
     let urls: Vec<String> = cluster.repositories().map(|repository| repository.url()).collect();
     let left = move |index: usize| {
@@ -47,7 +47,7 @@ pub fn follow(cluster: &ClusterConfig) -> Follow {
             tracing::debug!(%error, url, "that a repository was left behind could not be noted: the next comparison finds it");
         }
     };
-    Follow::Awaited { patience: PATIENCE, left: Box::new(left) }
+    Follow::Awaited { patience, left: Box::new(left) }
 }
 
 /// What another process found dead a moment ago is not waited for.

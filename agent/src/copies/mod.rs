@@ -76,6 +76,7 @@ pub async fn compare(repository: Arc<ClusterRepository>, cluster: ClusterConfig,
         let left = left | left_behind::take(&cluster, &url) | left_behind::take(&cluster, &cluster.repository.url());
         if left {
             several.note_compared(index, false);
+            cursor.anew();
         }
         wanted |= left || cursor.is_due(cluster.compare_interval);
         if wanted {

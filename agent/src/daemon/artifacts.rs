@@ -20,7 +20,7 @@ use super::backups::Again;
 use crate::artifact::dump::{Dumper, PgDump};
 use crate::artifact::maker::Maker;
 use crate::artifact::{Made, retention};
-use crate::audit::{Deed, Recorder};
+use crate::audit::{Deed, Recorder, in_public};
 use crate::config::{ArtifactConfig, ClusterConfig};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
@@ -189,7 +189,7 @@ impl Artifacts {
 
     async fn dump(&self, dumper: &Dumper, due: DateTime<Utc>) -> Result<()> {
         let (databases, with): (Vec<String>, PgDump) = dumper.look().await.context("look at the server").inspect_err(|error| {
-            self.recorder.done(Deed::new("agent", Kind::DUMP, Outcome::Failed).saying(format!("{error:#}")));
+            self.recorder.done(Deed::new("agent", Kind::DUMP, Outcome::Failed).saying(in_public(&error)));
         })?;
         let mut failed = Vec::new();
         for database in &databases {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::artifact::{ArtifactId, ArtifactName, ArtifactPlace, ArtifactRecord, ArtifactSummary, PIECE};
 use walkeep_core::layout::ObjectName;
+use walkeep_core::sealed;
 use walkeep_core::sha256::Sha256Sum;
 use walkeep_store::{ListRequest, Listed, Put, list_all};
 
@@ -80,7 +81,7 @@ impl ClusterRepository {
 
     /// Makes it exist.
     pub async fn commit_artifact(&self, record: &ArtifactRecord) -> Result<()> {
-        let body = Bytes::from(serde_json::to_vec_pretty(record).map_err(Error::encode)?);
+        let body = Bytes::from(sealed::to_json(record).map_err(Error::encode)?);
         match self.store().put_if_absent(&self.key(&ObjectName::ArtifactRecord(record.place()))?, body).await {
             Ok(Put::Created | Put::AlreadySame) => Ok(()),
             Err(error) => Err(error.into()),
@@ -131,7 +132,7 @@ impl ClusterRepository {
         let name = ObjectName::ArtifactRecord(place.clone());
         let corrupt = |reason: String| Error::corrupt(self.layout().key(&name), reason);
         let parse = |body: &[u8]| {
-            let record: ArtifactRecord = serde_json::from_slice(body).map_err(|error| corrupt(error.to_string()))?;
+            let record: ArtifactRecord = sealed::from_json(body).map_err(|error| corrupt(error.to_string()))?;
             if record.format != ArtifactRecord::FORMAT {
                 return Err(corrupt(format!("it has format {}: upgrade Walkeep", record.format)));
             }
@@ -177,6 +178,12 @@ impl ClusterRepository {
         let folders = list_all(self.store().as_ref(), request).await?.folders;
         let name = |folder: &String| folder.trim_end_matches('/').rsplit('/').next()?.parse().ok();
         Ok(folders.iter().filter_map(name).collect())
+    }
+
+    /// When each of a name was stored last, by the store's clock.
+    pub async fn artifacts_stored(&self, name: &ArtifactName) -> Result<BTreeMap<ArtifactId, SystemTime>> {
+        let recorded = self.lying_artifacts(Some(name)).await?.into_iter().filter(|lying| lying.recorded);
+        Ok(recorded.map(|lying| (lying.place.id, lying.last)).collect())
     }
 
     async fn lying_artifacts(&self, name: Option<&ArtifactName>) -> Result<Vec<Lying>> {

@@ -18,6 +18,7 @@ use crate::postgres::replication::{Created, Identity, ReplicationConnection};
 use crate::postgres::{ConnectionParams, Host, sql};
 use crate::progress::SlotHold;
 use crate::repository::Error;
+use walkeep_store::ErrorKind;
 
 /// Segments before the newest one among which a stream looks for holes when it begins: one page of a listing.
 const HOLES_WITHIN: u64 = 500;
@@ -155,6 +156,13 @@ impl Streamer {
                 break;
             }
             frontier = behind;
+        }
+        // What only the primary has would be taken for stored.
+        if self.repository.repository().store().several().is_some_and(|several| several.counts_too_early()) {
+            let waits = walkeep_store::Error::at(ErrorKind::Transient, "begin to stream into", self.repository.repository().url());
+            return Err(
+                Error::Store(waits.because("acknowledge_rule is \"all\", and they have not been found to have the same yet")).into()
+            );
         }
         let size = self.repository.identity().segment_size;
         self.repository.refuse_let_go(size.segment_of(frontier.lsn).name(frontier.timeline, size)).await?;

@@ -90,9 +90,13 @@ pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory
             findings.add(finding.clone());
         }
     }
-    let whole = findings.count(Severity::Minor) == 0;
-    memory.outcome.not_checked = quick.not_checked;
-    if whole && wish.backup.is_none() {
+    let unharmed = findings.count(Severity::Minor) == 0;
+    // What nobody here can open is not called whole.
+    let whole = unharmed && quick.not_checked == 0;
+    if read.is_some() {
+        memory.outcome.not_checked = quick.not_checked;
+    }
+    if unharmed && wish.backup.is_none() {
         memory.outcome.whole_at = Some(began);
     }
     memory.keep();

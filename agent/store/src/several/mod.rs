@@ -135,6 +135,11 @@ impl Several {
         self.all().iter().skip(1).all(Place::was_compared) && place.queue.depth() == 0 && !place.queue.has_overflowed()
     }
 
+    /// Whether something counts as stored that some place may lack, by a rule that wants it in all.
+    pub fn counts_too_early(&self) -> bool {
+        self.when() == StoredWhen::All && !self.all().iter().all(|place| self.is_complete(place))
+    }
+
     /// What one place has under this key was looked at and is not what was stored; another place has it whole.
     pub fn note_damaged(&self, place: usize, whole_at: usize, key: &str) {
         if let (Some(place), Some(other)) = (self.place(place), self.place(whole_at)) {

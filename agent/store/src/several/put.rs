@@ -21,7 +21,7 @@ impl Several {
     pub(super) async fn put(&self, key: &Key, body: Bytes) -> Result<Put> {
         match self.when() {
             StoredWhen::Primary => {
-                let put = self.put_at(0, key, &body).await?;
+                let put = self.put_at(0, key, &body).await.inspect_err(|error| self.bring_what_is_there(key, error, 0))?;
                 self.follow_up(key, &body, &[0]).await;
                 Ok(put)
             }
@@ -39,7 +39,23 @@ impl Several {
     }
 
     async fn put_everywhere(&self, key: &Key, body: &Bytes) -> Result<Put> {
-        let put = self.put_at(0, key, body).await?;
+        let put = match self.put_at(0, key, body).await {
+            // It may be an earlier try's, with the same content in other bytes. Whoever finds that out calls it stored, so it is everywhere before.
+            Err(taken) if taken.kind() == ErrorKind::AlreadyExists => {
+                let place = self.place(0).ok_or_else(|| Error::new(ErrorKind::Unusable, "put", key))?;
+                let there = place.insist(place.store.get(key, None)).await.map_err(|error| place.name_it(error, "get", key.as_str()))?;
+                return match self.put_at_others(key, &there).await {
+                    Some(failed) if failed.kind() != ErrorKind::AlreadyExists => Err(failed),
+                    _ => Err(taken),
+                };
+            }
+            put => put?,
+        };
+        self.put_at_others(key, body).await.map_or(Ok(put), Err)
+    }
+
+    /// Why not all others have it, if that is so: a conflict before anything else.
+    async fn put_at_others(&self, key: &Key, body: &Bytes) -> Option<Error> {
         let others = (1..self.all().len()).map(|index| async move { (index, self.put_at(index, key, body).await) });
         let mut failed: Option<Error> = None;
         for (index, outcome) in join_all(others).await {
@@ -56,7 +72,16 @@ impl Several {
                 failed = Some(place.name_it(error, "put", key.as_str()));
             }
         }
-        failed.map_or(Ok(put), Err)
+        failed
+    }
+
+    /// What is there under a key is to be wherever it is not: whose put was answered by nobody did not see to that, and who finds the same content there will
+    /// not put it again.
+    fn bring_what_is_there(&self, key: &Key, error: &Error, at: usize) {
+        if error.kind() == ErrorKind::AlreadyExists && matches!(self.shared.follow, Follow::Queued) {
+            let others = self.all().iter().enumerate().filter(|(index, _)| *index != at);
+            others.for_each(|(_, place)| place.queue.add(key.clone(), None, SystemTime::now()));
+        }
     }
 
     async fn put_anywhere(&self, key: &Key, body: &Bytes) -> Result<Put> {
@@ -91,6 +116,7 @@ impl Several {
                         None => error,
                     };
                     if named.kind() == ErrorKind::AlreadyExists {
+                        self.bring_what_is_there(key, &named, index);
                         return Err(named);
                     }
                     failed.get_or_insert(named);
