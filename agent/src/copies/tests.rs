@@ -158,7 +158,7 @@ async fn a_command_leaves_a_note_for_the_agent() {
     let folder = tempfile::tempdir().unwrap();
     let config = cluster(folder.path());
     assert!(!left_behind::take(&config, "s3://other"));
-    let Follow::Awaited { left, .. } = left_behind::follow(&config) else { panic!("a command waits") };
+    let Follow::Awaited { left, .. } = left_behind::follow(&config, left_behind::PATIENCE) else { panic!("a command waits") };
     left(1);
     assert!(!left_behind::take(&config, "s3://one") && left_behind::take(&config, "s3://other"));
     left(1);
