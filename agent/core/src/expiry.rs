@@ -44,6 +44,9 @@ pub struct Expiry {
     pub wal: Vec<ExpiredWal>,
     /// WAL that earlier runs removed: so that it is known why it is not there.
     pub gone: Vec<ExpiredWal>,
+    /// Backups that earlier runs removed: so that no repository that was away brings them back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone_backups: Vec<BackupId>,
 }
 
 /// A record that cannot be believed.
@@ -120,7 +123,7 @@ pub struct Expired {
 impl Expired {
     /// Adds what a run took out.
     pub fn add(&mut self, expiry: &Expiry) {
-        self.backups.extend(expiry.backups.iter().cloned());
+        self.backups.extend(expiry.backups.iter().chain(&expiry.gone_backups).cloned());
         expiry.wal.iter().chain(&expiry.gone).for_each(|wal| self.add_wal(*wal));
     }
 
@@ -134,6 +137,11 @@ impl Expired {
     /// Whether nothing did.
     pub fn is_empty(&self) -> bool {
         self.backups.is_empty() && self.wal.is_empty()
+    }
+
+    /// The backups that did.
+    pub fn backups(&self) -> impl Iterator<Item = &BackupId> {
+        self.backups.iter()
     }
 
     /// Whether this backup did.
@@ -208,7 +216,16 @@ mod tests {
     fn record() -> Expiry {
         let at = DateTime::from_timestamp(1_795_219_200, 0).expect("a time");
         let id = BackupId::new(at, Lsn::new(0x200_0028));
-        Expiry { format: 1, number: 3, at, host: "db1".into(), backups: vec![id], wal: vec![wal(4, 9)], gone: vec![wal(1, 4)] }
+        Expiry {
+            format: 1,
+            number: 3,
+            at,
+            host: "db1".into(),
+            backups: vec![id],
+            wal: vec![wal(4, 9)],
+            gone: vec![wal(1, 4)],
+            gone_backups: Vec::new(),
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use walkeep_core::expiry::{End, Expired, ExpiredWal};
+use walkeep_core::expiry::{End, Expired, Expiry};
 use walkeep_core::layout::{ClusterLayout, ObjectName};
 use walkeep_core::{SegmentName, WalFileName};
 use walkeep_store::Key;
@@ -39,7 +39,7 @@ impl Contents {
                 Some(End::Removing) => expired.add(&known.record),
                 Some(End::Undone) => {}
                 // It may be taken back, but for what is gone since earlier.
-                None => known.record.gone.iter().for_each(|wal: &ExpiredWal| expired.add_wal(*wal)),
+                None => expired.add(&Expiry { backups: Vec::new(), wal: Vec::new(), ..known.record.clone() }),
             }
         }
         Ok(Self { expired, ..Self::new(repository) })

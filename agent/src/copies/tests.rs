@@ -90,6 +90,7 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
         backups,
         wal,
         gone: Vec::new(),
+        gone_backups: Vec::new(),
     };
     first.put_expiry(&expiry(1, wal(1), vec![record(1).id])).await.unwrap();
     first

@@ -193,19 +193,20 @@ impl Work<'_> {
 /// Makes one record of those whose objects are gone, which says so, and removes them. What was taken back stays for ever: whoever read it before must find
 /// that it was, and its number is used up.
 async fn merge(repository: &ClusterRepository, over: Vec<KnownExpiry>, host_now: DateTime<Utc>) -> Result<()> {
-    let gone: Vec<_> = over.into_iter().filter(KnownExpiry::hides).collect();
+    let over: Vec<_> = over.into_iter().filter(KnownExpiry::hides).collect();
     // One that is alone and says only what is gone is what this would make.
-    if gone.len() > 1 || gone.iter().any(|known| !is_memory(&known.record)) {
+    if over.len() > 1 || over.iter().any(|known| !is_memory(&known.record)) {
         let mut all = Expired::default();
-        gone.iter().for_each(|known| all.add(&known.record));
+        over.iter().for_each(|known| all.add(&known.record));
         let number = repository.expiries().await?.1;
         let (at, host) = (host_now, crate::writer::host());
-        let merged = Expiry { format: Expiry::FORMAT, number, at, host, backups: Vec::new(), wal: Vec::new(), gone: all.wal() };
+        let (gone, gone_backups) = (all.wal(), all.backups().cloned().collect());
+        let merged = Expiry { format: Expiry::FORMAT, number, at, host, backups: Vec::new(), wal: Vec::new(), gone, gone_backups };
         // Taken by somebody else at this moment: the next run does it.
         if !repository.put_expiry(&merged).await.context("note what is gone")? {
             return Ok(());
         }
-        for known in gone {
+        for known in over {
             repository.remove_expiry(known.record.number).await.context("remove a record of what is gone")?;
         }
     }

@@ -125,6 +125,7 @@ fn named_by(plan: &RetentionPlan) -> Expired {
         backups: plan.expired.clone(),
         wal: plan.wal.clone(),
         gone: Vec::new(),
+        gone_backups: Vec::new(),
     });
     expired
 }
@@ -198,6 +199,7 @@ pub async fn take_out(repository: &ClusterRepository, look: &Look, host_now: Dat
             backups: plan.expired.clone(),
             wal: wal.collect(),
             gone: Vec::new(),
+            gone_backups: Vec::new(),
         };
         if repository.put_expiry(&record).await.context("note what leaves the catalog")? {
             // Whoever keeps one from here on sees the record; whoever did before is seen here.

@@ -259,6 +259,7 @@ mod tests {
             backups: vec![record(1).id],
             wal: vec![ExpiredWal { timeline: TimelineId::FIRST, from: Lsn::new(1 << 20), to: Lsn::new(2 << 20) }],
             gone: Vec::new(),
+            gone_backups: Vec::new(),
         }
     }
 

@@ -122,7 +122,13 @@ pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory
 async fn looked(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
     let mut quick = confirmed(look).await?;
     if look.backup.is_none() {
-        quick.findings.extend(memory.vanished(&quick.seen).into_sorted());
+        let mut vanished = memory.vanished(&quick.seen);
+        if vanished.count(Severity::Minor) > 0 {
+            // What let it go may have been noted between two of the look's listings.
+            quick = confirmed(look).await?;
+            vanished = memory.vanished(&quick.seen).seen_by(&vanished);
+        }
+        quick.findings.extend(vanished.into_sorted());
         memory.looked(&quick.seen, &quick.findings, Utc::now());
     }
     Ok(quick)

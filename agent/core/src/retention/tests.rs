@@ -71,6 +71,7 @@ fn after(catalog: &Catalog, plan: &RetentionPlan) -> Catalog {
         backups: plan.expired.clone(),
         wal: plan.wal.clone(),
         gone: Vec::new(),
+        gone_backups: Vec::new(),
     });
     catalog.without(&expired)
 }
