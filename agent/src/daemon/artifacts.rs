@@ -189,7 +189,7 @@ impl Artifacts {
 
     async fn dump(&self, dumper: &Dumper, due: DateTime<Utc>) -> Result<()> {
         let (databases, with): (Vec<String>, PgDump) = dumper.look().await.context("look at the server").inspect_err(|error| {
-            self.recorder.done(Deed::new("agent", Kind::DUMP, Outcome::Failed).saying(in_public(&error)));
+            self.recorder.done(Deed::new("agent", Kind::DUMP, Outcome::Failed).saying(in_public(error)));
         })?;
         let mut failed = Vec::new();
         for database in &databases {
