@@ -11,6 +11,7 @@ use walkeep_core::layout::GapName;
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
+use walkeep_store::ErrorKind;
 
 use super::Streamer;
 use super::lease::Writing;
@@ -18,7 +19,6 @@ use crate::postgres::replication::{Created, Identity, ReplicationConnection};
 use crate::postgres::{ConnectionParams, Host, sql};
 use crate::progress::SlotHold;
 use crate::repository::Error;
-use walkeep_store::ErrorKind;
 
 /// Segments before the newest one among which a stream looks for holes when it begins: one page of a listing.
 const HOLES_WITHIN: u64 = 500;

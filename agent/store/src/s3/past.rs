@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -25,9 +25,15 @@ pub struct PastS3Store {
     at: SystemTime,
     /// Versions that listings have told of: who reads has listed before, mostly.
     known: Mutex<HashMap<Key, String>>,
+    /// What lies below the prefix that was listed last. The past does not change, and a listing is asked for page by page.
+    listed: Mutex<Option<(String, Arc<Versions>)>>,
 }
 
+/// The versions that were there, by name.
+type Versions = BTreeMap<String, Version>;
+
 /// The version of an object that was there.
+#[derive(Debug)]
 struct Version {
     id: String,
     size: u64,
@@ -51,7 +57,7 @@ impl Found {
 impl PastS3Store {
     /// `store` as it was at this moment.
     pub fn new(store: S3Store, at: SystemTime) -> Self {
-        Self { store, at, known: Mutex::default() }
+        Self { store, at, known: Mutex::default(), listed: Mutex::default() }
     }
 
     fn read_only(&self, action: &'static str, place: &str) -> Error {
@@ -74,10 +80,11 @@ impl PastS3Store {
         list.send().await.map_err(Failure::from_sdk)
     }
 
-    async fn found(&self, prefix: &str, only: Option<&str>) -> std::result::Result<BTreeMap<String, Version>, Failure> {
+    /// One request after the other, each within the store's own deadline: together they may take long.
+    async fn found(&self, action: &'static str, prefix: &str, only: Option<&str>) -> Result<Versions> {
         let (mut found, mut from) = (Found::default(), None);
         loop {
-            let output = self.store.request(|| self.page_of(prefix, &from)).await?;
+            let output = self.store.call(action, prefix, self.store.request(|| self.page_of(prefix, &from))).await?;
             let encoded = output.encoding_type == Some(EncodingType::Url);
             let name =
                 |key: Option<&str>| listing::plain(&self.store.prefix, encoded, key).filter(|name| only.is_none_or(|only| only == name));
@@ -99,33 +106,44 @@ impl PastS3Store {
             let decoded = |text: &str| if encoded { listing::decode(text) } else { Some(text.to_owned()) };
             let next = output.next_key_marker().and_then(decoded).map(|key| (key, output.next_version_id_marker().map(str::to_owned)));
             if next.is_none() || next == from {
-                return Err(Failure::new(ErrorKind::Transient, "the listing of versions does not advance"));
+                return Err(Error::at(ErrorKind::Transient, action, prefix).because("the listing of versions does not advance"));
             }
             from = next;
         }
         Ok(found.0.into_iter().filter_map(|(name, (_, version))| Some((name, version?))).collect())
     }
 
-    async fn version_of(&self, key: &Key) -> std::result::Result<String, Failure> {
+    async fn below(&self, prefix: &str) -> Result<Arc<Versions>> {
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, versions)) = listed.filter(|(listed, _)| listed == prefix) {
+            return Ok(versions);
+        }
+        let versions = Arc::new(self.found("list", prefix, None).await?);
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some((prefix.to_owned(), versions.clone()));
+        Ok(versions)
+    }
+
+    async fn version_of(&self, key: &Key) -> Result<String> {
         if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
             return Ok(known.clone());
         }
-        let found = self.found(key.as_str(), Some(key.as_str())).await?;
-        let version = found.into_values().next().ok_or_else(|| Failure::new(ErrorKind::NotFound, "it was not there at that moment"))?;
+        let found = self.found("get", key.as_str(), Some(key.as_str())).await?;
+        let absent = || Error::new(ErrorKind::NotFound, "get", key).because("it was not there at that moment");
+        let version = found.into_values().next().ok_or_else(absent)?;
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), version.id.clone());
         Ok(version.id)
     }
 
-    async fn listed(&self, request: &ListRequest) -> std::result::Result<Page, Failure> {
-        let found = self.found(&request.prefix, None).await?;
+    async fn page(&self, request: &ListRequest) -> Result<Page> {
+        let found = self.below(&request.prefix).await?;
         let floor = request.start_after.as_deref().unwrap_or_default();
         let (mut page, mut folders) = (PageBuilder::new(request), BTreeSet::new());
-        for (name, version) in found {
+        for (name, version) in found.iter() {
             let Ok(key) = name.parse::<Key>() else { continue };
             if name.as_str() <= floor {
                 continue;
             }
-            if let Some(folder) = folder_of(request, &name) {
+            if let Some(folder) = folder_of(request, name) {
                 let is_new = !folders.contains(folder) && format!("{folder}{}", crate::listing::LAST).as_str() > floor;
                 if is_new && !page.folder(folder.to_owned()) {
                     break;
@@ -133,7 +151,7 @@ impl PastS3Store {
                 folders.insert(folder.to_owned());
                 continue;
             }
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), version.id);
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), version.id.clone());
             if !page.object(Listed { key, size: version.size, modified: version.put }) {
                 break;
             }
@@ -153,15 +171,12 @@ impl Store for PastS3Store {
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
-        let read = async {
-            let version = self.version_of(key).await?;
-            self.store.read(key, Some(&version), range.as_ref()).await
-        };
-        self.store.call("get", key.as_str(), read).await
+        let version = self.version_of(key).await?;
+        self.store.call("get", key.as_str(), self.store.read(key, Some(&version), range.as_ref())).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<Page> {
-        self.store.call("list", &request.prefix, self.listed(request)).await
+        self.page(request).await
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
