@@ -232,6 +232,13 @@ fn what_fails_stores_nothing() {
         .map(|record| record["outcome"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(outcomes, [vec!["failed"; 6], vec!["done"]].concat());
+    // What commands say may be rows, queries and keys: who looks is told, and the trail, which everybody reads who has the bucket, is not.
+    configure(&mut story.walkeep, "[cluster.main.dump]\n");
+    let dumped = story.walkeep.run(&["dump", "--database", "nowhere"]).expect_code(1);
+    assert!(dumped.stderr.contains("does not exist") && dumped.stderr.contains("not dumped: nowhere"), "{}", dumped.stderr);
+    let trail = story.walkeep.ok(&["audit", "--json"]).stdout;
+    assert!(trail.contains("not dumped: nowhere") && trail.contains("ended with exit status: 4"), "{trail}");
+    assert!(!trail.contains("does not exist") && !trail.contains("broken pump"), "{trail}");
     story.end(&[]);
 }
 
