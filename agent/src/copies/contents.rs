@@ -1,7 +1,7 @@
 //! What of a cluster is brought from repository to repository, and in what order.
 //!
-//! Whatever the layout knows, but for what was let go: things under an expiry that is being carried out must not come back. A backup's record comes last, so
-//! the other repository never has a backup of which something is missing.
+//! Whatever the layout knows, but for what was let go: things under an expiry that is being carried out must not come back. Records of backups and
+//! artifacts come last, behind what they name.
 
 use std::sync::Arc;
 
