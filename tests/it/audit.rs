@@ -199,6 +199,24 @@ fn refused_requests_are_counted() {
     story.end(&["failed"]);
 }
 
+/// The agent's stop is no way to have no record.
+#[test]
+fn a_backup_that_the_agents_stop_interrupts_is_recorded() {
+    let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
+    let cluster = story::builder(VERSION).start();
+    let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
+    walkeep.more = "\n[[cluster.main.backup]]\nschedule = \"* * * * *\"\n".to_owned();
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let slow = proxy.arm(When::put().path("packs/"), Fault::Delay(std::time::Duration::from_millis(2000)));
+    let agent = walkeep.agent();
+    wait_until("a backup is under way", std::time::Duration::from_secs(90), || proxy.hits(slow) > 0);
+    agent.stop();
+    let trail = audit(&walkeep, &["--kind", "backup"]);
+    assert_eq!(told(&trail), [("backup".to_owned(), "failed".to_owned())], "{trail:#}");
+    assert_eq!(trail["records"][0]["message"], "given up: the agent stops");
+}
+
 /// What was killed shows, and a trail that cannot be written hinders no restore.
 #[test]
 fn a_killed_restore_shows_and_credentials_that_only_read_restore() {

@@ -60,6 +60,8 @@ impl Kind {
     pub const ARTIFACT: Self = Self::of("artifact");
     /// An artifact was taken out.
     pub const ARTIFACT_GET: Self = Self::of("artifact-get");
+    /// History was copied from one repository into another.
+    pub const COPY: Self = Self::of("copy");
     /// The trail itself: records that could not be stored in time.
     pub const AUDIT: Self = Self::of("audit");
 

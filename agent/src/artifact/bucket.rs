@@ -68,7 +68,18 @@ async fn object(store: &SharedStore, listed: &Listed, source: &Source) -> Result
         next = stretch(store, &listed.key, at, size).await.with_context(|| format!("read {}", listed.key))?;
     }
     source.put(Bytes::from(vec![0; padding(size)])).await?;
+    if size > STRETCH {
+        ensure!(is_still(store, listed).await?, "{} was replaced while it was read: its bytes would be of two contents", listed.key);
+    }
     Ok(true)
+}
+
+/// Whether it is the object that was listed, as far as stores tell: by its length and the second in which it was put. What is read at once is never torn.
+async fn is_still(store: &SharedStore, listed: &Listed) -> Result<bool> {
+    let request = ListRequest { prefix: listed.key.as_str().to_owned(), ..ListRequest::default() };
+    let page = store.list(&request).await.with_context(|| format!("look at {} again", listed.key))?;
+    let now = page.objects.iter().find(|object| object.key == listed.key);
+    Ok(now.is_some_and(|now| (now.size, now.modified) == (listed.size, listed.modified)))
 }
 
 async fn stretch(store: &SharedStore, key: &Key, from: u64, size: u64) -> walkeep_store::Result<Bytes> {

@@ -2,6 +2,7 @@
 //! its standard error.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -18,6 +19,8 @@ use crate::config::Secret;
 const CHUNK: usize = 256 << 10;
 /// The end of standard error that is kept.
 const TAIL: usize = 4 << 10;
+/// A command that has ended may have left processes behind which hold its output; that ends within this time, or is not all.
+const LEFT: Duration = Duration::from_secs(5);
 /// What a command gets of the agent's environment, which has keys and passwords that are none of its business.
 const PASSED_ON: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL"];
 /// Shorter values may be parts of words.
@@ -42,8 +45,14 @@ impl Call {
         Ok(Flow::of(|source| async move {
             let said = self.stderr(&mut child);
             let mut group = Group::of(&child);
+            let held = async {
+                // Its status is asked for again below.
+                let _ = child.wait().await;
+                tokio::time::sleep(LEFT).await;
+            };
             let copied = tokio::select! {
                 copied = copy(stdout, &source) => copied,
+                () = held => bail!("the command has ended, and a process it left behind still holds its output: whether that is all of it nobody knows"),
                 () = source.cancelled.cancelled() => bail!("cancelled"),
             };
             copied?;
@@ -52,7 +61,7 @@ impl Call {
                 () = source.cancelled.cancelled() => bail!("cancelled"),
             };
             group.ended();
-            let said = said.await.context("read what it says")?;
+            let said = all_said(said).await?;
             ended(status, &said)?;
             Ok(Ended { stderr: Some(said).filter(|said| !said.is_empty()), ..Ended::default() })
         }))
@@ -65,7 +74,7 @@ impl Call {
         let mut group = Group::of(&child);
         let status = child.wait().await.context("wait for the command")?;
         group.ended();
-        let said = said.await.context("read what it says")?;
+        let said = all_said(said).await?;
         ended(status, &said)?;
         Ok(Some(said).filter(|said| !said.is_empty()))
     }
@@ -96,6 +105,17 @@ impl Call {
             let from = text.char_indices().map(|(at, _)| at).find(|at| text.len() - at <= TAIL).unwrap_or(text.len());
             text[from..].lines().map(printable).collect::<Vec<_>>().join("\n").trim().to_owned()
         })
+    }
+}
+
+/// What it said, once nobody can say more.
+async fn all_said(mut said: JoinHandle<String>) -> Result<String> {
+    match tokio::time::timeout(LEFT, &mut said).await {
+        Ok(said) => said.context("read what it says"),
+        Err(_) => {
+            said.abort();
+            Ok("(not known: a process that it left behind still holds its standard error)".to_owned())
+        }
     }
 }
 
@@ -196,6 +216,18 @@ mod tests {
         assert!(sh("yes x | head -c 100000 >&2; exit 1").run().await.unwrap_err().to_string().len() < 2 * TAIL);
         let missing = Call { argv: vec!["/nowhere/x".into()], environment: Vec::new(), open: Vec::new() };
         assert!(missing.start().unwrap_err().to_string().contains("/nowhere/x"));
+    }
+
+    #[tokio::test]
+    async fn what_holds_its_output_behind_its_end_is_not_waited_for() {
+        let mut flow = sh("echo half; sleep 600 &").start().unwrap();
+        flow.piece().await.unwrap();
+        let error = flow.ended().await.unwrap_err().to_string();
+        assert!(error.contains("left behind"), "{error}");
+        // Its standard error alone takes nothing from what it printed.
+        let mut flow = sh("echo all; sleep 20 > /dev/null &").start().unwrap();
+        assert_eq!(&flow.piece().await.unwrap()[..], b"all\n");
+        assert!(flow.ended().await.unwrap().stderr.unwrap().contains("left behind"));
     }
 
     #[tokio::test]

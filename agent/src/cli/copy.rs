@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::{Exit, Failure};
 use super::setup::{self, Missing};
+use super::trail::Told;
 use super::{Global, output};
 use crate::config::{ByteSize, ClusterConfig, RepositoryConfig};
 use crate::copies::copy::{self, Copied, CopyOptions};
@@ -39,7 +40,10 @@ pub struct CopyArgs {
 }
 
 /// Runs the command.
-pub async fn run(global: &Global, args: CopyArgs) -> Result<(), Failure> {
+pub async fn run(global: &Global, args: CopyArgs, told: &Told<'_>) -> Result<(), Failure> {
+    if args.dry_run {
+        told.nothing();
+    }
     let config = setup::config(global)?;
     let cluster = &config.cluster;
     let (from, to) = (chosen(cluster, &args.from)?, chosen(cluster, &args.to)?);
@@ -53,6 +57,8 @@ pub async fn run(global: &Global, args: CopyArgs) -> Result<(), Failure> {
     let source = setup::store(repository(cluster, from), Missing::Fail, &end).await?;
     let target = setup::store(repository(cluster, to), missing, &end).await?;
     let urls = (source.url(), target.url());
+    told.of("from", &urls.0);
+    told.of("to", &urls.1);
     let options = CopyOptions { dry_run: args.dry_run, rate_kb: args.rate.map(|rate| u32::try_from(rate.0 / 1024).unwrap_or(u32::MAX)) };
     let with = |repository, identity| {
         ClusterRepository::new(repository, cluster.name.clone(), identity, cluster.compression_level).with_encryption(keys.clone())
@@ -67,6 +73,8 @@ pub async fn run(global: &Global, args: CopyArgs) -> Result<(), Failure> {
     let copied = copy::copy(source, target, &cluster.name, options, &with, &stop, &tell).await;
     bar.finish_and_clear();
     let copied = copied?;
+    told.of("objects", copied.objects);
+    told.of("bytes", copied.bytes);
     if args.json {
         output::json(&copied)?;
     } else {

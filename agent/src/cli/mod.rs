@@ -239,7 +239,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
-            Command::Copy(args) => copy::run(&global, args).await,
+            Command::Copy(args) => recorded_as(&global, "copy", Kind::COPY, async |told| copy::run(&global, args, told).await).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::FetchService(args) => agent::fetch_service(&global, args).await,

@@ -90,11 +90,14 @@ impl Taker {
         if let Ok(record) = &taken {
             self.metrics.backup_taken(record);
         }
-        // A stop is neither.
-        if taken.is_ok() || !self.stop.is_cancelled() {
+        let deed = Deed::of_agent(Kind::BACKUP, &taken).of("label", &label);
+        let deed = taken.iter().fold(deed, |deed, record| deed.of("backup", &record.id));
+        if taken.is_err() && self.stop.is_cancelled() {
+            // No alarm: the next agent goes on with it.
+            self.recorder.done(deed.saying("given up: the agent stops"));
+        } else {
             self.metrics.backups.ended(&label, taken.is_ok(), began.elapsed().as_secs_f64(), Utc::now());
-            let deed = Deed::of_agent(Kind::BACKUP, &taken).of("label", &label);
-            self.recorder.done(taken.iter().fold(deed, |deed, record| deed.of("backup", &record.id)));
+            self.recorder.done(deed);
         }
         if taken.is_ok() {
             retention::let_go(self).await;

@@ -112,7 +112,7 @@ pub async fn run(
     }
     let crashed = Arc::new(AtomicBool::new(false));
     let refused = Arc::new(Mutex::new(None));
-    // What the others store in their last moments is brought to every repository, if there is time.
+    // What the others do in their last moments is recorded, and brought to every repository, if there is time.
     let followers = Followers::default();
     let parts = Parts {
         crashed: crashed.clone(),
@@ -140,7 +140,7 @@ pub async fn run(
     followers.last.cancel();
     followers.tasks.close();
     if tokio::time::timeout_at(end, followers.tasks.wait()).await.is_err() {
-        tracing::info!("not everything is in every repository yet: the next agent brings it there");
+        tracing::info!("not everything is recorded, or in every repository yet: the next agent brings it there");
     }
     leave.cancel();
     tracing::info!("stopped");
@@ -169,7 +169,7 @@ struct Parts {
     refused: Arc<Mutex<Option<anyhow::Error>>>,
 }
 
-/// The tasks that bring to several repositories what others have stored in one.
+/// The tasks that go on until all others have ended: they see to what these leave, several repositories alike and the audit trail.
 #[derive(Clone, Default)]
 struct Followers {
     tasks: TaskTracker,
@@ -260,7 +260,7 @@ async fn bring_up(
     let repository = Arc::new(repository.observed(metrics.clone()));
     let identity = repository.identity();
     if let Some(deeds) = deeds {
-        tasks.spawn(recorder::run(repository.clone(), deeds, stop.clone()));
+        followers.tasks.spawn(recorder::run(repository.clone(), deeds, followers.last.clone()));
     }
     let recent = Arc::new(Recent::default());
     let index = match role {
