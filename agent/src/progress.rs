@@ -70,6 +70,13 @@ impl Snapshot {
     pub fn lag_bytes(&self) -> u64 {
         self.server_end.bytes_since(self.durable)
     }
+
+    /// The commits of how long a time would be lost with the server; `None` before any WAL was seen. While it streams a silent server writes nothing;
+    /// when it does not, the server may have written all the time.
+    pub fn possible_loss(&self) -> Option<Duration> {
+        let silence = self.last_contact?.elapsed();
+        Some(if self.phase == Phase::Streaming { self.lag } else { self.lag.max(silence) })
+    }
 }
 
 /// What `protect = "primary"` has done with the slot.

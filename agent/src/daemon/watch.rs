@@ -6,14 +6,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
+use walkeep_core::SegmentSize;
 use walkeep_core::slot::{self, Health};
 
 use crate::config::ClusterConfig;
-use crate::metrics::{Metrics, SlotState};
+use crate::metrics::{Disk, Metrics, SlotState};
 use crate::postgres::sql::Waited;
 use crate::postgres::{ConnectionParams, sql};
 use crate::progress::{Phase, Progress};
 use crate::repository::ClusterRepository;
+use crate::spool::Spool;
 
 /// Between two looks at the server and its files.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -69,6 +71,7 @@ pub async fn run(
                 tracing::debug!(error = format!("{error:#}"), "cannot count what waits for archive_command");
             }
         }
+        look_at_disks(&cluster, &metrics).await;
         let now = Counted { stored: metrics.objects_stored(), archived: metrics.objects_archived() };
         if now.gaps_are_due(counted_at, look, metrics.has_open_gaps())
             && let Ok(gaps) = repository.open_gaps().await
@@ -80,6 +83,24 @@ pub async fn run(
             () = pause(counted_at, streamed, &metrics, &progress) => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// The spool, and the file systems that must not become full.
+async fn look_at_disks(cluster: &ClusterConfig, metrics: &Arc<Metrics>) {
+    let (spool, data, limit, metrics) = (cluster.spool.clone(), cluster.data_directory.clone(), cluster.spool_limit.0, metrics.clone());
+    let look = move || {
+        match Spool::at(&spool, SegmentSize::DEFAULT).bytes() {
+            Ok(bytes) => metrics.host.spool(bytes, limit),
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "cannot look at the spool"),
+        }
+        metrics.host.look_at(Disk::Spool, &spool);
+        if let Some(data) = data {
+            metrics.host.look_at(Disk::PgWal, &data.join("pg_wal"));
+        }
+    };
+    if let Err(error) = tokio::task::spawn_blocking(look).await {
+        tracing::debug!(%error, "cannot look at the disks");
     }
 }
 
