@@ -1,9 +1,10 @@
 # Walkeep's commands. `make test` is what CI runs; `make demo` shows what Walkeep does. CARGO_TARGET_DIR and CARGO_TERM_COLOR are respected.
-.PHONY: help demo test build bench fmt it clean-test
+.PHONY: help demo test build package bench fmt it clean-test
 
 help:
 	@echo "make demo        build, then the whole story on a throw-away server and a local repository"
 	@echo "make test        everything CI checks; installs what the tests need (tests/setup.sh)"
+	@echo "make package     a Debian package and a tarball of them, in target/package"
 	@echo "make build       the three programs as installed, the shims static, in target/dist"
 	@echo "make bench       Walkeep beside pgBackRest, pg_basebackup, rclone and cp, one table; WORKS=push,get for less (an hour or so for all)"
 	@echo "make it T=name   the binaries, then the story tests whose names contain T"
@@ -18,6 +19,9 @@ test:
 
 build:
 	@packaging/build.sh
+
+package:
+	@packaging/package.sh
 
 it:
 	@tests/setup.sh

@@ -6,6 +6,11 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 triple=$(rustc -vV | sed -n 's/^host: //p')
 only=${1:-all}   # all, or shims
 
+# What `walkeep --version` says of its build.
+WALKEEP_BUILD_COMMIT=$(git rev-parse --short=12 HEAD 2> /dev/null || echo "none (not built in a git checkout)")
+WALKEEP_BUILD_RUSTC=$(rustc --version)
+export WALKEEP_BUILD_COMMIT WALKEEP_BUILD_RUSTC
+
 if [ "$only" = all ]; then
   cargo build --locked --quiet --release -p walkeep --bin walkeep
 fi

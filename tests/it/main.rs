@@ -36,6 +36,7 @@ mod many_relations;
 mod minimal;
 mod names;
 mod other_history;
+mod package;
 mod parts;
 mod picture;
 mod places;

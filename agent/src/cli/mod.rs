@@ -15,6 +15,7 @@ mod demo;
 mod expire;
 mod extract;
 pub mod failure;
+mod generate;
 mod index;
 mod init;
 mod keep;
@@ -52,6 +53,7 @@ use trail::recorded_as;
 #[command(
     name = "walkeep",
     version,
+    long_version = generate::LONG_VERSION.as_str(),
     about,
     max_term_width = 100,
     after_help = "\
@@ -148,6 +150,10 @@ enum Command {
     Wal(wal::WalCommand),
     /// The whole story on a throw-away server: stream, back up, an accident, plan, restore, proof
     Demo(demo::DemoArgs),
+    /// Completions for a shell
+    Completions(generate::CompletionsArgs),
+    /// Man pages, into a directory
+    Man(generate::ManArgs),
     /// Serve restore_command where no agent runs; started by walkeep-restore-cmd, leaves after idling
     #[command(hide = true)]
     FetchService(agent::FetchServiceArgs),
@@ -242,6 +248,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Copy(args) => recorded_as(&global, "copy", Kind::COPY, async |told| copy::run(&global, args, told).await).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
+            Command::Completions(args) => generate::completions(&args),
+            Command::Man(args) => generate::man(&args),
             Command::FetchService(args) => agent::fetch_service(&global, args).await,
         }
     });
