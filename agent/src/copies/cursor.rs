@@ -64,6 +64,11 @@ impl Cursor {
         self.noted.complete_at
     }
 
+    /// Whether the next comparison begins at the beginning.
+    pub fn is_new(&self) -> bool {
+        self.noted.under_way.is_none()
+    }
+
     /// Begins a comparison, or goes on with the one that was interrupted: where it is.
     pub fn begin(&mut self) -> Mark {
         match &self.noted.under_way {

@@ -68,18 +68,20 @@ pub async fn compare(repository: Arc<ClusterRepository>, cluster: ClusterConfig,
     let Some(several) = opened(&repository, &cluster, &stop).await else { return };
     let Some(url) = cluster.repositories().nth(index).map(|config| config.url()) else { return };
     let mut cursor = Cursor::load(&cluster, &url);
-    let mut wanted = true;
     let mut failures = 0;
+    // In the count of the repositories: when the last whole comparison began, the one under way, and what it has to tell about.
+    let (mut settled, mut began, mut doubted) = (0, 0, several.doubted(index));
     loop {
         // Taken before the listings are made: what comes meanwhile asks for another one.
-        let left = several.take_overflow(index) | several.take_overflow(0);
-        let left = left | left_behind::take(&cluster, &url) | left_behind::take(&cluster, &cluster.repository.url());
-        if left {
-            several.note_compared(index, false);
+        take_notes(&several, &cluster);
+        if several.doubted(index) > doubted {
+            doubted = several.doubted(index);
             cursor.anew();
         }
-        wanted |= left || cursor.is_due(cluster.compare_interval);
-        if wanted {
+        if settled < doubted || cursor.is_due(cluster.compare_interval) {
+            if began == 0 || cursor.is_new() {
+                began = several.begin_comparing();
+            }
             let compared = tokio::select! {
                 compared = compare_once(&repository, &several, index, &mut cursor) => compared,
                 // It may wait for a repository that does not answer.
@@ -87,8 +89,11 @@ pub async fn compare(repository: Arc<ClusterRepository>, cluster: ClusterConfig,
             };
             match compared {
                 Ok(whole) => {
-                    several.note_compared(index, whole);
-                    (wanted, failures) = (!whole, 0);
+                    if whole {
+                        several.note_compared(index, began);
+                        settled = began;
+                    }
+                    (began, failures) = (0, 0);
                 }
                 Err(error) => {
                     failures += 1;
@@ -108,6 +113,15 @@ pub async fn compare(repository: Arc<ClusterRepository>, cluster: ClusterConfig,
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// What other processes left behind, whoever of those that compare comes first: each is told by the repositories' own count.
+fn take_notes(several: &Several, cluster: &ClusterConfig) {
+    for (index, repository) in cluster.repositories().enumerate() {
+        if left_behind::take(cluster, &repository.url()) {
+            several.doubt(index);
         }
     }
 }
@@ -154,7 +168,7 @@ impl Sink for Queueing<'_> {
             // Which of two is right is not for a copy to say: where it is brought it is told.
             Compared::OnlyFirst(listed) | Compared::Differs(listed, _) => {
                 self.found += 1;
-                self.several.queue(self.index, listed.key, listed.modified).await;
+                self.several.queue(self.index, listed).await;
             }
             Compared::OnlySecond(listed) => {
                 // Somebody may be removing it at this moment, from the primary first: what says so was put before.
@@ -165,7 +179,7 @@ impl Sink for Queueing<'_> {
                     self.back += 1;
                     // With a third one too: what was acknowledged by any may be in one only.
                     for place in (0..self.several.places().len()).filter(|place| *place != self.index) {
-                        self.several.queue(place, listed.key.clone(), listed.modified).await;
+                        self.several.queue(place, listed.clone()).await;
                     }
                 }
             }

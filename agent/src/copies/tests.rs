@@ -20,11 +20,13 @@ use crate::repository::tests::{memory, over, record, segment};
 
 /// A configuration with two repositories, its spool in `folder`.
 fn cluster(folder: &Path) -> ClusterConfig {
+    configured(folder, &["one", "other"])
+}
+
+fn configured(folder: &Path, repositories: &[&str]) -> ClusterConfig {
     let path = folder.join("walkeep.toml");
-    let text = format!(
-        "[cluster.main]\nspool = \"{}\"\n[[cluster.main.repository]]\nurl = \"s3://one\"\n[[cluster.main.repository]]\nurl = \"s3://other\"\n",
-        folder.display()
-    );
+    let tables: String = repositories.iter().map(|name| format!("[[cluster.main.repository]]\nurl = \"s3://{name}\"\n")).collect();
+    let text = format!("[cluster.main]\nspool = \"{}\"\n{tables}", folder.display());
     std::fs::write(&path, text).unwrap();
     Config::load(&Selection { path: Some(path), ..Selection::default() }).unwrap().cluster
 }
@@ -166,6 +168,96 @@ async fn a_command_leaves_a_note_for_the_agent() {
     let several = two().await.1;
     left_behind::pass_over_dead(&config, &several);
     assert_eq!(several.states().iter().map(|state| state.down.is_some()).collect::<Vec<_>>(), [false, true]);
+}
+
+/// Three places of a cluster, and somebody who compares and brings for each.
+struct Three {
+    folder: tempfile::TempDir,
+    repository: Arc<ClusterRepository>,
+    several: Several,
+    stores: [Arc<FaultyStore>; 3],
+    stop: CancellationToken,
+}
+
+impl Three {
+    async fn begin(rule: StoredWhen) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = [(); 3].map(|()| Arc::new(FaultyStore::new(Arc::new(MemoryStore::new()))));
+        let places: Vec<SharedStore> = stores.iter().map(|store| store.clone() as SharedStore).collect();
+        // What every one of them has from its beginning.
+        over(Arc::new(Several::new(places.clone(), StoredWhen::All, Follow::Queued))).await;
+        let several = Several::new(places, rule, Follow::Queued);
+        let repository = Arc::new(over(Arc::new(several.clone())).await);
+        let stop = CancellationToken::new();
+        let config = configured(folder.path(), &["one", "second", "third"]);
+        for index in 0..3 {
+            tokio::spawn(follow(repository.clone(), config.clone(), index, stop.clone()));
+            if index > 0 {
+                tokio::spawn(compare(repository.clone(), config.clone(), index, stop.clone()));
+            }
+        }
+        Self { folder, repository, several, stores, stop }
+    }
+
+    fn config(&self) -> ClusterConfig {
+        configured(self.folder.path(), &["one", "second", "third"])
+    }
+
+    async fn place(&self, index: usize) -> ClusterRepository {
+        alone(&self.repository, index).await
+    }
+
+    fn fail(&self, index: usize) {
+        for operation in Operation::ALL {
+            self.stores[index].inject(Rule::new(operation, Fault::Fail(walkeep_store::ErrorKind::Transient)));
+        }
+    }
+
+    /// Waits a while for this to be so.
+    async fn until(&self, what: &str, so: impl AsyncFn() -> bool) {
+        for _ in 0..300 {
+            if so().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        panic!("never: {what}; {:?}", self.several.states());
+    }
+
+    fn compared(&self) -> Vec<bool> {
+        self.several.states().iter().map(|state| state.compared).collect()
+    }
+}
+
+impl Drop for Three {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn has(repository: &ClusterRepository, number: u64) -> bool {
+    repository.get_wal(WalFileName::Segment(segment(number))).await.unwrap().is_some()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_process_left_behind_is_looked_for_in_every_repository() {
+    let three = Three::begin(StoredWhen::Any).await;
+    three.until("all are compared", async || three.compared() == [true; 3]).await;
+    put(&three.place(2).await, 1).await;
+    let Follow::Awaited { left, .. } = left_behind::follow(&three.config(), left_behind::PATIENCE) else { panic!("a command waits") };
+    left(0);
+    left(1);
+    let places = [three.place(0).await, three.place(1).await];
+    three.until("what only the third had", async || has(&places[0], 1).await && has(&places[1], 1).await).await;
+    three.until("all are compared", async || three.compared() == [true; 3]).await;
+    // A note about a primary that cannot be asked says nothing of the second.
+    three.fail(0);
+    left(0);
+    three.until("the note is taken", async || !three.compared()[0]).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(three.compared(), [false, true, true]);
+    put(&three.repository, 2).await;
+    assert!(!has(&three.repository, 3).await, "it is known to be absent");
 }
 
 async fn copied(from: SharedStore, to: SharedStore, dry_run: bool, keys: Option<Arc<Encryption>>) -> anyhow::Result<Copied> {

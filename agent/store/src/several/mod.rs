@@ -10,6 +10,7 @@
 pub mod compare;
 pub mod follow;
 mod health;
+mod known;
 mod place;
 mod put;
 mod queue;
@@ -18,17 +19,19 @@ mod read;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use compare::{Compared, Mark, Sink, compare};
 pub use follow::Guide;
+use known::Known;
 pub use place::{Fallbacks, PlaceState};
 use place::{Place, Reason};
+use queue::Lacking;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Result, SharedStore, Store};
 
 /// Where an object has to be before a put is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +81,7 @@ impl fmt::Debug for Follow {
 #[derive(Debug)]
 struct Shared {
     places: Vec<Place>,
+    known: Known,
     when: StoredWhen,
     follow: Follow,
 }
@@ -92,8 +96,9 @@ pub struct Several {
 impl Several {
     /// The places, the primary first. Something is absent if [`Proof::Enough`] says so.
     pub fn new(places: Vec<SharedStore>, when: StoredWhen, follow: Follow) -> Self {
-        let places = places.into_iter().map(Place::new).collect();
-        Self { shared: Arc::new(Shared { places, when, follow }), proof: Proof::Enough }
+        let places: Vec<Place> = places.into_iter().map(Place::new).collect();
+        let known = Known::new(places.len());
+        Self { shared: Arc::new(Shared { places, known, when, follow }), proof: Proof::Enough }
     }
 
     /// The same, with another idea of what proves absence.
@@ -113,7 +118,8 @@ impl Several {
 
     /// How each place is.
     pub fn states(&self) -> Vec<PlaceState> {
-        self.all().iter().map(Place::state).collect()
+        let state = |(index, place): (usize, &Place)| PlaceState { compared: self.known().is_known(index), ..place.state() };
+        self.all().iter().enumerate().map(state).collect()
     }
 
     /// A place is known not to have answered a moment ago, by another process for example: it is passed over for so long.
@@ -123,21 +129,46 @@ impl Several {
         }
     }
 
-    /// A place and the primary were compared, and what either lacks is in its queue; or that is not known any more.
-    pub fn note_compared(&self, place: usize, compared: bool) {
-        if let Some(place) = self.place(place) {
-            place.note_compared(compared);
-        }
+    /// A comparison of a place with the primary begins. Answers the moment, for [`Self::note_compared`].
+    pub fn begin_comparing(&self) -> u64 {
+        self.known().begin()
     }
 
-    /// Whether a place has everything, as far as this process knows: all were compared, as any may have had what others lack, and nothing waits for it.
-    fn is_complete(&self, place: &Place) -> bool {
-        self.all().iter().skip(1).all(Place::was_compared) && place.queue.depth() == 0 && !place.queue.has_overflowed()
+    /// A place and the primary were compared from the beginning to the end, since then, and what either lacks is in its queue.
+    pub fn note_compared(&self, place: usize, began: u64) {
+        self.known().compared(place, began);
+    }
+
+    /// Something may be missing at a place that no queue of this process holds: only comparisons tell what.
+    pub fn doubt(&self, place: usize) {
+        self.known().doubt(place);
+    }
+
+    /// When something came into doubt that a comparison of this place tells about, in the count of [`Self::begin_comparing`]. What queues had no room for is in
+    /// doubt from now on.
+    pub fn doubted(&self, place: usize) -> u64 {
+        for (index, other) in self.all().iter().enumerate().filter(|(_, other)| other.queue.has_overflowed()) {
+            self.doubt(index);
+            other.queue.take_overflow();
+            // What came between the two.
+            self.doubt(index);
+        }
+        self.known().doubted(place)
+    }
+
+    /// Whether all that a place lacks is in its queue.
+    fn is_known(&self, index: usize) -> bool {
+        self.known().is_known(index) && self.place(index).is_some_and(|place| !place.queue.has_overflowed())
+    }
+
+    /// Whether a place has everything, as far as this process knows.
+    fn is_complete(&self, index: usize) -> bool {
+        self.is_known(index) && self.place(index).is_some_and(|place| place.queue.depth() == 0)
     }
 
     /// Whether something counts as stored that some place may lack, by a rule that wants it in all.
     pub fn counts_too_early(&self) -> bool {
-        self.when() == StoredWhen::All && !self.all().iter().all(|place| self.is_complete(place))
+        self.when() == StoredWhen::All && !(0..self.all().len()).all(|index| self.is_complete(index))
     }
 
     /// What one place has under this key was looked at and is not what was stored; another place has it whole.
@@ -147,16 +178,11 @@ impl Several {
         }
     }
 
-    /// Takes the note that more had to be queued for a place than there was room for: then only a comparison tells what it lacks.
-    pub fn take_overflow(&self, place: usize) -> bool {
-        self.place(place).is_some_and(|place| place.queue.take_overflow())
-    }
-
-    /// Queues a key for a place that lacks it, when there is room. `since`: when it was put where it is.
-    pub async fn queue(&self, place: usize, key: Key, since: SystemTime) {
+    /// Queues an object for a place that lacks it, when there is room: one that was listed elsewhere.
+    pub async fn queue(&self, place: usize, listed: Listed) {
         if let Some(place) = self.place(place) {
             place.queue.room().await;
-            place.queue.add(key, None, since);
+            place.queue.add(Lacking::listed(listed));
         }
     }
 
@@ -173,6 +199,10 @@ impl Several {
 
     fn place(&self, index: usize) -> Option<&Place> {
         self.all().get(index)
+    }
+
+    fn known(&self) -> &Known {
+        &self.shared.known
     }
 
     fn when(&self) -> StoredWhen {

@@ -1,6 +1,6 @@
 //! One of several places: its store, how it is, what it still lacks.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +26,6 @@ pub struct Place {
     pub queue: Queue,
     pub counts: Counts,
     health: Mutex<Health>,
-    compared: AtomicBool,
     told: Mutex<Option<Instant>>,
 }
 
@@ -82,22 +81,14 @@ pub struct PlaceState {
     pub differing: u64,
     /// Reads that another place had to answer.
     pub fallbacks: Fallbacks,
-    /// Whether it was compared with the primary: then it lacks nothing but what is queued.
+    /// Whether it lacks nothing but what is queued, as comparisons found.
     pub compared: bool,
 }
 
 impl Place {
     pub fn new(store: SharedStore) -> Self {
         let url = store.url();
-        Self {
-            store,
-            url,
-            queue: Queue::default(),
-            counts: Counts::default(),
-            health: Mutex::default(),
-            compared: AtomicBool::new(false),
-            told: Mutex::default(),
-        }
+        Self { store, url, queue: Queue::default(), counts: Counts::default(), health: Mutex::default(), told: Mutex::default() }
     }
 
     /// Asks it, unless it failed a moment ago.
@@ -208,14 +199,7 @@ impl Place {
         );
     }
 
-    pub fn note_compared(&self, compared: bool) {
-        self.compared.store(compared, Ordering::Relaxed);
-    }
-
-    pub fn was_compared(&self) -> bool {
-        self.compared.load(Ordering::Relaxed)
-    }
-
+    /// But for what comparisons found.
     pub fn state(&self) -> PlaceState {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counts { carried_objects, carried_bytes, differing, missing, unreachable, damaged } = &self.counts;
@@ -228,7 +212,7 @@ impl Place {
             carried_bytes: count(carried_bytes),
             differing: count(differing),
             fallbacks: Fallbacks { missing: count(missing), unreachable: count(unreachable), damaged: count(damaged) },
-            compared: self.was_compared(),
+            compared: false,
         }
     }
 

@@ -4,13 +4,14 @@
 //! writers do not leave different bytes in two places while the primary answers. Other bytes under a key are a conflict wherever they are found: the call
 //! fails, and nothing is overwritten anywhere.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 
+use super::queue::Lacking;
 use super::{Follow, Several, StoredWhen};
 use crate::{Error, ErrorKind, Key, Put, Result};
 
@@ -63,7 +64,7 @@ impl Several {
             if error.kind() != ErrorKind::AlreadyExists {
                 // Who asked may give up: what is in the primary is not to be missing here for ever.
                 match &self.shared.follow {
-                    Follow::Queued => place.queue.add(key.clone(), None, SystemTime::now()),
+                    Follow::Queued => place.queue.add(Lacking::there(key)),
                     Follow::Awaited { left, .. } => left(index),
                 }
             }
@@ -80,7 +81,7 @@ impl Several {
     fn bring_what_is_there(&self, key: &Key, error: &Error, at: usize) {
         if error.kind() == ErrorKind::AlreadyExists && matches!(self.shared.follow, Follow::Queued) {
             let others = self.all().iter().enumerate().filter(|(index, _)| *index != at);
-            others.for_each(|(_, place)| place.queue.add(key.clone(), None, SystemTime::now()));
+            others.for_each(|(_, place)| place.queue.add(Lacking::there(key)));
         }
     }
 
@@ -131,7 +132,7 @@ impl Several {
     async fn follow_up(&self, key: &Key, body: &Bytes, have: &[usize]) {
         let others = self.all().iter().enumerate().filter(|(index, _)| !have.contains(index));
         match &self.shared.follow {
-            Follow::Queued => others.for_each(|(_, place)| place.queue.add(key.clone(), Some(body.clone()), SystemTime::now())),
+            Follow::Queued => others.for_each(|(_, place)| place.queue.add(Lacking::put(key, body))),
             Follow::Awaited { patience, left } => {
                 let follow = others.map(|(index, place)| async move {
                     match place.ask_within(*patience, place.store.put_if_absent(key, body.clone())).await {

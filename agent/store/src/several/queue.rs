@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use crate::Key;
+use crate::{Key, Listed};
 
 /// Bytes that are kept for one place.
 const BYTES: usize = 64 << 20;
@@ -18,12 +18,42 @@ const KEYS: usize = 100_000;
 /// A comparison adds no more while so many wait.
 const ROOM: usize = 1000;
 
+/// An object that a place lacks.
+#[derive(Debug, Clone)]
+pub struct Lacking {
+    pub key: Key,
+    /// Its bytes, if they are at hand.
+    pub body: Option<Bytes>,
+    /// So many, as far as is known.
+    pub size: u64,
+    /// When it was put elsewhere.
+    pub since: SystemTime,
+}
+
+impl Lacking {
+    /// It was put elsewhere just now.
+    pub fn put(key: &Key, body: &Bytes) -> Self {
+        Self { key: key.clone(), body: Some(body.clone()), size: body.len() as u64, since: SystemTime::now() }
+    }
+
+    /// It lies elsewhere.
+    pub fn there(key: &Key) -> Self {
+        Self { key: key.clone(), body: None, size: 0, since: SystemTime::now() }
+    }
+
+    /// It was listed elsewhere.
+    pub fn listed(listed: Listed) -> Self {
+        Self { key: listed.key, body: None, size: listed.size, since: listed.modified }
+    }
+}
+
 /// An object to be brought to a place.
 #[derive(Debug, Clone)]
 pub struct Item {
     pub key: Key,
     /// Its bytes, if they are still in memory.
     pub body: Option<Bytes>,
+    size: u64,
     /// When it was put elsewhere.
     since: SystemTime,
     number: u64,
@@ -61,6 +91,7 @@ struct State {
 
 #[derive(Debug)]
 struct Flying {
+    size: u64,
     since: SystemTime,
     alone: bool,
     /// It was removed meanwhile.
@@ -76,7 +107,8 @@ pub struct Queue {
 
 impl Queue {
     /// Adds an object; one that waits already stays where it is.
-    pub fn add(&self, key: Key, body: Option<Bytes>, since: SystemTime) {
+    pub fn add(&self, lacking: Lacking) {
+        let Lacking { key, body, size, since } = lacking;
         let mut state = self.state();
         if state.numbers.contains_key(&key) || state.flying.get(&key).is_some_and(|flying| !flying.forgotten) {
             return;
@@ -90,7 +122,7 @@ impl Queue {
         let number = state.next;
         state.next += 1;
         state.numbers.insert(key.clone(), number);
-        state.waiting.insert(number, Item { key, body, since, number, tried: false });
+        state.waiting.insert(number, Item { key, body, size, since, number, tried: false });
         drop(state);
         self.changed.notify_waiters();
     }
@@ -105,7 +137,7 @@ impl Queue {
         }
         let item = state.waiting.remove(&number)?;
         state.numbers.remove(&item.key);
-        state.flying.insert(item.key.clone(), Flying { since: item.since, alone: is_alone, forgotten: false });
+        state.flying.insert(item.key.clone(), Flying { size: item.size, since: item.since, alone: is_alone, forgotten: false });
         Some(item)
     }
 
@@ -147,6 +179,21 @@ impl Queue {
         drop(state);
         self.changed.notify_waiters();
         if item.tried { Forgotten::OnItsWay } else { Forgotten::NeverSent }
+    }
+
+    /// Whether the place may lack this object.
+    pub fn holds(&self, key: &Key) -> bool {
+        let state = self.state();
+        state.numbers.contains_key(key) || state.flying.contains_key(key)
+    }
+
+    /// The objects that the place may lack whose keys begin with this.
+    pub fn below(&self, prefix: &str) -> Vec<Listed> {
+        let state = self.state();
+        let waiting = state.waiting.values().map(|item| (&item.key, item.size, item.since));
+        let flying = state.flying.iter().filter(|(_, flying)| !flying.forgotten).map(|(key, flying)| (key, flying.size, flying.since));
+        let below = waiting.chain(flying).filter(|(key, ..)| key.as_str().starts_with(prefix));
+        below.map(|(key, size, modified)| Listed { key: key.clone(), size, modified }).collect()
     }
 
     /// How many wait or are on their way.
@@ -221,7 +268,7 @@ mod tests {
     }
 
     fn add(queue: &Queue, text: &str) {
-        queue.add(key(text), Some(Bytes::from_static(b"abc")), SystemTime::UNIX_EPOCH);
+        queue.add(Lacking::put(&key(text), &Bytes::from_static(b"abc")));
     }
 
     fn names_others(key: &Key) -> bool {
@@ -268,14 +315,14 @@ mod tests {
         let queue = Queue::default();
         let body = Bytes::from(vec![0; BYTES / 2]);
         for text in ["a", "b", "c"] {
-            queue.add(key(text), Some(body.clone()), SystemTime::UNIX_EPOCH);
+            queue.add(Lacking::put(&key(text), &body));
         }
         let items: Vec<_> = std::iter::from_fn(|| queue.take(|_| false)).collect();
         assert_eq!(items.iter().map(|item| item.body.is_some()).collect::<Vec<_>>(), [true, true, false]);
         assert!(!items.iter().any(|item| queue.done(item)));
         assert_eq!(queue.state().bytes, 0);
         for number in 0..=KEYS {
-            queue.add(key(&number.to_string()), None, SystemTime::UNIX_EPOCH);
+            queue.add(Lacking::there(&key(&number.to_string())));
         }
         assert_eq!(queue.depth(), KEYS);
         assert!(queue.take_overflow() && !queue.take_overflow());

@@ -9,6 +9,7 @@ use futures::future::join_all;
 
 use super::place::Reason;
 use super::{Proof, Several, StoredWhen, is_no_answer};
+use crate::listing::folder_of;
 use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Result};
 
 /// So long a place is waited for whose answer is not needed for a proof.
@@ -18,9 +19,11 @@ impl Several {
     /// Reads from the first place that has it.
     pub(super) async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
         let (mut absent, mut failed): (Vec<usize>, Vec<(usize, Error)>) = (Vec::new(), Vec::new());
+        // Before anybody is asked: what leaves a queue meanwhile was not there yet when it was looked for.
+        let complete: Vec<bool> = (0..self.all().len()).map(|index| self.surely_has(index, key)).collect();
         for (index, place) in self.all().iter().enumerate() {
             let call = place.store.get(key, range.clone());
-            let asked = match self.suffice(&absent) {
+            let asked = match self.suffice(&absent, &complete) {
                 true => place.ask_within(PATIENCE, call).await,
                 false => place.ask(call).await,
             };
@@ -43,7 +46,7 @@ impl Several {
         if let Some(at) = failed.iter().position(|(_, error)| !is_no_answer(error)) {
             return Err(failed.swap_remove(at).1);
         }
-        if failed.is_empty() || self.suffice(&absent) {
+        if failed.is_empty() || self.suffice(&absent, &complete) {
             return Err(Error::new(ErrorKind::NotFound, "get", key));
         }
         Err(self.unproven("get", key.as_str(), &absent, failed))
@@ -76,6 +79,10 @@ impl Several {
     /// there. A later page may show again what an earlier one did.
     pub(super) async fn list_all_places(&self, request: &ListRequest) -> Result<Page> {
         let cursors = Cursor::parse(request.start_after.as_deref(), self.all().len());
+        // Before anybody is asked, for the same reason. What waits for a place is listed for it.
+        let complete: Vec<bool> = (0..self.all().len()).map(|index| self.is_known(index)).collect();
+        let lacking = self.lacking(request, &complete);
+        let complete = complete.as_slice();
         let listings = self.all().iter().zip(&cursors).enumerate().map(|(index, (place, cursor))| async move {
             let start_after = match cursor {
                 Cursor::Done => return Ok(None),
@@ -84,7 +91,7 @@ impl Several {
             };
             let request = ListRequest { start_after, ..request.clone() };
             let call = place.store.list(&request);
-            match self.suffice(&(0..self.all().len()).filter(|other| *other != index).collect::<Vec<_>>()) {
+            match self.suffice(&(0..self.all().len()).filter(|other| *other != index).collect::<Vec<_>>(), complete) {
                 true => place.ask_within(PATIENCE, call).await.map(Some),
                 false => place.ask(call).await.map(Some),
             }
@@ -116,7 +123,16 @@ impl Several {
                 }
             }
         }
-        if !failed.is_empty() && !self.suffice(&asked) {
+        // Those that could not be asked have it, or some of them.
+        if !failed.is_empty() {
+            for listed in lacking {
+                match folder_of(request, listed.key.as_str()) {
+                    Some(folder) => folders.push(folder.to_owned()),
+                    None => drop(objects.entry(listed.key.clone()).or_insert(listed)),
+                }
+            }
+        }
+        if !failed.is_empty() && !self.suffice(&asked, complete) {
             return Err(self.unproven("list", &request.prefix, &[], failed));
         }
         folders.sort_unstable();
@@ -125,9 +141,24 @@ impl Several {
         Ok(Page { objects: objects.into_values().collect(), folders, foreign, next: more.then(|| Cursor::print(&next)) })
     }
 
-    /// Whether what these places do not have is absent.
-    fn suffice(&self, asked: &[usize]) -> bool {
-        let complete = |index: &usize| self.place(*index).is_some_and(|place| self.is_complete(place));
+    /// Whether a place has this object, if any place does.
+    fn surely_has(&self, index: usize, key: &Key) -> bool {
+        self.is_known(index) && self.place(index).is_some_and(|place| !place.queue.holds(key))
+    }
+
+    /// What a listing would show as well if nothing waited for those that are `known`; with its first page.
+    fn lacking(&self, request: &ListRequest, known: &[bool]) -> Vec<Listed> {
+        let start_after = request.start_after.as_deref().unwrap_or_default();
+        if start_after.starts_with(MARK) {
+            return Vec::new();
+        }
+        let places = self.all().iter().zip(known).filter(|(_, known)| **known).map(|(place, _)| place);
+        places.flat_map(|place| place.queue.below(&request.prefix)).filter(|listed| listed.key.as_str() > start_after).collect()
+    }
+
+    /// Whether what these places do not have is absent, if those that are `complete` have it if any place does.
+    fn suffice(&self, asked: &[usize], complete: &[bool]) -> bool {
+        let complete = |index: &usize| complete.get(*index).is_some_and(|complete| *complete);
         match self.proof {
             Proof::Every => asked.len() == self.all().len(),
             Proof::Enough => (self.when() != StoredWhen::Any && asked.contains(&0)) || asked.iter().any(complete),

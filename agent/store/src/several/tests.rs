@@ -96,6 +96,10 @@ fn key(text: &str) -> Key {
     text.parse().unwrap()
 }
 
+fn listed(text: &str) -> Listed {
+    Listed { key: key(text), size: 3, modified: SystemTime::UNIX_EPOCH }
+}
+
 fn body(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
 }
@@ -225,9 +229,39 @@ async fn absence_has_to_be_proven() {
     assert_eq!(kind(&reachable).await, Err(ErrorKind::NotFound));
     assert_eq!(reachable.list(&ListRequest::default()).await.unwrap().objects.len(), 1);
     assert_eq!(enough.get(&key("data/b"), None).await.unwrap(), "b", "what is there needs no proof");
-    several.note_compared(1, true);
+    several.note_compared(1, several.begin_comparing());
     assert_eq!(kind(&enough).await, Err(ErrorKind::NotFound), "it is known to lack nothing");
     assert_eq!(several.states()[0].fallbacks.unreachable, 1);
+}
+
+/// What the primary lacks is no doubt about the others, and what waits for a place is a doubt about that alone.
+#[tokio::test(start_paused = true)]
+async fn any_knows_what_the_second_lacks_while_the_primary_is_down() {
+    let (several, one, other) = two(StoredWhen::Any);
+    for text in ["data/a", "data/x/y/z"] {
+        one.memory.put_if_absent(&key(text), body("abc")).await.unwrap();
+        several.queue(1, listed(text)).await;
+    }
+    several.note_compared(1, several.begin_comparing());
+    one.fail(ErrorKind::Transient);
+    let _stop = following(&several, 1);
+    let kind = async |text: &str| several.get(&key(text), None).await.map_err(|error| error.kind());
+    assert_eq!(kind("data/b").await, Err(ErrorKind::NotFound), "it is none of those that the second lacks");
+    assert_eq!(kind("data/a").await, Err(ErrorKind::Transient), "it is one, and the primary cannot be asked");
+    // Another process could not bring something to the primary.
+    several.doubt(0);
+    assert_eq!(kind("data/b").await, Err(ErrorKind::NotFound));
+    several.put_if_absent(&key("data/c"), body("c")).await.unwrap();
+    assert_eq!(kind("data/c").await.unwrap(), "c");
+    // What the second lacks is there all the same.
+    let shown = list_all(&several, ListRequest { prefix: "data/".into(), ..ListRequest::default() }).await.unwrap().objects;
+    assert_eq!(shown.iter().map(|listed| listed.key.as_str()).collect::<Vec<_>>(), ["data/a", "data/c", "data/x/y/z"]);
+    let request = ListRequest { prefix: "data/x/".into(), by_folder: true, ..ListRequest::default() };
+    assert_eq!(several.list(&request).await.unwrap().folders, ["data/x/y/"]);
+    several.doubt(1);
+    assert_eq!(kind("data/b").await, Err(ErrorKind::Transient));
+    assert!(several.list(&ListRequest::default()).await.is_err());
+    assert_eq!(other.memory.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +339,7 @@ async fn what_is_copied_is_proven() {
     other.memory.put_if_absent(&key("data/d"), body("ALIKE")).await.unwrap();
     one.memory.put_if_absent(&key("data/d"), body("alike")).await.unwrap();
     for text in ["data/a", "data/b", "data/d", "data/gone"] {
-        several3.queue(2, key(text), SystemTime::now()).await;
+        several3.queue(2, listed(text)).await;
     }
     let _stop = following(&several3, 2);
     several3.drained(2).await;
@@ -314,7 +348,7 @@ async fn what_is_copied_is_proven() {
     assert_eq!(several3.states()[2].differing, 1);
     // Where nobody has it whole, damage is not spread.
     one.memory.put_if_absent(&key("data/c"), body("bad")).await.unwrap();
-    several.queue(1, key("data/c"), SystemTime::now()).await;
+    several.queue(1, listed("data/c")).await;
     let _stop = following(&several, 1);
     several.drained(1).await;
     assert!(!other.has("data/c"));
