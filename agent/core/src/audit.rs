@@ -60,6 +60,8 @@ impl Kind {
     pub const ARTIFACT: Self = Self::of("artifact");
     /// An artifact was taken out.
     pub const ARTIFACT_GET: Self = Self::of("artifact-get");
+    /// Good copies were put where one of several repositories had none.
+    pub const REPAIR: Self = Self::of("repair");
     /// The trail itself: records that could not be stored in time.
     pub const AUDIT: Self = Self::of("audit");
 
@@ -196,7 +198,7 @@ pub struct Record {
 }
 
 /// The last record of a trail, as far as it is known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Head {
     /// Its number; 0 before the first.
     pub number: u32,
