@@ -137,8 +137,7 @@ async fn open(objects: &Objects, origin: &Origin) -> Result<Arc<ClusterRepositor
 /// What `verify --deep` says is wrong; `None` for nothing.
 async fn deep(repository: &Arc<ClusterRepository>, memory: &mut Memory) -> Result<Option<String>, String> {
     let (pace, cancel) = (Pace::of(None), CancellationToken::new());
-    let read = Read { older_than: None, pace: &pace, parallel: 2, most: None };
-    let wish = Wish { backup: None, read: Some(read), cancel: &cancel, listed: &|_| {}, reading: &|_, _| {} };
+    let wish = Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
     let report = verify(repository, &wish, memory).await.map_err(|error| error.to_string())?;
     let first = report.findings.iter().find(|finding| finding.severity > Severity::Note);
     Ok(first

@@ -62,6 +62,8 @@ impl Kind {
     pub const ARTIFACT_GET: Self = Self::of("artifact-get");
     /// History was copied from one repository into another.
     pub const COPY: Self = Self::of("copy");
+    /// Good copies were put where one of several repositories had none.
+    pub const REPAIR: Self = Self::of("repair");
     /// The trail itself: records that could not be stored in time.
     pub const AUDIT: Self = Self::of("audit");
 
@@ -198,7 +200,7 @@ pub struct Record {
 }
 
 /// The last record of a trail, as far as it is known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Head {
     /// Its number; 0 before the first.
     pub number: u32,

@@ -14,7 +14,7 @@ mod sizes;
 mod tests;
 
 pub use continuity::{continuity, vanished};
-pub use finding::{Finding, Findings, Kind, Severity};
+pub use finding::{Finding, Findings, Kind, Severity, Stretch};
 pub use judge::Judge;
 pub use listing::{ArtifactFolder, BackupFolder, Listing};
 pub use lost::{Lost, LostWal};

@@ -172,7 +172,7 @@ mod tests {
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(repository.clone(), deeds, stop.clone()));
         let records = loop {
-            let records = repository.audit_records().await.unwrap();
+            let records = repository.all_audit_records().await.unwrap();
             if records.len() > WAITING {
                 break records;
             }
@@ -186,6 +186,6 @@ mod tests {
         stop.cancel();
         recorder.refused("user", Deed::new("agent", Kind::REQUEST, Outcome::Refused));
         task.await.unwrap();
-        assert_eq!(repository.audit_records().await.unwrap().len(), WAITING + 2);
+        assert_eq!(repository.all_audit_records().await.unwrap().len(), WAITING + 2);
     }
 }

@@ -67,7 +67,7 @@ pub async fn run(global: &Global, args: AuditArgs) -> Result<(), Failure> {
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
     let repository = setup::cluster_repository(&config.cluster, &stop).await?;
-    let objects = repository.audit_records().await?;
+    let objects = repository.all_audit_records().await?;
     let objects = objects.iter().map(|(number, body)| (*number, body.as_ref()));
     let checked = check(repository.cluster().as_str(), repository.identity().system_identifier, objects, expected);
     let wanted = |known: &&Known| {

@@ -1,5 +1,7 @@
 //! `walkeep status`, `backups`, `timelines`: what is in the repository, for people and as JSON.
 
+use std::sync::Arc;
+
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::backup::BackupRecord;
@@ -110,7 +112,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         backup_running,
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
-        verified: Verified::of(&config.cluster, &repository),
+        verified: Verified::of(&config.cluster, &Arc::new(repository.clone())),
         picture: args.picture.for_json(&picture),
     };
     if args.json {

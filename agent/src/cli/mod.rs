@@ -244,6 +244,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             }
             Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
+            Command::Verify(args) if args.repairs() => {
+                recorded_as(&global, "verify --repair", Kind::REPAIR, async |told| verify::mend(&global, args, told).await).await
+            }
             Command::Verify(args) => verify::run(&global, args).await,
             Command::Copy(args) => recorded_as(&global, "copy", Kind::COPY, async |told| copy::run(&global, args, told).await).await,
             Command::Wal(command) => wal::run(&global, command).await,

@@ -91,6 +91,11 @@ impl Told<'_> {
         self.state().nothing = true;
     }
 
+    /// Something is changed after all.
+    pub fn something(&self) {
+        self.state().nothing = false;
+    }
+
     /// Records that it begins.
     pub async fn begins(&self) {
         if self.state().begun.is_some() {

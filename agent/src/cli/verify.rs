@@ -7,17 +7,21 @@ use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::BackupId;
 use walkeep_core::verify::Severity;
 
 use super::failure::{Exit, Failure};
-use super::{Global, output, progress, setup};
-use crate::config::{ByteSize, ClusterConfig};
+use super::trail::Told;
+use super::{Global, ask, output, progress, setup};
+use crate::config::{ByteSize, ClusterConfig, Config};
+use crate::copies;
 use crate::repository::ClusterRepository;
 use crate::transfer::{Stage, Transfer};
-use crate::verify::memory::{Memory, Outcome};
+use crate::verify::memory::{self, Memory};
 use crate::verify::pace::Pace;
-use crate::verify::{self, Done, Read, Report, Wish};
+use crate::verify::repair::{Outcome, Plan, Step};
+use crate::verify::{self, Done, Everywhere, Found, OfOne, Overall, Place, Read, Wish, numbered, repair};
 
 /// So many findings are printed for people; all of them are in the JSON.
 const PRINTED: usize = 50;
@@ -30,9 +34,11 @@ Examples:
   walkeep verify --deep --rate 50MiB/s        reads all that is stored, and remembers what it read whole
   walkeep verify --deep --older-than 30d      only what was not read whole for 30 days
   walkeep verify --deep --backup 20261121T034712Z-0000000002000028
+  walkeep verify --deep --repair --dry-run    of several repositories: what can be put back from another one
   walkeep verify --json | jq -r '.findings[] | select(.severity == \"damage\") | .key'
 
-Nothing in the repository is changed. Exit code 4: something is damaged or missing, and is named; 1: it could not be looked at to the end.")]
+Of several repositories each is verified by itself. Nothing is changed without --repair, which puts proven copies where another
+repository has something damaged or missing. Exit code 4: something is damaged or missing, and is named; 1: it could not be looked at to the end.")]
 pub struct VerifyArgs {
     /// Read everything: WAL, packs, index, names
     #[arg(long)]
@@ -49,9 +55,25 @@ pub struct VerifyArgs {
     /// Read so many objects at a time
     #[arg(long, value_name = "N", requires = "deep", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
+    /// Put the good copy of another repository where one has something damaged or missing
+    #[arg(long)]
+    repair: bool,
+    /// Only say what a repair would do
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
+    /// Do not ask before a repair
+    #[arg(long, requires = "repair")]
+    yes: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+impl VerifyArgs {
+    /// Whether something may be changed.
+    pub fn repairs(&self) -> bool {
+        self.repair
+    }
 }
 
 fn rate(text: &str) -> Result<u64, String> {
@@ -61,10 +83,89 @@ fn rate(text: &str) -> Result<u64, String> {
 
 /// Runs the command.
 pub async fn run(global: &Global, args: VerifyArgs) -> Result<(), Failure> {
-    let config = setup::config(global)?;
-    let stop = setup::stop_on_signals()?;
-    let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-    let mut memory = Memory::of(&config.cluster, &repository);
+    let opened = Opened::new(global).await?;
+    let mut places = opened.places();
+    let (report, _) = look(&opened, &args, &mut places, args.deep).await?;
+    match args.json {
+        true => output::json(&report)?,
+        false => print(&report),
+    }
+    judge(&report, &args, opened.repository.can_read())
+}
+
+/// Runs it with `--repair`.
+pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<(), Failure> {
+    told.nothing();
+    let opened = Opened::new(global).await?;
+    setup::refuse_past(&opened.config.cluster)?;
+    let mut places = opened.places();
+    if places.len() < 2 {
+        let name = &opened.config.cluster.name;
+        return Err(Failure::usage(anyhow!("[cluster.{name}] has one repository: there is no other one to take good copies from"))
+            .hint("`walkeep verify` names what is damaged and says what to do; a second [[cluster.NAME.repository]] would have a copy"));
+    }
+    let (mut report, everywhere) = look(&opened, &args, &mut places, args.deep).await?;
+    let mut plan = repair::plan(&everywhere, &report).await?;
+    if !args.json {
+        print(&report);
+        print_plan(&plan);
+    }
+    if !args.dry_run && !plan.steps.is_empty() {
+        agreed(&plan, &args).await?;
+        told.something();
+        told.of("objects", plan.steps.len());
+        told.begins().await;
+        let tell = |step: &Step| {
+            if !args.json {
+                output::say!("{}", step_words(step));
+            }
+        };
+        let done = repair::carry_out(&mut plan, &everywhere, &mut places, &opened.stop, &tell).await;
+        let put = plan.steps.iter().filter(|step| step.outcome == Some(Outcome::Put)).count();
+        told.of("objects_put", put);
+        done?;
+        // Behind it everything is looked at anew, and what was damaged is read again.
+        (report, _) = look(&opened, &args, &mut places, false).await?;
+        if !args.json {
+            output::say!("\n{} put; behind it:", output::count(put as u64, "object"));
+            print(&report);
+        }
+    }
+    if args.json {
+        output::json(&Repaired { report: &report, repair: &plan })?;
+    }
+    judge(&report, &args, opened.repository.can_read())
+}
+
+/// What `walkeep verify --repair --json` prints: how it is behind the repair.
+#[derive(Serialize)]
+struct Repaired<'a> {
+    #[serde(flatten)]
+    report: &'a Overall,
+    repair: &'a Plan,
+}
+
+/// What the command works with.
+struct Opened {
+    config: Config,
+    stop: CancellationToken,
+    repository: Arc<ClusterRepository>,
+}
+
+impl Opened {
+    async fn new(global: &Global) -> Result<Self, Failure> {
+        let config = setup::config(global)?;
+        let stop = setup::stop_on_signals()?;
+        let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
+        Ok(Self { config, stop, repository })
+    }
+
+    fn places(&self) -> Vec<Place> {
+        Place::all(&self.config.cluster, &self.repository)
+    }
+}
+
+async fn look(opened: &Opened, args: &VerifyArgs, places: &mut [Place], deep: bool) -> Result<(Overall, Everywhere), Failure> {
     let pace = Pace::of(args.rate);
     let (count, bar, began) = (progress::Count::new("listing"), OnceLock::new(), Instant::now());
     let reading = |done: &Done, total: u64| {
@@ -75,35 +176,41 @@ pub async fn run(global: &Global, args: VerifyArgs) -> Result<(), Failure> {
         let (elapsed, done_bytes) = (began.elapsed(), done.bytes + done.known_bytes);
         bar.show(&Transfer { stage: Stage::Copying, done: done_bytes, total: Some(total), files: done.objects, elapsed, moving: elapsed });
     };
-    let read = Read { older_than: args.older_than, pace: &pace, parallel: args.parallel.into(), most: None };
+    let read = Read { older_than: args.older_than, ..Read::all(&pace, args.parallel.into()) };
     let wish = Wish {
         backup: args.backup.as_ref(),
-        read: args.deep.then_some(read),
-        cancel: &stop,
+        read: deep.then_some(read),
         listed: &|objects| count.show(objects),
         reading: &reading,
+        behind: &|url| copies::behind_since(&opened.config.cluster, url),
+        ..Wish::look(&opened.stop)
     };
-    let verified = verify::verify(&repository, &wish, &mut memory).await;
+    let verified = verify::everywhere(&wish, places).await;
     count.finish();
     if let Some(bar) = bar.get() {
         bar.finish();
     }
-    let report = verified?;
+    let (report, everywhere) = verified?;
     if let Some(backup) = args.backup.as_ref().filter(|_| !report.backup_is_known && report.findings.is_empty()) {
         return Err(Failure::usage(anyhow!("there is no backup {backup}")).hint("`walkeep backups` lists them"));
     }
-    match args.json {
-        true => output::json(&report)?,
-        false => print(&report),
-    }
+    Ok((report, everywhere))
+}
+
+/// How the command ends.
+fn judge(report: &Overall, args: &VerifyArgs, can_read: bool) -> Result<(), Failure> {
     match report.damaged(Severity::Minor) {
+        0 if let Some((repository, error)) = report.problem() => {
+            let error = anyhow!("the repository {repository} could not be looked at to the end: {error}");
+            Err(Failure::from(error).hint("What could be looked at is there. If it is gone for good, take it out of the configuration."))
+        }
         0 if report.read.is_some_and(|read| read.interrupted) => {
             let hint =
                 "what was read is remembered where there is a spool or a cache folder: `walkeep verify --deep --older-than 1d` goes on";
             Err(Failure::from(anyhow!("it was stopped before everything was read")).hint(hint))
         }
         // On a host that reads, what it cannot open is encrypted for others only, or its header is damaged: nobody can tell which.
-        0 if args.deep && repository.can_read() && report.not_checked > 0 => {
+        0 if args.deep && can_read && report.not_checked > 0 => {
             let hint = "Give it every identity that things were encrypted for (`walkeep key list`). What none of them opens is lost if its header is damaged.";
             let error = anyhow!("{} not opened by any identity of this host: not checked", are(report.not_checked));
             Err(Failure::from(error).hint(hint))
@@ -117,13 +224,62 @@ pub async fn run(global: &Global, args: VerifyArgs) -> Result<(), Failure> {
     }
 }
 
+/// Asks.
+async fn agreed(plan: &Plan, args: &VerifyArgs) -> Result<(), Failure> {
+    if args.yes {
+        return Ok(());
+    }
+    if !ask::possible() {
+        return Err(Failure::refused("this changes what is stored, and nobody is there to be asked: nothing was changed")
+            .hint("--yes says that it is wanted"));
+    }
+    let objects = output::count(plan.steps.len() as u64, "object");
+    match ask::ask(format!("This puts {objects}, and takes away what lies there damaged.")).await? {
+        true => Ok(()),
+        false => Err(Failure::refused("not done: nothing was changed")),
+    }
+}
+
+fn print_plan(plan: &Plan) {
+    if plan.steps.is_empty() && plan.without.is_empty() {
+        return;
+    }
+    let bytes = plan.steps.iter().map(|step| step.bytes).sum();
+    output::say!("\nto put from another repository: {} ({})", output::count(plan.steps.len() as u64, "object"), output::bytes(bytes));
+    for step in plan.steps.iter().take(PRINTED) {
+        let from = step.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+        let state = if step.damaged { "damaged" } else { "missing" };
+        output::say!("  repository {}: {} ({state}), from {from}", step.repository, step.key);
+    }
+    if plan.steps.len() > PRINTED {
+        output::say!("  and {} more: --json has them", plan.steps.len() - PRINTED);
+    }
+    for without in plan.without.iter().take(PRINTED) {
+        output::say!("  repository {}: {}: no other repository has it whole; it is left as it is", without.repository, without.key);
+    }
+}
+
+fn step_words(step: &Step) -> String {
+    let said = match &step.outcome {
+        Some(Outcome::Put) => "put, and read back".to_owned(),
+        Some(Outcome::WasWhole) => "whole when it was looked at again: left as it is".to_owned(),
+        Some(Outcome::NotDone(reason)) => format!("NOT MENDED, nothing was changed: {reason}"),
+        Some(Outcome::Unfinished(reason)) => {
+            format!("NOT MENDED: the damaged one was taken away, and the next run puts the good one: {reason}")
+        }
+        None => "not done".to_owned(),
+    };
+    format!("repository {}: {}: {said}", step.repository, step.key)
+}
+
 fn are(objects: u64) -> String {
     format!("{} {}", output::count(objects, "object"), if objects == 1 { "is" } else { "are" })
 }
 
-fn print(report: &Report) {
+fn print(report: &Overall) {
     let (broken, damaged) = (report.damaged(Severity::Damage), report.damaged(Severity::Minor));
     let what = report.backup.as_ref().map_or_else(|| "everything".to_owned(), |backup| format!("backup {backup} with all it needs"));
+    let elsewhere = report.findings.iter().filter(|found| !found.whole_in.is_empty()).count() as u64;
     // What was left out was read whole before.
     let read_all = report.read.is_some_and(|read| !read.interrupted);
     match (broken, damaged) {
@@ -133,18 +289,28 @@ fn print(report: &Report) {
         }
         (0, 0) if read_all => output::say!("{what} that this host can decrypt is there and whole"),
         (0, 0) => output::say!("{what} is there, as far as listings, records and manifests tell"),
+        (0, minor) if elsewhere == minor => {
+            output::say!("{what} is whole in one repository at least; {} damaged or missing in another, and to be mended", are(minor))
+        }
         (0, minor) => output::say!("{what} that restores need is there; {} damaged or missing that none needs", are(minor)),
         (broken, _) => output::say!("NOT everything is there: {} damaged or missing that restores need", are(broken)),
     }
-    let listed = &report.listed;
-    output::say!(
-        "looked at {} ({}) in {}: {}, {}",
-        output::count(listed.objects, "object"),
-        output::bytes(listed.bytes),
-        report.repository,
-        output::count(listed.backups, "backup"),
-        output::count(listed.segments, "segment")
-    );
+    for OfOne { number, url, listed, damaged, problem, .. } in &report.repositories {
+        let place = if report.repositories.len() > 1 { format!("repository {number}, {url}") } else { url.clone() };
+        if let Some(problem) = problem {
+            output::say!("NOT LOOKED AT: {place}: {problem}");
+            continue;
+        }
+        let bad =
+            if report.repositories.len() > 1 && *damaged > 0 { format!("; {} damaged or missing", are(*damaged)) } else { String::new() };
+        output::say!(
+            "looked at {} ({}) in {place}: {}, {}{bad}",
+            output::count(listed.objects, "object"),
+            output::bytes(listed.bytes),
+            output::count(listed.backups, "backup"),
+            output::count(listed.segments, "segment")
+        );
+    }
     if let Some(read) = &report.read {
         output::say!(
             "read {} ({}, {} a second); {} ({}) read whole before and left out",
@@ -158,13 +324,14 @@ fn print(report: &Report) {
     if report.not_checked > 0 {
         output::say!("NOT CHECKED: {}, which this host cannot decrypt", output::count(report.not_checked, "object"));
     }
-    for finding in report.findings.iter().take(PRINTED) {
+    for Found { repository, finding, .. } in report.findings.iter().take(PRINTED) {
         let word = match finding.severity {
             Severity::Damage => "DAMAGE",
             Severity::Minor => "minor",
             Severity::Note => "note",
         };
-        output::say!("\n{word}  {}\n        {}", finding.key, finding.reason);
+        let place = if report.repositories.len() > 1 { format!("{repository}: ") } else { String::new() };
+        output::say!("\n{word}  {place}{}\n        {}", finding.key, finding.reason);
         if !finding.lost.is_nothing() {
             output::say!("        lost: {}", finding.lost);
         }
@@ -176,8 +343,8 @@ fn print(report: &Report) {
     if unprinted > 0 {
         output::say!("\nand {} more: --json has them", unprinted);
     }
-    if listed.foreign > 0 {
-        output::say!("\n{} there are none of Walkeep's", output::count(listed.foreign, "object"));
+    if report.listed.foreign > 0 {
+        output::say!("\n{} there are none of Walkeep's", output::count(report.listed.foreign, "object"));
     }
 }
 
@@ -188,16 +355,37 @@ pub struct Verified {
     whole_at: Option<DateTime<Utc>>,
     read_at: Option<DateTime<Utc>>,
     damaged: Vec<String>,
+    /// Damaged or missing in one repository and whole in another.
+    to_mend: Vec<String>,
     not_checked: u64,
 }
 
 impl Verified {
-    /// As it is remembered; `None` if nothing was verified yet.
-    pub fn of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Option<Self> {
-        let outcome = Memory::outcome_of(cluster, repository)?;
-        let damaged = outcome.all_damage().map(|finding| finding.key.clone()).collect();
-        let Outcome { looked_at, whole_at, read_at, not_checked, .. } = outcome;
-        Some(Self { looked_at, whole_at, read_at, damaged, not_checked })
+    /// As it is remembered of all repositories; `None` if one of them was never looked at.
+    pub fn of(cluster: &ClusterConfig, repository: &Arc<ClusterRepository>) -> Option<Self> {
+        let outcomes: Option<Vec<memory::Outcome>> =
+            numbered(repository).map(|(number, repository)| Memory::outcome_of(cluster, &repository, number)).collect();
+        let outcomes = outcomes?;
+        let oldest = |of: &dyn Fn(&memory::Outcome) -> Option<DateTime<Utc>>| outcomes.iter().map(of).min().flatten();
+        // Each once: first what is lost, then what another repository has.
+        let keys = |elsewhere: bool| {
+            let of_one = |outcome: &memory::Outcome| -> Vec<String> {
+                let keys = outcome.all_damage().map(|finding| finding.key.clone());
+                keys.filter(|key| outcome.whole_elsewhere.contains(key) == elsewhere).collect()
+            };
+            let mut keys: Vec<String> = outcomes.iter().flat_map(of_one).collect();
+            keys.sort();
+            keys.dedup();
+            keys
+        };
+        Some(Self {
+            looked_at: oldest(&|outcome| outcome.looked_at),
+            whole_at: oldest(&|outcome| outcome.whole_at),
+            read_at: oldest(&|outcome| outcome.read_at),
+            damaged: keys(false),
+            to_mend: keys(true),
+            not_checked: outcomes.iter().map(|outcome| outcome.not_checked).sum(),
+        })
     }
 
     /// Prints it.
@@ -206,6 +394,14 @@ impl Verified {
             at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", output::duration((Utc::now() - at).to_std().unwrap_or_default())))
         };
         match self.damaged.split_first() {
+            None if let Some(first) = self.to_mend.first() => {
+                let more = if self.to_mend.len() > 1 { format!(" and {} more", self.to_mend.len() - 1) } else { String::new() };
+                let mend = "`walkeep verify --repair` mends it";
+                output::say!(
+                    "verified    DAMAGED in one repository, whole in another: {first}{more}, seen {}: {mend}",
+                    ago(&self.looked_at)
+                );
+            }
             None => {
                 let locked = match self.not_checked {
                     0 => String::new(),

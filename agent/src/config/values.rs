@@ -167,7 +167,7 @@ fn check_cluster(
         stream,
         protect,
         encryption: encryption::check(raw.encryption, name, env)?,
-        verify: verify::check(&raw.verify, &repository).context("[verify]")?,
+        verify: verify::check(&raw.verify, std::iter::once(&repository).chain(&further)).context("[verify]")?,
         repository,
         further,
         stored_when,

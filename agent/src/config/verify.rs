@@ -24,12 +24,14 @@ pub struct Verify {
     pub check: Option<Duration>,
     /// Everything is read once in so long; nothing without.
     pub scrub: Option<Duration>,
+    /// Whether a repository is read too where reading is paid by the byte.
+    pub read_what_costs: bool,
     /// Bytes a second that are read at most.
     pub rate: u64,
 }
 
-/// Checks what was written; `repository` says what reading costs.
-pub fn check(raw: &RawVerify, repository: &RepositoryConfig) -> Result<Verify> {
+/// Checks what was written; the repositories say what reading costs.
+pub fn check<'a>(raw: &RawVerify, mut repositories: impl Iterator<Item = &'a RepositoryConfig>) -> Result<Verify> {
     let every = |text: Option<&str>, usual: Option<Duration>| match text {
         None => Ok(usual),
         Some("off") => Ok(None),
@@ -38,13 +40,14 @@ pub fn check(raw: &RawVerify, repository: &RepositoryConfig) -> Result<Verify> {
             Ok(Some(time))
         }),
     };
-    let scrub = (!costs_by_the_byte(repository)).then_some(SCRUB);
+    let scrub = repositories.any(|repository| !costs_by_the_byte(repository)).then_some(SCRUB);
     let rate = raw.rate.as_deref().map(|rate| ByteSize::parse(rate.strip_suffix("/s").unwrap_or(rate)));
     let rate = rate.transpose().context("rate")?.map_or(RATE, |rate| rate.0);
     ensure!(rate > 0, "rate: must not be 0; scrub = \"off\" reads nothing");
     Ok(Verify {
         check: every(raw.check.as_deref(), Some(DAY)).context("check")?,
         scrub: every(raw.scrub.as_deref(), scrub).context("scrub")?,
+        read_what_costs: raw.scrub.is_some(),
         rate,
     })
 }
@@ -57,6 +60,13 @@ fn costs_by_the_byte(repository: &RepositoryConfig) -> bool {
             let S3Config { storage_class, .. } = s3.as_ref();
             storage_class.as_deref().is_some_and(|class| !matches!(class, "STANDARD" | "REDUCED_REDUNDANCY" | "EXPRESS_ONEZONE"))
         }
+    }
+}
+
+impl Verify {
+    /// Whether a repository is read by itself.
+    pub fn reads(&self, repository: &RepositoryConfig) -> bool {
+        self.read_what_costs || !costs_by_the_byte(repository)
     }
 }
 
@@ -77,18 +87,22 @@ mod tests {
             (s3(Some("STANDARD_IA")), None),
             (s3(Some("GLACIER_IR")), None),
         ] {
-            let usual = Verify { check: Some(DAY), scrub, rate: RATE };
-            assert_eq!(check(&RawVerify::default(), &repository).unwrap(), usual);
+            let usual = Verify { check: Some(DAY), scrub, read_what_costs: false, rate: RATE };
+            assert_eq!(check(&RawVerify::default(), [&repository].into_iter()).unwrap(), usual);
         }
+        // Of several those are read that cost nothing.
+        let several = [s3(Some("STANDARD_IA")), s3(None)];
+        let read = check(&RawVerify::default(), several.iter()).unwrap();
+        assert_eq!(several.each_ref().map(|repository| read.reads(repository)), [false, true]);
         let text = |check: &str, scrub: &str, rate: &str| RawVerify {
             check: Some(check.to_owned()),
             scrub: Some(scrub.to_owned()),
             rate: Some(rate.to_owned()),
         };
-        let said = check(&text("off", "7d", "1MiB/s"), &s3(Some("GLACIER_IR"))).unwrap();
-        assert_eq!(said, Verify { check: None, scrub: Some(7 * DAY), rate: 1 << 20 });
+        let said = check(&text("off", "7d", "1MiB/s"), [&s3(Some("GLACIER_IR"))].into_iter()).unwrap();
+        assert_eq!(said, Verify { check: None, scrub: Some(7 * DAY), read_what_costs: true, rate: 1 << 20 });
         for wrong in [text("1s", "off", "1B"), text("1d", "soon", "1B"), text("1d", "1d", "0B"), text("1d", "1d", "fast")] {
-            assert!(check(&wrong, &s3(None)).is_err(), "{wrong:?}");
+            assert!(check(&wrong, [&s3(None)].into_iter()).is_err(), "{wrong:?}");
         }
     }
 }

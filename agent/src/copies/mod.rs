@@ -19,7 +19,7 @@ use walkeep_store::Several;
 use walkeep_store::several::{Compared, Mark, Sink};
 
 pub use contents::Contents;
-pub use report::{PlaceReport, note_states, reports};
+pub use report::{PlaceReport, behind_since, note_states, reports};
 
 use crate::config::ClusterConfig;
 use crate::repository::{self, ClusterRepository};

@@ -82,15 +82,25 @@ fn noted(state: PlaceState) -> Noted {
     Noted { url, queued, behind_since: behind_since.map(Into::into), problem: down.map(|(reason, _)| reason) }
 }
 
+/// What the agent noted, if it did a moment ago.
+fn noted_lately(cluster: &ClusterConfig) -> Vec<Noted> {
+    let path = path(cluster);
+    let fresh = std::fs::metadata(&path).and_then(|found| found.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age < STALE));
+    match fresh {
+        true => std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default(),
+        false => Vec::new(),
+    }
+}
+
+/// Since when a repository lacks what is queued for it, as the agent of this host noted a moment ago.
+pub fn behind_since(cluster: &ClusterConfig, url: &str) -> Option<SystemTime> {
+    noted_lately(cluster).into_iter().find(|noted| noted.url == url)?.behind_since.map(Into::into)
+}
+
 /// How each repository is, as far as this process has asked them and the agent of this host says; nothing with one repository.
 pub fn reports(cluster: &ClusterConfig, several: Option<&Several>) -> Vec<PlaceReport> {
     let states = several.map(Several::states).unwrap_or_default();
-    let path = path(cluster);
-    let fresh = std::fs::metadata(&path).and_then(|found| found.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age < STALE));
-    let noted: Vec<Noted> = match fresh {
-        true => std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default(),
-        false => Vec::new(),
-    };
+    let noted = noted_lately(cluster);
     let one = |(index, state): (usize, PlaceState)| {
         let told = noted.iter().find(|noted| noted.url == state.url);
         let behind = told.and_then(|told| told.behind_since).map(|since| (Utc::now() - since).num_seconds().max(0) as u64);

@@ -309,7 +309,8 @@ async fn bring_up(
                 progress.clone(),
                 stop.clone(),
             ));
-            tasks.spawn(verify::run(config.cluster.clone(), repository.clone(), metrics.clone(), progress.clone(), stop.clone()));
+            let verifying = verify::run(config.cluster.clone(), repository.clone(), metrics.clone(), progress.clone(), stop.clone());
+            tasks.spawn(supervise("verify", verifying, crashed.clone(), stop.clone()));
             // Whoever sees new relations may ask for a snapshot by a clone of this.
             let names_wanted = NamesWanted::default();
             tasks.spawn(names::run(

@@ -1,7 +1,7 @@
 //! What the agent verifies by itself: a look at everything once a day, and a share of what is stored read each day, so that all of it is read once in the time
 //! that the configuration says.
 //!
-//! It waits for quiet: while the stream is behind or a backup is taken it does not begin, and it reads no faster than it is told to. Where another agent writes
+//! It waits for quiet: while the stream is behind or a backup is taken it neither begins nor reads on, and it reads no faster than it is told to. Where another agent writes
 //! the archive, that one does it. When it was done last is remembered beside the spool, so an agent that is started often does not begin anew each time.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::verify::Severity;
 
 use crate::config::ClusterConfig;
+use crate::copies;
 use crate::metrics::Metrics;
 use crate::progress::{Phase, Progress};
 use crate::repository::{self, ClusterRepository};
 use crate::verify::memory::{Memory, Outcome};
 use crate::verify::pace::Pace;
-use crate::verify::{self, Read, Report, Wish};
+use crate::verify::{self, Found, Overall, Place, Read, Wish, numbered};
 use crate::writer;
 
 /// A share of everything is read so often.
@@ -65,8 +66,13 @@ impl Verifying {
         let shares = scrub.map(|scrub| scrub.min(SHARES));
         let Some(shortest) = check.into_iter().chain(shares).min() else { return };
         let began = Instant::now();
-        let mut outcome = Memory::outcome_of(&self.cluster, &self.repository).unwrap_or_default();
-        self.tell(&outcome);
+        let mut outcomes: Vec<(String, Outcome)> = numbered(&self.repository)
+            .map(|(number, repository)| {
+                let outcome = Memory::outcome_of(&self.cluster, &repository, number).unwrap_or_default();
+                (repository.repository().url(), outcome)
+            })
+            .collect();
+        self.metrics.verify.stands(&outcomes);
         // When a share was last begun is remembered by this process alone; another one reads only what is due.
         let (mut shared_at, mut failed_at) = (None::<Instant>, None::<Instant>);
         loop {
@@ -76,7 +82,8 @@ impl Verifying {
                 continue;
             }
             let share = shares.filter(|every| shared_at.is_none_or(|at| at.elapsed() >= *every));
-            let look = check.is_some_and(|every| is_due(outcome.looked_at, every, Utc::now()));
+            let last = outcomes.iter().map(|(_, outcome)| outcome.looked_at).min().flatten();
+            let look = check.is_some_and(|every| is_due(last, every, Utc::now()));
             if share.is_none() && !look {
                 continue;
             }
@@ -84,16 +91,22 @@ impl Verifying {
                 if self.is_elsewhere().await? {
                     return Ok(None);
                 }
-                let mut memory = Memory::of(&self.cluster, &self.repository);
-                let report = self.verify(share, &mut memory).await?;
-                Ok::<_, repository::Error>(Some((report, memory.outcome)))
+                // Which they are is known only once they could be opened.
+                let mut places = Place::all(&self.cluster, &self.repository);
+                let report = self.verify(share, &mut places).await?;
+                let outcomes = places.into_iter().map(|place| (place.url(), place.memory.outcome)).collect();
+                Ok::<_, repository::Error>(Some((report, outcomes)))
             };
             match verified.await {
                 Ok(Some((report, now))) => {
-                    outcome = now;
-                    failed_at = None;
-                    self.tell(&outcome);
+                    outcomes = now;
+                    self.metrics.verify.stands(&outcomes);
                     log(&report);
+                    failed_at = report.problem().map(|_| Instant::now());
+                    if let Some((repository, error)) = report.problem() {
+                        tracing::warn!(repository, error, "verify: this repository could not be looked at to the end; it is tried again");
+                        continue;
+                    }
                 }
                 Ok(None) => tracing::debug!("verify: another agent writes the archive, and verifies it"),
                 Err(_) if self.stop.is_cancelled() => return,
@@ -113,7 +126,7 @@ impl Verifying {
     }
 
     /// Looks, and reads a share where that is due.
-    async fn verify(&self, share: Option<Duration>, memory: &mut Memory) -> repository::Result<Report> {
+    async fn verify(&self, share: Option<Duration>, places: &mut [Place]) -> repository::Result<Overall> {
         let counted = Mutex::new((0u64, 0u64));
         let scrub = self.cluster.verify.scrub.unwrap_or(SHARES);
         // A little more than its share, as not every day is quiet.
@@ -121,18 +134,29 @@ impl Verifying {
             let part = share.unwrap_or(SHARES).as_secs_f64() / scrub.as_secs_f64();
             if part >= 1.0 { u64::MAX } else { LEAST.max((total as f64 * part * 1.2) as u64) }
         };
+        let reads = |number: usize| self.cluster.repositories().nth(number - 1).is_some_and(|place| self.cluster.verify.reads(place));
+        let hold = || self.is_busy();
+        let read = Read { older_than: Some(scrub), most: Some(&most), hold: &hold, of: &reads, ..Read::all(&self.pace, 1) };
+        let durable = || {
+            let now = self.progress.snapshot();
+            now.timeline.filter(|_| self.cluster.stream && !now.durable.is_zero()).map(|timeline| (timeline, now.durable))
+        };
         let wish = Wish {
-            backup: None,
-            read: share.map(|_| Read { older_than: Some(scrub), pace: &self.pace, parallel: 1, most: Some(&most) }),
-            cancel: &self.stop,
-            listed: &|_| {},
+            read: share.map(|_| read),
             reading: &|done, _| {
                 let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+                // Of the next repository it begins anew.
+                if done.objects < counted.0 {
+                    *counted = (0, 0);
+                }
                 self.metrics.verify.read(done.objects.saturating_sub(counted.0), done.bytes.saturating_sub(counted.1));
                 *counted = (done.objects, done.bytes);
             },
+            durable: &durable,
+            behind: &|url| copies::behind_since(&self.cluster, url),
+            ..Wish::look(&self.stop)
         };
-        verify::verify(&self.repository, &wish, memory).await
+        verify::everywhere(&wish, places).await.map(|(overall, _)| overall)
     }
 
     /// Whether something else is more urgent.
@@ -153,11 +177,6 @@ impl Verifying {
             Err(error) => Err(error),
         }
     }
-
-    fn tell(&self, outcome: &Outcome) {
-        let damaged = outcome.all_damage().count() as u64;
-        self.metrics.verify.stands(outcome.looked_at, outcome.whole_at, damaged, outcome.not_checked);
-    }
 }
 
 /// Whether something that was done then is due again. A time that is still to come is of a clock that was ahead.
@@ -166,11 +185,11 @@ fn is_due(done: Option<DateTime<Utc>>, every: Duration, now: DateTime<Utc>) -> b
     done.is_none_or(|done| done > now || now - done >= every)
 }
 
-fn log(report: &Report) {
-    let damaged = report.findings.iter().filter(|finding| finding.severity > Severity::Note);
-    for finding in damaged.take(NAMED) {
+fn log(report: &Overall) {
+    let damaged = report.findings.iter().filter(|found| found.finding.severity > Severity::Note);
+    for Found { url, finding, .. } in damaged.take(NAMED) {
         let (key, reason, lost, advice) = (&finding.key, &finding.reason, finding.lost.to_string(), &finding.advice);
-        tracing::error!(key, reason, lost, advice, "verify: something that is stored is damaged or missing");
+        tracing::error!(repository = url, key, reason, lost, advice, "verify: something that is stored is damaged or missing");
     }
     let read = report.read.unwrap_or_default();
     tracing::info!(

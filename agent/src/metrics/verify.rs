@@ -1,9 +1,10 @@
 //! What is counted of verifications by the agent.
 
 use chrono::{DateTime, Utc};
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 
 use super::Maker;
+use crate::verify::memory::Outcome;
 
 /// The metrics of verifications.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub struct VerifyMetrics {
     last_success: IntGauge,
     damaged: IntGauge,
     not_checked: IntGauge,
+    of_each: IntGaugeVec,
+    unread_since: IntGauge,
     objects: IntCounter,
     bytes: IntCounter,
 }
@@ -32,18 +35,36 @@ impl VerifyMetrics {
                 "walkeep_verify_not_checked_objects",
                 "Objects that could not be checked when they were last looked at, as this host cannot decrypt them.",
             )?,
+            of_each: maker.int_gauge_vec(
+                "walkeep_verify_repository_damaged_objects",
+                "Objects known to be damaged or missing in one of several repositories.",
+                "repository",
+            )?,
+            unread_since: maker.int_gauge(
+                "walkeep_verify_unread_since_timestamp_seconds",
+                "Since when the object that was read longest ago was not read, or lies there unread, as a Unix time; 0: not known.",
+            )?,
             objects: maker.counter("walkeep_verify_objects_total", "Objects that the agent read to verify them.")?,
             bytes: maker.counter("walkeep_verify_bytes_total", "Stored bytes of those objects.")?,
         })
     }
 
-    /// How it stands, as it is remembered.
-    pub fn stands(&self, looked_at: Option<DateTime<Utc>>, whole_at: Option<DateTime<Utc>>, damaged: u64, not_checked: u64) {
-        let seconds = |at: Option<DateTime<Utc>>| at.map_or(0, |at| at.timestamp());
-        self.last_run.set(seconds(looked_at));
-        self.last_success.set(seconds(whole_at));
-        self.damaged.set(i64::try_from(damaged).unwrap_or(i64::MAX));
-        self.not_checked.set(i64::try_from(not_checked).unwrap_or(i64::MAX));
+    /// How it stands, as it is remembered of each repository: of times the worst, of numbers all together.
+    pub fn stands(&self, outcomes: &[(String, Outcome)]) {
+        let seconds = |of: &dyn Fn(&Outcome) -> Option<DateTime<Utc>>| {
+            outcomes.iter().map(|(_, outcome)| of(outcome).map_or(0, |at| at.timestamp())).min().unwrap_or_default()
+        };
+        let sum =
+            |of: &dyn Fn(&Outcome) -> u64| i64::try_from(outcomes.iter().map(|(_, outcome)| of(outcome)).sum::<u64>()).unwrap_or(i64::MAX);
+        self.last_run.set(seconds(&|outcome| outcome.looked_at));
+        self.last_success.set(seconds(&|outcome| outcome.whole_at));
+        self.unread_since.set(seconds(&|outcome| outcome.unread_since));
+        self.damaged.set(sum(&|outcome| outcome.all_damage().count() as u64));
+        self.not_checked.set(sum(&|outcome| outcome.not_checked));
+        for (url, outcome) in outcomes.iter().filter(|_| outcomes.len() > 1) {
+            let damaged = i64::try_from(outcome.all_damage().count()).unwrap_or(i64::MAX);
+            self.of_each.with_label_values(&[url.as_str()]).set(damaged);
+        }
     }
 
     /// Objects were read.

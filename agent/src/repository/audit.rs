@@ -58,12 +58,17 @@ impl ClusterRepository {
     }
 
     /// All records, as they are stored.
-    pub async fn audit_records(&self) -> Result<Vec<(u32, Bytes)>> {
+    pub async fn all_audit_records(&self) -> Result<Vec<(u32, Bytes)>> {
         let request = ListRequest { prefix: self.layout().audit_prefix(), ..ListRequest::default() };
         let listed = list_all(self.store().as_ref(), request).await?.objects;
-        let numbers: Vec<u32> = listed.iter().filter_map(|listed| self.audit_number(listed.key.as_str())).collect();
+        self.audit_records(listed.iter().filter_map(|listed| self.audit_number(listed.key.as_str()))).await
+    }
+
+    /// These records, as they are stored, without those that are not there.
+    pub async fn audit_records(&self, numbers: impl IntoIterator<Item = u32>) -> Result<Vec<(u32, Bytes)>> {
         let read =
             |number: u32| async move { Ok::<_, Error>(self.audit_bytes(&ObjectName::Audit(number)).await?.map(|body| (number, body))) };
+        let numbers: Vec<u32> = numbers.into_iter().collect();
         let read: Vec<_> = stream::iter(numbers.into_iter().map(read)).buffered(READS).try_collect().await?;
         Ok(read.into_iter().flatten().collect())
     }
@@ -136,7 +141,7 @@ mod tests {
     }
 
     async fn checked(repository: &ClusterRepository) -> walkeep_core::audit::chain::Checked {
-        let records = repository.audit_records().await.unwrap();
+        let records = repository.all_audit_records().await.unwrap();
         let of = records.iter().map(|(number, bytes)| (*number, bytes.as_ref()));
         check("main", repository.identity().system_identifier, of, None)
     }

@@ -203,6 +203,14 @@ impl ClusterRepository {
         }
     }
 
+    /// Whether a small record says what its name does.
+    pub(super) async fn check_whole(&self, name: &ObjectName) -> Result<()> {
+        match name {
+            ObjectName::ArtifactRecord(place) => self.artifact(place).await.map(drop),
+            name => self.check_record(name).await.map(drop),
+        }
+    }
+
     fn proven<T>(&self, name: &ObjectName, read: Result<T>) -> Result<Proven<T>> {
         let damaged = |reason| Ok(Proven::Damaged(Damaged { key: self.layout().key(name), reason }));
         match read {

@@ -28,6 +28,7 @@ pub mod several;
 pub mod stored;
 pub mod unfinished;
 pub mod wal;
+pub mod whole;
 
 use std::sync::Arc;
 

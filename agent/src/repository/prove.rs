@@ -57,8 +57,13 @@ impl ClusterRepository {
             Err(Error::CannotDecrypt { .. }) => return Ok(Proof::Unreadable),
             Err(error) => return Err(self.corrupt_if_store_says_so(name, error)),
         };
+        self.prove_opened(name, object).await.map(|()| Proof::Whole)
+    }
+
+    /// Whether an object that was read, and decrypted, is what its name says.
+    pub(super) async fn prove_opened(&self, name: &ObjectName, object: Bytes) -> Result<()> {
         let (repository, name) = (self.clone(), name.clone());
-        on_blocking_thread(move || repository.prove_plain(&name, &object)).await?.map(|()| Proof::Whole)
+        on_blocking_thread(move || repository.prove_plain(&name, &object)).await?
     }
 
     /// Reads a pack: its hash, and these extents of it.
@@ -190,7 +195,7 @@ impl ClusterRepository {
     }
 
     /// A store that keeps sums of its own may find damage before anybody else does.
-    fn corrupt_if_store_says_so(&self, name: &ObjectName, error: Error) -> Error {
+    pub(super) fn corrupt_if_store_says_so(&self, name: &ObjectName, error: Error) -> Error {
         match error {
             Error::Store(error) if error.kind() == ErrorKind::Corrupt => Error::corrupt(self.layout().key(name), error),
             error => error,

@@ -234,7 +234,7 @@ impl World {
             encryption: None,
             backups: Vec::new(),
             retention: None,
-            verify: crate::config::Verify { check: None, scrub: None, rate: 1 },
+            verify: crate::config::Verify { check: None, scrub: None, read_what_costs: false, rate: 1 },
         }
     }
 

@@ -33,9 +33,18 @@ const READS: u32 = 3;
 const BETWEEN_READS: Duration = Duration::from_millis(200);
 /// For so long the repository may be out of reach.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What is remembered is written so often.
 const DAY: i64 = 24 * 3600;
+/// What is remembered is written so often.
 const KEPT_EVERY: Duration = Duration::from_secs(60);
+/// Between two looks whether there still is something more urgent.
+const HELD: Duration = Duration::from_secs(1);
+
+/// What a reading reads: records and manifests are read by each look.
+pub fn is_read(name: &ObjectName) -> bool {
+    matches!(name, ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Part(_) | ObjectName::Pack(_))
+        || matches!(name, ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
+        || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::ArtifactSummary(_))
+}
 
 /// How it is read.
 pub struct Deep<'a> {
@@ -51,6 +60,8 @@ pub struct Deep<'a> {
     pub parallel: usize,
     /// No further object is read once so many bytes were.
     pub most: Option<u64>,
+    /// Whether to wait, as something else is more urgent.
+    pub hold: &'a (dyn Fn() -> bool + Sync),
     /// Ends it; what was read until then is remembered.
     pub cancel: &'a CancellationToken,
     /// Is told how far it is.
@@ -74,6 +85,21 @@ pub struct Done {
     pub gone: u64,
     /// Whether it ended before its end.
     pub interrupted: bool,
+}
+
+impl Done {
+    /// Together with what was read elsewhere.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            objects: self.objects + other.objects,
+            bytes: self.bytes + other.bytes,
+            known: self.known + other.known,
+            known_bytes: self.known_bytes + other.known_bytes,
+            unreadable: self.unreadable + other.unreadable,
+            gone: self.gone + other.gone,
+            interrupted: self.interrupted || other.interrupted,
+        }
+    }
 }
 
 /// Counts of the tasks.
@@ -132,7 +158,7 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
     };
     let read = reading.everything(quick, wanted.as_ref()).await;
     let Reading { damage, wrong, counts, .. } = reading;
-    memory.keep();
+    memory.keep().await;
     let interrupted = match read {
         Ok(is_all) => !is_all,
         Err(_) if how.cancel.is_cancelled() => true,
@@ -278,6 +304,12 @@ impl Reading<'_, '_> {
             if enough() {
                 return Ok(None);
             }
+            while (how.hold)() && !how.cancel.is_cancelled() {
+                tokio::select! {
+                    () = tokio::time::sleep(HELD) => {}
+                    () = how.cancel.cancelled() => return Ok(None),
+                }
+            }
             how.pace.wait(listed.size, how.cancel).await;
             let _room = room.take(listed.size).await;
             let read = prove(how, &name, &listed, extents).await;
@@ -295,7 +327,10 @@ impl Reading<'_, '_> {
             };
             match read {
                 Ok(PackProof { proof: Proof::Whole, others }) => {
-                    self.memory.whole(&listed);
+                    // With a manifest that says something else of it than it has it is to be read again: which of them, only that tells.
+                    if others.is_empty() {
+                        self.memory.whole(&listed);
+                    }
                     if let (ObjectName::Pack(pack), false) = (&name, others.is_empty()) {
                         let of_pack = extents.get(pack).map(Vec::as_slice).unwrap_or_default();
                         for (_, number) in others.iter().filter_map(|other| of_pack.get(*other)) {
@@ -319,7 +354,7 @@ impl Reading<'_, '_> {
             }
         }
         if self.kept.elapsed() >= KEPT_EVERY {
-            self.memory.keep();
+            self.memory.keep().await;
             self.kept = Instant::now();
         }
         Ok(is_all)

@@ -1,7 +1,7 @@
 //! What was verified and when: so that nothing is read again before its time, and damage stays told until it was seen to be gone.
 //!
-//! Two files beside the spool, or where there is none in the user's cache: `verify.json` says how it went, for people and `walkeep status`; `verified` has for
-//! each object that was read whole 8 bytes of a hash of its key, size and time, and the minute. Both are replaced whole. What cannot be read counts as not
+//! Two files for each repository beside the spool, or where there is none in the user's cache: `verify.json` (of the second one `verify.2.json`) says how it went, for people and `walkeep status`;
+//! `verified` has for each object that was read whole 8 bytes of a hash of its key, size and time, and the minute. Both are replaced whole. What cannot be read counts as not
 //! verified, what cannot be written is lost: a help, and nothing rests on it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use walkeep_core::artifact::ArtifactPlace;
+use walkeep_core::audit::Head;
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Listing, Severity};
 use walkeep_core::{Lsn, TimelineId, WalFileName};
@@ -67,12 +69,32 @@ pub struct Outcome {
     /// How far WAL of each timeline was stored.
     #[serde(default)]
     pub frontiers: BTreeMap<u32, Lsn>,
+    /// Up to where WAL of each timeline was once seen without a hole that nothing explains.
+    #[serde(default)]
+    pub whole_to: BTreeMap<u32, Lsn>,
+    /// The newest artifact of each name, which retention never lets go: keys of their records.
+    #[serde(default)]
+    pub artifacts: BTreeSet<String>,
+    /// Where the audit trail ended.
+    #[serde(default)]
+    pub trail: Option<Head>,
+    /// Since when the object that was read longest ago was not read, or lies there unread.
+    #[serde(default)]
+    pub unread_since: Option<DateTime<Utc>>,
+    /// What is damaged or missing here and whole in another repository: keys.
+    #[serde(default)]
+    pub whole_elsewhere: BTreeSet<String>,
+    /// What a repair was about to take away for a good copy: keys.
+    #[serde(default)]
+    pub mending: BTreeSet<String>,
 }
 
 /// What is remembered.
 #[derive(Debug, Default)]
 pub struct Memory {
     folder: Option<(PathBuf, String)>,
+    /// Of which of several repositories, counted from 1.
+    number: usize,
     /// How it went.
     pub outcome: Outcome,
     verified: HashMap<u64, u32>,
@@ -87,18 +109,18 @@ impl Outcome {
 }
 
 impl Memory {
-    /// That of a cluster, about this repository.
-    pub fn of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Self {
-        Self::at(folder_of(cluster), &name_of(repository))
+    /// That of a cluster, about this repository, of several the one with this number, counted from 1.
+    pub fn of(cluster: &ClusterConfig, repository: &ClusterRepository, number: usize) -> Self {
+        Self::at(folder_of(cluster), number, &name_of(repository))
     }
 
     /// In no folder: forgotten with the value.
     pub fn nowhere(repository: &ClusterRepository) -> Self {
-        Self::at(None, &name_of(repository))
+        Self::at(None, 1, &name_of(repository))
     }
 
-    fn at(folder: Option<(PathBuf, String)>, repository: &str) -> Self {
-        let mut memory = Self { folder, now: minute(SystemTime::now()), ..Self::default() };
+    pub(super) fn at(folder: Option<(PathBuf, String)>, number: usize, repository: &str) -> Self {
+        let mut memory = Self { folder, number, now: minute(SystemTime::now()), ..Self::default() };
         let outcome = memory.read_outcome(repository);
         let verified = outcome.as_ref().and_then(|_| decode(&memory.read("verified")?));
         memory.outcome = outcome.unwrap_or_else(|| Outcome { repository: repository.to_owned(), ..Outcome::default() });
@@ -107,8 +129,8 @@ impl Memory {
     }
 
     /// Only how it went, for who tells it; `None` if nothing was verified yet.
-    pub fn outcome_of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Option<Outcome> {
-        let memory = Self { folder: folder_of(cluster), ..Self::default() };
+    pub fn outcome_of(cluster: &ClusterConfig, repository: &ClusterRepository, number: usize) -> Option<Outcome> {
+        let memory = Self { folder: folder_of(cluster), number, ..Self::default() };
         memory.read_outcome(&name_of(repository)).filter(|outcome| outcome.looked_at.is_some())
     }
 
@@ -127,6 +149,12 @@ impl Memory {
         let minutes = u32::try_from(time.as_secs() / 60).unwrap_or(u32::MAX);
         // Of a clock that was ahead nothing is believed.
         self.verified.get(&place(listed)).is_some_and(|at| *at <= self.now && self.now - at < minutes.max(1))
+    }
+
+    /// When an object was read whole, as it is listed now.
+    pub fn read_at(&self, listed: &Listed) -> Option<SystemTime> {
+        let minute = self.verified.get(&place(listed)).filter(|at| **at <= self.now)?;
+        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(*minute) * 60))
     }
 
     /// An object was read and is whole.
@@ -162,14 +190,23 @@ impl Memory {
         outcome.backups.extend(seen.catalog.backups().iter().map(|backup| backup.id.clone()));
         outcome.undone.extend(&seen.undone);
         outcome.expiries = outcome.expiries.max(expiries(&seen.listing));
+        let found = |key: &String| findings.iter().any(|finding| finding.key == *key);
+        outcome.artifacts.retain(found);
+        outcome.artifacts.extend(newest_artifacts(&seen.listing));
+        outcome.mending.retain(found);
         for timeline in seen.catalog.timelines() {
             let stored = outcome.frontiers.entry(timeline.get()).or_default();
             *stored = seen.catalog.frontier(timeline).unwrap_or_default().max(*stored);
+            let has_hole = findings.iter().any(|finding| finding.stretch.is_some_and(|stretch| stretch.timeline == timeline));
+            if !has_hole {
+                let whole = outcome.whole_to.entry(timeline.get()).or_default();
+                *whole = (*stored).max(*whole);
+            }
         }
     }
 
-    /// What was there when it was last looked at, should be there still, and is not.
-    pub fn vanished(&self, seen: &Seen) -> Findings {
+    /// What was there when it was last looked at, should be there still, and is not. `mended`: of what a repair took away, what is there again.
+    pub fn vanished(&self, seen: &Seen, mended: &BTreeSet<String>) -> Findings {
         let (outcome, layout, listing) = (&self.outcome, seen.layout(), &seen.listing);
         let judge = Judge::new(&seen.catalog, layout);
         let mut found = Findings::default();
@@ -193,6 +230,18 @@ impl Memory {
                 found.extend(judge.finding(Kind::Missing, &ObjectName::ExpiryEnd(*number), reason));
             }
         }
+        for name in outcome.artifacts.iter().filter_map(|key| layout.parse(key)) {
+            let ObjectName::ArtifactRecord(place) = &name else { continue };
+            let as_new = |other: &ArtifactPlace| other.name == place.name && other.id >= place.id;
+            if !recorded_artifacts(listing).any(as_new) {
+                let reason = "it was the newest of its name, which retention never lets go, and it is gone".to_owned();
+                found.extend(judge.finding(Kind::Missing, &name, reason));
+            }
+        }
+        for key in outcome.mending.iter().filter(|key| !mended.contains(*key)) {
+            let reason = "a repair took the damaged one away and did not put the good one yet".to_owned();
+            found.extend(layout.parse(key).and_then(|name| judge.finding(Kind::Missing, &name, reason)));
+        }
         // What retention lets go is named by an expiry, and forgotten by a later one.
         let let_go = expiries(listing) > outcome.expiries;
         for id in &outcome.backups {
@@ -207,8 +256,8 @@ impl Memory {
         found
     }
 
-    /// Writes it down.
-    pub fn keep(&mut self) {
+    /// Writes it down, on a thread for such work: it is fsynced, and may have megabytes. Whether it is written.
+    pub async fn keep(&mut self) -> bool {
         self.now = minute(SystemTime::now());
         if self.verified.len() > MOST {
             let mut minutes: Vec<u32> = self.verified.values().copied().collect();
@@ -216,17 +265,32 @@ impl Memory {
             let oldest = *oldest;
             self.verified.retain(|_, at| *at > oldest);
         }
-        let Some((json, verified)) = self.path("verify.json").zip(self.path("verified")) else { return };
-        let kept = serde_json::to_vec(&self.outcome).context("write it as JSON").and_then(|outcome| {
-            write(&json, &outcome)?;
-            write(&verified, &encode(&self.verified))
+        let Some((json, path)) = self.path("verify.json").zip(self.path("verified")) else { return false };
+        let (outcome, verified) = (serde_json::to_vec(&self.outcome).context("write it as JSON"), std::mem::take(&mut self.verified));
+        let shown = json.display().to_string();
+        let written = tokio::task::spawn_blocking(move || {
+            let written = outcome.and_then(|outcome| write(&json, &outcome)).and_then(|()| write(&path, &encode(&verified)));
+            (verified, written)
         });
-        if let Err(error) = kept {
-            tracing::debug!(path = %json.display(), error = format!("{error:#}"), "what was verified is not remembered");
+        let kept = match written.await {
+            Ok((verified, written)) => {
+                self.verified = verified;
+                written
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = &kept {
+            tracing::debug!(path = shown, error = format!("{error:#}"), "what was verified is not remembered");
         }
+        kept.is_ok()
     }
 
     fn path(&self, name: &str) -> Option<PathBuf> {
+        let name = match (self.number, name.split_once('.')) {
+            (0 | 1, _) => name.to_owned(),
+            (number, Some((name, ending))) => format!("{name}.{number}.{ending}"),
+            (number, None) => format!("{name}.{number}"),
+        };
         self.folder.as_ref().map(|(folder, prefix)| folder.join(format!("{prefix}{name}")))
     }
 }
@@ -237,6 +301,21 @@ fn for_ever(listing: &Listing) -> impl Iterator<Item = ObjectName> + '_ {
         |name: &&ObjectName| matches!(name, ObjectName::Gap(_) | ObjectName::GapClosing(_) | ObjectName::Lease(_) | ObjectName::Hold(..));
     let histories = listing.histories.iter().map(|timeline| ObjectName::Wal(WalFileName::History(*timeline)));
     listing.records.iter().filter(stays).cloned().chain(histories)
+}
+
+fn recorded_artifacts(listing: &Listing) -> impl Iterator<Item = &ArtifactPlace> {
+    listing.artifacts.iter().filter(|(_, folder)| folder.recorded).map(|(place, _)| place)
+}
+
+/// The newest artifact of each name that has a record: the keys of these.
+fn newest_artifacts(listing: &Listing) -> Vec<String> {
+    let mut newest: BTreeMap<_, &ArtifactPlace> = BTreeMap::new();
+    // Ids begin with a time: a later one of the same name is newer.
+    for place in recorded_artifacts(listing) {
+        let known = newest.entry(&place.name).or_insert(place);
+        *known = (*known).max(place);
+    }
+    newest.into_values().map(|place| listing.layout().key(&ObjectName::ArtifactRecord(place.clone()))).collect()
 }
 
 /// The highest number of an expiry.
@@ -321,20 +400,21 @@ mod tests {
             kind: Kind::Content,
             key: key.to_owned(),
             reason: "flipped".to_owned(),
+            stretch: None,
             lost: Default::default(),
             advice: String::new(),
         }
     }
 
-    #[test]
-    fn what_was_verified_is_known_again_as_long_as_it_is_the_same_object() {
+    #[tokio::test]
+    async fn what_was_verified_is_known_again_as_long_as_it_is_the_same_object() {
         let folder = tempfile::tempdir().unwrap();
-        let at = || Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), "file:///srv");
+        let at = || Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), 1, "file:///srv");
         let day = Duration::from_secs(86_400);
         let mut memory = at();
         memory.whole(&listed("a", 7, 100));
         memory.damaged(&finding("b"));
-        memory.keep();
+        assert!(memory.keep().await);
         let mut memory = at();
         assert!(memory.is_known(&listed("a", 7, 100), day));
         for other in [listed("a", 8, 100), listed("a", 7, 101), listed("c", 7, 100)] {
@@ -348,9 +428,9 @@ mod tests {
         assert!(!memory.is_known(&listed("a", 7, 100), 2 * day), "it lies in the future");
         memory.whole(&listed("b", 1, 1));
         assert_eq!(memory.outcome.read_damage, []);
-        memory.keep();
+        assert!(memory.keep().await);
         // Of another repository, or damaged: nothing is known.
-        let other = Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), "file:///other");
+        let other = Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), 1, "file:///other");
         assert!(!other.is_known(&listed("b", 1, 1), day));
         let path = folder.path().join("main.verified");
         let mut bytes = std::fs::read(&path).unwrap();

@@ -1,19 +1,26 @@
 //! What listings, records and manifests say, without reading WAL or packs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Lost, Severity};
+use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Lost, Severity, Stretch};
+use walkeep_core::{Lsn, TimelineId};
 
 use super::manifests::{self, Faults};
-use super::{Listed, beside};
+use super::memory::Memory;
+use super::{Listed, beside, deep};
 use crate::repository::look::Seen;
 use crate::repository::{ClusterRepository, Error, Result};
 
 /// Between two looks at what seems to be wrong: what is on its way has arrived, or is known to have gone.
-const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+const PAUSES: [u64; 5] = [1, 4, 10, 20, 30];
+/// Behind so many of them only WAL is still doubtful that later WAL may have overtaken: together they are longer than a store's call.
+const ALL: usize = 2;
+/// So many segments may overtake one.
+const OVERTAKE: u64 = 64;
 
 /// So many pieces of a manifest that are gone are named.
 const NAMED: usize = 100;
@@ -29,6 +36,10 @@ pub struct Quick {
     pub extents: u64,
     /// Pieces of manifests that this host cannot decrypt, whether it has a copy of its own or not.
     pub not_checked: u64,
+    /// Of what a repair took away, what is there again.
+    pub mended: BTreeSet<String>,
+    /// Since when the object that was read longest ago was not read, or lies there unread.
+    pub unread_since: Option<SystemTime>,
 }
 
 /// How it is looked.
@@ -41,40 +52,57 @@ pub struct Look<'a> {
     pub cancel: &'a CancellationToken,
     /// Is told how many objects were listed.
     pub tell: &'a (dyn Fn(u64) + Sync),
+    /// Records of the audit trail that were read less long ago are left out; none of them.
+    pub older_than: Option<Duration>,
+    /// A timeline and up to where its WAL is known to be stored: what lies behind may be on its way.
+    pub durable: &'a (dyn Fn() -> Option<(TimelineId, Lsn)> + Sync),
 }
 
 /// Looks until what is wrong is wrong each time.
-pub async fn confirmed(look: &Look<'_>) -> Result<Quick> {
-    let mut quick = once(look).await?;
-    for pause in PAUSES {
-        if quick.findings.count(Severity::Minor) == 0 {
+pub async fn confirmed(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
+    let mut quick = once(look, memory).await?;
+    for (looks, pause) in PAUSES.into_iter().enumerate() {
+        let doubtful = |finding: &Finding| finding.severity > Severity::Note && (looks < ALL || quick.may_arrive(finding, memory));
+        if !quick.findings.iter().any(doubtful) {
             break;
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(Duration::from_secs(pause)) => {}
             () = look.cancel.cancelled() => return Err(Error::cancelled("verify", look.repository.cluster())),
         }
         let before = std::mem::take(&mut quick.findings);
-        quick = once(look).await?;
+        quick = once(look, memory).await?;
         quick.findings = quick.findings.seen_by(&before);
     }
     Ok(quick)
 }
 
 /// One look.
-async fn once(look: &Look<'_>) -> Result<Quick> {
+async fn once(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
     let repository = look.repository;
-    let mut objects = 0u64;
+    // Asked before anything is listed: what is listed may be more.
+    let durable = (look.durable)();
+    let (mut objects, mut audit, mut mended, mut unread_since) = (0u64, BTreeMap::new(), BTreeSet::new(), None::<SystemTime>);
     let seen = repository
-        .see(&mut |_, _| {
+        .see(&mut |name, listed| {
             objects += 1;
             if objects.is_multiple_of(1000) {
                 (look.tell)(objects);
             }
+            if let ObjectName::Audit(number) = name {
+                audit.insert(*number, listed.clone());
+            }
+            if memory.outcome.mending.contains(listed.key.as_str()) {
+                mended.insert(listed.key.to_string());
+            }
+            if deep::is_read(name) {
+                let since = memory.read_at(listed).unwrap_or(listed.modified);
+                unread_since = Some(unread_since.map_or(since, |known| known.min(since)));
+            }
         })
         .await?;
     (look.tell)(objects);
-    let mut quick = Quick { findings: Findings::default(), extents: 0, not_checked: 0, seen };
+    let mut quick = Quick { findings: Findings::default(), extents: 0, not_checked: 0, seen, mended, unread_since };
     let (faults, of_manifests) = read_manifests(look, &mut quick).await?;
     let Quick { seen, findings, .. } = &mut quick;
     let judge = Judge::new(&seen.catalog, repository.layout());
@@ -90,7 +118,11 @@ async fn once(look: &Look<'_>) -> Result<Quick> {
     }
     // What was let go would seem to be missing.
     if expiry_is_known {
-        findings.extend(verify::continuity(&judge, &seen.listing, &seen.filled).into_sorted());
+        let mut holes = verify::continuity(&judge, &seen.listing, &seen.filled);
+        // Nobody was told that this is stored.
+        let is_promised = |stretch: Stretch| durable.is_none_or(|(timeline, to)| stretch.timeline != timeline || stretch.from < to);
+        holes.retain(|finding| finding.stretch.is_none_or(is_promised));
+        findings.extend(holes.into_sorted());
     }
     for (kind, name, reason) in of_manifests {
         findings.extend(judge.finding(kind, &name, reason));
@@ -103,6 +135,8 @@ async fn once(look: &Look<'_>) -> Result<Quick> {
     findings.extend(unfinished(repository, seen));
     if look.backup.is_none() {
         findings.extend(beside::findings(repository, seen, &judge).await?);
+        let trail = beside::trail(repository, &audit, memory, look.older_than).await?;
+        findings.extend(trail.into_iter().filter_map(|(kind, name, reason)| judge.finding(kind, &name, reason)));
     }
     if let Some(backup) = look.backup {
         let prefix = repository.layout().backup_prefix(backup);
@@ -163,12 +197,23 @@ fn unfinished<'a>(repository: &'a ClusterRepository, seen: &'a Seen) -> impl Ite
         kind: Kind::Leftover,
         key: repository.layout().backup_prefix(id),
         reason: "the backup has no record: it is under way, or was never finished".to_owned(),
+        stretch: None,
         lost: Lost::default(),
         advice: "what an unfinished backup left is removed by itself behind a later one".to_owned(),
     })
 }
 
 impl Quick {
+    /// Whether it is a hole that later WAL may have made by overtaking what is still on its way: at the end of a timeline, and nobody has seen the WAL there.
+    fn may_arrive(&self, finding: &Finding, memory: &Memory) -> bool {
+        finding.stretch.is_some_and(|stretch| {
+            let catalog = &self.seen.catalog;
+            let seen_whole = memory.outcome.whole_to.get(&stretch.timeline.get()).is_some_and(|to| stretch.from < *to);
+            let end = catalog.frontier(stretch.timeline).unwrap_or_default();
+            !seen_whole && end <= stretch.to.saturating_add(OVERTAKE * catalog.segment_size().bytes())
+        })
+    }
+
     /// What is listed, in numbers.
     pub fn listed(&self) -> Listed {
         let (catalog, listing) = (&self.seen.catalog, &self.seen.listing);

@@ -1,12 +1,14 @@
 //! A verification as a whole: the look, what is remembered of earlier ones, the reading.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::catalog::Catalog;
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{Findings, Severity};
+use walkeep_core::{Lsn, TimelineId};
 
 use super::Report;
 use super::deep::{Deep, Done, deep};
@@ -31,6 +33,17 @@ pub struct Wish<'a> {
     pub listed: &'a (dyn Fn(u64) + Sync),
     /// Is told how far reading is, of how many bytes.
     pub reading: &'a (dyn Fn(&Done, u64) + Sync),
+    /// A timeline and up to where its WAL is known to be stored; nothing where nobody says so.
+    pub durable: &'a (dyn Fn() -> Option<(TimelineId, Lsn)> + Sync),
+    /// Since when a repository, by its url, lacks what another one has and is about to be brought there.
+    pub behind: &'a (dyn Fn(&str) -> Option<SystemTime> + Sync),
+}
+
+impl<'a> Wish<'a> {
+    /// A look at everything.
+    pub fn look(cancel: &'a CancellationToken) -> Self {
+        Self { backup: None, read: None, cancel, listed: &|_| {}, reading: &|_, _| {}, durable: &|| None, behind: &|_| None }
+    }
 }
 
 /// How everything is read.
@@ -43,15 +56,38 @@ pub struct Read<'a> {
     pub parallel: usize,
     /// No further object is read once so many bytes were, given how many are stored.
     pub most: Option<&'a (dyn Fn(u64) -> u64 + Sync)>,
+    /// Whether to wait, as something else is more urgent.
+    pub hold: &'a (dyn Fn() -> bool + Sync),
+    /// Whether the repository of this number is read at all.
+    pub of: &'a (dyn Fn(usize) -> bool + Sync),
 }
 
-/// Verifies, and remembers what came of it.
+impl<'a> Read<'a> {
+    /// Everything, of every repository.
+    pub fn all(pace: &'a Pace, parallel: usize) -> Self {
+        Self { older_than: None, pace, parallel, most: None, hold: &|| false, of: &|_| true }
+    }
+}
+
+/// Verifies one repository, and remembers what came of it.
 pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory: &mut Memory) -> Result<Report> {
+    verify_one(repository, 1, wish, memory).await.map(|(report, _)| report)
+}
+
+/// The same, of the one with this number, and with what it has.
+pub(super) async fn verify_one(
+    repository: &Arc<ClusterRepository>,
+    number: usize,
+    wish: &Wish<'_>,
+    memory: &mut Memory,
+) -> Result<(Report, Catalog)> {
     let (began, clock) = (Utc::now(), Instant::now());
-    let look = Look { repository, backup: wish.backup, cancel: wish.cancel, tell: wish.listed };
+    let reading = wish.read.as_ref().filter(|reading| (reading.of)(number));
+    let older_than = reading.map_or(Some(Duration::MAX), |reading| reading.older_than);
+    let look = Look { repository, backup: wish.backup, cancel: wish.cancel, tell: wish.listed, older_than, durable: wish.durable };
     let mut quick = looked(&look, memory).await?;
     let mut read = None;
-    if let Some(reading) = &wish.read {
+    if let Some(reading) = reading {
         let total = quick.seen.listing.bytes;
         let how = Deep {
             repository,
@@ -60,6 +96,7 @@ pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory
             pace: reading.pace,
             parallel: reading.parallel,
             most: reading.most.map(|most| most(total)),
+            hold: reading.hold,
             cancel: wish.cancel,
             tell: &|done| (wish.reading)(done, total),
         };
@@ -69,6 +106,9 @@ pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory
             // All of it was seen now.
             memory.outcome.read_damage = damaged.iter().cloned().collect();
             memory.outcome.read_at = Some(began);
+            if reading.older_than.is_none() {
+                memory.outcome.unread_since = Some(began);
+            }
         }
         if done.gone > 0 && !done.interrupted {
             // On its way out, or lost.
@@ -99,9 +139,9 @@ pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory
     if unharmed && wish.backup.is_none() {
         memory.outcome.whole_at = Some(began);
     }
-    memory.keep();
+    memory.keep().await;
     let (listed, more_findings) = (quick.listed(), findings.unnamed());
-    Ok(Report {
+    let report = Report {
         cluster: repository.cluster().to_string(),
         repository: repository.repository().url(),
         system_identifier: repository.identity().system_identifier,
@@ -115,21 +155,23 @@ pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory
         not_checked: quick.not_checked,
         findings: findings.into_sorted(),
         more_findings,
-    })
+    };
+    Ok((report, quick.seen.catalog))
 }
 
 /// A look, with what was there before and has vanished.
 async fn looked(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
-    let mut quick = confirmed(look).await?;
+    let mut quick = confirmed(look, memory).await?;
     if look.backup.is_none() {
-        let mut vanished = memory.vanished(&quick.seen);
+        let mut vanished = memory.vanished(&quick.seen, &quick.mended);
         if vanished.count(Severity::Minor) > 0 {
             // What let it go may have been noted between two of the look's listings.
-            quick = confirmed(look).await?;
-            vanished = memory.vanished(&quick.seen).seen_by(&vanished);
+            quick = confirmed(look, memory).await?;
+            vanished = memory.vanished(&quick.seen, &quick.mended).seen_by(&vanished);
         }
         quick.findings.extend(vanished.into_sorted());
         memory.looked(&quick.seen, &quick.findings, Utc::now());
+        memory.outcome.unread_since = quick.unread_since.map(Into::into);
     }
     Ok(quick)
 }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::finding::{Finding, Findings, Kind};
+use super::finding::{Finding, Findings, Kind, Stretch};
 use super::judge::Judge;
 use super::listing::Listing;
+use crate::backup::BackupRecord;
 use crate::catalog::{WalRange, legs};
 use crate::history::TimelineHistory;
 use crate::identity::TimelineId;
@@ -46,7 +47,7 @@ pub fn continuity(judge: &Judge<'_>, listing: &Listing, filled: &BTreeSet<GapNam
     let unknown = |timeline: TimelineId| judge.catalog().history(timeline).is_none() && listing.histories.contains(&timeline);
     let unusable = judge.catalog().backups().iter().filter(|backup| !usable.contains(&backup.id));
     for backup in unusable.filter(|backup| !unknown(backup.timeline) && !unknown(backup.stops_on())) {
-        found.add(looking.without_wal(&backup.id, backup.stops_on(), backup.start_lsn));
+        found.add(looking.without_wal(backup));
     }
     looking.unfinished(listing, &mut found);
     looking.leases(listing, &mut found);
@@ -112,21 +113,23 @@ impl Looking<'_> {
         let catalog = self.judge.catalog();
         let mut usable = BTreeSet::new();
         for path in catalog.timelines().into_iter().filter_map(|timeline| catalog.history(timeline)) {
-            let whole = |backup: &&crate::backup::BackupRecord| {
-                catalog.is_on(backup, &path) && catalog.reach(&path, backup.start_lsn).to >= backup.stop_lsn
-            };
+            let whole =
+                |backup: &&BackupRecord| catalog.is_on(backup, &path) && catalog.reach(&path, backup.start_lsn).to >= backup.stop_lsn;
             usable.extend(catalog.backups().iter().filter(whole).map(|backup| backup.id.clone()));
         }
         usable
     }
 
-    fn without_wal(&self, backup: &BackupId, timeline: TimelineId, start: Lsn) -> Finding {
+    fn without_wal(&self, record: &BackupRecord) -> Finding {
+        let (backup, timeline, start) = (&record.id, record.stops_on(), record.start_lsn);
         let catalog = self.judge.catalog();
         let at = catalog.history(timeline).map_or(start, |path| catalog.reach(&path, start).to);
         let size = catalog.segment_size();
         let segment = size.segment_of(at).name(timeline, size);
         let reason = format!("WAL at {at} is missing, which backup {backup} needs for itself");
-        self.judge.pack(Kind::Missing, self.judge.layout().wal_key(WalFileName::Segment(segment)), reason, [backup.clone()])
+        let key = self.judge.layout().wal_key(WalFileName::Segment(segment));
+        let stretch = (at < record.stop_lsn).then_some(Stretch { timeline, from: at, to: record.stop_lsn });
+        Finding { stretch, ..self.judge.pack(Kind::Missing, key, reason, [backup.clone()]) }
     }
 
     /// The parts that the last writer of an unfinished segment stored are joined to its beginning.

@@ -6,6 +6,8 @@ use std::collections::btree_map::Entry;
 use serde::{Deserialize, Serialize};
 
 use super::lost::Lost;
+use crate::identity::TimelineId;
+use crate::lsn::Lsn;
 
 /// So many findings are named; more are counted.
 const NAMED: usize = 10_000;
@@ -38,6 +40,27 @@ pub enum Kind {
     Foreign,
 }
 
+/// WAL of a timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Stretch {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it begins.
+    pub from: Lsn,
+    /// Where it ends.
+    pub to: Lsn,
+}
+
+impl Stretch {
+    /// Two that begin in one segment, with what lies between them.
+    fn both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(Self { from: one.from.min(other.from), to: one.to.max(other.to), ..one }),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
 /// Something that was found.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
@@ -49,6 +72,9 @@ pub struct Finding {
     pub key: String,
     /// What is wrong, in words.
     pub reason: String,
+    /// Of WAL that is missing, from where to where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stretch: Option<Stretch>,
     /// What cannot be restored for it.
     #[serde(default, skip_serializing_if = "Lost::is_nothing")]
     pub lost: Lost,
@@ -74,6 +100,7 @@ impl Findings {
                 let known = known.into_mut();
                 known.severity = known.severity.max(finding.severity);
                 known.lost.merge(finding.lost);
+                known.stretch = Stretch::both(known.stretch, finding.stretch);
             }
             Entry::Vacant(free) if room => drop(free.insert(finding)),
             Entry::Vacant(_) => self.more += 1,

@@ -1,6 +1,6 @@
 //! What a damaged or missing object means.
 
-use super::finding::{Finding, Kind, Severity};
+use super::finding::{Finding, Kind, Severity, Stretch};
 use super::lost::{Lost, Path};
 use crate::catalog::{Catalog, WalRange};
 use crate::identity::TimelineId;
@@ -49,7 +49,8 @@ impl<'a> Judge<'a> {
         let size = self.catalog.segment_size();
         let segment = size.segment_of(stretch.from).name(timeline, size);
         let (key, lost) = (self.layout.wal_key(WalFileName::Segment(segment)), self.lost_with(timeline, stretch));
-        self.of_wal(Kind::Missing, key, reason, lost)
+        let stretch = Stretch { timeline, from: stretch.from, to: stretch.to };
+        Finding { stretch: Some(stretch), ..self.of_wal(Kind::Missing, key, reason, lost) }
     }
 
     /// The finding that an object is not what it should be; `None` of one that is on its way out.
@@ -61,6 +62,7 @@ impl<'a> Judge<'a> {
             kind,
             key: key.clone(),
             reason: reason.clone(),
+            stretch: None,
             lost: Lost::default(),
             advice: advice.to_owned(),
         };
@@ -145,7 +147,7 @@ impl<'a> Judge<'a> {
             false => FROM_A_COPY,
         };
         let severity = if lost.is_nothing() { Severity::Minor } else { Severity::Damage };
-        Finding { severity, kind, key, reason, lost, advice: advice.to_owned() }
+        Finding { severity, kind, key, reason, stretch: None, lost, advice: advice.to_owned() }
     }
 
     /// What lies behind the present of a timeline that is known of by other means.
@@ -157,11 +159,11 @@ impl<'a> Judge<'a> {
         match lost.is_nothing() {
             true => {
                 let advice = "no backup that is there needs it";
-                Finding { severity: Severity::Minor, kind, key, reason, lost, advice: advice.to_owned() }
+                Finding { severity: Severity::Minor, kind, key, reason, stretch: None, lost, advice: advice.to_owned() }
             }
             false => {
                 let advice = "put it back from a copy of the repository; without one, take a base backup now (`walkeep backup`): what is written behind it is within reach again";
-                Finding { severity: Severity::Damage, kind, key, reason, lost, advice: advice.to_owned() }
+                Finding { severity: Severity::Damage, kind, key, reason, stretch: None, lost, advice: advice.to_owned() }
             }
         }
     }

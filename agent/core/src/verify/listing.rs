@@ -148,6 +148,7 @@ impl Listing {
             kind: Kind::Foreign,
             key: key.clone(),
             reason: "it is none of Walkeep's, and was left alone".to_owned(),
+            stretch: None,
             lost: Lost::default(),
             advice: String::new(),
         };

@@ -1,0 +1,329 @@
+//! Puts good copies where one of several repositories has something damaged, or lost it.
+//!
+//! A good copy is read from another repository and proven before anything is touched, and is in memory until it is stored; what no other has whole is left as it
+//! is. What is damaged was read twice, both times the same and both times not what was stored, before it is taken away; that is noted beside the spool first, so
+//! that what is killed between the two is told as missing, and put by the next run. The good copy itself is never removed: only the repository that is mended is
+//! written to.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::layout::ObjectName;
+use walkeep_core::verify::{Kind, Severity};
+
+use super::Overall;
+use super::elsewhere::Wanted;
+use super::places::{Everywhere, Place};
+use crate::repository::{ClusterRepository, Error, Result};
+use crate::retry::{Backoff, retry};
+
+/// For so long a repository may be out of reach.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Plan {
+    /// What is put.
+    pub steps: Vec<Step>,
+    /// What no other repository has whole: it is left as it is.
+    pub without: Vec<Without>,
+}
+
+/// An object to be put.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    /// The number of the repository that is mended.
+    pub repository: usize,
+    /// Where it lies.
+    pub url: String,
+    /// The object.
+    pub key: String,
+    /// Whether something damaged lies there, to be taken away first; else it is missing.
+    pub damaged: bool,
+    /// Its bytes where it is whole.
+    pub bytes: u64,
+    /// The repositories that it may be taken from.
+    pub from: Vec<usize>,
+    /// What came of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    #[serde(skip)]
+    wanted: Wanted,
+}
+
+/// Something without a good copy.
+#[derive(Debug, Clone, Serialize)]
+pub struct Without {
+    /// The repository's number.
+    pub repository: usize,
+    /// The object; of several that are missing in a row, the first.
+    pub key: String,
+}
+
+/// What came of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "result", content = "reason")]
+pub enum Outcome {
+    /// The good copy is there, and was read back.
+    Put,
+    /// It was whole when it was looked at again: nothing was changed.
+    WasWhole,
+    /// Nothing was changed, and why.
+    NotDone(String),
+    /// The damaged one was taken away, and the good one is not there yet: the next run puts it.
+    Unfinished(String),
+}
+
+/// What can be mended of what was found.
+pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
+    let (mut plan, mut planned) = (Plan::default(), BTreeSet::new());
+    for found in overall.findings.iter().filter(|found| found.finding.severity > Severity::Note) {
+        let copies = everywhere.copies(found.repository, &found.finding).await?;
+        if !copies.complete {
+            plan.without.push(Without { repository: found.repository, key: found.finding.key.clone() });
+        }
+        for wanted in copies.objects {
+            let key = everywhere.key(&wanted.name);
+            if !planned.insert((found.repository, key.clone())) {
+                continue;
+            }
+            plan.steps.push(Step {
+                repository: found.repository,
+                url: found.url.clone(),
+                key,
+                damaged: found.finding.kind != Kind::Missing,
+                bytes: wanted.at.first().map_or(0, |(_, listed)| listed.size),
+                from: wanted.at.iter().map(|(number, _)| *number).collect(),
+                outcome: None,
+                wanted,
+            });
+        }
+    }
+    // What names others comes behind them.
+    plan.steps.sort_by_key(|step| match step.wanted.name {
+        ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_) => 2,
+        ObjectName::BackupManifest(..) => 1,
+        _ => 0,
+    });
+    Ok(plan)
+}
+
+/// Does it. `tell` is told of each step that is done.
+pub async fn carry_out(
+    plan: &mut Plan,
+    everywhere: &Everywhere,
+    places: &mut [Place],
+    cancel: &CancellationToken,
+    tell: &(dyn Fn(&Step) + Sync),
+) -> Result<()> {
+    for step in &mut plan.steps {
+        if cancel.is_cancelled() {
+            return Err(Error::cancelled("repair", &step.key));
+        }
+        let Some(place) = places.iter_mut().find(|place| place.number == step.repository) else { continue };
+        step.outcome = Some(mend(step, everywhere, place, cancel).await?);
+        tell(step);
+    }
+    Ok(())
+}
+
+async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &CancellationToken) -> Result<Outcome> {
+    let (name, target) = (&step.wanted.name, place.repository.clone());
+    let (good, reasons) = everywhere.good_copy(&step.wanted).await;
+    let Some(good) = good else { return Ok(Outcome::NotDone(format!("no other repository has it whole: {reasons}"))) };
+    let there = match lying(&target, name, cancel).await? {
+        Lying::Nothing => false,
+        Lying::Bytes(bytes) if bytes == good => return Ok(Outcome::WasWhole),
+        Lying::Bytes(_) if proves_itself(name) && target.whole_object(name).await.is_ok_and(|whole| whole.is_some()) => {
+            return Ok(Outcome::WasWhole);
+        }
+        Lying::Bytes(_) | Lying::Unreadable => true,
+        Lying::Unsteady => {
+            return Ok(Outcome::NotDone("two reads of it differ: the way to it may be at fault, and not what is stored".into()));
+        }
+    };
+    if there {
+        place.memory.outcome.mending.insert(step.key.clone());
+        if !place.memory.keep().await {
+            place.memory.outcome.mending.remove(&step.key);
+            let reason = "that it is taken away cannot be noted (verify.json in the spool folder, or in the user's cache): it would not be known behind a crash";
+            return Ok(Outcome::NotDone(reason.to_owned()));
+        }
+        if let Err(error) = target.take_away(name).await {
+            place.memory.outcome.mending.remove(&step.key);
+            place.memory.keep().await;
+            return Ok(Outcome::NotDone(format!("the damaged one cannot be removed: {}", chain(&error))));
+        }
+    }
+    let put = || target.put_back(name, good.clone());
+    match retry("repair", Backoff::within(PATIENCE), cancel, Error::is_transient, put).await {
+        Ok(()) => {}
+        Err(error) if there => return Ok(Outcome::Unfinished(chain(&error))),
+        Err(error) => return Ok(Outcome::NotDone(format!("it cannot be stored: {}", chain(&error)))),
+    }
+    match target.stored_object(name).await {
+        Ok(Some(back)) if back == good => {}
+        Ok(_) => return Ok(Outcome::Unfinished("what was stored did not come back as it was".into())),
+        Err(error) => return Ok(Outcome::Unfinished(format!("it cannot be read back: {}", chain(&error)))),
+    }
+    place.memory.outcome.mending.remove(&step.key);
+    place.memory.forget_damage(&step.key);
+    place.memory.keep().await;
+    Ok(Outcome::Put)
+}
+
+/// What lies where something is to be mended.
+enum Lying {
+    Nothing,
+    Bytes(bytes::Bytes),
+    /// The store itself says that it is damaged.
+    Unreadable,
+    /// Now so, now otherwise.
+    Unsteady,
+}
+
+/// Read twice: what is taken away for being damaged is so each time.
+async fn lying(target: &ClusterRepository, name: &ObjectName, cancel: &CancellationToken) -> Result<Lying> {
+    let once = || async {
+        match target.stored_object(name).await {
+            Err(error) if error.is_damage() => Ok(Lying::Unreadable),
+            Ok(None) => Ok(Lying::Nothing),
+            Ok(Some(bytes)) => Ok(Lying::Bytes(bytes)),
+            Err(error) => Err(error),
+        }
+    };
+    let first = retry("repair", Backoff::within(PATIENCE), cancel, Error::is_transient, once).await?;
+    let second = retry("repair", Backoff::within(PATIENCE), cancel, Error::is_transient, once).await?;
+    Ok(match (first, second) {
+        (Lying::Nothing, Lying::Nothing) => Lying::Nothing,
+        (Lying::Unreadable, Lying::Unreadable) => Lying::Unreadable,
+        (Lying::Bytes(one), Lying::Bytes(other)) if one == other => Lying::Bytes(one),
+        _ => Lying::Unsteady,
+    })
+}
+
+/// Whether its own bytes tell that it is whole. What others must say of it was asked of the whole repository.
+fn proves_itself(name: &ObjectName) -> bool {
+    matches!(name, ObjectName::Pack(_) | ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Part(_))
+        || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
+}
+
+fn chain(error: &Error) -> String {
+    format!("{:#}", anyhow::anyhow!("{error}"))
+}
+
+impl Everywhere {
+    /// The first copy that is proven whole, else why each is not.
+    async fn good_copy(&self, wanted: &Wanted) -> (Option<bytes::Bytes>, String) {
+        let mut reasons = Vec::new();
+        for (number, _) in &wanted.at {
+            let Some(seen) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
+            match seen.repository.whole_object(&wanted.name).await {
+                Ok(Some(good)) => return (Some(good), String::new()),
+                Ok(None) => reasons.push(format!("repository {number} does not have it any more")),
+                Err(error) => reasons.push(format!("repository {number}: {error}")),
+            }
+        }
+        (None, reasons.join("; "))
+    }
+
+    fn key(&self, name: &ObjectName) -> String {
+        self.seen.first().map_or_else(String::new, |seen| seen.repository.layout().key(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use walkeep_core::WalFileName;
+    use walkeep_store::{ErrorKind, Fault, Operation, Rule, Store};
+
+    use super::super::pace::Pace;
+    use super::super::tests::{Two, key, wrong};
+    use super::super::{Read, Wish, everywhere};
+    use super::*;
+    use crate::repository::tests::segment;
+
+    /// Everything read, and mended what can be.
+    async fn repaired(two: &Two, places: &mut [Place]) -> (Plan, Overall) {
+        let (cancel, pace) = (CancellationToken::new(), Pace::of(None));
+        let deep = Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+        let (report, seen) = everywhere(&deep, places).await.unwrap();
+        let mut plan = plan(&seen, &report).await.unwrap();
+        carry_out(&mut plan, &seen, places, &cancel, &|_| {}).await.unwrap();
+        assert_eq!(two.stores.each_ref().map(|store| store.contains(&"walkeep.json".parse().unwrap())), [true, true]);
+        (plan, everywhere(&Wish::look(&cancel), places).await.unwrap().0)
+    }
+
+    fn outcomes(plan: &Plan) -> Vec<(usize, bool, Outcome)> {
+        plan.steps.iter().map(|step| (step.repository, step.damaged, step.outcome.clone().unwrap())).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_gets_what_the_other_has_whole_and_nothing_else_is_touched() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let good = two.stores[0].get(&key(&two.both, 2), None).await.unwrap();
+        two.stores[0].overwrite(&key(&two.both, 2), Bytes::from(vec![7; 4000]));
+        two.stores[1].delete(&key(&two.both, 3)).await.unwrap();
+        for (store, byte) in two.stores.iter().zip([1, 2]) {
+            store.overwrite(&key(&two.both, 4), Bytes::from(vec![byte; 4000]));
+        }
+        let (plan, report) = repaired(&two, &mut two.remembering(Some(folder.path()))).await;
+        let mut done = outcomes(&plan);
+        done.sort_by_key(|(repository, ..)| *repository);
+        assert_eq!(done, [(1, true, Outcome::Put), (2, false, Outcome::Put)]);
+        assert_eq!(plan.without.len(), 2);
+        assert_eq!(two.stores[0].get(&key(&two.both, 2), None).await.unwrap(), good);
+        // Of what nobody has whole both stay as they are.
+        for (store, byte) in two.stores.iter().zip([1, 2]) {
+            assert_eq!(store.get(&key(&two.both, 4), None).await.unwrap(), vec![byte; 4000]);
+        }
+        assert!(wrong(&report).iter().all(|(_, bad, _, _)| *bad == key(&two.both, 4).to_string()), "{:?}", wrong(&report));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_removed_or_noted_stays_as_it_is() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let bad = Bytes::from(vec![7; 4000]);
+        two.stores[1].overwrite(&key(&two.both, 2), bad.clone());
+        let (plan, _) = repaired(&two, &mut two.places()).await;
+        assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("noted")), "{plan:?}");
+        two.faulty.inject(Rule::new(Operation::Delete, Fault::Fail(ErrorKind::Denied)));
+        let mut places = two.remembering(Some(folder.path()));
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("cannot be removed")), "{plan:?}");
+        assert_eq!((two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), wrong(&report).len()), (bad, 1));
+        assert!(places[1].memory.outcome.mending.is_empty());
+        // A way that changes bytes is no damage: what is stored is whole.
+        two.faulty.heal();
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, true, Outcome::Put)], vec![]));
+        two.faulty.inject(Rule::new(Operation::Get, Fault::Flip(3000)).on(key(&two.both, 3).as_str()).times(4));
+        let (plan, _) = repaired(&two, &mut places).await;
+        assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("differ")), "{plan:?}");
+    }
+
+    /// Killed between the two: of a `.partial`, which nothing misses.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_away_and_not_put_is_put_by_the_next_run() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let name = WalFileName::Partial(segment(6));
+        two.both.put_wal(name, two.both.get_wal(WalFileName::Segment(segment(5))).await.unwrap().unwrap().content).await.unwrap();
+        let partial: walkeep_store::Key = two.both.layout().wal_key(name).parse().unwrap();
+        two.stores[1].overwrite(&partial, Bytes::from(vec![7; 4000]));
+        two.faulty.inject(Rule::new(Operation::Put, Fault::Hang));
+        let mut places = two.remembering(Some(folder.path()));
+        let killed = tokio::time::timeout(Duration::from_secs(3600), repaired(&two, &mut places)).await;
+        assert!(killed.is_err() && !two.stores[1].contains(&partial));
+        two.faulty.heal();
+        let cancel = CancellationToken::new();
+        let mut places = two.remembering(Some(folder.path()));
+        let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+        assert_eq!(wrong(&report), [(2, partial.to_string(), Kind::Missing, vec![1])]);
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, false, Outcome::Put)], vec![]));
+        assert_eq!(two.stores[1].get(&partial, None).await.unwrap(), two.stores[0].get(&partial, None).await.unwrap());
+    }
+}

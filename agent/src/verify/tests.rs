@@ -1,0 +1,209 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use walkeep_core::audit::{Actor, Entry, Kind as Deed, Outcome};
+use walkeep_core::layout::ObjectName;
+use walkeep_core::verify::{Kind, Severity};
+use walkeep_core::{Lsn, TimelineId, WalFileName};
+use walkeep_store::several::{Follow, StoredWhen};
+use walkeep_store::{ErrorKind, Fault, FaultyStore, Key, MemoryStore, Operation, Rule, Several, Store};
+
+use super::memory::Memory;
+use super::pace::Pace;
+use super::*;
+use crate::repository::ClusterRepository;
+use crate::repository::tests::{over, segment};
+
+/// A repository in two places.
+pub(super) struct Two {
+    pub stores: [Arc<MemoryStore>; 2],
+    /// The second one.
+    pub faulty: Arc<FaultyStore>,
+    pub both: ClusterRepository,
+}
+
+impl Two {
+    /// With segments 1 to 5 in each.
+    pub async fn begin() -> Self {
+        let stores = [Arc::new(MemoryStore::new()), Arc::new(MemoryStore::new())];
+        let faulty = Arc::new(FaultyStore::new(stores[1].clone()));
+        let several = Several::new(vec![stores[0].clone(), faulty.clone()], StoredWhen::All, Follow::Queued);
+        let both = over(Arc::new(several)).await;
+        put(&both, 1..6).await;
+        Self { stores, faulty, both }
+    }
+
+    pub fn places(&self) -> Vec<Place> {
+        self.remembering(None)
+    }
+
+    /// What is remembered lies in this folder.
+    pub fn remembering(&self, folder: Option<&std::path::Path>) -> Vec<Place> {
+        let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
+            let memory = Memory::at(folder.map(|folder| (folder.to_owned(), String::new())), number, "both");
+            Place { number, repository, memory }
+        };
+        numbered(&Arc::new(self.both.clone())).map(place).collect()
+    }
+}
+
+async fn put(repository: &ClusterRepository, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        repository.put_wal(WalFileName::Segment(segment(number)), content(number)).await.unwrap();
+    }
+}
+
+/// A segment as it begins on the server.
+fn content(number: u64) -> Bytes {
+    let mut page = vec![0; 1 << 20];
+    page[..2].copy_from_slice(&0xD110u16.to_le_bytes());
+    page[2..4].copy_from_slice(&2u16.to_le_bytes());
+    page[4..8].copy_from_slice(&1u32.to_le_bytes());
+    page[8..16].copy_from_slice(&(number << 20).to_le_bytes());
+    page[24..32].copy_from_slice(&7u64.to_le_bytes());
+    page[32..36].copy_from_slice(&(1u32 << 20).to_le_bytes());
+    page[36..40].copy_from_slice(&8192u32.to_le_bytes());
+    page.into()
+}
+
+pub(super) fn key(repository: &ClusterRepository, number: u64) -> Key {
+    repository.layout().wal_key(WalFileName::Segment(segment(number))).parse().unwrap()
+}
+
+/// What is wrong, by repository and key, and who has it whole.
+pub(super) fn wrong(report: &Overall) -> Vec<(usize, String, Kind, Vec<usize>)> {
+    let wrong = report.findings.iter().filter(|found| found.finding.severity > Severity::Note);
+    wrong.map(|found| (found.repository, found.finding.key.clone(), found.finding.kind, found.whole_in.clone())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_is_only_what_no_repository_has_whole() {
+    let (two, cancel, pace) = (Two::begin().await, CancellationToken::new(), Pace::of(None));
+    let deep = || Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+    let mut places = two.places();
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    assert!(report.whole && report.repositories.len() == 2 && report.listed.segments == 5, "{report:?}");
+    let (second, third) = (key(&two.both, 2), key(&two.both, 3));
+    two.stores[0].overwrite(&second, Bytes::from(vec![7; 4000]));
+    two.stores[1].delete(&third).await.unwrap();
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    let (damaged, missing) = (second.to_string(), third.to_string());
+    assert_eq!(wrong(&report), [(1, damaged.clone(), Kind::Content, vec![2]), (2, missing.clone(), Kind::Missing, vec![1])]);
+    assert!(!report.whole && report.findings.iter().all(|found| found.finding.lost.is_nothing()));
+    assert_eq!(report.repositories.iter().map(|one| one.damaged).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(places[0].memory.outcome.whole_elsewhere.iter().collect::<Vec<_>>(), [&damaged]);
+    // What is listed with the right size elsewhere and is not whole there is no copy.
+    two.stores[1].overwrite(&second, Bytes::from(vec![8; 4000]));
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    assert_eq!(wrong(&report), [(1, damaged.clone(), Kind::Content, vec![]), (2, missing.clone(), Kind::Missing, vec![1])]);
+    // A stretch is whole elsewhere only if all of it is.
+    two.stores[1].delete(&key(&two.both, 4)).await.unwrap();
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    assert_eq!(wrong(&report)[1], (2, missing.clone(), Kind::Missing, vec![1]));
+    two.stores[0].delete(&key(&two.both, 4)).await.unwrap();
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    assert!(wrong(&report).iter().any(|found| *found == (2, missing.clone(), Kind::Missing, vec![])), "{:?}", wrong(&report));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_put_while_a_repository_is_behind_is_not_missing_there() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    let since = std::time::SystemTime::now();
+    let lacks = key(&two.both, 3);
+    two.stores[1].delete(&lacks).await.unwrap();
+    let behind = |url: &str| (url == two.stores[1].url()).then_some(since);
+    let wish = Wish { behind: &behind, ..Wish::look(&cancel) };
+    let (report, _) = everywhere(&wish, &mut two.places()).await.unwrap();
+    assert!(report.whole && wrong(&report).is_empty(), "{report:?}");
+    // What was there before that is.
+    two.stores[0].age(Duration::from_secs(3600));
+    let (report, _) = everywhere(&wish, &mut two.places()).await.unwrap();
+    assert_eq!(wrong(&report), [(2, lacks.to_string(), Kind::Missing, vec![1])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repository_that_is_away_is_told_and_the_others_are_looked_at() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    two.faulty.inject(Rule::new(Operation::List, Fault::Fail(ErrorKind::Transient)));
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut two.places()).await.unwrap();
+    assert!(!report.whole && report.problem().is_some() && report.repositories[0].whole, "{report:?}");
+    assert_eq!(wrong(&report), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wal_that_later_wal_overtook_is_waited_for() {
+    let store = Arc::new(MemoryStore::new());
+    let repository = Arc::new(over(store.clone()).await);
+    let cancel = CancellationToken::new();
+    put(&repository, 1..4).await;
+    put(&repository, 5..8).await;
+    let late = repository.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        put(&late, 4..5).await;
+    });
+    let mut memory = Memory::nowhere(&repository);
+    let report = verify(&repository, &Wish::look(&cancel), &mut memory).await.unwrap();
+    assert!(report.whole, "{:?}", report.findings);
+    // What was seen to be there once does not come late: that is told at once.
+    store.delete(&key(&repository, 4)).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let report = verify(&repository, &Wish::look(&cancel), &mut memory).await.unwrap();
+    assert!(!report.whole && began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    // Of what nobody has seen that is told in the end too; and not where the agent itself says that nothing there is stored yet.
+    let report = verify(&repository, &Wish::look(&cancel), &mut Memory::nowhere(&repository)).await.unwrap();
+    assert_eq!(report.findings[0].key, key(&repository, 4).to_string());
+    let durable = || Some((TimelineId::FIRST, Lsn::new(4 << 20)));
+    let wish = Wish { durable: &durable, ..Wish::look(&cancel) };
+    let report = verify(&repository, &wish, &mut Memory::nowhere(&repository)).await.unwrap();
+    assert!(report.whole, "{:?}", report.findings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_the_trail_reads_what_is_new_and_knows_where_it_ended() {
+    let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let repository = Arc::new(over(store.clone()).await);
+    let (cancel, mut head) = (CancellationToken::new(), None);
+    let entry = || Entry {
+        time: chrono::DateTime::UNIX_EPOCH,
+        actor: Actor { uid: 26, user: None, login: None, sudo_user: None, ssh_from: None, host: "db1".into(), pid: 1 },
+        program: "walkeep".into(),
+        command: "backup".into(),
+        kind: Deed::BACKUP,
+        subject: BTreeMap::new(),
+        outcome: Outcome::Done,
+        message: None,
+        begun: None,
+    };
+    for _ in 0..20 {
+        repository.append_audit(&mut head, &entry()).await.unwrap();
+    }
+    let mut memory = Memory::nowhere(&repository);
+    let audit =
+        |from: usize| store.calls()[from..].iter().filter(|(kind, place)| *kind == Operation::Get && place.contains("/audit/")).count();
+    let mut look = async |reads: std::ops::RangeInclusive<usize>| {
+        let from = store.calls().len();
+        let report = verify(&repository, &Wish::look(&cancel), &mut memory).await.unwrap();
+        assert!(reads.contains(&audit(from)), "{} records were read", audit(from));
+        report.findings
+    };
+    assert_eq!(look(20..=20).await, []);
+    assert_eq!(look(1..=1).await, []);
+    repository.append_audit(&mut head, &entry()).await.unwrap();
+    assert_eq!(look(2..=2).await, []);
+    // The end is cut off.
+    let name = |number| ObjectName::Audit(number);
+    let last = repository.layout().key(&name(21)).parse::<Key>().unwrap();
+    let body = store.get(&last, None).await.unwrap();
+    store.delete(&last).await.unwrap();
+    let found = look(1..=10).await;
+    assert_eq!((found.len(), &found[0].key, found[0].kind), (1, &last.to_string(), Kind::Missing));
+    store.put_if_absent(&last, body).await.unwrap();
+    assert_eq!(look(1..=3).await, []);
+    store.delete(&repository.layout().key(&name(7)).parse().unwrap()).await.unwrap();
+    let found = look(1..=10).await;
+    assert_eq!((found.len(), &found[0].key), (1, &repository.layout().key(&name(7))));
+}
