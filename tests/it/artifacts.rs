@@ -315,9 +315,22 @@ fn older_ones_are_let_go_and_the_newest_never() {
     assert!(dry.contains(&format!("GOES it@{}", ids[0])) && !dry.contains(&ids[2]), "{dry}");
     assert!(story.walkeep.run(&["expire"]).expect_code(3).stderr.contains("nobody is there to be asked"));
     assert_eq!(left(&story.walkeep), ids);
-    story.walkeep.ok(&["expire", "--yes"]);
+    let gone = story.walkeep.ok(&["expire", "--yes"]).stdout;
+    assert!(gone.contains("number 1 left the catalog; until "), "{gone}");
+    assert_eq!(left(&story.walkeep), ids[2..]);
+    // For a day they can be had back.
+    let dry = story.walkeep.ok(&["expire", "--dry-run"]).stdout;
+    assert!(dry.contains(": 2 artifacts; --undo 1 brings it back until "), "{dry}");
+    let back = story.walkeep.ok(&["expire", "--undo", "1"]).stdout;
+    assert!(back.contains("2 artifacts are in the catalog again"), "{back}");
+    assert_eq!(left(&story.walkeep), ids);
+    let policy = "[cluster.main.retention]\nwindow = \"7d\"\ngrace = \"0s\"\n";
+    configure(&mut story.walkeep, &(table("keep_last = 2") + policy));
+    let gone = story.walkeep.ok(&["expire", "--yes", "--json"]).json();
+    assert_eq!(gone["carried_out"]["artifacts"].as_array().map(Vec::len), Some(2), "{gone}");
     assert_eq!(left(&story.walkeep), ids[2..]);
     assert!(!objects(&story.walkeep).iter().any(|path| path.contains(&ids[0])), "all of it is gone");
+    story.walkeep.ok(&["verify"]);
     for _ in 0..2 {
         ids.push(story.walkeep.ok(&["artifact", "run", "it", "--json"]).json()[0]["id"].as_str().unwrap().to_owned());
     }

@@ -111,6 +111,12 @@ impl ArtifactId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// When it began, by its host's clock; `None` where the digits are no time.
+    pub fn began(&self) -> Option<DateTime<Utc>> {
+        let time = chrono::NaiveDateTime::parse_from_str(self.0.get(..16)?, "%Y%m%dT%H%M%SZ").ok()?;
+        Some(time.and_utc())
+    }
 }
 
 impl FromStr for ArtifactId {
@@ -140,7 +146,7 @@ impl<'de> Deserialize<'de> for ArtifactId {
 }
 
 /// Where an artifact lies.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ArtifactPlace {
     /// Its name.
     pub name: ArtifactName,
@@ -295,6 +301,7 @@ mod tests {
     fn ids_are_times_and_chance() {
         let id = ArtifactId::new(DateTime::from_timestamp(1_795_232_832, 0).expect("a time"), 0xab);
         assert_eq!(id.as_str(), "20261121T034712Z-000000ab");
+        assert_eq!(id.began(), DateTime::from_timestamp(1_795_232_832, 0));
         assert_eq!(id.as_str().parse(), Ok(id));
         for text in ["", "20261121T034712Z-000000AB", "20261121T034712Z-0000000ab", "20261121T034712Zx000000ab"] {
             assert!(text.parse::<ArtifactId>().is_err(), "{text}");

@@ -1,13 +1,14 @@
-//! The record of an expiry: which backups left the catalog, and which WAL no kept backup needs any more.
+//! The record of an expiry: which backups and artifacts left the catalog, and which WAL no kept backup needs any more.
 //!
 //! It is put before any object goes. From then on nothing that it names is seen by plans, listings and new backups; the objects follow after a time of
 //! grace, in which the record can be taken back. What is to go is decided by [`crate::retention`]; removing objects is the agent's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::ArtifactPlace;
 use crate::catalog::WalRange;
 use crate::identity::TimelineId;
 use crate::index::Run;
@@ -47,6 +48,12 @@ pub struct Expiry {
     /// Backups that earlier runs removed: so that no repository that was away brings them back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone_backups: Vec<BackupId>,
+    /// Artifacts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<ArtifactPlace>,
+    /// Artifacts that earlier runs removed, for the same reason: those that began within [`Expiry::REMEMBERED`] before the record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone_artifacts: Vec<ArtifactPlace>,
 }
 
 /// A record that cannot be believed.
@@ -69,6 +76,34 @@ pub enum ExpiryError {
 impl Expiry {
     /// The form written by this version.
     pub const FORMAT: u32 = 1;
+    /// For so long it is known of an artifact that it was removed. There may be many each day, and a repository that was away for longer is no copy any more.
+    pub const REMEMBERED: TimeDelta = TimeDelta::days(400);
+
+    /// One of this number that names nothing yet.
+    pub fn new(number: u32, at: DateTime<Utc>, host: String) -> Self {
+        Self {
+            format: Self::FORMAT,
+            number,
+            at,
+            host,
+            backups: Vec::new(),
+            wal: Vec::new(),
+            gone: Vec::new(),
+            gone_backups: Vec::new(),
+            artifacts: Vec::new(),
+            gone_artifacts: Vec::new(),
+        }
+    }
+
+    /// Whether it only says what is gone.
+    pub fn is_memory(&self) -> bool {
+        self.backups.is_empty() && self.wal.is_empty() && self.artifacts.is_empty()
+    }
+
+    /// Whether nothing but artifacts left with it.
+    pub fn is_of_artifacts(&self) -> bool {
+        self.backups.is_empty() && self.wal.is_empty() && !self.artifacts.is_empty()
+    }
 
     /// Reads the record with this number.
     pub fn parse(number: u32, json: &[u8]) -> Result<Self, ExpiryError> {
@@ -116,6 +151,7 @@ pub enum End {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Expired {
     backups: BTreeSet<BackupId>,
+    artifacts: BTreeSet<ArtifactPlace>,
     /// In order, apart from each other.
     wal: BTreeMap<TimelineId, Vec<WalRange>>,
 }
@@ -124,6 +160,7 @@ impl Expired {
     /// Adds what a run took out.
     pub fn add(&mut self, expiry: &Expiry) {
         self.backups.extend(expiry.backups.iter().chain(&expiry.gone_backups).cloned());
+        self.artifacts.extend(expiry.artifacts.iter().chain(&expiry.gone_artifacts).cloned());
         expiry.wal.iter().chain(&expiry.gone).for_each(|wal| self.add_wal(*wal));
     }
 
@@ -136,7 +173,17 @@ impl Expired {
 
     /// Whether nothing did.
     pub fn is_empty(&self) -> bool {
-        self.backups.is_empty() && self.wal.is_empty()
+        self.backups.is_empty() && self.wal.is_empty() && self.artifacts.is_empty()
+    }
+
+    /// The artifacts that did.
+    pub fn artifacts(&self) -> impl Iterator<Item = &ArtifactPlace> {
+        self.artifacts.iter()
+    }
+
+    /// Whether this artifact did.
+    pub fn has_artifact(&self, place: &ArtifactPlace) -> bool {
+        self.artifacts.contains(place)
     }
 
     /// The backups that did.
@@ -216,16 +263,7 @@ mod tests {
     fn record() -> Expiry {
         let at = DateTime::from_timestamp(1_795_219_200, 0).expect("a time");
         let id = BackupId::new(at, Lsn::new(0x200_0028));
-        Expiry {
-            format: 1,
-            number: 3,
-            at,
-            host: "db1".into(),
-            backups: vec![id],
-            wal: vec![wal(4, 9)],
-            gone: vec![wal(1, 4)],
-            gone_backups: Vec::new(),
-        }
+        Expiry { backups: vec![id], wal: vec![wal(4, 9)], gone: vec![wal(1, 4)], ..Expiry::new(3, at, "db1".into()) }
     }
 
     #[test]

@@ -23,6 +23,11 @@ pub struct Share {
 }
 
 impl Share {
+    /// Where that lies which goes.
+    pub fn places(&self) -> impl Iterator<Item = ArtifactPlace> {
+        self.expired.iter().map(|id| ArtifactPlace { name: self.name.clone(), id: id.clone() })
+    }
+
     /// Whether so many go at once that somebody should have a look: more than half, and more than two.
     pub fn is_much(&self) -> bool {
         self.expired.len() > 2 && self.expired.len() > self.kept
@@ -77,15 +82,4 @@ pub fn keep_of<'a>(cluster: &'a ClusterConfig, name: &ArtifactName) -> Option<&'
         return cluster.dump.as_ref().map(|dump| &dump.runs.keep);
     }
     cluster.artifacts.iter().find(|artifact| artifact.name == *name).map(|artifact| &artifact.runs.keep)
-}
-
-/// Lets it go. Answers how many artifacts and objects are gone.
-pub async fn remove(repository: &ClusterRepository, share: &Share) -> Result<(u64, u64)> {
-    let (mut artifacts, mut objects) = (0, 0);
-    for id in &share.expired {
-        let place = ArtifactPlace { name: share.name.clone(), id: id.clone() };
-        objects += repository.remove_artifact(&place).await.with_context(|| format!("remove {place}"))?;
-        artifacts += 1;
-    }
-    Ok((artifacts, objects))
 }

@@ -1,13 +1,14 @@
 use std::sync::Arc;
 
 use walkeep_core::layout::ObjectName;
-use walkeep_store::{ListRequest, MemoryStore, Store, list_all};
+use walkeep_store::{ErrorKind, Fault, FaultyStore, ListRequest, MemoryStore, Operation, Rule, Store, list_all};
 
 use super::command::Call;
 use super::get::{Which, find, write};
 use super::*;
 use crate::encryption::tests::writer_and_reader;
-use crate::repository::tests::{encrypted, memory};
+use crate::expire::{self, Scope};
+use crate::repository::tests::{encrypted, memory, over};
 
 fn job(lines: &str) -> Job {
     let text = format!(
@@ -99,6 +100,38 @@ async fn what_was_given_up_long_ago_is_removed_and_nothing_else() {
     let (records, damaged) = repository.artifacts(None).await.unwrap();
     assert_eq!((records.len(), damaged.len(), stored(&store).await), (2, 0, 8));
     assert_eq!(repository.artifact_names().await.unwrap().into_iter().collect::<Vec<_>>(), ["it".parse().unwrap()]);
+}
+
+#[tokio::test]
+async fn what_is_let_go_can_be_taken_back_until_its_grace_is_over() {
+    let store = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    let repository = Arc::new(over(faulty.clone()).await);
+    let [old, new] =
+        [made(&repository, &job(""), "echo old").await.unwrap().record, made(&repository, &job(""), "echo new").await.unwrap().record];
+    let objects = stored(&store).await;
+    let there =
+        async || repository.artifacts(None).await.unwrap().0.into_iter().map(|record| record.id).collect::<std::collections::BTreeSet<_>>();
+    let (both, one) = ([old.id.clone(), new.id.clone()].into(), [new.id.clone()].into());
+    let carried_out = async |grace: Duration| {
+        let stop = CancellationToken::new();
+        expire::carry_out(&repository, Scope::Artifacts, grace, Utc::now(), &stop, &|_| {}).await.unwrap()
+    };
+    let taken_out = expire::take_out_artifacts(&repository, vec![old.place()], Utc::now()).await.unwrap();
+    assert_eq!(there().await, one);
+    assert_eq!((carried_out(Duration::from_secs(3600)).await.waits.len(), stored(&store).await), (1, objects));
+    assert!(expire::undo(&repository, taken_out.number, Utc::now()).await.unwrap().unwrap().1);
+    assert_eq!(there().await, both);
+    let again = expire::take_out_artifacts(&repository, vec![old.place()], Utc::now()).await.unwrap();
+    faulty.inject(Rule::new(Operation::Delete, Fault::Fail(ErrorKind::Denied)).on(old.id.as_str()));
+    let done = carried_out(Duration::ZERO).await;
+    assert_eq!((done.artifacts.len(), done.refused, there().await), (0, 1, one.clone()), "what is locked stays out of the catalog");
+    faulty.heal();
+    let done = carried_out(Duration::ZERO).await;
+    assert_eq!((done.artifacts, there().await), (vec![old.place()], one));
+    let (known, next) = repository.expiries().await.unwrap();
+    let memory = &known.iter().find(|known| known.record.is_memory()).unwrap().record;
+    assert_eq!((memory.gone_artifacts.as_slice(), next), (&[old.place()][..], again.number + 2));
 }
 
 #[tokio::test]

@@ -3,11 +3,13 @@
 mod artifacts;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use walkeep_core::TimelineId;
 use walkeep_core::audit::Kind;
 use walkeep_core::backup::BackupRecord;
@@ -20,9 +22,11 @@ use super::failure::Failure;
 use super::trail::{Told, is_denied};
 use super::{Global, ask, output, progress, setup};
 use crate::artifact::retention::{self, Share};
-use crate::config::Retention;
-use crate::expire::{self, CarriedOut, Look};
+use crate::config::{ClusterConfig, GRACE, Retention};
+use crate::expire::{self, CarriedOut, Look, Scope};
 use crate::repository::ClusterRepository;
+use crate::repository::expiry::KnownExpiry;
+use artifacts::LetGo;
 
 /// Said where the store did not let something go.
 const DENIED: &str = "this role needs s3:DeleteObject (packaging/iam/s3-policy-expire.json); what is locked goes when its lock has run out. The next run goes on";
@@ -74,9 +78,11 @@ struct Report<'a> {
     pending: Vec<&'a Expiry>,
     /// What left it now.
     taken_out: Option<Expiry>,
-    carried_out: Option<CarriedOut>,
+    carried_out: Option<&'a CarriedOut>,
     /// What goes, or went, of artifacts.
     artifacts: Vec<Share>,
+    /// The record by which it went.
+    artifacts_taken_out: Option<Expiry>,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,8 +107,7 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
     }
     let Some(retention) = &config.cluster.retention else {
         if retention::is_configured(&config.cluster) {
-            let artifacts = artifacts::let_go(&repository, &config.cluster, &args, told).await?;
-            return if args.json { Ok(output::json(&serde_json::json!({ "artifacts": artifacts }))?) } else { Ok(()) };
+            return of_artifacts(&repository, &config.cluster, &args, told, &stop).await;
         }
         let name = &config.cluster.name;
         return Err(Failure::usage(anyhow!("there is no [cluster.{name}.retention]: everything is kept"))
@@ -115,7 +120,6 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
         print(&look, retention);
     }
     let mut taken_out = None;
-    let mut carried_out = None;
     if !args.dry_run {
         if !look.plan.is_empty() {
             told.of("backups", look.plan.expired.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
@@ -126,40 +130,88 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
             told.begins().await;
         }
         if !look.plan.is_empty() {
-            taken_out = Some(expire::take_out(&repository, &look, now).await.map_err(refused_or_failed)?);
+            let record = expire::take_out(&repository, &look, now).await.map_err(refused_or_failed)?;
+            told.of("number", record.number);
+            taken_out = Some(record);
         }
-        let bar = progress::Count::new("removing");
-        let done = expire::carry_out(&repository, retention.grace, Utc::now(), &stop, &|objects| bar.show(objects)).await;
-        bar.finish();
-        carried_out = Some(done.context("remove what left the catalog").map_err(|error| match is_denied(&error) {
-            true => Failure::from(error).hint(DENIED),
-            false => Failure::from(error),
-        })?);
     }
-    if let Some(done) = &carried_out {
-        told.of("objects_removed", done.objects + done.packs);
-    }
-    if let Some(record) = &taken_out {
-        told.of("number", record.number);
-    }
-    let refused = carried_out.as_ref().map_or(0, |done| done.refused);
-    if !args.json {
-        if let Some(record) = &taken_out {
-            let until = output::time(now + retention.grace);
-            output::say!(
-                "\nnumber {} left the catalog; until {until} `walkeep expire --undo {}` brings it back",
-                record.number,
-                record.number
-            );
-        }
-        carried_out.iter().for_each(print_carried_out);
-    }
-    let artifacts = artifacts::let_go(&repository, &config.cluster, &args, told).await?;
+    say_left(taken_out.as_ref(), retention.grace, &args);
+    let artifacts = artifacts::take_out(&repository, &config.cluster, &args, now, told).await?;
+    say_left(artifacts.taken_out.as_ref(), retention.grace, &args);
+    let carried_out = match args.dry_run {
+        true => None,
+        false => Some(carry_out(&repository, Scope::Everything, retention.grace, &stop, &args).await?),
+    };
     if args.json {
         let pending = look.pending.iter().map(|known| &known.record).collect();
-        output::json(&Report { now: look.now, plan: &look.plan, windows: windows(&look), pending, taken_out, carried_out, artifacts })?;
+        let windows = windows(&look);
+        let LetGo { shares: artifacts, taken_out: artifacts_taken_out } = artifacts;
+        let (now, plan, carried_out) = (look.now, &look.plan, carried_out.as_ref());
+        output::json(&Report { now, plan, windows, pending, taken_out, carried_out, artifacts, artifacts_taken_out })?;
     }
-    match refused {
+    carried_out.as_ref().map_or(Ok(()), |done| judge(done, told))
+}
+
+/// The same where nothing but artifacts has something that goes.
+async fn of_artifacts(
+    repository: &Arc<ClusterRepository>,
+    cluster: &ClusterConfig,
+    args: &ExpireArgs,
+    told: &Told<'_>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let pending = expire::pending(repository).await?;
+    if !args.json {
+        print_pending(&pending, GRACE);
+    }
+    if !args.dry_run && !pending.is_empty() {
+        told.begins().await;
+    }
+    let artifacts = artifacts::take_out(repository, cluster, args, Utc::now(), told).await?;
+    say_left(artifacts.taken_out.as_ref(), GRACE, args);
+    let carried_out = match args.dry_run {
+        true => None,
+        false => Some(carry_out(repository, Scope::Artifacts, GRACE, stop, args).await?),
+    };
+    if args.json {
+        output::json(
+            &serde_json::json!({ "artifacts": artifacts.shares, "artifacts_taken_out": artifacts.taken_out, "carried_out": carried_out }),
+        )?;
+    }
+    carried_out.as_ref().map_or(Ok(()), |done| judge(done, told))
+}
+
+/// Says what left, once it did: whatever fails behind it, it can be brought back.
+fn say_left(record: Option<&Expiry>, grace: Duration, args: &ExpireArgs) {
+    if let Some(Expiry { number, at, .. }) = record.filter(|_| !args.json) {
+        let until = output::time(*at + grace);
+        output::say!("\nnumber {number} left the catalog; until {until} `walkeep expire --undo {number}` brings it back");
+    }
+}
+
+async fn carry_out(
+    repository: &Arc<ClusterRepository>,
+    scope: Scope,
+    grace: Duration,
+    stop: &CancellationToken,
+    args: &ExpireArgs,
+) -> Result<CarriedOut, Failure> {
+    let bar = progress::Count::new("removing");
+    let done = expire::carry_out(repository, scope, grace, Utc::now(), stop, &|objects| bar.show(objects)).await;
+    bar.finish();
+    let done = done.context("remove what left the catalog").map_err(|error| match is_denied(&error) {
+        true => Failure::from(error).hint(DENIED),
+        false => Failure::from(error),
+    })?;
+    if !args.json {
+        print_carried_out(&done);
+    }
+    Ok(done)
+}
+
+fn judge(done: &CarriedOut, told: &Told<'_>) -> Result<(), Failure> {
+    told.of("objects_removed", done.objects + done.packs);
+    match done.refused {
         0 => Ok(()),
         refused => {
             let error = anyhow!(
@@ -216,8 +268,7 @@ async fn undo(repository: &ClusterRepository, number: u32, json: bool) -> Result
         Some((_, false)) => Err(Failure::refused(format!("the time of grace of number {number} is over: its objects are being removed"))),
         Some((record, true)) if json => Ok(output::json(&record)?),
         Some((record, true)) => {
-            let backups = output::count(record.backups.len() as u64, "backup");
-            output::say!("number {number} is taken back: {backups} and what WAL left with it are in the catalog again");
+            output::say!("number {number} is taken back: {} are in the catalog again", content(&record));
             output::say!("the next expire decides by the policy again: `walkeep keep` what is to stay, or change it before");
             let catalog = setup::catalog(repository).await?;
             let on_path = |backup: &BackupRecord| {
@@ -255,15 +306,7 @@ fn print(look: &Look, retention: &Retention) {
     for timeline in &plan.unknown {
         output::tell!("note: the history of timeline {timeline} is not stored: all of its WAL stays");
     }
-    for known in &look.pending {
-        let record = &known.record;
-        let backups = output::count(record.backups.len() as u64, "backup");
-        let state = match &known.end {
-            None => format!("--undo {} brings it back until {}", record.number, output::time(record.at + retention.grace)),
-            Some(_) => "being removed".to_owned(),
-        };
-        output::say!("number {} left the catalog {}: {backups} and WAL; {state}", record.number, output::time(record.at));
-    }
+    print_pending(&look.pending, retention.grace);
     if plan.is_empty() {
         output::say!("nothing goes");
         return;
@@ -285,6 +328,26 @@ fn print(look: &Look, retention: &Retention) {
             output::say!("  before it");
             reachable(&windows.before);
         }
+    }
+}
+
+fn print_pending(pending: &[KnownExpiry], grace: Duration) {
+    for KnownExpiry { record, end, .. } in pending {
+        let state = match end {
+            None => format!("--undo {} brings it back until {}", record.number, output::time(record.at + grace)),
+            Some(_) => "being removed".to_owned(),
+        };
+        output::say!("number {} left the catalog {}: {}; {state}", record.number, output::time(record.at), content(record));
+    }
+}
+
+/// What left with a record, in words.
+fn content(record: &Expiry) -> String {
+    let artifacts = output::count(record.artifacts.len() as u64, "artifact");
+    match (record.is_of_artifacts(), record.artifacts.is_empty()) {
+        (true, _) => artifacts,
+        (false, true) => format!("{} and WAL", output::count(record.backups.len() as u64, "backup")),
+        (false, false) => format!("{}, WAL and {artifacts}", output::count(record.backups.len() as u64, "backup")),
     }
 }
 
@@ -329,9 +392,10 @@ fn print_carried_out(done: &CarriedOut) {
     }
     if done.objects > 0 || done.packs > 0 {
         output::say!(
-            "removed {} of {} and WAL, and {} that nothing needs any more, {}",
+            "removed {} of {}, {} and WAL, and {} that nothing needs any more, {}",
             output::count(done.objects, "object"),
             output::count(done.backups.len() as u64, "backup"),
+            output::count(done.artifacts.len() as u64, "artifact"),
             output::count(done.packs, "pack"),
             output::bytes(done.pack_bytes)
         );

@@ -26,7 +26,7 @@ use walkeep_store::several::StoredWhen;
 
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use encryption::EncryptionConfig;
-pub use retention::Retention;
+pub use retention::{GRACE, Retention};
 pub use schedules::{ScheduledBackup, keep_for};
 pub use values::{ByteSize, Secret};
 pub use verify::Verify;

@@ -10,7 +10,7 @@ use super::raw::RawRetention;
 use super::schedules::{time, zone};
 
 /// So long what left the catalog can be taken back, unless the configuration says otherwise.
-const GRACE: Duration = Duration::from_secs(24 * 3600);
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 /// So many backups are kept whatever their age, unless the configuration says otherwise.
 const MINIMUM: u32 = 2;
 /// A hundred years and more: somebody means for ever.

@@ -70,6 +70,10 @@ impl Contents {
             ObjectName::BackupBegun(id) | ObjectName::BackupManifest(id, _) | ObjectName::BackupRecord(id) | ObjectName::Hold(id, _) => {
                 !self.expired.has_backup(id)
             }
+            ObjectName::ArtifactBegun(place)
+            | ObjectName::ArtifactPiece(place, _)
+            | ObjectName::ArtifactSummary(place)
+            | ObjectName::ArtifactRecord(place) => !self.expired.has_artifact(place),
             _ => true,
         }
     }

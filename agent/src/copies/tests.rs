@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use walkeep_core::WalFileName;
+use walkeep_core::artifact::{ArtifactId, ArtifactPlace};
 use walkeep_core::expiry::{End, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::{ObjectName, PartName};
 use walkeep_core::{Lsn, TimelineId};
@@ -84,17 +85,10 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
     // Segment 1 and the first backup are being removed; what may still be taken back is copied.
     let wal =
         |number: u64| vec![ExpiredWal { timeline: TimelineId::FIRST, from: Lsn::new(number << 20), to: Lsn::new((number + 1) << 20) }];
-    let expiry = |number: u32, wal, backups| Expiry {
-        format: Expiry::FORMAT,
-        number,
-        at: chrono::DateTime::UNIX_EPOCH,
-        host: "db1".into(),
-        backups,
-        wal,
-        gone: Vec::new(),
-        gone_backups: Vec::new(),
-    };
-    first.put_expiry(&expiry(1, wal(1), vec![record(1).id])).await.unwrap();
+    let expiry = |number: u32, wal, backups| Expiry { backups, wal, ..Expiry::new(number, chrono::DateTime::UNIX_EPOCH, "db1".into()) };
+    let place = |chance| ArtifactPlace { name: "etc".parse().unwrap(), id: ArtifactId::new(chrono::DateTime::UNIX_EPOCH, chance) };
+    let let_go = Expiry { artifacts: vec![place(1)], ..expiry(1, wal(1), vec![record(1).id]) };
+    first.put_expiry(&let_go).await.unwrap();
     first
         .end_expiry(1, &ExpiryEnd { number: Some(1), end: End::Removing, at: chrono::DateTime::UNIX_EPOCH, host: "db1".into() })
         .await
@@ -104,6 +98,9 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
     put(&second, 7).await;
     put(&second, 1).await;
     put_part(&second, 5).await;
+    for chance in [1, 2] {
+        second.begin_artifact(&place(chance), "db1").await.unwrap();
+    }
     other.overwrite(&"main/7/stranger".parse().unwrap(), Bytes::new());
     one.overwrite(&"main/7/wal/stranger".parse().unwrap(), Bytes::new());
 
@@ -120,6 +117,9 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
         assert_eq!(has(&second, number).await, brought, "{number}");
     }
     assert!(has(&first, 7).await, "what only the second had");
+    let begun = |chance| first.layout().key(&ObjectName::ArtifactBegun(place(chance)));
+    let there = keys(&one).await;
+    assert_eq!((there.contains(&begun(1)), there.contains(&begun(2))), (false, true), "an artifact that was let go does not come back");
     assert!(second.backup(&record(2).id).await.unwrap().is_some());
     assert_eq!(second.backup(&record(1).id).await.unwrap(), None, "it is being removed");
     assert_eq!(second.list_parts(segment(3)).await.unwrap(), []);

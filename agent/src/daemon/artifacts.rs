@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::artifact::{ArtifactName, ArtifactRecord};
 use walkeep_core::audit::{Kind, Outcome};
 use walkeep_core::schedule::{Decision, Past, Schedule};
+use walkeep_store::several::Proof;
 
 use super::backups::Again;
 use crate::artifact::dump::{Dumper, PgDump};
@@ -22,6 +23,7 @@ use crate::artifact::maker::Maker;
 use crate::artifact::{Made, retention};
 use crate::audit::{Deed, Recorder, in_public};
 use crate::config::{ArtifactConfig, ClusterConfig};
+use crate::expire::{self, Scope};
 use crate::metrics::Metrics;
 use crate::postgres::ConnectionParams;
 use crate::retry::Backoff;
@@ -230,10 +232,10 @@ impl Artifacts {
 
     /// What its `keep` lets go, where the agent does that by itself. Nothing that hinders it makes the new one less.
     async fn let_go(&self, name: &ArtifactName) {
-        if !self.cluster.retention.as_ref().is_some_and(|retention| retention.automatic) {
-            return;
-        }
-        if let Err(error) = self.try_let_go(name).await {
+        let Some(retention) = self.cluster.retention.as_ref().filter(|retention| retention.automatic) else { return };
+        let let_go = self.try_let_go(name).await;
+        // Also where none goes now: of earlier ones the time may be over.
+        if let Err(error) = let_go.and(self.remove(retention.grace).await) {
             tracing::error!(artifact = %name, error = format!("{error:#}"), "older artifacts are not let go, or not all of them");
             let deed = Deed::new("agent", Kind::EXPIRE, Outcome::Failed).of("artifact", name);
             self.recorder.done(deed.saying(format!("{error:#}")));
@@ -242,16 +244,38 @@ impl Artifacts {
 
     async fn try_let_go(&self, name: &ArtifactName) -> Result<()> {
         let Some(keep) = retention::keep_of(&self.cluster, name) else { return Ok(()) };
-        let Some(share) = retention::share(self.maker.repository(), name, keep, Utc::now()).await? else { return Ok(()) };
+        // Of several repositories each must say what is in it: nothing is let go by half of the truth.
+        let repository = self.maker.repository().demanding(Proof::Every);
+        let Some(share) = retention::share(&repository, name, keep, Utc::now()).await? else { return Ok(()) };
         if share.is_much() {
             let (goes, kept) = (share.expired.len(), share.kept);
             anyhow::bail!("{goes} of {} would go at once: look at `walkeep expire --dry-run`, and say --allow by hand", goes + kept);
         }
-        let (artifacts, objects) = retention::remove(self.maker.repository(), &share).await?;
-        tracing::info!(artifact = %name, artifacts, objects, "older artifacts are let go");
+        let record = expire::take_out_artifacts(&repository, share.places().collect(), Utc::now()).await?;
+        tracing::info!(
+            artifact = %name, number = record.number, artifacts = record.artifacts.len(),
+            "older artifacts left the catalog; `walkeep expire --undo` with the number brings them back within the grace"
+        );
         let ids = share.expired.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        self.recorder.done(Deed::new("agent", Kind::EXPIRE, Outcome::Done).of("artifact", name).of("ids", ids));
+        let deed = Deed::new("agent", Kind::EXPIRE, Outcome::Done).of("number", record.number).of("artifact", name);
+        self.recorder.done(deed.of("ids", ids).saying("left the catalog"));
         Ok(())
+    }
+
+    /// Removes the objects of those whose time of grace is over.
+    async fn remove(&self, grace: Duration) -> Result<()> {
+        let repository = Arc::new(self.maker.repository().demanding(Proof::Every));
+        let done = expire::carry_out(&repository, Scope::Artifacts, grace, Utc::now(), &self.stop, &|_| {}).await?;
+        if !done.artifacts.is_empty() {
+            let artifacts = done.artifacts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            tracing::info!(artifacts, objects = done.objects, "removed what was let go of artifacts");
+            self.recorder
+                .done(Deed::new("agent", Kind::EXPIRE, Outcome::Done).of("artifacts", artifacts).of("objects_removed", done.objects));
+        }
+        match done.refused_named.first() {
+            Some(first) => anyhow::bail!("the store does not let go of {} objects, such as {first}", done.refused),
+            None => Ok(()),
+        }
     }
 }
 

@@ -10,11 +10,12 @@ use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::BackupId;
 use walkeep_store::Key;
 
-use super::{alive, held, is_memory};
+use super::{alive, held};
 use crate::backup::sweep::{self, Swept};
 use crate::repository::ClusterRepository;
 use crate::repository::expiry::KnownExpiry;
@@ -31,6 +32,8 @@ const NAMED: usize = 10;
 pub struct CarriedOut {
     /// Backups.
     pub backups: Vec<BackupId>,
+    /// Artifacts.
+    pub artifacts: Vec<ArtifactPlace>,
     /// Objects, but for packs.
     pub objects: u64,
     /// Packs, and their bytes.
@@ -47,6 +50,15 @@ pub struct CarriedOut {
     pub packs_wait: Option<String>,
 }
 
+/// Of which records objects are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Of all, and packs that nothing needs.
+    Everything,
+    /// Of those that took out nothing but artifacts.
+    Artifacts,
+}
+
 /// A record whose objects stay for now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Waits {
@@ -61,6 +73,7 @@ pub struct Waits {
 /// Removes what may be removed now.
 pub async fn carry_out(
     repository: &Arc<ClusterRepository>,
+    scope: Scope,
     grace: Duration,
     host_now: DateTime<Utc>,
     cancel: &CancellationToken,
@@ -71,7 +84,10 @@ pub async fn carry_out(
     let mut over = Vec::new();
     for known in known {
         let number = known.record.number;
-        if !known.hides() || is_memory(&known.record) {
+        if scope == Scope::Artifacts && !known.record.is_of_artifacts() {
+            continue;
+        }
+        if !known.hides() || known.record.is_memory() {
             over.push(known);
             continue;
         }
@@ -96,6 +112,9 @@ pub async fn carry_out(
     }
     merge(repository, over, host_now).await?;
     let mut done = work.done;
+    if scope == Scope::Artifacts {
+        return Ok(done);
+    }
     // In every run: packs that were too young when their backup went, and those of a run that was killed.
     match sweep::sweep_unneeded(repository, cancel).await {
         Ok(Swept { packs, bytes, waits_for, .. }) => {
@@ -129,6 +148,9 @@ impl Work<'_> {
         if host_now < over && !grace.is_zero() {
             return Ok(Some(Waits { number, until: Some(over), for_backup: None }));
         }
+        if known.record.is_of_artifacts() {
+            return Ok(None);
+        }
         let may_refer = |began: SystemTime| began <= known.put + UNSEEN;
         let alive = alive(self.repository).await?.into_iter().find(|found| may_refer(found.first));
         Ok(alive.map(|backup| Waits { number, until: None, for_backup: Some(backup.id) }))
@@ -146,6 +168,9 @@ impl Work<'_> {
         }
         for id in &record.backups {
             self.remove_backup(id).await.with_context(|| format!("remove backup {id}"))?;
+        }
+        for place in &record.artifacts {
+            self.remove_artifact(place).await.with_context(|| format!("remove artifact {place}"))?;
         }
         Ok(self.done.refused == refused)
     }
@@ -175,6 +200,21 @@ impl Work<'_> {
         Ok(())
     }
 
+    async fn remove_artifact(&mut self, place: &ArtifactPlace) -> Result<()> {
+        let refused = self.done.refused;
+        // Its record first, and last what it is found by as long as anything of it is there.
+        for step in self.repository.steps_to_remove(place).await? {
+            for batch in step.chunks(BATCH) {
+                self.delete(batch).await?;
+            }
+            if self.done.refused > refused {
+                return Ok(());
+            }
+        }
+        self.done.artifacts.push(place.clone());
+        Ok(())
+    }
+
     async fn delete(&mut self, keys: &[Key]) -> Result<()> {
         ensure!(!self.cancel.is_cancelled(), "Walkeep stops; the next `walkeep expire` goes on");
         if keys.is_empty() {
@@ -195,13 +235,14 @@ impl Work<'_> {
 async fn merge(repository: &ClusterRepository, over: Vec<KnownExpiry>, host_now: DateTime<Utc>) -> Result<()> {
     let over: Vec<_> = over.into_iter().filter(KnownExpiry::hides).collect();
     // One that is alone and says only what is gone is what this would make.
-    if over.len() > 1 || over.iter().any(|known| !is_memory(&known.record)) {
+    if over.len() > 1 || over.iter().any(|known| !known.record.is_memory()) {
         let mut all = Expired::default();
         over.iter().for_each(|known| all.add(&known.record));
         let number = repository.expiries().await?.1;
-        let (at, host) = (host_now, crate::writer::host());
         let (gone, gone_backups) = (all.wal(), all.backups().cloned().collect());
-        let merged = Expiry { format: Expiry::FORMAT, number, at, host, backups: Vec::new(), wal: Vec::new(), gone, gone_backups };
+        let is_remembered = |place: &&ArtifactPlace| place.id.began().is_some_and(|began| host_now - began < Expiry::REMEMBERED);
+        let gone_artifacts = all.artifacts().filter(is_remembered).cloned().collect();
+        let merged = Expiry { gone, gone_backups, gone_artifacts, ..Expiry::new(number, host_now, crate::writer::host()) };
         // Taken by somebody else at this moment: the next run does it.
         if !repository.put_expiry(&merged).await.context("note what is gone")? {
             return Ok(());

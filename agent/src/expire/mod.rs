@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
+use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::{BackupId, ObjectName};
@@ -28,7 +29,7 @@ use crate::repository::holds::Hold;
 use crate::repository::unfinished::BackupTimes;
 use crate::repository::{self, ClusterRepository};
 
-pub use carry_out::{CarriedOut, Waits, carry_out};
+pub use carry_out::{CarriedOut, Scope, Waits, carry_out};
 
 /// Tries to find a free number for a record while others take them.
 const TRIES: usize = 5;
@@ -100,7 +101,7 @@ pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now
     let after = catalog.without(&named_by(&plan));
     let (known, _) = repository.expiries().await.context("read what left the catalog before")?;
     let hiding = hiding(&known);
-    let pending = known.into_iter().filter(|known| known.hides() && !is_memory(&known.record)).collect();
+    let pending = known.into_iter().filter(|known| known.hides() && !known.record.is_memory()).collect();
     let jumped = retention::jumped(policy, &catalog, now);
     let clock_ahead = (host_now - now > chrono::TimeDelta::days(1)).then_some(host_now);
     Ok(Look { plan, catalog, after, pending, hiding, now, jumped, clock_ahead })
@@ -110,23 +111,10 @@ fn hiding(known: &[KnownExpiry]) -> Vec<u32> {
     known.iter().filter(|known| known.hides()).map(|known| known.record.number).collect()
 }
 
-/// Whether a record only says what is gone.
-fn is_memory(record: &Expiry) -> bool {
-    record.backups.is_empty() && record.wal.is_empty()
-}
-
 fn named_by(plan: &RetentionPlan) -> Expired {
     let mut expired = Expired::default();
-    expired.add(&Expiry {
-        format: Expiry::FORMAT,
-        number: 0,
-        at: DateTime::<Utc>::MIN_UTC,
-        host: String::new(),
-        backups: plan.expired.clone(),
-        wal: plan.wal.clone(),
-        gone: Vec::new(),
-        gone_backups: Vec::new(),
-    });
+    let nameless = Expiry::new(0, DateTime::<Utc>::MIN_UTC, String::new());
+    expired.add(&Expiry { backups: plan.expired.clone(), wal: plan.wal.clone(), ..nameless });
     expired
 }
 
@@ -191,16 +179,7 @@ pub async fn take_out(repository: &ClusterRepository, look: &Look, host_now: Dat
         // Only what this record hides comes back with it.
         let rest = |wal: &ExpiredWal| before.without(wal.timeline, WalRange { from: wal.from, to: wal.to });
         let wal = plan.wal.iter().flat_map(|wal| rest(wal).into_iter().map(|range| ExpiredWal { from: range.from, to: range.to, ..*wal }));
-        let record = Expiry {
-            format: Expiry::FORMAT,
-            number,
-            at: host_now,
-            host: crate::writer::host(),
-            backups: plan.expired.clone(),
-            wal: wal.collect(),
-            gone: Vec::new(),
-            gone_backups: Vec::new(),
-        };
+        let record = Expiry { backups: plan.expired.clone(), wal: wal.collect(), ..Expiry::new(number, host_now, crate::writer::host()) };
         if repository.put_expiry(&record).await.context("note what leaves the catalog")? {
             // Whoever keeps one from here on sees the record; whoever did before is seen here.
             if let Some(kept) = held(repository, &record, look.now).await? {
@@ -213,6 +192,24 @@ pub async fn take_out(repository: &ClusterRepository, look: &Look, host_now: Dat
     bail!("others let go at the same time, again and again; try it once more")
 }
 
+/// Takes artifacts out of the catalog; answers the record. Nothing is removed by it.
+pub async fn take_out_artifacts(repository: &ClusterRepository, artifacts: Vec<ArtifactPlace>, host_now: DateTime<Utc>) -> Result<Expiry> {
+    for _ in 0..TRIES {
+        let (_, number) = repository.expiries().await.context("read what left the catalog before")?;
+        let record = Expiry { artifacts: artifacts.clone(), ..Expiry::new(number, host_now, crate::writer::host()) };
+        if repository.put_expiry(&record).await.context("note what leaves the catalog")? {
+            return Ok(record);
+        }
+    }
+    bail!("others let go at the same time, again and again; try it once more")
+}
+
+/// What left the catalog before and is not gone yet.
+pub async fn pending(repository: &ClusterRepository) -> Result<Vec<KnownExpiry>> {
+    let (known, _) = repository.expiries().await.context("read what left the catalog before")?;
+    Ok(known.into_iter().filter(|known| known.hides() && !known.record.is_memory()).collect())
+}
+
 /// A backup of the record that somebody has said to keep.
 async fn held(repository: &ClusterRepository, record: &Expiry, now: DateTime<Utc>) -> Result<Option<BackupId>> {
     let holds = repository.holds().await.context("read the holds")?;
@@ -223,7 +220,7 @@ async fn held(repository: &ClusterRepository, record: &Expiry, now: DateTime<Utc
 /// Takes a record back: what it names is in the catalog again. Answers false if its objects are being removed already.
 pub async fn undo(repository: &ClusterRepository, number: u32, host_now: DateTime<Utc>) -> Result<Option<(Expiry, bool)>> {
     let (known, _) = repository.expiries().await.context("read what left the catalog")?;
-    let Some(known) = known.into_iter().find(|known| known.record.number == number && !is_memory(&known.record)) else { return Ok(None) };
+    let Some(known) = known.into_iter().find(|known| known.record.number == number && !known.record.is_memory()) else { return Ok(None) };
     let end = ExpiryEnd { number: Some(number), end: End::Undone, at: host_now, host: crate::writer::host() };
     let decided = repository.end_expiry(number, &end).await.context("take it back")?;
     Ok(Some((known.record, decided == End::Undone)))

@@ -65,7 +65,7 @@ async fn letting_go(repository: &Arc<ClusterRepository>) -> Expiry {
 }
 
 async fn carried_out(repository: &Arc<ClusterRepository>, grace: Duration) -> Result<CarriedOut> {
-    carry_out(repository, grace, Utc::now(), &CancellationToken::new(), &|_| {}).await
+    carry_out(repository, Scope::Everything, grace, Utc::now(), &CancellationToken::new(), &|_| {}).await
 }
 
 async fn keys(store: &MemoryStore, part: &str) -> Vec<String> {
@@ -108,7 +108,7 @@ async fn what_goes_leaves_the_catalog_first_and_its_objects_go_behind_the_grace(
     }
     let (known, _) = repository.expiries().await.unwrap();
     assert_eq!(known.len(), 1, "one record that says what is gone");
-    assert!(is_memory(&known[0].record) && known[0].record.gone.len() == 2);
+    assert!(known[0].record.is_memory() && known[0].record.gone.len() == 2);
     assert_eq!(known[0].record.gone_backups.len(), 3, "and no repository that was away brings these back");
     assert!(repository.load_catalog().await.unwrap().catalog.holes(TimelineId::FIRST).is_empty());
 }

@@ -11,7 +11,7 @@ use walkeep_core::artifact::{ArtifactId, ArtifactName, ArtifactPlace, ArtifactRe
 use walkeep_core::layout::ObjectName;
 use walkeep_core::sealed;
 use walkeep_core::sha256::Sha256Sum;
-use walkeep_store::{ListRequest, Listed, Put, list_all};
+use walkeep_store::{Key, ListRequest, Listed, Put, list_all};
 
 use super::catalog::READS;
 use super::wal::Stored;
@@ -88,9 +88,12 @@ impl ClusterRepository {
         }
     }
 
-    /// All artifacts, or those of one name, in the order of their names and IDs; the second are the keys of records that cannot be read.
+    /// All artifacts that did not leave the catalog, or those of one name, in the order of their names and IDs; the second are the keys of records that cannot be read.
     pub async fn artifacts(&self, name: Option<&ArtifactName>) -> Result<(Vec<ArtifactRecord>, Vec<String>)> {
         let recorded = self.lying_artifacts(name).await?.into_iter().filter(|lying| lying.recorded).map(|lying| lying.place);
+        // Behind that listing: what is taken back meanwhile is there all the time, or not at all.
+        let expired = self.expired().await?;
+        let recorded = recorded.filter(|place| !expired.has_artifact(place));
         let read = |place: ArtifactPlace| async move {
             match self.artifact(&place).await {
                 Ok(record) => Ok(record.map(Ok)),
@@ -146,16 +149,20 @@ impl ClusterRepository {
 
     /// Removes all of an artifact: its record first, so that from then on there is none. Answers how many objects were removed.
     pub async fn remove_artifact(&self, place: &ArtifactPlace) -> Result<u64> {
-        self.store().delete(&self.key(&ObjectName::ArtifactRecord(place.clone()))?).await?;
-        let begun = self.key(&ObjectName::ArtifactBegun(place.clone()))?;
-        let request = ListRequest { prefix: self.layout().artifact_prefix(place), ..ListRequest::default() };
-        let objects = list_all(self.store().as_ref(), request).await?.objects;
-        for listed in objects.iter().filter(|listed| listed.key != begun) {
-            self.store().delete(&listed.key).await?;
+        let steps = self.steps_to_remove(place).await?;
+        for key in steps.iter().flatten() {
+            self.store().delete(key).await?;
         }
-        // Last: until then it is found again.
-        self.store().delete(&begun).await?;
-        Ok(objects.len() as u64 + 1)
+        Ok(steps.iter().flatten().count() as u64)
+    }
+
+    /// What is to be removed of an artifact, step by step: its record, what it is made of, and last the note that it was begun, by which the rest is found.
+    pub async fn steps_to_remove(&self, place: &ArtifactPlace) -> Result<[Vec<Key>; 3]> {
+        let (record, begun) = (self.key(&ObjectName::ArtifactRecord(place.clone()))?, self.key(&ObjectName::ArtifactBegun(place.clone()))?);
+        let request = ListRequest { prefix: self.layout().artifact_prefix(place), ..ListRequest::default() };
+        let listed = list_all(self.store().as_ref(), request).await?.objects.into_iter().map(|listed| listed.key);
+        let rest = listed.filter(|key| *key != record && *key != begun).collect();
+        Ok([vec![record], rest, vec![begun]])
     }
 
     /// Removes what was begun under this name and given up: without a record, and so much older than the newest object, by the store's clock. Answers how many.

@@ -252,14 +252,9 @@ mod tests {
 
     fn expiry(number: u32) -> Expiry {
         Expiry {
-            format: Expiry::FORMAT,
-            number,
-            at: DateTime::UNIX_EPOCH,
-            host: "db1".into(),
             backups: vec![record(1).id],
             wal: vec![ExpiredWal { timeline: TimelineId::FIRST, from: Lsn::new(1 << 20), to: Lsn::new(2 << 20) }],
-            gone: Vec::new(),
-            gone_backups: Vec::new(),
+            ..Expiry::new(number, DateTime::UNIX_EPOCH, "db1".into())
         }
     }
 

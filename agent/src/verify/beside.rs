@@ -21,7 +21,8 @@ const NAMED_RECORDS: usize = 1000;
 /// What is wrong with them.
 pub async fn findings(repository: &ClusterRepository, seen: &Seen, judge: &Judge<'_>) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
-    for (place, folder) in seen.listing.artifacts.iter().filter(|(_, folder)| folder.recorded) {
+    let stays = |place: &ArtifactPlace| !seen.catalog.expired().has_artifact(place);
+    for (place, folder) in seen.listing.artifacts.iter().filter(|(place, folder)| folder.recorded && stays(place)) {
         found.extend(artifact(repository, place, folder).await?);
     }
     Ok(found.into_iter().filter_map(|(kind, name, reason)| judge.finding(kind, &name, reason)).collect())

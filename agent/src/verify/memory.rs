@@ -233,7 +233,7 @@ impl Memory {
         for name in outcome.artifacts.iter().filter_map(|key| layout.parse(key)) {
             let ObjectName::ArtifactRecord(place) = &name else { continue };
             let as_new = |other: &ArtifactPlace| other.name == place.name && other.id >= place.id;
-            if !recorded_artifacts(listing).any(as_new) {
+            if !recorded_artifacts(listing).any(as_new) && !seen.catalog.expired().has_artifact(place) {
                 let reason = "it was the newest of its name, which retention never lets go, and it is gone".to_owned();
                 found.extend(judge.finding(Kind::Missing, &name, reason));
             }

@@ -203,8 +203,7 @@ async fn records(repository: &ClusterRepository, catalog: &walkeep_core::catalog
     for number in 1..=2 {
         let (at, host) = (chrono::Utc::now(), "db1".to_owned());
         let backups = vec![ids[0].clone()];
-        let record =
-            Expiry { format: 1, number, at, host: host.clone(), backups, wal: Vec::new(), gone: Vec::new(), gone_backups: Vec::new() };
+        let record = Expiry { backups, ..Expiry::new(number, at, host.clone()) };
         assert!(repository.put_expiry(&record).await.unwrap());
         repository.end_expiry(number, &ExpiryEnd { number: Some(number), end: End::Undone, at, host }).await.unwrap();
     }

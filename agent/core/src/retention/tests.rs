@@ -63,16 +63,7 @@ fn kept(plan: &RetentionPlan, catalog: &Catalog) -> Vec<i64> {
 
 fn after(catalog: &Catalog, plan: &RetentionPlan) -> Catalog {
     let mut expired = Expired::default();
-    expired.add(&Expiry {
-        format: 1,
-        number: 1,
-        at: at(0),
-        host: String::new(),
-        backups: plan.expired.clone(),
-        wal: plan.wal.clone(),
-        gone: Vec::new(),
-        gone_backups: Vec::new(),
-    });
+    expired.add(&Expiry { backups: plan.expired.clone(), wal: plan.wal.clone(), ..Expiry::new(1, at(0), String::new()) });
     catalog.without(&expired)
 }
 

@@ -125,6 +125,11 @@ impl<'a> Judge<'a> {
             ObjectName::Audit(_) => {
                 broken(Lost::default(), "put it back from a copy of the repository: the trail does not prove what it says any more")
             }
+            ObjectName::ArtifactPiece(place, _) | ObjectName::ArtifactSummary(place) | ObjectName::ArtifactRecord(place)
+                if expired.has_artifact(place) =>
+            {
+                return None;
+            }
             ObjectName::ArtifactPiece(place, _) | ObjectName::ArtifactSummary(place) | ObjectName::ArtifactRecord(place) => broken(
                 Lost::default(),
                 &format!(

@@ -12,7 +12,7 @@ use walkeep_store::several::Proof;
 use super::Taker;
 use crate::audit::Deed;
 use crate::config::Retention;
-use crate::expire::{self, CarriedOut};
+use crate::expire::{self, CarriedOut, Scope};
 
 /// Lets go; nothing that hinders it makes the backup less.
 pub async fn let_go(taker: &Taker) {
@@ -66,7 +66,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
         );
     }
     let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } =
-        expire::carry_out(&repository, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+        expire::carry_out(&repository, Scope::Everything, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
     if objects > 0 || packs > 0 || refused > 0 {
         let outcome = if refused == 0 { Outcome::Done } else { Outcome::Failed };
         let removed = Deed::new("agent", Kind::EXPIRE, outcome).of("objects_removed", objects + packs);
