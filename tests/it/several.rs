@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use walkeep_tests::process::Process;
 use walkeep_tests::walkeep::run;
-use walkeep_tests::{Bucket, Cluster, FaultProxy, Repository, S3Server, Stop, Walkeep, compare_fetched, wait_until};
+use walkeep_tests::{Bucket, Cluster, Fault, FaultProxy, Repository, S3Server, Stop, Walkeep, When, compare_fetched, wait_until};
 
 use crate::story::{self, PATIENCE, Restored};
 use crate::support::assert_calm;
@@ -20,22 +20,28 @@ const DOWN: [&str; 5] = [
     "not now request=\"archive",
 ];
 
-/// A server and two buckets, each behind a proxy of its own.
-struct Two {
+/// A server and some buckets, each behind a proxy of its own.
+struct Places {
     cluster: Cluster,
     walkeep: Walkeep,
-    proxies: [FaultProxy; 2],
-    buckets: [Bucket; 2],
+    proxies: Vec<FaultProxy>,
+    buckets: Vec<Bucket>,
 }
 
-impl Two {
-    /// Initialised, with an empty table `t`.
+impl Places {
+    /// Two, initialised, with an empty table `t`.
     fn begin(rule: &str) -> Self {
+        Self::so_many(2, rule)
+    }
+
+    fn so_many(count: usize, rule: &str) -> Self {
         let cluster = story::builder(VERSION).start();
         let server = S3Server::get();
-        let (proxies, buckets) = ([server.proxy(), server.proxy()], [server.bucket(), server.bucket()]);
+        let (proxies, buckets): (Vec<_>, Vec<_>) = (0..count).map(|_| (server.proxy(), server.bucket())).unzip();
         let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxies[0].endpoint(), &buckets[0]));
-        walkeep.repositories.push(Repository::s3(proxies[1].endpoint(), &buckets[1]));
+        for (proxy, bucket) in proxies.iter().zip(&buckets).skip(1) {
+            walkeep.repositories.push(Repository::s3(proxy.endpoint(), bucket));
+        }
         walkeep.cluster_lines.push_str(&format!("acknowledge_rule = \"{rule}\"\n"));
         walkeep.write_config();
         walkeep.ok(&["init"]);
@@ -70,8 +76,14 @@ impl Two {
 
     #[track_caller]
     fn wait_alike(&self) {
+        self.wait_as_primary(1);
+    }
+
+    /// Waits until a further one has what the primary has.
+    #[track_caller]
+    fn wait_as_primary(&self, index: usize) {
         let difference = || {
-            let (one, other) = (self.listing(0), self.listing(1));
+            let (one, other) = (self.listing(0), self.listing(index));
             let only = |one: &BTreeMap<String, u64>, other: &BTreeMap<String, u64>| -> Vec<String> {
                 one.iter().filter(|(key, size)| other.get(*key) != Some(size)).map(|(key, _)| key.clone()).collect()
             };
@@ -95,7 +107,7 @@ impl Two {
 /// N14: the second is down under load, and the agent is killed meanwhile.
 #[test]
 fn a_dead_one_holds_up_nobody_and_catches_up_without_gaps() {
-    let two = Two::begin("primary");
+    let two = Places::begin("primary");
     let mut agent = two.walkeep.agent();
     two.cluster.archive_by(Some(&two.walkeep.archive_command()));
     two.commits_wait();
@@ -156,10 +168,146 @@ fn a_dead_one_holds_up_nobody_and_catches_up_without_gaps() {
     assert!(compare_fetched(&two.cluster.oracle(), &two.walkeep) >= 5);
 }
 
+/// Three, of which the third is dead: the second catches up all the same with what the queue forgot, and with what only a command brought.
+#[test]
+fn a_dead_third_does_not_hold_up_the_second() {
+    let three = Places::so_many(3, "primary");
+    let mut agent = three.walkeep.agent();
+    three.cluster.archive_by(Some(&three.walkeep.archive_command()));
+    three.commits_wait();
+    story::insert(&three.cluster, 10);
+    let lost = three.cluster.switch_wal();
+    wait_until("all have the same", PATIENCE, || {
+        [1, 2].iter().all(|index| agent.metric(&three.metric_of("queue_objects", *index)) == Some(0.0))
+    });
+
+    three.proxies[2].close();
+    story::insert(&three.cluster, 10);
+    three.proxies[1].close();
+    story::insert(&three.cluster, 10);
+    three.cluster.switch_wal();
+    agent.kill9();
+    drop(agent);
+    // The primary lost something that the second has, and the third would have.
+    let listing = three.listing(0);
+    let lost = listing.keys().find(|key| key.contains(&format!("{lost}.zst"))).expect("it was archived");
+    assert!(three.listing(1).contains_key(lost));
+    three.buckets[0].delete(lost);
+    let agent = three.walkeep.agent();
+    story::insert(&three.cluster, 10);
+    three.proxies[1].open();
+    story::backup(&three.walkeep);
+    story::insert(&three.cluster, 10);
+    three.cluster.switch_wal();
+    story::settle(&three.cluster, &three.walkeep);
+    wait_until("the primary has it again", PATIENCE, || three.listing(0).contains_key(lost));
+    three.wait_as_primary(1);
+    wait_until("the second lacks nothing", PATIENCE, || {
+        agent.metric(&three.metric_of("behind_seconds", 1)) == Some(0.0) && agent.metric(&three.metric_of("queue_objects", 1)) == Some(0.0)
+    });
+    assert!(agent.metric(&three.metric_of("behind_seconds", 2)).is_some_and(|seconds| seconds > 1.0));
+    assert_eq!(agent.metric(&three.metric_of("up", 2)), Some(0.0));
+
+    three.proxies[2].open();
+    three.cluster.set("synchronous_standby_names", "");
+    three.wait_as_primary(2);
+    assert_calm(&agent, &DOWN);
+    agent.stop();
+}
+
+/// A command has no queue: what it leaves behind it notes, and the agent brings it.
+#[test]
+fn what_a_command_left_behind_the_agent_brings() {
+    let two = Places::begin("primary");
+    let agent = two.walkeep.agent();
+    two.cluster.archive_by(Some(&two.walkeep.archive_command()));
+    story::insert(&two.cluster, 10);
+    wait_until("they were compared", PATIENCE, || {
+        two.walkeep.ok(&["status", "--json"]).json()["repositories"][1]["compared_at"].is_string()
+    });
+    two.wait_alike();
+    let compared = || two.walkeep.ok(&["status", "--json"]).json()["repositories"][1]["compared_at"].to_string();
+    let before = compared();
+    two.proxies[1].close();
+    story::backup(&two.walkeep);
+    assert!(!two.listing(1).keys().any(|key| key.ends_with("backup.json")), "{:?}", two.listing(1));
+    two.proxies[1].open();
+    story::settle(&two.cluster, &two.walkeep);
+    two.wait_alike();
+    assert!(two.listing(1).keys().any(|key| key.ends_with("backup.json")));
+    wait_until("that was a comparison", PATIENCE, || compared() != before);
+    assert_calm(&agent, &DOWN);
+    agent.stop();
+}
+
+/// The first one takes connections and answers nothing.
+#[test]
+fn a_frozen_one_is_passed_over_within_the_deadline() {
+    let two = Places::begin("primary");
+    let mut agent = two.walkeep.agent();
+    two.cluster.archive_by(Some(&two.walkeep.archive_command()));
+    let mut stored = Vec::new();
+    for _ in 0..3 {
+        story::insert(&two.cluster, 10);
+        stored.push(two.cluster.switch_wal());
+    }
+    story::settle(&two.cluster, &two.walkeep);
+    two.wait_alike();
+    let frozen = two.proxies[0].arm(When::any(), Fault::Hang);
+    let to = two.cluster.pg_wal().join("RECOVERYXLOG");
+    let fetch = |name: &str| {
+        let (socket, to) = (two.walkeep.socket(), to.to_string_lossy().into_owned());
+        let socket = socket.to_string_lossy();
+        let began = Instant::now();
+        let fetched = run(&mut two.walkeep.command_of("walkeep-restore-cmd", &["--timeout", "20s", "--socket", &socket, name, &to]));
+        assert_eq!(fetched.code, Some(0), "{}", fetched.stderr);
+        assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(two.cluster.oracle().join(name)).unwrap());
+        std::fs::remove_file(&to).unwrap();
+        began.elapsed()
+    };
+    let with_agent: Vec<Duration> = stored.iter().map(|name| fetch(name)).collect();
+    eprintln!("by the agent: {with_agent:?}");
+    assert!(with_agent.iter().all(|took| *took < Duration::from_secs(15)), "{with_agent:?}");
+    assert!(with_agent[2] < Duration::from_secs(3), "it is known by now: {with_agent:?}");
+    agent.kill9();
+    // Without an agent the shim starts the service itself, which opens them first.
+    let alone: Vec<Duration> = stored.iter().map(|name| fetch(name)).collect();
+    eprintln!("without one: {alone:?}");
+    two.proxies[0].disarm(frozen);
+}
+
+/// The other way round: the primary lost some.
+#[test]
+fn what_the_primary_lost_is_copied_back() {
+    let two = Places::begin("primary");
+    let agent = two.walkeep.agent();
+    two.cluster.archive_by(Some(&two.walkeep.archive_command()));
+    for _ in 0..3 {
+        story::insert(&two.cluster, 10);
+        two.cluster.switch_wal();
+    }
+    story::backup(&two.walkeep);
+    story::settle(&two.cluster, &two.walkeep);
+    two.wait_alike();
+    agent.stop();
+    let before = two.listing(0);
+    let lost: Vec<&String> =
+        before.keys().filter(|key| key.contains("/packs/") || key.ends_with("backup.json") || key.contains(".zst")).collect();
+    assert!(lost.len() > 5, "{before:?}");
+    lost.iter().for_each(|key| two.buckets[0].delete(key));
+    let dry = two.walkeep.ok(&["copy", "--from", "2", "--to", "1", "--dry-run", "--json"]).json();
+    assert_eq!(dry["objects"].as_u64(), Some(lost.len() as u64), "{dry}");
+    let copied = two.walkeep.ok(&["copy", "--from", "2", "--to", "1", "--json"]).json();
+    assert_eq!((copied["objects"].as_u64(), copied["incomplete"].as_array().map(Vec::len)), (Some(lost.len() as u64), Some(0)), "{copied}");
+    assert_eq!(two.listing(0), before);
+    two.assert_same_bytes();
+    assert_eq!(two.walkeep.ok(&["copy", "--from", "2", "--to", "1", "--json"]).json()["objects"].as_u64(), Some(0));
+}
+
 /// What is left of a region that is gone.
 #[test]
 fn the_second_one_alone_is_planned_and_restored_from() {
-    let mut two = Two::begin("primary");
+    let mut two = Places::begin("primary");
     let agent = two.walkeep.agent();
     two.cluster.archive_by(Some(&two.walkeep.archive_command()));
     story::insert(&two.cluster, 30);
@@ -189,7 +337,7 @@ fn the_second_one_alone_is_planned_and_restored_from() {
 /// N15: what is cut off, damaged or gone in the primary.
 #[test]
 fn damage_in_one_is_told_and_the_other_is_read() {
-    let two = Two::begin("primary");
+    let two = Places::begin("primary");
     let agent = two.walkeep.agent();
     two.cluster.archive_by(Some(&two.walkeep.archive_command()));
     story::insert(&two.cluster, 20);
@@ -251,7 +399,7 @@ fn damage_in_one_is_told_and_the_other_is_read() {
 fn history_is_copied_into_a_new_repository() {
     let cluster = story::builder(VERSION).start();
     let server = S3Server::get();
-    let (proxies, buckets) = ([server.proxy(), server.proxy()], [server.bucket(), server.bucket()]);
+    let (proxies, buckets) = (vec![server.proxy(), server.proxy()], vec![server.bucket(), server.bucket()]);
     let walkeep = Walkeep::new(&cluster, Repository::s3(proxies[0].endpoint(), &buckets[0]));
     walkeep.ok(&["init"]);
     let agent = walkeep.agent();
@@ -266,7 +414,7 @@ fn history_is_copied_into_a_new_repository() {
     story::settle(&cluster, &walkeep);
     agent.stop();
 
-    let mut two = Two { cluster, walkeep, proxies, buckets };
+    let mut two = Places { cluster, walkeep, proxies, buckets };
     two.walkeep.repositories.push(Repository::s3(two.proxies[1].endpoint(), &two.buckets[1]));
     two.walkeep.write_config();
     let dry = two.walkeep.run(&["copy", "--to", "2", "--dry-run", "--json"]).expect_code(0).json();
@@ -295,7 +443,7 @@ fn history_is_copied_into_a_new_repository() {
 /// What a rule asks for is waited for.
 #[test]
 fn all_waits_for_all() {
-    let two = Two::begin("all");
+    let two = Places::begin("all");
     let agent = two.walkeep.agent();
     two.cluster.archive_by(Some(&two.walkeep.archive_command()));
     two.commits_wait();
@@ -319,7 +467,7 @@ fn all_waits_for_all() {
 
 #[test]
 fn any_goes_on_without_the_primary() {
-    let two = Two::begin("any");
+    let two = Places::begin("any");
     let agent = two.walkeep.agent();
     two.cluster.archive_by(Some(&two.walkeep.archive_command()));
     two.commits_wait();
@@ -352,7 +500,7 @@ fn any_goes_on_without_the_primary() {
 /// 1.2: not there is said only if every repository says it.
 #[test]
 fn absence_needs_every_repository() {
-    let two = Two::begin("primary");
+    let two = Places::begin("primary");
     let agent = two.walkeep.agent();
     two.cluster.archive_by(Some(&two.walkeep.archive_command()));
     story::insert(&two.cluster, 10);
@@ -385,7 +533,7 @@ fn absence_needs_every_repository() {
     agent.stop();
 }
 
-/// Two repositories that do not keep the same are no configuration.
+/// Places repositories that do not keep the same are no configuration.
 #[test]
 fn another_clusters_repository_is_refused() {
     let one = story::builder(VERSION).start();

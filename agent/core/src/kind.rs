@@ -42,6 +42,15 @@ impl ObjectKind {
         }
     }
 
+    /// Whether the object at `key` makes others count that were stored before it: the record of a backup or an artifact.
+    pub fn commits(key: &str) -> bool {
+        let mut steps = key.split('/').skip(2);
+        matches!(
+            (steps.next(), key.rsplit('/').next()),
+            (Some("backups"), Some("backup.json")) | (Some("artifacts"), Some("artifact.json"))
+        )
+    }
+
     /// Whether nobody removes it before retention lets it go: what may be locked from the start.
     pub const fn stays(self) -> bool {
         matches!(self, Self::Wal | Self::Pack | Self::Artifact | Self::Record)
@@ -66,6 +75,7 @@ mod tests {
             (format!("{root}/wal/00000002.history.zst"), ObjectKind::Record),
             (format!("{root}/packs/ab/abab"), ObjectKind::Pack),
             (format!("{root}/backups/20261121T034712Z-0000000002000028/manifest.zst"), ObjectKind::Record),
+            (format!("{root}/backups/20261121T034712Z-0000000002000028/backup.json"), ObjectKind::Record),
             (format!("{root}/index/00000001/blocks/0-1.zst"), ObjectKind::Index),
             (format!("{root}/names/00000001/1.zst"), ObjectKind::Record),
             (format!("{root}/expired/0000000A.json"), ObjectKind::Expiry),
@@ -73,6 +83,7 @@ mod tests {
             (format!("{root}/artifacts/etc/1/artifact.json"), ObjectKind::Record),
         ] {
             assert_eq!(ObjectKind::of_key(&key), kind, "{key}");
+            assert_eq!(ObjectKind::commits(&key), key.ends_with("/artifact.json") || key.ends_with("/backup.json"), "{key}");
         }
     }
 }

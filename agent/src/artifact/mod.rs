@@ -211,4 +211,4 @@ impl Sums {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

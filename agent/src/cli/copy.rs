@@ -20,7 +20,8 @@ Examples:
   walkeep copy --to s3://other/prefix --rate 20MiB
 
 Interrupted, it goes on where it was when it is run again. Each object is proven before it is stored, nothing is overwritten,
-and no server or agent is needed. Exit code 4: something is damaged, or the target has other content under a name.")]
+and no server or agent is needed. Exit code 4: something is damaged, or the target has other content under a name;
+a backup or an artifact that needs such an object is not copied.")]
 pub struct CopyArgs {
     /// The repository to copy from: its number in the configuration, counted from 1, or its url
     #[arg(long, default_value = "1", value_name = "N|URL")]
@@ -80,11 +81,13 @@ pub async fn run(global: &Global, args: CopyArgs, told: &Told<'_>) -> Result<(),
     } else {
         print(&copied, &urls, args.dry_run);
     }
-    if copied.damaged.is_empty() && copied.differing.is_empty() {
+    if copied.is_whole() {
         return Ok(());
     }
-    let (damaged, differing) = (copied.damaged.len() as u64, copied.differing.len() as u64);
-    let error = anyhow::anyhow!("{} damaged at the source, {} with other content at the target", damaged, differing);
+    let (damaged, differing, incomplete) = (copied.damaged.len(), copied.differing.len(), copied.incomplete.len());
+    let error = anyhow::anyhow!(
+        "{damaged} damaged at the source, {differing} with other content at the target, {incomplete} backups or artifacts without all that they need"
+    );
     Err(Failure { exit: Exit::Damaged, error, hint: Some("Nothing was overwritten. All else was copied.".to_owned()) })
 }
 
@@ -95,6 +98,7 @@ fn print(copied: &Copied, (from, to): &(String, String), dry_run: bool) {
         false => output::say!("copied {objects} ({bytes}) from {from} to {to}; {} were there already", copied.there_already),
     }
     copied.damaged.iter().for_each(|damaged| output::say!("DAMAGED in {from}: {damaged}"));
+    copied.incomplete.iter().for_each(|record| output::say!("NOT COPIED, as the target lacks what it names: {record}"));
     copied.differing.iter().for_each(|key| output::say!("OTHER CONTENT in {to}: {key}"));
 }
 

@@ -108,6 +108,10 @@ impl Guide for Contents {
         })
     }
 
+    fn names_others(&self, key: &Key) -> bool {
+        self.layout().parse(key.as_str()).is_some_and(|name| commits(&name))
+    }
+
     async fn prove(&self, key: &Key, body: &Bytes) -> std::result::Result<(), String> {
         match self.layout().parse(key.as_str()) {
             Some(name) => self.repository.prove_object(&name, body).await.map(drop).map_err(|error| error.to_string()),

@@ -1,8 +1,10 @@
 //! `walkeep copy`: the history of a cluster from one repository into another.
 //!
 //! Both are compared folder by folder, and what the target lacks is read, proven, and put. Interrupted, it is begun again and goes on by the comparison: what is there
-//! is there. A backup's record comes behind everything that it needs, so the target can be restored from at every moment. Nothing is overwritten.
+//! is there. A backup's record comes behind everything that it needs, and not at all where a pack of that is damaged,
+//! so the target can be restored from at every moment. Nothing is overwritten.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +14,9 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::layout::ClusterName;
+use walkeep_core::backup::BackupRecord;
+use walkeep_core::layout::{ClusterName, ObjectName};
+use walkeep_core::manifest::EntryKind;
 use walkeep_store::several::{Compared, Guide, Mark, Sink, compare};
 use walkeep_store::{ErrorKind, Key, Put, SharedStore};
 
@@ -53,6 +57,15 @@ pub struct Copied {
     pub damaged: Vec<String>,
     /// Objects that the target has with other content: left as they are.
     pub differing: Vec<String>,
+    /// Records of backups and artifacts of which the target does not have all, because of those: not copied.
+    pub incomplete: Vec<String>,
+}
+
+impl Copied {
+    /// Whether the target has all that the source has.
+    pub fn is_whole(&self) -> bool {
+        self.damaged.is_empty() && self.differing.is_empty() && self.incomplete.is_empty()
+    }
 }
 
 /// Copies all that `from` has of a cluster.
@@ -82,6 +95,7 @@ pub async fn copy(
         alike: (0, 0),
         there: 0,
         pass: 0,
+        lacking: BTreeSet::new(),
     };
     for identity in identities {
         let repository = Arc::new(with(source.clone(), identity));
@@ -123,6 +137,8 @@ struct Work<'a> {
     /// Those of which that showed only when they were put.
     there: u64,
     pass: usize,
+    /// What the target does not get as it should be.
+    lacking: BTreeSet<String>,
 }
 
 /// What became of an object.
@@ -132,6 +148,7 @@ enum Outcome {
     Gone,
     Damaged(String),
     Differs,
+    Incomplete(String),
 }
 
 impl Work<'_> {
@@ -153,7 +170,11 @@ impl Work<'_> {
             let outcomes = stream::iter(now.iter().cloned()).map(|key| this.bring_one(&repository, &guide, key)).buffered(PARALLEL);
             let outcomes: Vec<(Key, Result<Outcome>)> = outcomes.collect().await;
             for (key, outcome) in outcomes {
-                match outcome? {
+                let outcome = outcome?;
+                if matches!(outcome, Outcome::Gone | Outcome::Damaged(_) | Outcome::Differs) {
+                    self.lacking.insert(key.to_string());
+                }
+                match outcome {
                     Outcome::Copied(bytes) => {
                         (self.copied.objects, self.copied.bytes) = (self.copied.objects + 1, self.copied.bytes + bytes)
                     }
@@ -161,6 +182,7 @@ impl Work<'_> {
                     Outcome::Gone => self.copied.gone += 1,
                     Outcome::Damaged(reason) => self.copied.damaged.push(format!("{key}: {reason}")),
                     Outcome::Differs => self.copied.differing.push(key.to_string()),
+                    Outcome::Incomplete(reason) => self.copied.incomplete.push(format!("{key}: {reason}")),
                 }
             }
             self.tell();
@@ -191,6 +213,9 @@ impl Work<'_> {
             Err(error) if error.is_damage() => return Ok(Outcome::Damaged(error.to_string())),
             Err(error) => return Err(error.into()),
         };
+        if let Some(reason) = self.lacks(repository, &name, &body).await? {
+            return Ok(Outcome::Incomplete(reason));
+        }
         self.pace.lock().await.pass(body.len() as u64).await;
         match patiently("storing an object", self.cancel, || self.to.put_if_absent(key, body.clone())).await {
             Ok(Put::Created) => {}
@@ -205,6 +230,44 @@ impl Work<'_> {
             ensure!(back == body, "{key} came back from {} with other bytes than were stored", self.to.url());
         }
         Ok(Outcome::Copied(body.len() as u64))
+    }
+
+    /// What of that which a record names the target does not get, if that is so.
+    async fn lacks(&self, repository: &ClusterRepository, name: &ObjectName, body: &Bytes) -> Result<Option<String>> {
+        let layout = repository.layout();
+        let below = |prefix: String| self.lacking.iter().find(|key| key.starts_with(&prefix)).cloned();
+        let backup = match name {
+            ObjectName::ArtifactRecord(place) => return Ok(below(layout.artifact_prefix(place))),
+            ObjectName::BackupRecord(id) => id,
+            _ => return Ok(None),
+        };
+        let piece = below(layout.backup_prefix(backup));
+        if piece.is_some() || below(layout.packs_prefix()).is_none() {
+            return Ok(piece);
+        }
+        let record = BackupRecord::parse(backup, body)?;
+        let manifest = match repository.get_manifest(&record).await {
+            Ok(manifest) => manifest,
+            Err(error) if error.is_transient() => return Err(error.into()),
+            // Whether it names what is lacking cannot be told here.
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let (lacking, layout) = (self.lacking.clone(), layout.clone());
+        let named = tokio::task::spawn_blocking(move || {
+            for entry in manifest.iter()? {
+                let EntryKind::File { content, .. } = entry?.kind else { continue };
+                let mut packs = content.extents().iter().map(|extent| layout.key(&ObjectName::Pack(extent.pack)));
+                if let Some(pack) = packs.find(|pack| lacking.contains(pack)) {
+                    return Ok(Some(pack));
+                }
+            }
+            Ok(None)
+        });
+        match named.await? {
+            Err(repository::Error::Store(error)) if error.kind().is_transient() => Err(repository::Error::Store(error).into()),
+            Err(error) => Ok(Some(error.to_string())),
+            Ok(pack) => Ok(pack),
+        }
     }
 
     async fn other_bytes(&self, guide: &Contents, key: &Key, body: &Bytes) -> Result<Outcome> {

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use walkeep_core::kind::ObjectKind;
 use walkeep_store::Several;
 use walkeep_store::several::Follow;
 
@@ -47,7 +48,7 @@ pub fn follow(cluster: &ClusterConfig, patience: Duration) -> Follow {
             tracing::debug!(%error, url, "that a repository was left behind could not be noted: the next comparison finds it");
         }
     };
-    Follow::Awaited { patience, left: Box::new(left) }
+    Follow::Awaited { patience, left: Box::new(left), names_others: |key| ObjectKind::commits(key.as_str()) }
 }
 
 /// What another process found dead a moment ago is not waited for.

@@ -25,9 +25,13 @@ fn cluster(folder: &Path) -> ClusterConfig {
 }
 
 fn configured(folder: &Path, repositories: &[&str]) -> ClusterConfig {
+    configured_with(folder, repositories, "")
+}
+
+fn configured_with(folder: &Path, repositories: &[&str], more: &str) -> ClusterConfig {
     let path = folder.join("walkeep.toml");
     let tables: String = repositories.iter().map(|name| format!("[[cluster.main.repository]]\nurl = \"s3://{name}\"\n")).collect();
-    let text = format!("[cluster.main]\nspool = \"{}\"\n{tables}", folder.display());
+    let text = format!("[cluster.main]\nspool = \"{}\"\n{tables}{more}", folder.display());
     std::fs::write(&path, text).unwrap();
     Config::load(&Selection { path: Some(path), ..Selection::default() }).unwrap().cluster
 }
@@ -109,7 +113,9 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
         [0, 1].map(|index| tokio::spawn(follow(repository.clone(), cluster(folder.path()), index, stop.clone()))).into();
     let mut cursor = Cursor::load(&cluster(folder.path()), "s3://other");
     assert!(cursor.is_due(Duration::from_secs(1000)));
-    assert!(compare_once(&repository, &several, 1, &mut cursor).await.unwrap());
+    let began = several.begin_comparing();
+    assert!(compare_once(&repository, &cluster(folder.path()), &several, 1, &mut cursor).await.unwrap());
+    several.note_compared(1, began);
     several.drained(0).await;
     several.drained(1).await;
     let has = async |store: &ClusterRepository, number: u64| store.get_wal(WalFileName::Segment(segment(number))).await.unwrap().is_some();
@@ -130,7 +136,7 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
     let mut again = Cursor::load(&cluster(folder.path()), "s3://other");
     assert!(!again.is_due(Duration::from_secs(1000)));
     let before = (keys(&one).await, keys(&other).await);
-    assert!(compare_once(&repository, &several, 1, &mut again).await.unwrap());
+    assert!(compare_once(&repository, &cluster(folder.path()), &several, 1, &mut again).await.unwrap());
     assert_eq!((several.states()[0].queued, several.states()[1].queued), (0, 0));
     assert_eq!((keys(&one).await, keys(&other).await), before);
     stop.cancel();
@@ -258,6 +264,64 @@ async fn what_another_process_left_behind_is_looked_for_in_every_repository() {
     assert_eq!(three.compared(), [false, true, true]);
     put(&three.repository, 2).await;
     assert!(!has(&three.repository, 3).await, "it is known to be absent");
+}
+
+#[tokio::test]
+async fn an_artifact_that_was_let_go_does_not_come_back_from_who_was_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = "[[cluster.main.artifact]]\nname = \"etc\"\npath = \"/etc\"\nkeep_last = 1\n";
+    let config = configured_with(folder.path(), &["one", "other"], artifact);
+    let (repository, several, one, other) = two().await;
+    let (first, second) = (alone(&repository, 0).await, alone(&repository, 1).await);
+    let name: walkeep_core::artifact::ArtifactName = "etc".parse().unwrap();
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        made.push(crate::artifact::tests::stored_under(&second, &name).await);
+    }
+    // The newest is in both, the one before it went from the primary alone, and the oldest was lost there.
+    for listed in walkeep_store::list_all(other.as_ref(), Default::default()).await.unwrap().objects {
+        if listed.key.as_str().contains(made[2].id.as_str()) {
+            let bytes = other.get(&listed.key, None).await.unwrap();
+            one.put_if_absent(&listed.key, bytes).await.unwrap();
+        }
+    }
+    let stop = CancellationToken::new();
+    tokio::spawn(follow(repository.clone(), config.clone(), 0, stop.clone()));
+    let compare_by = async |config: &ClusterConfig| {
+        let mut cursor = Cursor::load(config, "s3://other");
+        cursor.anew();
+        compare_once(&repository, config, &several, 1, &mut cursor).await.unwrap();
+        several.note_compared(1, several.begin_comparing());
+        several.drained(0).await;
+        first.artifacts(Some(&name)).await.unwrap().0.len()
+    };
+    assert_eq!(compare_by(&config).await, 1, "only the newest is kept");
+    // Where all are kept, what the primary lost comes back.
+    assert_eq!(compare_by(&configured(folder.path(), &["one", "other"])).await, 3);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_backup_of_which_a_pack_is_damaged_is_not_copied() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    repository.repository().add_identity(&"main".parse().unwrap(), 1, repository.identity()).await.unwrap();
+    let ids = [crate::expire::tests::backup(&repository, 1).await, crate::expire::tests::backup(&repository, 2).await];
+    let manifest = repository.get_manifest(&repository.backup(&ids[0]).await.unwrap().unwrap()).await.unwrap();
+    let entries: Vec<_> = tokio::task::spawn_blocking(move || manifest.iter().unwrap().map(Result::unwrap).collect()).await.unwrap();
+    let pack = entries.iter().find_map(|entry| match &entry.kind {
+        walkeep_core::manifest::EntryKind::File { content, .. } => content.extents().first().map(|extent| extent.pack),
+        _ => None,
+    });
+    let key = |name: &ObjectName| -> Key { repository.layout().key(name).parse().unwrap() };
+    let pack = key(&ObjectName::Pack(pack.unwrap()));
+    store.overwrite(&pack, Bytes::from_static(b"bad"));
+    let target = Arc::new(MemoryStore::new());
+    let done = copied(store.clone(), target.clone(), false, None).await.unwrap();
+    assert_eq!((done.damaged.len(), done.incomplete.len(), done.is_whole()), (1, 1, false), "{done:?}");
+    assert!(done.incomplete[0].contains(pack.as_str()) && done.incomplete[0].contains(ids[0].as_str()), "{done:?}");
+    let has = |id: &walkeep_core::layout::BackupId| target.contains(&key(&ObjectName::BackupRecord(id.clone())));
+    assert!(!has(&ids[0]) && has(&ids[1]), "{:?}", keys(&target).await);
 }
 
 async fn copied(from: SharedStore, to: SharedStore, dry_run: bool, keys: Option<Arc<Encryption>>) -> anyhow::Result<Copied> {

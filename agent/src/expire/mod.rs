@@ -227,4 +227,4 @@ pub async fn undo(repository: &ClusterRepository, number: u32, host_now: DateTim
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

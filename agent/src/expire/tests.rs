@@ -23,7 +23,7 @@ fn policy() -> Policy {
 }
 
 /// Backup `number` with a pack of its own, and the WAL that it needs: segment `number`.
-async fn backup(repository: &Arc<ClusterRepository>, number: u64) -> BackupId {
+pub(crate) async fn backup(repository: &Arc<ClusterRepository>, number: u64) -> BackupId {
     let record = packed(repository, number).await;
     repository.commit_backup(&record).await.unwrap();
     record.id

@@ -163,7 +163,14 @@ impl Finder {
                     let folder = folder.clone();
                     async move { self.whole_once(&place, file, folder).await }.boxed()
                 };
-                self.repository.elsewhere(&self.repository.layout().wal_key(file), damage, read).await
+                self.repository
+                    .elsewhere(
+                        &self.repository.layout().wal_key(file),
+                        damage,
+                        |trouble: &Trouble| trouble.remedy() == Remedy::Reread,
+                        read,
+                    )
+                    .await
             }
             found => found,
         }

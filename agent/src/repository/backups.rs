@@ -76,7 +76,7 @@ impl ClusterRepository {
                 Err(damage) if damage.is_damage() => {
                     let name = &name;
                     let read = |place: Self| async move { place.whole_piece(name).await }.boxed();
-                    self.elsewhere(&self.layout().key(name), damage, read).await
+                    self.elsewhere(&self.layout().key(name), damage, Error::is_damage, read).await
                 }
                 read => read,
             },

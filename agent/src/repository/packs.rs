@@ -179,7 +179,7 @@ impl ClusterRepository {
                     let range = range.clone();
                     async move { place.extents_once(pack, range).await }.boxed()
                 };
-                self.elsewhere(&self.layout().key(&name), damage, read).await?
+                self.elsewhere(&self.layout().key(&name), damage, Error::is_damage, read).await?
             }
             found => found?,
         };

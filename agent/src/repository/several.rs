@@ -55,16 +55,17 @@ impl ClusterRepository {
     }
 
     /// What `read` makes of the object in another repository than the one that was read from, which has it damaged, as `damage` says. Fails with `damage`
-    /// if no other one has it whole.
+    /// if no other one has it whole; if one of them could not be asked, as that did: damaged is only what no repository has whole.
     pub async fn elsewhere<'a, T, E: Display>(
         &self,
         key: &str,
         damage: E,
+        is_damage: impl Fn(&E) -> bool,
         read: impl Fn(Self) -> BoxFuture<'a, std::result::Result<Option<T>, E>>,
     ) -> std::result::Result<Option<T>, E> {
         let Some(several) = self.store().several() else { return Err(damage) };
         tracing::warn!(key, reason = %damage, "not what was stored: looking into the other repositories");
-        let mut damaged = Vec::new();
+        let (mut damaged, mut unsure) = (Vec::new(), None);
         for (index, place) in self.each().into_iter().enumerate() {
             match read(place).await {
                 Ok(Some(found)) => {
@@ -72,13 +73,17 @@ impl ClusterRepository {
                     return Ok(Some(found));
                 }
                 Ok(None) => {}
-                Err(error) => {
+                Err(error) if is_damage(&error) => {
                     tracing::debug!(key, %error, "not whole there either");
                     damaged.push(index);
                 }
+                Err(error) => {
+                    tracing::warn!(key, %error, "a repository could not be asked for a whole one");
+                    unsure.get_or_insert(error);
+                }
             }
         }
-        Err(damage)
+        Err(unsure.unwrap_or(damage))
     }
 
     /// Whether these bytes are what was stored under this name: fails with what is wrong.
@@ -196,7 +201,7 @@ mod tests {
 
     #[tokio::test]
     async fn damage_in_one_repository_is_mended_by_another_and_told() {
-        let (repository, _, one, other) = two().await;
+        let (repository, faulty, one, other) = two().await;
         let content = Bytes::from(vec![7; 1 << 20]);
         let file = WalFileName::Segment(segment(1));
         repository.put_wal(file, content.clone()).await.unwrap();
@@ -220,6 +225,14 @@ mod tests {
         assert!(told.damaged >= 5 && told.missing == 0, "{told:?}");
         damage(&repository, &wal, &other, Bytes::from_static(b"y"));
         assert!(matches!(repository.get_wal(file).await, Err(Error::Corrupt { .. })), "damaged in both");
+        // Damaged in the one, and the other does not answer: it may be whole there.
+        faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Transient)));
+        let unsure = repository.get_wal(file).await.unwrap_err();
+        assert!(unsure.is_transient() && !unsure.is_damage(), "{unsure}");
+        damage(&repository, &ObjectName::Pack(pack.id()), &one, Bytes::from_static(b"0123"));
+        assert!(repository.get_extents(pack.id(), 2..8).await.unwrap_err().is_transient());
+        faulty.heal();
+        repository.store().several().unwrap().pass_over(1, "test".into(), std::time::Duration::ZERO);
         damage(&repository, &backup, &other, Bytes::from_static(b"["));
         assert_eq!(repository.backups().await.unwrap().damaged.len(), 1);
     }

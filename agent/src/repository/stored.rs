@@ -91,7 +91,7 @@ impl ClusterRepository {
         match self.read_once(name, title, limit).await {
             Err(damage) if damage.is_damage() => {
                 let read = |place: Self| async move { place.read_once(name, title, limit).await }.boxed();
-                self.elsewhere(self.key(name)?.as_str(), damage, read).await
+                self.elsewhere(self.key(name)?.as_str(), damage, Error::is_damage, read).await
             }
             read => read,
         }

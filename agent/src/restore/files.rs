@@ -133,7 +133,7 @@ impl Files {
                     async move { self.fetch_from(&place, batch, behind, Duration::ZERO).await?.map(Some).map_err(anyhow::Error::new) }
                         .boxed()
                 };
-                let done = self.repository.elsewhere(&key, anyhow::Error::new(error), read).await?;
+                let done = self.repository.elsewhere(&key, anyhow::Error::new(error), is_damage, read).await?;
                 return done.map(|done| (done, fetched)).context("a batch came to nothing");
             }
             tracing::warn!(%error, "reading it once more");
@@ -170,6 +170,11 @@ pub(super) async fn get(
 ) -> repository::Result<Bytes> {
     let get = || repository.get_extents(pack, range.clone());
     retry("reading a pack", Backoff::within(patience), cancel, repository::Error::is_transient, get).await
+}
+
+/// Whether what was read is not what was stored; else it could not be read.
+pub(super) fn is_damage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<repository::Error>().is_some_and(repository::Error::is_damage))
 }
 
 /// The error for an extent that does not have its hash.

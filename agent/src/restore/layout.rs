@@ -242,7 +242,7 @@ async fn read_extent(repository: &ClusterRepository, extent: &Extent, file: &str
             let damage = anyhow::Error::new(super::files::damaged(repository, extent, file));
             let read = |place: ClusterRepository| async move { read_extent_of(&place, extent, file, Duration::ZERO, cancel).await }.boxed();
             let key = repository.layout().key(&ObjectName::Pack(extent.pack));
-            let whole = repository.elsewhere(&key, damage, read).await?;
+            let whole = repository.elsewhere(&key, damage, super::files::is_damage, read).await?;
             whole.ok_or_else(|| super::files::damaged(repository, extent, file).into())
         }
     }

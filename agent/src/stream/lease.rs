@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::Mutex;
+use walkeep_core::layout::PartName;
 use walkeep_core::lease::{LeaseName, LeaseRecord, Refusal, Verdict, Writer, judge};
 use walkeep_core::{SegmentName, TimelineId, parts};
 
@@ -37,7 +38,8 @@ pub(super) struct Lease {
 #[derive(Debug)]
 enum State {
     /// Not needed yet. Of this segment so much was stored when its bytes were compared with the server's.
-    Promised { segment: SegmentName, compared: u32, not_before: Instant },
+    /// `first` is the lowest epoch of which no lease is known.
+    Promised { segment: SegmentName, compared: u32, not_before: Instant, first: u32 },
     /// Ours, and nobody had followed at this moment.
     Held { looked: Instant },
 }
@@ -74,13 +76,13 @@ impl Lease {
         let mut state = self.state.lock().await;
         let mut looked = Instant::now();
         match *state {
-            State::Promised { segment, compared, not_before } => {
+            State::Promised { segment, compared, not_before, first } => {
                 if not_before > looked {
                     tracing::info!(timeline = self.name.timeline.get(), "waiting until the writer before has looked, {LOOK_AGAIN:?}");
                     tokio::time::sleep_until(not_before.into()).await;
                     looked = Instant::now();
                 }
-                self.take(segment, compared).await?;
+                self.take(segment, compared, first).await?;
             }
             State::Held { looked } if looked.elapsed() < LOOK_AGAIN => return Ok(()),
             State::Held { .. } => self.look().await?,
@@ -90,13 +92,21 @@ impl Lease {
         Ok(())
     }
 
-    async fn take(&self, segment: SegmentName, compared: u32) -> Result<(), Error> {
+    async fn take(&self, segment: SegmentName, compared: u32, first: u32) -> Result<(), Error> {
         // What came meanwhile was not compared: its writer is at work.
-        let stored = parts::reach(&self.repository.list_parts(segment).await?);
-        if stored > compared {
+        let stored = self.repository.list_parts(segment).await?;
+        if parts::reach(&stored) > compared || free_epoch(self.name.epoch, &stored) != self.name.epoch {
             return Err(Error::Overtaken { segment, compared });
         }
-        let lease = LeaseRecord { name: self.name, writer: self.writer.clone(), taken_at: chrono::Utc::now(), by_operator: false };
+        let lease_of = |epoch| {
+            let name = LeaseName { epoch, ..self.name };
+            LeaseRecord { name, writer: self.writer.clone(), taken_at: chrono::Utc::now(), by_operator: false }
+        };
+        // Whoever holds the one before the first looks for that one. One that comes to light is of a writer that was followed.
+        for epoch in first..self.name.epoch {
+            self.repository.put_lease(&lease_of(epoch)).await?;
+        }
+        let lease = lease_of(self.name.epoch);
         if !self.repository.put_lease(&lease).await? {
             return self.settle_taken().await;
         }
@@ -126,6 +136,11 @@ impl Lease {
     }
 }
 
+/// The epoch to take, where `next` is the one behind the newest lease: nobody has stored parts in it, or in a later one.
+fn free_epoch(next: u32, stored: &[PartName]) -> u32 {
+    stored.iter().map(|part| part.epoch.saturating_add(1)).fold(next, u32::max)
+}
+
 impl Streamer {
     /// The epoch for the end of a timeline that is over: without a lease.
     pub(super) async fn epoch_of_ended(&self, timeline: TimelineId) -> Result<u32> {
@@ -153,9 +168,10 @@ impl Streamer {
                 (epoch, after_a_look)
             }
         };
-        let name = LeaseName { timeline, epoch };
+        // With several repositories a lease may have been lost with one of them, and parts of its epoch be in another.
+        let name = LeaseName { timeline, epoch: free_epoch(epoch, &self.repository.list_parts(segment).await?) };
         let not_before = Instant::now() + if after_a_look { LOOK_AGAIN } else { Duration::ZERO };
-        Ok(Writing::under(self.promise(name, me, State::Promised { segment, compared, not_before })))
+        Ok(Writing::under(self.promise(name, me, State::Promised { segment, compared, not_before, first: epoch })))
     }
 
     fn writer_at(&self, server: &Host) -> Writer {
@@ -179,7 +195,8 @@ impl Streamer {
         let last = noted.max(held.as_ref().and_then(|lease| lease.held_epoch()));
         let held = held.filter(|lease| lease.writer.at == me.at);
         let name = LeaseName { timeline, epoch: last.map_or(FIRST, |epoch| epoch.saturating_add(1)) };
-        Writing::under(held.unwrap_or_else(|| self.promise(name, me, State::Promised { segment, compared, not_before: Instant::now() })))
+        let promised = State::Promised { segment, compared, not_before: Instant::now(), first: name.epoch };
+        Writing::under(held.unwrap_or_else(|| self.promise(name, me, promised)))
     }
 
     fn lease_of(&self, timeline: TimelineId) -> Option<Arc<Lease>> {
@@ -259,7 +276,7 @@ mod tests {
     }
 
     fn lease(repository: &Arc<ClusterRepository>, epoch: u32, life: &str) -> Lease {
-        let state = Mutex::new(State::Promised { segment: segment(1), compared: 0, not_before: Instant::now() });
+        let state = Mutex::new(State::Promised { segment: segment(1), compared: 0, not_before: Instant::now(), first: epoch });
         let name = LeaseName { epoch, ..NAME };
         Lease { repository: repository.clone(), name, writer: writer(life), state, taken: AtomicBool::new(false) }
     }
@@ -278,6 +295,28 @@ mod tests {
         let refused = lease(&repository, 1, "2").assure().await;
         assert!(matches!(refused, Err(Error::Lease { reason: Refusal::Twin, .. })), "{refused:?}");
         lease(&repository, 1, "1").assure().await.expect("its own");
+    }
+
+    /// Of several repositories the one is gone that had the lease of epoch 2, and another has parts of it.
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_that_only_parts_tell_of_is_not_taken_again() {
+        let repository = Arc::new(over(Arc::new(MemoryStore::new())).await);
+        let before = lease(&repository, 1, "1");
+        before.assure().await.expect("taken");
+        let part = PartName { segment: segment(1), from: 0, to: 10, epoch: 2 };
+        repository.put_part(part, bytes::Bytes::from_static(b"0123456789")).await.unwrap();
+        let compared = |name: LeaseName, first| {
+            let state = State::Promised { segment: segment(1), compared: 10, not_before: Instant::now(), first };
+            Lease { repository: repository.clone(), name, writer: writer("3"), state: Mutex::new(state), taken: AtomicBool::new(false) }
+        };
+        let twice = compared(LeaseName { epoch: 2, ..NAME }, 2).assure().await;
+        assert!(matches!(twice, Err(Error::Overtaken { .. })), "{twice:?}");
+        let epoch = free_epoch(2, &repository.list_parts(segment(1)).await.unwrap());
+        assert_eq!((epoch, free_epoch(4, &[part])), (3, 4));
+        compared(LeaseName { epoch, ..NAME }, 2).assure().await.expect("taken");
+        assert_eq!(repository.newest_lease(TimelineId::FIRST).await.unwrap().unwrap().name.epoch, 3);
+        *before.state.lock().await = State::Held { looked: Instant::now() - LOOK_AGAIN };
+        assert!(matches!(before.assure().await, Err(Error::Lease { reason: Refusal::Twin, .. })), "it was followed");
     }
 
     #[tokio::test(start_paused = true)]

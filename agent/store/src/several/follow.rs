@@ -9,8 +9,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use super::Several;
-use super::queue::Item;
+use super::queue::{Item, Turn};
+use super::{Several, StoredWhen};
 use crate::{ErrorKind, Key};
 
 /// Objects that are brought to a place at the same time.
@@ -21,6 +21,8 @@ const FRONT: u64 = 4096;
 const FIRST: Duration = Duration::from_millis(500);
 /// No wait is longer.
 const MOST: Duration = Duration::from_secs(30);
+/// After so long what was set aside is looked for again.
+const ASIDE: Duration = Duration::from_secs(10);
 
 /// What whoever brings objects from place to place has to know of their meaning.
 #[async_trait]
@@ -37,6 +39,9 @@ pub trait Guide: Send + Sync + 'static {
     /// Whether the object names others, or they are of no use without it: then it is brought behind all that were put before it, and before all others.
     fn alone(&self, key: &Key) -> bool;
 
+    /// Whether the object names others, and is to be believed only where these are: then it is not brought while anything is missing that was put before it.
+    fn names_others(&self, key: &Key) -> bool;
+
     /// Whether these bytes are what was stored under this key; else what is wrong.
     async fn prove(&self, key: &Key, body: &Bytes) -> Result<(), String>;
 
@@ -52,8 +57,10 @@ enum Brought {
     Gone,
     /// Nobody has it whole, or the place has other bytes: told, and nothing that trying again would help.
     Left,
-    /// The place, or all others, could not be asked.
+    /// The place could not be asked.
     Later(String),
+    /// Somebody who may have it could not be asked.
+    Aside(String),
 }
 
 impl Several {
@@ -62,33 +69,49 @@ impl Several {
         let Some(place) = self.place(index) else { return };
         let mut under_way = FuturesUnordered::new();
         let (mut failures, mut not_before) = (0u32, tokio::time::Instant::now());
+        let (mut settled, mut look_again) = (false, tokio::time::Instant::now());
+        let turn = |key: &Key| match (guide.names_others(key), guide.alone(key)) {
+            (true, _) => Turn::Last,
+            (false, true) => Turn::Alone,
+            (false, false) => Turn::Any,
+        };
         loop {
+            if settled != self.is_settled(index) || tokio::time::Instant::now() >= look_again {
+                settled = self.is_settled(index);
+                look_again = tokio::time::Instant::now() + ASIDE;
+                if place.queue.aside() > 0 {
+                    place.queue.take_up();
+                }
+            }
             let room = if failures == 0 { PARALLEL } else { 1 };
             while under_way.len() < room && tokio::time::Instant::now() >= not_before {
-                let Some(item) = place.queue.take(|key| guide.alone(key)) else { break };
+                let Some(item) = place.queue.take(turn, settled) else { break };
                 // All of it within the future, which is polled beside the others: they may wait for each other, as for a place that is being opened.
                 under_way.push(async move {
                     let brought = self.bring(index, &item, guide).await;
                     let forgotten = match &brought {
                         Brought::There { .. } => place.queue.done(&item),
-                        Brought::Gone | Brought::Left => {
-                            place.queue.done(&item);
-                            false
-                        }
+                        Brought::Gone | Brought::Left => place.queue.done(&item),
                         Brought::Later(_) => place.queue.put_back(item.clone()),
+                        Brought::Aside(_) => place.queue.set_aside(item.clone()),
                     };
-                    if forgotten && let Err(error) = place.store.delete(&item.key).await {
-                        tracing::debug!(key = %item.key, repository = place.url, %error, "an object stays that was removed elsewhere meanwhile");
+                    if forgotten {
+                        if let Err(error) = place.store.delete(&item.key).await {
+                            tracing::debug!(key = %item.key, repository = place.url, %error, "an object stays that was removed elsewhere meanwhile");
+                        }
+                        place.queue.removed(&item.key);
                     }
                     (item.key, brought)
                 });
             }
             let waits = tokio::time::Instant::now() < not_before;
+            let is_aside = place.queue.aside() > 0;
             let (key, brought) = tokio::select! {
                 () = stop.cancelled() => return,
                 Some(ended) = under_way.next() => ended,
                 () = tokio::time::sleep_until(not_before), if waits => continue,
-                () = place.queue.until(|| place.queue.has_waiting()), if !waits && under_way.is_empty() => continue,
+                () = tokio::time::sleep_until(look_again), if is_aside => continue,
+                () = place.queue.until(|| place.queue.has_waiting() || (is_aside && settled != self.is_settled(index))), if !waits && under_way.is_empty() => continue,
                 () = place.queue.next_change(), if !waits && !under_way.is_empty() => continue,
             };
             match brought {
@@ -98,6 +121,10 @@ impl Several {
                     place.counts.carried_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
                 Brought::Gone | Brought::Left => failures = 0,
+                Brought::Aside(reason) => {
+                    failures = 0;
+                    tracing::debug!(%key, repository = place.url, reason, "an object cannot be had for this repository at present");
+                }
                 Brought::Later(reason) => {
                     failures = failures.saturating_add(1);
                     let wait = FIRST.saturating_mul(1u32.checked_shl(failures.min(16) - 1).unwrap_or(u32::MAX)).min(MOST);
@@ -142,8 +169,8 @@ impl Several {
 
     /// The bytes of an object from another place than this one, proven.
     async fn body_for(&self, index: usize, key: &Key, guide: &dyn Guide) -> Result<Bytes, Brought> {
-        let mut otherwise = Brought::Gone;
-        for (_, other) in self.all().iter().enumerate().filter(|(other, _)| *other != index) {
+        let (mut otherwise, mut not_in_primary) = (Brought::Gone, false);
+        for (number, other) in self.all().iter().enumerate().filter(|(other, _)| *other != index) {
             match other.ask(other.store.get(key, None)).await {
                 Ok(body) => match guide.prove(key, &body).await {
                     Ok(()) => return Ok(body),
@@ -152,11 +179,15 @@ impl Several {
                         otherwise = Brought::Left;
                     }
                 },
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => otherwise = Brought::Later(format!("{}: {error:#}", other.url)),
+                Err(error) if error.kind() == ErrorKind::NotFound => not_in_primary |= number == 0,
+                Err(error) => otherwise = Brought::Aside(format!("{}: {error:#}", other.url)),
             }
         }
-        Err(otherwise)
+        // But with "any" whatever was acknowledged is in the primary, or removed: if one of the others has it all the same, a comparison finds it again.
+        match otherwise {
+            Brought::Aside(_) if not_in_primary && self.when() != StoredWhen::Any => Err(Brought::Gone),
+            otherwise => Err(otherwise),
+        }
     }
 
     /// When something was put that a place lacks the longest; `None` if it lacks nothing.

@@ -24,6 +24,8 @@ pub enum May {
 #[derive(Debug, Default)]
 pub struct Health {
     down: Option<Down>,
+    /// Somebody gave up waiting for it, and it has not answered since.
+    suspect: bool,
 }
 
 #[derive(Debug)]
@@ -39,6 +41,7 @@ impl Health {
     /// Whether it may be asked now; else why not. Of several callers one tries a place that failed, and the others pass it over meanwhile.
     pub fn may_ask(&mut self, now: Instant) -> Result<May, String> {
         match &mut self.down {
+            None if self.suspect => Ok(May::Try),
             None => Ok(May::Ask),
             Some(down) if now < down.until => {
                 let since = now.duration_since(down.since).as_secs();
@@ -53,7 +56,25 @@ impl Health {
 
     /// It answered; whether that is news.
     pub fn answered(&mut self) -> bool {
+        self.suspect = false;
         self.down.take().is_some()
+    }
+
+    /// A caller gave up after it had waited so long. The first time that may be the caller's haste, or a large object: it has to show that it answers. Whether
+    /// it is taken for dead, and that is news.
+    pub fn given_up(&mut self, waited: Duration, now: Instant) -> bool {
+        match self.suspect || self.down.is_some() {
+            true => self.failed(format!("no answer within {} s", waited.as_secs()), waited, now),
+            false => {
+                self.suspect = true;
+                false
+            }
+        }
+    }
+
+    /// It does not answer something small.
+    pub fn suspect(&mut self) {
+        self.suspect = true;
     }
 
     /// It failed, after the caller had waited so long; whether that is news.
@@ -104,6 +125,20 @@ mod tests {
         assert!(waited > Duration::from_secs(7200 / 8), "it is asked again: {waited:?}");
         assert!(health.answered() && !health.answered());
         assert_eq!(health.may_ask(now), Ok(May::Ask));
+    }
+
+    #[test]
+    fn who_is_given_up_twice_without_an_answer_is_dead() {
+        let (mut health, now, waited) = (Health::default(), Instant::now(), Duration::from_secs(4));
+        assert!(!health.given_up(waited, now));
+        assert_eq!(health.may_ask(now), Ok(May::Try), "it has to show that it answers");
+        assert!(!health.answered());
+        assert!(!health.given_up(waited, now));
+        assert!(health.given_up(waited, now), "news");
+        assert!(health.may_ask(now + waited * 9).is_err());
+        assert_eq!(health.may_ask(now + waited * 10), Ok(May::Try));
+        assert!(!health.given_up(waited, now + waited * 11), "no news");
+        assert!(health.may_ask(now + waited * 12).is_err());
     }
 
     #[test]

@@ -56,6 +56,15 @@ impl Known {
         state.doubted.first().max(state.doubted.get(place)).copied().unwrap_or(FIRST)
     }
 
+    /// Whether this place was compared since it came into doubt; the primary with each that `counts`.
+    pub fn is_settled(&self, place: usize, counts: impl Fn(usize) -> bool) -> bool {
+        let state = self.state();
+        let Some(doubted) = state.doubted.get(place) else { return false };
+        let mut of =
+            state.compared.iter().enumerate().skip(1).filter(|(other, _)| if place == 0 { counts(*other) } else { *other == place });
+        of.all(|(_, began)| began > doubted)
+    }
+
     /// Whether it is known what this place lacks: by its own comparison, and as it may be another place alone that has something, by the others'. What is
     /// missing here and not at the primary, its own finds.
     pub fn is_known(&self, place: usize) -> bool {
@@ -88,6 +97,7 @@ mod tests {
         let known = Known::new(3);
         compare(&known, 1);
         assert_eq!(all(&known), [false; 3], "the third may have what both lack");
+        assert!(known.is_settled(1, |_| true) && !known.is_settled(0, |_| true) && known.is_settled(0, |other| other == 1));
         compare(&known, 2);
         assert_eq!(all(&known), [true; 3]);
         // What the primary lacks, the others need not.
@@ -112,5 +122,6 @@ mod tests {
         known.doubt(2);
         known.compared(2, began);
         assert_eq!(all(&known), [true, true, false]);
+        assert!(!known.is_settled(2, |_| true));
     }
 }

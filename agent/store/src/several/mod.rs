@@ -66,6 +66,8 @@ pub enum Follow {
         patience: Duration,
         /// Is told the number of a place that did not take something, or may not have.
         left: Box<dyn Fn(usize) + Send + Sync>,
+        /// As [`Guide::names_others`]: what does is not put where something was left behind.
+        names_others: fn(&Key) -> bool,
     },
 }
 
@@ -137,6 +139,7 @@ impl Several {
     /// A place and the primary were compared from the beginning to the end, since then, and what either lacks is in its queue.
     pub fn note_compared(&self, place: usize, began: u64) {
         self.known().compared(place, began);
+        self.all().iter().for_each(|place| place.queue.wake());
     }
 
     /// Something may be missing at a place that no queue of this process holds: only comparisons tell what.
@@ -154,6 +157,11 @@ impl Several {
             self.doubt(index);
         }
         self.known().doubted(place)
+    }
+
+    /// Whether what a place lacks of the primary is in its queue; of the primary, what it lacks of those that answer.
+    fn is_settled(&self, index: usize) -> bool {
+        self.known().is_settled(index, |other| self.place(other).is_some_and(Place::answers))
     }
 
     /// Whether all that a place lacks is in its queue.
@@ -178,11 +186,17 @@ impl Several {
         }
     }
 
-    /// Queues an object for a place that lacks it, when there is room: one that was listed elsewhere.
-    pub async fn queue(&self, place: usize, listed: Listed) {
+    /// Queues an object for a place that lacks it: one that was listed elsewhere. See [`Self::room`].
+    pub fn queue(&self, place: usize, listed: Listed) {
+        if let Some(place) = self.place(place) {
+            place.queue.add(Lacking::listed(listed));
+        }
+    }
+
+    /// Waits until few enough objects wait for a place, for who finds many.
+    pub async fn room(&self, place: usize) {
         if let Some(place) = self.place(place) {
             place.queue.room().await;
-            place.queue.add(Lacking::listed(listed));
         }
     }
 

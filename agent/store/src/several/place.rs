@@ -1,6 +1,6 @@
 //! One of several places: its store, how it is, what it still lacks.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +17,10 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 const SMALL: &str = "walkeep.json";
 /// So long that is waited for.
 const TRY: Duration = Duration::from_secs(10);
+/// And so long where another place can be asked as well.
+const AT_ONCE: Duration = Duration::from_millis(1500);
+/// Who gives up earlier has not waited for an answer.
+const HASTE: Duration = Duration::from_secs(2);
 
 /// A place.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub struct Place {
     pub url: String,
     pub queue: Queue,
     pub counts: Counts,
+    /// Whether something did not get here, and nobody of this process will bring it.
+    pub left_behind: AtomicBool,
     health: Mutex<Health>,
     told: Mutex<Option<Instant>>,
 }
@@ -71,6 +77,8 @@ pub struct PlaceState {
     pub down: Option<(String, Duration)>,
     /// Objects that it lacks, as far as is known without a comparison.
     pub queued: usize,
+    /// So many of them wait for another place, or for a comparison.
+    pub aside: usize,
     /// When the oldest of them was put elsewhere.
     pub behind_since: Option<SystemTime>,
     /// Objects that were brought to it.
@@ -85,10 +93,41 @@ pub struct PlaceState {
     pub compared: bool,
 }
 
+/// Somebody waits for an answer. That a place never gives one shows when the caller gives up: a deadline above, or another place that was faster.
+struct Waiting<'a> {
+    place: &'a Place,
+    began: Instant,
+    answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waited = self.began.elapsed();
+        if !self.answered && waited >= HASTE {
+            let news = self.place.health().given_up(waited, Instant::now());
+            if news {
+                tracing::warn!(
+                    repository = self.place.url,
+                    waited_s = waited.as_secs(),
+                    "the repository does not answer: the others are used meanwhile"
+                );
+            }
+        }
+    }
+}
+
 impl Place {
     pub fn new(store: SharedStore) -> Self {
         let url = store.url();
-        Self { store, url, queue: Queue::default(), counts: Counts::default(), health: Mutex::default(), told: Mutex::default() }
+        Self {
+            store,
+            url,
+            queue: Queue::default(),
+            counts: Counts::default(),
+            left_behind: AtomicBool::new(false),
+            health: Mutex::default(),
+            told: Mutex::default(),
+        }
     }
 
     /// Asks it, unless it failed a moment ago.
@@ -107,7 +146,9 @@ impl Place {
     /// Asks it, whatever happened before.
     pub async fn insist<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         let began = Instant::now();
+        let mut waiting = Waiting { place: self, began, answered: false };
         let outcome = call.await;
+        waiting.answered = true;
         match &outcome {
             Err(error) if error.kind() == ErrorKind::Cancelled => {}
             // It takes nothing more, but tells what it has.
@@ -116,6 +157,20 @@ impl Place {
             _ => self.answered(),
         }
         outcome
+    }
+
+    /// Whether it answers something small at once. For who waits for it for long already.
+    pub async fn answers_at_once(&self) -> bool {
+        let Ok(small) = SMALL.parse() else { return true };
+        let answers = match tokio::time::timeout(AT_ONCE, self.store.get(&small, Some(0..1))).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => !is_no_answer(&error),
+            Err(_) => false,
+        };
+        if !answers {
+            self.health().suspect();
+        }
+        answers
     }
 
     /// A removal, which may be denied on purpose.
@@ -200,6 +255,11 @@ impl Place {
     }
 
     /// But for what comparisons found.
+    /// Whether it answered when it was asked last.
+    pub fn answers(&self) -> bool {
+        self.health().down(Instant::now()).is_none()
+    }
+
     pub fn state(&self) -> PlaceState {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counts { carried_objects, carried_bytes, differing, missing, unreachable, damaged } = &self.counts;
@@ -207,6 +267,7 @@ impl Place {
             url: self.url.clone(),
             down: self.health().down(Instant::now()),
             queued: self.queue.depth(),
+            aside: self.queue.aside(),
             behind_since: self.queue.oldest(),
             carried_objects: count(carried_objects),
             carried_bytes: count(carried_bytes),

@@ -4,6 +4,7 @@
 //! writers do not leave different bytes in two places while the primary answers. Other bytes under a key are a conflict wherever they are found: the call
 //! fails, and nothing is overwritten anywhere.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +24,8 @@ impl Several {
         match self.when() {
             StoredWhen::Primary => {
                 let put = self.put_at(0, key, &body).await.inspect_err(|error| self.bring_what_is_there(key, error, 0))?;
-                self.follow_up(key, &body, &[0]).await;
+                // What an earlier try stored may have been brought to the others too.
+                self.follow_up(key, &body, 0, put == Put::Created).await;
                 Ok(put)
             }
             StoredWhen::All => self.put_everywhere(key, &body).await,
@@ -108,7 +110,8 @@ impl Several {
             match answered {
                 Some((index, Ok(put))) => {
                     drop(under_way);
-                    self.follow_up(key, body, &[index]).await;
+                    // Another one was asked perhaps, and given up.
+                    self.follow_up(key, body, index, false).await;
                     return Ok(put);
                 }
                 Some((index, Err(error))) => {
@@ -128,18 +131,22 @@ impl Several {
         }
     }
 
-    /// Brings it to all places but those that have it, or has it brought.
-    async fn follow_up(&self, key: &Key, body: &Bytes, have: &[usize]) {
-        let others = self.all().iter().enumerate().filter(|(index, _)| !have.contains(index));
+    /// Brings it to all places but the one that has it, or has it brought; `new`: nobody tried to put it there before.
+    async fn follow_up(&self, key: &Key, body: &Bytes, has: usize, new: bool) {
+        let others = self.all().iter().enumerate().filter(|(index, _)| *index != has);
         match &self.shared.follow {
-            Follow::Queued => others.for_each(|(_, place)| place.queue.add(Lacking::put(key, body))),
-            Follow::Awaited { patience, left } => {
+            Follow::Queued => others.for_each(|(_, place)| place.queue.add(Lacking::put(key, body, new))),
+            Follow::Awaited { patience, left, names_others } => {
                 let follow = others.map(|(index, place)| async move {
+                    if names_others(key) && place.left_behind.load(Ordering::Relaxed) {
+                        return left(index);
+                    }
                     match place.ask_within(*patience, place.store.put_if_absent(key, body.clone())).await {
                         Ok(_) => {}
                         Err(error) if error.kind() == ErrorKind::AlreadyExists => place.differs(key),
                         Err(error) => {
                             tracing::debug!(%key, repository = place.url, %error, "not brought there");
+                            place.left_behind.store(true, Ordering::Relaxed);
                             left(index);
                         }
                     }

@@ -28,23 +28,36 @@ pub struct Lacking {
     pub size: u64,
     /// When it was put elsewhere.
     pub since: SystemTime,
+    /// Whether nobody tried to put it at this place before.
+    pub new: bool,
 }
 
 impl Lacking {
-    /// It was put elsewhere just now.
-    pub fn put(key: &Key, body: &Bytes) -> Self {
-        Self { key: key.clone(), body: Some(body.clone()), size: body.len() as u64, since: SystemTime::now() }
+    /// It was put elsewhere just now, and is `new` there.
+    pub fn put(key: &Key, body: &Bytes, new: bool) -> Self {
+        Self { key: key.clone(), body: Some(body.clone()), size: body.len() as u64, since: SystemTime::now(), new }
     }
 
     /// It lies elsewhere.
     pub fn there(key: &Key) -> Self {
-        Self { key: key.clone(), body: None, size: 0, since: SystemTime::now() }
+        Self { key: key.clone(), body: None, size: 0, since: SystemTime::now(), new: false }
     }
 
     /// It was listed elsewhere.
     pub fn listed(listed: Listed) -> Self {
-        Self { key: listed.key, body: None, size: listed.size, since: listed.modified }
+        Self { key: listed.key, body: None, size: listed.size, since: listed.modified, new: false }
     }
+}
+
+/// In what order objects may be brought, by their keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Beside any other.
+    Any,
+    /// Behind all before it, and before all others.
+    Alone,
+    /// The same, and only where nothing before it is missing: it names others.
+    Last,
 }
 
 /// An object to be brought to a place.
@@ -57,8 +70,10 @@ pub struct Item {
     /// When it was put elsewhere.
     since: SystemTime,
     number: u64,
-    /// Whether it was tried: then it may be there.
+    /// Whether it may have been put here before: then it may be there.
     tried: bool,
+    /// Whether it was set aside because it names others.
+    last: bool,
 }
 
 /// What became of an object that is to be removed.
@@ -83,6 +98,8 @@ impl Forgotten {
 struct State {
     next: u64,
     waiting: BTreeMap<u64, Item>,
+    /// What waits for something else than this place.
+    aside: BTreeMap<u64, Item>,
     numbers: HashMap<Key, u64>,
     bytes: usize,
     flying: HashMap<Key, Flying>,
@@ -108,12 +125,12 @@ pub struct Queue {
 impl Queue {
     /// Adds an object; one that waits already stays where it is.
     pub fn add(&self, lacking: Lacking) {
-        let Lacking { key, body, size, since } = lacking;
+        let Lacking { key, body, size, since, new } = lacking;
         let mut state = self.state();
         if state.numbers.contains_key(&key) || state.flying.get(&key).is_some_and(|flying| !flying.forgotten) {
             return;
         }
-        if state.waiting.len() >= KEYS {
+        if state.waiting.len() + state.aside.len() >= KEYS {
             state.overflowed.get_or_insert(since);
             return;
         }
@@ -122,63 +139,118 @@ impl Queue {
         let number = state.next;
         state.next += 1;
         state.numbers.insert(key.clone(), number);
-        state.waiting.insert(number, Item { key, body, size, since, number, tried: false });
+        state.waiting.insert(number, Item { key, body, size, since, number, tried: !new, last: false });
         drop(state);
         self.changed.notify_waiters();
     }
 
-    /// The next object, if it may be brought beside those that are on their way: one that `alone` names only after all before it, and nothing beside it.
-    pub fn take(&self, alone: impl Fn(&Key) -> bool) -> Option<Item> {
+    /// The next object, if its turn lets it be brought beside those that are on their way. What names others is set aside while some of them are, or it is
+    /// not `settled` that all the others are queued.
+    pub fn take(&self, turn: impl Fn(&Key) -> Turn, settled: bool) -> Option<Item> {
         let mut state = self.state();
-        let (number, is_alone) = state.waiting.first_key_value().map(|(number, item)| (*number, alone(&item.key)))?;
-        let key_is_flying = state.waiting.get(&number).is_some_and(|item| state.flying.contains_key(&item.key));
-        if key_is_flying || (is_alone && !state.flying.is_empty()) || state.flying.values().any(|flying| flying.alone) {
-            return None;
+        let settled = settled && state.overflowed.is_none();
+        loop {
+            let (number, turn) = state.waiting.first_key_value().map(|(number, item)| (*number, turn(&item.key)))?;
+            let behind_others = state.aside.first_key_value().is_some_and(|(first, _)| *first < number);
+            if turn == Turn::Last && (!settled || behind_others) {
+                let item = state.waiting.remove(&number)?;
+                state.aside.insert(number, Item { last: true, ..item });
+                continue;
+            }
+            let is_alone = turn != Turn::Any;
+            let key_is_flying = state.waiting.get(&number).is_some_and(|item| state.flying.contains_key(&item.key));
+            if key_is_flying || (is_alone && !state.flying.is_empty()) || state.flying.values().any(|flying| flying.alone) {
+                return None;
+            }
+            let item = state.waiting.remove(&number)?;
+            state.numbers.remove(&item.key);
+            state.flying.insert(item.key.clone(), Flying { size: item.size, since: item.since, alone: is_alone, forgotten: false });
+            return Some(item);
         }
-        let item = state.waiting.remove(&number)?;
-        state.numbers.remove(&item.key);
-        state.flying.insert(item.key.clone(), Flying { size: item.size, since: item.since, alone: is_alone, forgotten: false });
-        Some(item)
     }
 
-    /// An object is there, or need not be; whether it was removed meanwhile.
+    /// An object is there, or need not be. Whether it was removed meanwhile: then it is on its way until [`Self::removed`], so that one that is put anew is
+    /// not brought before, and removed with it.
     pub fn done(&self, item: &Item) -> bool {
         let mut state = self.state();
         state.bytes -= item.body.as_ref().map_or(0, Bytes::len);
-        let forgotten = state.flying.remove(&item.key).is_some_and(|flying| flying.forgotten);
+        let forgotten = state.flying.get(&item.key).is_some_and(|flying| flying.forgotten);
+        if !forgotten {
+            state.flying.remove(&item.key);
+        }
         drop(state);
         self.changed.notify_waiters();
         forgotten
     }
 
-    /// An object could not be brought: it is the next one again. Whether it was removed meanwhile; then it is not.
+    /// An object that was removed while it was on its way was removed behind it.
+    pub fn removed(&self, key: &Key) {
+        self.state().flying.remove(key);
+        self.changed.notify_waiters();
+    }
+
+    /// An object could not be brought: it is the next one again. Whether it was removed meanwhile, as [`Self::done`]; then it is not.
     pub fn put_back(&self, item: Item) -> bool {
+        self.keep(item, |state| &mut state.waiting)
+    }
+
+    /// An object cannot be had at present: the others are brought before it. Whether it was removed meanwhile.
+    pub fn set_aside(&self, item: Item) -> bool {
+        self.keep(item, |state| &mut state.aside)
+    }
+
+    fn keep(&self, item: Item, among: impl Fn(&mut State) -> &mut BTreeMap<u64, Item>) -> bool {
         let mut state = self.state();
-        let forgotten = state.flying.remove(&item.key).is_some_and(|flying| flying.forgotten);
+        let forgotten = state.flying.get(&item.key).is_some_and(|flying| flying.forgotten);
         if forgotten {
             state.bytes -= item.body.as_ref().map_or(0, Bytes::len);
         } else {
+            state.flying.remove(&item.key);
             state.numbers.insert(item.key.clone(), item.number);
-            state.waiting.insert(item.number, Item { tried: true, ..item });
+            among(&mut state).insert(item.number, Item { tried: true, ..item });
         }
         drop(state);
         self.changed.notify_waiters();
         forgotten
+    }
+
+    /// What was set aside has its turn again.
+    pub fn take_up(&self) {
+        let mut state = self.state();
+        for (mut number, item) in std::mem::take(&mut state.aside) {
+            if item.last {
+                // Behind what a comparison found meanwhile.
+                number = state.next;
+                state.next += 1;
+                state.numbers.insert(item.key.clone(), number);
+            }
+            state.waiting.insert(number, Item { number, last: false, ..item });
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// How many are set aside.
+    pub fn aside(&self) -> usize {
+        self.state().aside.len()
+    }
+
+    /// Somebody has to look again.
+    pub fn wake(&self) {
+        self.changed.notify_waiters();
     }
 
     /// An object is removed.
     pub fn forget(&self, key: &Key) -> Forgotten {
         let mut state = self.state();
-        if let Some(flying) = state.flying.get_mut(key) {
-            flying.forgotten = true;
-            return Forgotten::OnItsWay;
-        }
-        let Some(number) = state.numbers.remove(key) else { return Forgotten::Unknown };
-        let Some(item) = state.waiting.remove(&number) else { return Forgotten::Unknown };
+        let is_flying = state.flying.get_mut(key).map(|flying| flying.forgotten = true).is_some();
+        let number = state.numbers.remove(key);
+        let item = number.and_then(|number| state.waiting.remove(&number).or_else(|| state.aside.remove(&number)));
+        let Some(item) = item else { return if is_flying { Forgotten::OnItsWay } else { Forgotten::Unknown } };
         state.bytes -= item.body.as_ref().map_or(0, Bytes::len);
         drop(state);
         self.changed.notify_waiters();
-        if item.tried { Forgotten::OnItsWay } else { Forgotten::NeverSent }
+        if is_flying || item.tried { Forgotten::OnItsWay } else { Forgotten::NeverSent }
     }
 
     /// Whether the place may lack this object.
@@ -190,7 +262,7 @@ impl Queue {
     /// The objects that the place may lack whose keys begin with this.
     pub fn below(&self, prefix: &str) -> Vec<Listed> {
         let state = self.state();
-        let waiting = state.waiting.values().map(|item| (&item.key, item.size, item.since));
+        let waiting = state.waiting.values().chain(state.aside.values()).map(|item| (&item.key, item.size, item.since));
         let flying = state.flying.iter().filter(|(_, flying)| !flying.forgotten).map(|(key, flying)| (key, flying.size, flying.since));
         let below = waiting.chain(flying).filter(|(key, ..)| key.as_str().starts_with(prefix));
         below.map(|(key, size, modified)| Listed { key: key.clone(), size, modified }).collect()
@@ -199,13 +271,13 @@ impl Queue {
     /// How many wait or are on their way.
     pub fn depth(&self) -> usize {
         let state = self.state();
-        state.waiting.len() + state.flying.len()
+        state.waiting.len() + state.aside.len() + state.flying.len()
     }
 
     /// When the oldest of them was put elsewhere.
     pub fn oldest(&self) -> Option<SystemTime> {
         let state = self.state();
-        let waiting = state.waiting.values().map(|item| item.since);
+        let waiting = state.waiting.values().chain(state.aside.values()).map(|item| item.since);
         waiting.chain(state.flying.values().map(|flying| flying.since)).chain(state.overflowed).min()
     }
 
@@ -268,11 +340,19 @@ mod tests {
     }
 
     fn add(queue: &Queue, text: &str) {
-        queue.add(Lacking::put(&key(text), &Bytes::from_static(b"abc")));
+        queue.add(Lacking::put(&key(text), &Bytes::from_static(b"abc"), true));
     }
 
-    fn names_others(key: &Key) -> bool {
-        key.as_str().starts_with("record")
+    fn turn(key: &Key) -> Turn {
+        match key.as_str() {
+            text if text.starts_with("record") => Turn::Last,
+            text if text.starts_with("history") => Turn::Alone,
+            _ => Turn::Any,
+        }
+    }
+
+    fn take(queue: &Queue) -> Option<String> {
+        queue.take(turn, true).map(|item| item.key.to_string())
     }
 
     #[test]
@@ -281,17 +361,55 @@ mod tests {
         for text in ["a", "b", "record", "c", "a"] {
             add(&queue, text);
         }
-        let (a, b) = (queue.take(names_others).unwrap(), queue.take(names_others).unwrap());
-        assert!(queue.take(names_others).is_none(), "a and b are on their way");
+        let (a, b) = (queue.take(turn, true).unwrap(), queue.take(turn, true).unwrap());
+        assert!(queue.take(turn, true).is_none(), "a and b are on their way");
         queue.done(&a);
         assert!(!queue.put_back(b.clone()));
-        assert_eq!(queue.take(names_others).unwrap().key, b.key, "what failed is the next one again");
+        assert_eq!(queue.take(turn, true).unwrap().key, b.key, "what failed is the next one again");
         queue.done(&b);
-        let record = queue.take(names_others).unwrap();
-        assert!(names_others(&record.key) && queue.take(names_others).is_none());
+        let record = queue.take(turn, true).unwrap();
+        assert!(turn(&record.key) == Turn::Last && queue.take(turn, true).is_none());
         queue.done(&record);
-        assert_eq!(queue.take(names_others).unwrap().key, key("c"));
+        assert_eq!(queue.take(turn, true).unwrap().key, key("c"));
         assert_eq!(queue.depth(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_had_holds_up_only_what_names_it() {
+        let queue = Queue::default();
+        for text in ["a", "record/1", "history", "b"] {
+            add(&queue, text);
+        }
+        let a = queue.take(turn, true).unwrap();
+        assert!(!queue.set_aside(a.clone()));
+        let history = queue.take(turn, true).unwrap();
+        assert_eq!((history.key.as_str(), queue.aside()), ("history", 2));
+        queue.done(&history);
+        assert_eq!(take(&queue).unwrap(), "b");
+        assert!(queue.holds(&a.key) && queue.below("record/").len() == 1 && queue.depth() == 3);
+        queue.take_up();
+        assert_eq!((take(&queue).unwrap(), take(&queue)), ("a".into(), None));
+    }
+
+    #[test]
+    fn what_names_others_waits_until_all_of_them_are_queued() {
+        let queue = Queue::default();
+        for text in ["record", "a"] {
+            add(&queue, text);
+        }
+        let a = queue.take(turn, false).unwrap();
+        assert_eq!((a.key.as_str(), queue.aside()), ("a", 1));
+        queue.done(&a);
+        queue.take_up();
+        // More than there was room for may have been what it names.
+        for number in 0..KEYS {
+            queue.add(Lacking::there(&key(&number.to_string())));
+        }
+        assert!(queue.has_overflowed());
+        assert_eq!(take(&queue).unwrap(), "0");
+        assert!(queue.take_overflow());
+        queue.take_up();
+        assert_eq!(queue.forget(&key("record")), Forgotten::NeverSent);
     }
 
     #[test]
@@ -300,12 +418,22 @@ mod tests {
         for text in ["a", "b", "c"] {
             add(&queue, text);
         }
-        let (a, b) = (queue.take(|_| false).unwrap(), queue.take(|_| false).unwrap());
+        let (a, b) = (queue.take(|_| Turn::Any, true).unwrap(), queue.take(|_| Turn::Any, true).unwrap());
         assert_eq!(queue.forget(&a.key), Forgotten::OnItsWay);
         assert!(queue.done(&a), "to be removed again");
         assert!(!queue.put_back(b.clone()));
         assert_eq!(queue.forget(&b.key), Forgotten::OnItsWay, "it was tried, and may have landed");
         assert_eq!(queue.forget(&key("c")), Forgotten::NeverSent);
+        queue.add(Lacking::there(&key("c")));
+        assert_eq!(queue.forget(&key("c")), Forgotten::OnItsWay, "somebody may have put it here before");
+        // Put anew while the old one is being removed: it is brought behind that, and can be removed in its turn.
+        add(&queue, "a");
+        assert!(queue.take(turn, true).is_none());
+        assert_eq!(queue.forget(&a.key), Forgotten::OnItsWay);
+        add(&queue, "a");
+        queue.removed(&a.key);
+        let again = queue.take(turn, true).unwrap();
+        assert!(again.key == a.key && !queue.done(&again));
         assert_eq!(queue.forget(&key("d")), Forgotten::Unknown);
         assert_eq!((queue.depth(), queue.state().bytes), (0, 0));
     }
@@ -315,9 +443,9 @@ mod tests {
         let queue = Queue::default();
         let body = Bytes::from(vec![0; BYTES / 2]);
         for text in ["a", "b", "c"] {
-            queue.add(Lacking::put(&key(text), &body));
+            queue.add(Lacking::put(&key(text), &body, true));
         }
-        let items: Vec<_> = std::iter::from_fn(|| queue.take(|_| false)).collect();
+        let items: Vec<_> = std::iter::from_fn(|| queue.take(|_| Turn::Any, true)).collect();
         assert_eq!(items.iter().map(|item| item.body.is_some()).collect::<Vec<_>>(), [true, true, false]);
         assert!(!items.iter().any(|item| queue.done(item)));
         assert_eq!(queue.state().bytes, 0);

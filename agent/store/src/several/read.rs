@@ -5,15 +5,20 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use tokio::sync::Notify;
 
-use super::place::Reason;
+use super::place::{Place, Reason};
 use super::{Proof, Several, StoredWhen, is_no_answer};
 use crate::listing::folder_of;
 use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Result};
 
 /// So long a place is waited for whose answer is not needed for a proof.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// After so long it is looked whether a place answers at all.
+const SLOW: Duration = Duration::from_secs(2);
 
 impl Several {
     /// Reads from the first place that has it.
@@ -21,27 +26,60 @@ impl Several {
         let (mut absent, mut failed): (Vec<usize>, Vec<(usize, Error)>) = (Vec::new(), Vec::new());
         // Before anybody is asked: what leaves a queue meanwhile was not there yet when it was looked for.
         let complete: Vec<bool> = (0..self.all().len()).map(|index| self.surely_has(index, key)).collect();
-        for (index, place) in self.all().iter().enumerate() {
-            let call = place.store.get(key, range.clone());
-            let asked = match self.suffice(&absent, &complete) {
-                true => place.ask_within(PATIENCE, call).await,
-                false => place.ask(call).await,
+        let slow = Notify::new();
+        let ask = |index: usize, suffice: bool| {
+            let (slow, range) = (&slow, range.clone());
+            async move {
+                let Some(place) = self.place(index) else { return (index, Err(Error::new(ErrorKind::Unusable, "get", key))) };
+                let call = place.store.get(key, range);
+                let asked = async {
+                    match suffice {
+                        true => place.ask_within(PATIENCE, call).await,
+                        false => place.ask(call).await,
+                    }
+                };
+                (index, unless_slow(place, asked, slow).await)
+            }
+        };
+        let (mut next, mut under_way, mut is_slow) = (0..self.all().len(), FuturesUnordered::new(), false);
+        under_way.extend(next.next().map(|index| ask(index, false)));
+        loop {
+            let (index, asked) = tokio::select! {
+                answered = under_way.next() => match answered {
+                    Some(answered) => answered,
+                    None => break,
+                },
+                // The next one is asked beside it.
+                () = slow.notified() => {
+                    is_slow = true;
+                    under_way.extend(next.next().map(|index| ask(index, self.suffice(&absent, &complete))));
+                    continue;
+                }
             };
             match asked {
                 Ok(bytes) => {
-                    let before = |index: &usize| self.place(*index);
-                    absent.iter().filter_map(before).for_each(|passed| passed.fell_back(Reason::Missing, place, key.as_str()));
-                    for (passed, error) in failed.iter().filter_map(|(index, error)| Some((before(index)?, error))) {
+                    let Some(place) = self.place(index) else { continue };
+                    let passed = |index: &usize| self.place(*index);
+                    absent.iter().filter_map(passed).for_each(|passed| passed.fell_back(Reason::Missing, place, key.as_str()));
+                    for (passed, error) in failed.iter().filter_map(|(index, error)| Some((passed(index)?, error))) {
                         let reason = if error.kind() == ErrorKind::Corrupt { Reason::Damaged } else { Reason::Unreachable };
                         passed.fell_back(reason, place, key.as_str());
                     }
+                    // Those that are still waited for.
+                    let answered = |other: &usize| absent.contains(other) || failed.iter().any(|(failed, _)| failed == other);
+                    let waited_for = (0..index).filter(|other| !answered(other)).collect::<Vec<_>>();
+                    waited_for.iter().filter_map(passed).for_each(|passed| passed.fell_back(Reason::Unreachable, place, key.as_str()));
                     return Ok(bytes);
                 }
                 Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
                 Err(error) if error.kind() == ErrorKind::NotFound => absent.push(index),
                 Err(error) => failed.push((index, error)),
             }
+            if is_slow || under_way.is_empty() {
+                under_way.extend(next.next().map(|index| ask(index, self.suffice(&absent, &complete))));
+            }
         }
+        failed.sort_by_key(|(index, _)| *index);
         // What is there and cannot be read is not absent, whatever the others say.
         if let Some(at) = failed.iter().position(|(_, error)| !is_no_answer(error)) {
             return Err(failed.swap_remove(at).1);
@@ -175,6 +213,26 @@ impl Several {
         let says = not_there.into_iter().chain(silent).collect::<Vec<_>>().join(", ");
         Error::at(kind, action, what).because(format!("{says}; a repository that is gone for good can be taken out of the configuration"))
     }
+}
+
+/// Waits for a place. Tells `slow` once, if that takes long and it does not answer something small either: who reads a large object on a slow line waits for it,
+/// and who waits for a frozen place does not.
+async fn unless_slow<T>(place: &Place, asked: impl Future<Output = T>, slow: &Notify) -> T {
+    tokio::pin!(asked);
+    loop {
+        tokio::select! {
+            answered = &mut asked => return answered,
+            () = tokio::time::sleep(SLOW) => {}
+        }
+        tokio::select! {
+            answered = &mut asked => return answered,
+            answers = place.answers_at_once() => if !answers {
+                break;
+            }
+        }
+    }
+    slow.notify_one();
+    asked.await
 }
 
 /// How far the listing of one place is.

@@ -83,6 +83,10 @@ impl Guide for Plain {
         key.as_str().starts_with("records/")
     }
 
+    fn names_others(&self, key: &Key) -> bool {
+        self.alone(key)
+    }
+
     async fn prove(&self, _: &Key, body: &Bytes) -> std::result::Result<(), String> {
         if body.starts_with(b"bad") { Err("damaged".into()) } else { Ok(()) }
     }
@@ -234,13 +238,114 @@ async fn absence_has_to_be_proven() {
     assert_eq!(several.states()[0].fallbacks.unreachable, 1);
 }
 
+/// The third is dead: what only it may have holds up neither the second nor the primary, nor who compares.
+#[tokio::test(start_paused = true)]
+async fn a_dead_third_holds_up_nobody() {
+    for when in [StoredWhen::Primary, StoredWhen::Any] {
+        let stores = ["one", "second", "third"].map(Named::new);
+        let several = Several::new(stores.iter().map(|store| store.clone() as SharedStore).collect(), when, Follow::Queued);
+        stores[2].fail(ErrorKind::Transient);
+        for place in [0, 1] {
+            several.queue(place, listed("data/only-in-the-third"));
+        }
+        let _stop = [0, 1, 2].map(|index| following(&several, index));
+        for index in 0..2000 {
+            several.put_if_absent(&key(&format!("data/{index}")), body("a")).await.unwrap();
+        }
+        several.note_compared(1, several.begin_comparing());
+        several.put_if_absent(&key("records/a"), body("a")).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!((0..2000).all(|index| stores[1].has(&format!("data/{index}"))), "{when:?}");
+        // Whether it is named by the record nobody knows; by the primary's own account nobody is missing it.
+        assert_eq!(stores[1].has("records/a"), when == StoredWhen::Primary);
+        let states = several.states();
+        let left = if when == StoredWhen::Primary { [1, 0] } else { [1, 2] };
+        assert_eq!([states[0].queued, states[1].queued], left, "{states:?}");
+        tokio::time::timeout(Duration::from_secs(1), several.room(1)).await.expect("whoever compares goes on");
+        stores[2].faulty.heal();
+        stores[2].memory.put_if_absent(&key("data/only-in-the-third"), body("a")).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(stores[1].has("data/only-in-the-third"), when == StoredWhen::Any);
+        assert!(stores[1].has("records/a"));
+        assert_eq!(
+            several.states().iter().map(|state| state.queued).collect::<Vec<_>>(),
+            [0, 0, 1],
+            "the third one's record waits for a comparison"
+        );
+    }
+}
+
+/// What was let go of for want of room may be what a record names.
+#[tokio::test(start_paused = true)]
+async fn no_record_comes_before_its_data() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    let _stop = following(&several, 1);
+    // Put by another process, before this one knew the second.
+    one.memory.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    several.put_if_absent(&key("records/a"), body("names a")).await.unwrap();
+    several.put_if_absent(&key("data/b"), body("b")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(other.has("data/b") && !other.has("records/a"));
+    let began = several.begin_comparing();
+    several.queue(1, listed("data/a"));
+    several.note_compared(1, began);
+    several.drained(1).await;
+    assert!(other.has("data/a") && other.has("records/a"));
+    let puts: Vec<String> = other.faulty.calls().into_iter().filter(|call| call.0 == Operation::Put).map(|call| call.1).collect();
+    assert_eq!(puts, ["data/b", "data/a", "records/a"]);
+}
+
+/// A frozen place answers nothing, and a slow one answers what is small.
+#[tokio::test(start_paused = true)]
+async fn a_hanging_place_is_found_out_by_who_gives_up() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    for store in [&one, &other] {
+        store.memory.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    }
+    let get = async || {
+        let began = tokio::time::Instant::now();
+        let got = several.get(&key("data/a"), None).await.map_err(|error| error.kind());
+        (got, began.elapsed())
+    };
+    one.faulty.inject(Rule::new(Operation::Get, Fault::Delay(Duration::from_secs(40))).on("data/a"));
+    assert_eq!(get().await, (Ok(body("a")), Duration::from_secs(40)), "it is slow, and alive");
+    assert_eq!(several.states()[0].fallbacks, Fallbacks::default());
+    one.faulty.heal();
+    for operation in Operation::ALL {
+        one.faulty.inject(Rule::new(operation, Fault::Hang));
+    }
+    let (got, took) = get().await;
+    assert!(got.is_ok() && took < Duration::from_secs(4), "{took:?}");
+    assert!(several.states()[0].down.is_some());
+    assert_eq!(get().await, (Ok(body("a")), Duration::ZERO), "it is passed over");
+    assert_eq!(several.states()[0].fallbacks.unreachable, 2);
+    // It is tried again now and then, and that costs no more.
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert!(get().await.1 < Duration::from_secs(4));
+    }
+    // What nobody has who answers is not absent.
+    let absent = tokio::time::timeout(Duration::from_secs(100), several.get(&key("data/b"), None)).await;
+    assert!(!matches!(absent, Ok(Err(error)) if error.kind() == ErrorKind::NotFound));
+    one.faulty.heal();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(get().await.0.is_ok() && several.states()[0].down.is_none());
+    // With deadlines above, where it is waited for.
+    one.faulty.inject(Rule::new(Operation::Put, Fault::Hang));
+    for _ in 0..2 {
+        assert!(several.states()[0].down.is_none());
+        assert!(tokio::time::timeout(Duration::from_secs(5), several.put_if_absent(&key("data/c"), body("c"))).await.is_err());
+    }
+    assert!(several.states()[0].down.is_some());
+}
+
 /// What the primary lacks is no doubt about the others, and what waits for a place is a doubt about that alone.
 #[tokio::test(start_paused = true)]
 async fn any_knows_what_the_second_lacks_while_the_primary_is_down() {
     let (several, one, other) = two(StoredWhen::Any);
     for text in ["data/a", "data/x/y/z"] {
         one.memory.put_if_absent(&key(text), body("abc")).await.unwrap();
-        several.queue(1, listed(text)).await;
+        several.queue(1, listed(text));
     }
     several.note_compared(1, several.begin_comparing());
     one.fail(ErrorKind::Transient);
@@ -308,6 +413,42 @@ async fn what_is_removed_is_removed_everywhere_and_does_not_come_back() {
     assert!(several.delete(&key("data/e")).await.is_err(), "what could not be removed is told");
 }
 
+/// What was put before, by who got no answer, may be in the second already; and a removal there is not done before it was answered.
+#[tokio::test(start_paused = true)]
+async fn a_removal_asks_wherever_a_put_may_have_landed() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    for store in [&one, &other] {
+        store.memory.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    }
+    assert_eq!(several.put_if_absent(&key("data/a"), body("a")).await.unwrap(), Put::AlreadySame);
+    several.delete(&key("data/a")).await.unwrap();
+    assert!(one.memory.is_empty() && other.memory.is_empty());
+    let (several, one, other) = two(StoredWhen::Any);
+    one.faulty.inject(Rule::new(Operation::Put, Fault::Delay(Duration::from_secs(4))).times(1));
+    several.put_if_absent(&key("data/b"), body("b")).await.unwrap();
+    one.memory.put_if_absent(&key("data/b"), body("b")).await.unwrap();
+    several.delete(&key("data/b")).await.unwrap();
+    assert!(one.memory.is_empty() && other.memory.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_put_again_while_the_old_one_is_removed_stays() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    let _stop = following(&several, 1);
+    let slow = |operation| Rule::new(operation, Fault::Delay(Duration::from_secs(9))).times(1);
+    other.faulty.inject(slow(Operation::Put));
+    several.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    several.delete(&key("data/a")).await.unwrap();
+    // The put lands behind that, and is removed again; slowly.
+    other.faulty.inject(slow(Operation::Delete));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    several.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    several.drained(1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(one.has("data/a") && other.has("data/a"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_process_that_ends_waits_a_moment_and_says_what_it_leaves() {
     let (one, other) = (Named::new("one"), Named::new("other"));
@@ -315,7 +456,8 @@ async fn a_process_that_ends_waits_a_moment_and_says_what_it_leaves() {
     let told = Arc::new(std::sync::Mutex::new(Vec::new()));
     let tell = told.clone();
     let left = Box::new(move |place| tell.lock().unwrap().push(place));
-    let several = Several::new(places, StoredWhen::Primary, Follow::Awaited { patience: Duration::from_secs(10), left });
+    let names_others = |key: &Key| key.as_str().starts_with("records/");
+    let several = Several::new(places, StoredWhen::Primary, Follow::Awaited { patience: Duration::from_secs(10), left, names_others });
     several.put_if_absent(&key("data/a"), body("a")).await.unwrap();
     assert!(other.has("data/a") && told.lock().unwrap().is_empty());
     other.faulty.inject(Rule::new(Operation::Put, Fault::Hang));
@@ -325,6 +467,14 @@ async fn a_process_that_ends_waits_a_moment_and_says_what_it_leaves() {
     }
     assert!(began.elapsed() < Duration::from_secs(11), "one wait, not fifty: {:?}", began.elapsed());
     assert_eq!((one.memory.len(), told.lock().unwrap().clone()), (51, vec![1; 50]));
+    // What may name some of these is left behind too, though the place answers again.
+    other.faulty.heal();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    for text in ["data/c", "records/c"] {
+        several.put_if_absent(&key(text), body("c")).await.unwrap();
+    }
+    assert!(other.has("data/c") && !other.has("records/c"));
+    assert_eq!(told.lock().unwrap().len(), 51);
 }
 
 #[tokio::test(start_paused = true)]
@@ -339,7 +489,7 @@ async fn what_is_copied_is_proven() {
     other.memory.put_if_absent(&key("data/d"), body("ALIKE")).await.unwrap();
     one.memory.put_if_absent(&key("data/d"), body("alike")).await.unwrap();
     for text in ["data/a", "data/b", "data/d", "data/gone"] {
-        several3.queue(2, listed(text)).await;
+        several3.queue(2, listed(text));
     }
     let _stop = following(&several3, 2);
     several3.drained(2).await;
@@ -348,7 +498,7 @@ async fn what_is_copied_is_proven() {
     assert_eq!(several3.states()[2].differing, 1);
     // Where nobody has it whole, damage is not spread.
     one.memory.put_if_absent(&key("data/c"), body("bad")).await.unwrap();
-    several.queue(1, listed("data/c")).await;
+    several.queue(1, listed("data/c"));
     let _stop = following(&several, 1);
     several.drained(1).await;
     assert!(!other.has("data/c"));
