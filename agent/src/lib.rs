@@ -40,6 +40,7 @@ pub mod server;
 mod server_conf;
 pub mod spool;
 pub mod stream;
+pub mod thaw;
 pub mod transfer;
 pub mod verify;
 pub mod wal_path;

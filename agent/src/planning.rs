@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use chrono::Utc;
 use walkeep_core::backup::BackupRecord;
-use walkeep_core::catalog::{Catalog, WalRange};
+use walkeep_core::catalog::{Catalog, NeededFile, WalRange};
 use walkeep_core::decoder::{DecodeError, Decoder};
 use walkeep_core::index::{Level, Summary};
 use walkeep_core::plan::estimate::{Estimate, Measured, MeasuredBy, Rates};
@@ -76,7 +76,7 @@ async fn plan(
     for at in order {
         let candidate = &candidates[at];
         let stored = Stored { repository, catalog, path: &candidate.path, traffic: &traffic };
-        let outcome = search(index, stored, candidate, on_progress).await?;
+        let outcome = search(index, stored, candidate, on_progress).await.map_err(|error| Unread::of(error, catalog, candidate))?;
         let mut finished = plan::finish(candidate, &outcome, catalog, &Witness::NotAsked);
         if finished.as_ref().is_err_and(Refusal::asks_server) {
             let witness = ask(&around.server, repository.identity().system_identifier).await;
@@ -103,6 +103,36 @@ async fn plan(
     let refused = refused.into_iter().map(|(_, refusal)| refusal).reduce(Refusal::and_older);
     let none_left = || anyhow::anyhow!("no backup leads to the target, and none said why: a defect of Walkeep");
     Ok(Err(refused.ok_or_else(none_left)?))
+}
+
+/// WAL that a plan has to read cannot be read at once. What a restore needs of the same backup, as far as it is known.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    /// The backup that would be restored.
+    pub backup: BackupRecord,
+    /// WAL from its start to what could not be read, and some behind it.
+    pub wal: Vec<NeededFile>,
+}
+
+impl std::fmt::Display for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "look for the target in the WAL behind backup {}", self.backup.id)
+    }
+}
+
+impl Unread {
+    /// `error`, with this where it is about an archived object.
+    fn of(error: anyhow::Error, catalog: &Catalog, candidate: &Candidate) -> anyhow::Error {
+        let key = error.chain().find_map(|cause| cause.downcast_ref::<Error>()?.archived());
+        let Some(key) = key else { return error };
+        let from = candidate.search.from;
+        let Ok(all) = catalog.coverage(&candidate.path, from, candidate.covered_to) else { return error };
+        let passed = all.iter().position(|file| key.contains(&file.segment.to_string())).unwrap_or_default();
+        // Without an index everything is read one by one: then each time as much again as lies behind already.
+        let read = passed + passed.max(READ_BEHIND as usize) + 1;
+        let wal = all.into_iter().take(read).collect();
+        error.context(Self { backup: candidate.backup.clone(), wal })
+    }
 }
 
 /// What keeps a backup from being restored whole, as far as a listing and its manifest tell.

@@ -6,6 +6,7 @@
 //!
 //! A [`Fault`] is armed for the requests that a [`When`] describes; of several that match, the first armed acts.
 
+mod archive;
 mod serve;
 mod wire;
 
@@ -16,6 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::ports::Port;
+use archive::Archive;
+pub use archive::Thaw;
 
 /// Which requests.
 #[derive(Debug, Clone, Default)]
@@ -217,6 +220,7 @@ struct State {
     closed: u64,
     rules: Vec<Rule>,
     log: Vec<Request>,
+    archive: Archive,
     connections: HashMap<u64, TcpStream>,
 }
 
@@ -292,6 +296,21 @@ impl FaultProxy {
     /// Forgets the requests so far. Do this while none is under way.
     pub fn forget(&self) {
         self.shared.state().log.clear();
+    }
+
+    /// From now on objects of which the decoded path (`/bucket/key`) contains this lie in this archived class; a copy of one is made in so much time.
+    pub fn freeze(&self, part: &str, class: &'static str, takes: Duration) {
+        self.shared.state().archive.freeze(part, class, takes);
+    }
+
+    /// The copies that were made are there no more.
+    pub fn freeze_again(&self) {
+        self.shared.state().archive.freeze_again();
+    }
+
+    /// What was asked to be thawed, in the order in which it was.
+    pub fn thaws(&self) -> Vec<Thaw> {
+        self.shared.state().archive.thaws.clone()
     }
 
     /// Refuses connections and cuts those there are: the server is gone.

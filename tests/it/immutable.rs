@@ -84,18 +84,23 @@ fn what_a_thief_deletes_is_restored_as_it_was() {
     assert!(bucket.list("").is_empty());
 }
 
-/// The rules that are shipped let nothing go that Walkeep may need, and move nothing to where it cannot be read at once.
+/// The rules that are shipped let nothing go that Walkeep may need. They move segments and packs only, as what every command reads must be at hand; and
+/// but for those that say so, not to where it cannot be read at once.
 #[test]
 fn the_lifecycles_remove_nothing_that_is_kept() {
-    for text in
-        [include_str!("../../packaging/lifecycle/s3-lifecycle.json"), include_str!("../../packaging/lifecycle/s3-lifecycle-versions.json")]
-    {
+    for (text, archives) in [
+        (include_str!("../../packaging/lifecycle/s3-lifecycle.json"), false),
+        (include_str!("../../packaging/lifecycle/s3-lifecycle-versions.json"), false),
+        (include_str!("../../packaging/lifecycle/s3-lifecycle-archive.json"), true),
+    ] {
         let rules: serde_json::Value = serde_json::from_str(text).unwrap();
         for rule in rules["Rules"].as_array().unwrap() {
             assert!(rule["Expiration"]["Days"].is_null() && rule["Expiration"]["Date"].is_null(), "{rule}");
             for transition in rule["Transitions"].as_array().into_iter().flatten() {
                 let class = transition["StorageClass"].as_str().unwrap();
-                assert!(["STANDARD_IA", "GLACIER_IR"].contains(&class), "{rule}");
+                let is_known = ["STANDARD_IA", "GLACIER_IR"].contains(&class) || archives && ["GLACIER", "DEEP_ARCHIVE"].contains(&class);
+                let prefix = rule["Filter"]["And"]["Prefix"].as_str().unwrap();
+                assert!(is_known && (prefix.ends_with("/wal/") || prefix.ends_with("/packs/")), "{rule}");
             }
         }
     }

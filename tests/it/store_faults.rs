@@ -430,3 +430,51 @@ fn what_others_deleted_is_streamed_again_or_a_gap() {
         agent.stop();
     }
 }
+
+/// N10: a clock that is more than a quarter of an hour off. S3 refuses what is signed by it; the answer has the right time, by which it is asked once more.
+#[test]
+fn a_clock_that_is_off_is_no_endless_story() {
+    if !std::path::Path::new(&crate::clocks::library()).exists() {
+        eprintln!("SKIPPED: libfaketime is not here");
+        return;
+    }
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let (proxy, _, mut walkeep) = behind_proxy(&cluster);
+    for by in ["+1h", "-1h"] {
+        crate::clocks::shift(&mut walkeep, Some(by));
+        proxy.forget();
+        let path = cluster.pg_wal().join(cluster.switch_wal());
+        let pushed = walkeep.run(&["wal", "push", &path.to_string_lossy()]);
+        let requests = proxy.requests();
+        let refused = requests.iter().filter(|request| request.status == Some(403)).count();
+        eprintln!("{by}: exit {:?}, {} requests, {refused} of them refused: {}", pushed.code, requests.len(), pushed.stderr);
+        assert!(refused <= 6, "{by}: {refused} refusals of {}", requests.len());
+        let is_told = pushed.stderr.contains("RequestTimeTooSkewed") && pushed.stderr.contains("set this machine's clock");
+        assert!(pushed.code == Some(0) || pushed.code == Some(1) && is_told, "{by}: {pushed:?}");
+    }
+}
+
+/// N13: every object is put by one request. There is no upload in parts that a kill could leave behind, however large a pack is.
+#[test]
+fn nothing_is_uploaded_in_parts() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let (proxy, bucket, walkeep) = behind_proxy(&cluster);
+    let agent = walkeep.agent();
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    cluster.sql("CREATE TABLE noise AS SELECT gen_random_uuid() AS a, gen_random_uuid() AS b FROM generate_series(1, 400000)");
+    // Killed while a pack is under way, too.
+    let pack = || When::put().path("/packs/");
+    let held = proxy.arm(pack(), Fault::Hang);
+    let mut killed = walkeep.command(&["backup"]).spawn().unwrap();
+    wait_until("a pack is under way", SOON, || proxy.hits(held) > 0);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    proxy.drop_held();
+    assert!(!bucket.list("").iter().any(|(key, _)| key.contains("/packs/")), "an object is there whole or not at all");
+    crate::story::backup(&walkeep);
+    assert!(bucket.list("").iter().any(|(key, bytes)| key.contains("/packs/") && *bytes > 8 << 20), "{:?}", bucket.list(""));
+    let in_parts = |request: &&walkeep_tests::Request| request.query.contains("upload");
+    assert_eq!(proxy.requests().iter().filter(in_parts).count(), 0);
+    walkeep.ok(&["verify", "--deep"]);
+    agent.stop();
+}

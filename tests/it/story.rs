@@ -264,6 +264,15 @@ impl Restored {
         self.cluster.start_with(&environment).expect("start the restored server");
     }
 
+    /// Starts the server, which must end by itself: restore_command has given up after `patience`. What its log says.
+    #[track_caller]
+    pub fn gives_up(mut self, patience: &str) -> String {
+        self.environment.push(("WALKEEP_RESTORE_TIMEOUT".to_owned(), patience.to_owned()));
+        let environment: Vec<_> = self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.cluster.start_with(&environment).expect_err("the server must not open");
+        self.cluster.log()
+    }
+
     /// Starts the server and waits until its recovery pauses at the target.
     #[track_caller]
     pub fn start_paused(&self) -> &Self {

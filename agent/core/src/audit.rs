@@ -30,6 +30,8 @@ impl Kind {
     pub const BACKUP: Self = Self::of("backup");
     /// A data directory was laid down.
     pub const RESTORE: Self = Self::of("restore");
+    /// What a restore needs was asked for out of an archived storage class.
+    pub const THAW: Self = Self::of("thaw");
     /// Tables or rows were taken out.
     pub const EXTRACT: Self = Self::of("extract");
     /// What the retention policy lets go.

@@ -10,6 +10,7 @@ mod backup;
 mod before;
 mod catalog;
 mod check;
+mod closed;
 mod copy;
 mod demo;
 mod expire;
@@ -33,6 +34,7 @@ mod schedules;
 mod setup;
 mod slot;
 mod target;
+mod thaw;
 mod trail;
 mod verify;
 mod waiting;
@@ -124,6 +126,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Lay down a data directory, ready to start and recover to the target
     Restore(restore::RestoreArgs),
+    /// Make readable what a restore needs and lies in archived storage classes
+    Thaw(thaw::ThawArgs),
     /// One table, or the rows of a query, out of the past, beside the running server
     Extract(extract::ExtractArgs),
     /// Let go what the retention policy does not keep: print it, ask, take it out of the catalog, remove it later
@@ -164,6 +168,7 @@ enum Command {
 
 /// Reads the arguments, runs the command, answers the exit code.
 pub fn main() -> ExitCode {
+    closed::close();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -223,6 +228,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Restore(args) => {
                 recorded_as(&global, "restore", Kind::RESTORE, async |told| restore::run(&global, args, told).await).await
             }
+            Command::Thaw(args) => recorded_as(&global, "thaw", Kind::THAW, async |told| thaw::run(&global, args, told).await).await,
             Command::Extract(args) => {
                 recorded_as(&global, "extract", Kind::EXTRACT, async |told| extract::run(&global, args, told).await).await
             }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
+use walkeep_core::partial::Needed;
 use walkeep_core::plan::estimate::{MeasuredBy, Part};
 use walkeep_core::plan::{self, Estimate, ProvenBy, Refusal, RestorePlan};
 use walkeep_core::target::{Backwards, ClockReport, Transaction};
@@ -12,7 +14,7 @@ use walkeep_core::target::{Backwards, ClockReport, Transaction};
 use super::before::{self, NotOne};
 use super::failure::{Exit, Failure};
 use super::target::TargetArgs;
-use super::{Global, output, setup};
+use super::{Global, output, setup, thaw};
 use crate::config::ClusterConfig;
 use crate::planning::{Around, Share, View};
 use crate::rates::RatesFile;
@@ -43,6 +45,15 @@ pub struct PlanArgs {
     json: bool,
 }
 
+/// A plan for programs.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    plan: &'a RestorePlan,
+    /// What of it cannot be read at once.
+    archived: Vec<crate::thaw::Share>,
+}
+
 /// Runs the command.
 pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     args.target.check().map_err(Failure::usage)?;
@@ -50,19 +61,40 @@ pub async fn run(global: &Global, args: PlanArgs) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
     let planned = make(&repository, &config.cluster, &args.target, Share::Whole).await;
-    setup::tell_fallbacks(&repository);
     if args.json {
         planned.as_ref().err().map_or(Ok(()), json_refusal)?;
-        output::json(&planned?)?;
-    } else {
-        print(&planned?);
-        output::say!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.");
+    }
+    let plan = planned?;
+    let frozen = crate::thaw::of_plan(&repository, &plan, &Needed::Everything, &stop).await?;
+    setup::tell_fallbacks(&repository);
+    if args.json {
+        output::json(&Shown { plan: &plan, archived: frozen.shares() })?;
+        return Ok(());
+    }
+    print(&plan);
+    thaw::print(&frozen);
+    match frozen.is_nothing() {
+        true => {
+            output::say!("\nEvery object this needs is in the repository. To do it: walkeep restore with the same target and --to DIR.")
+        }
+        false => output::say!(
+            "\nEvery object this needs is in the repository. To do it: walkeep restore with the same target, --to DIR and --thaw; or walkeep thaw first."
+        ),
     }
     Ok(())
 }
 
-/// Makes the plan, showing how far the reading of WAL has come.
+/// Makes the plan, showing how far the reading of WAL has come. Refused is also what cannot be planned as something archived has to be read.
 pub async fn make(
+    repository: &Arc<ClusterRepository>,
+    cluster: &ClusterConfig,
+    target: &TargetArgs,
+    share: Share,
+) -> Result<RestorePlan, Failure> {
+    planned(repository, cluster, target, share).await.map_err(thaw::refuse)
+}
+
+async fn planned(
     repository: &Arc<ClusterRepository>,
     cluster: &ClusterConfig,
     target: &TargetArgs,
@@ -112,7 +144,8 @@ pub fn wal_progress(what_for: &'static str) -> impl FnMut(u64, u64) + Send {
 pub fn json_refusal(failure: &Failure) -> anyhow::Result<()> {
     let refusal = failure.error.downcast_ref::<Refusal>().map(serde_json::to_value);
     let not_one = failure.error.downcast_ref::<NotOne>().map(serde_json::to_value);
-    match refusal.or(not_one).transpose()? {
+    let archived = thaw::archived_in(&failure.error).map(|key| Ok(serde_json::json!({ "archived": key })));
+    match refusal.or(not_one).or(archived).transpose()? {
         Some(reason) => output::json(&serde_json::json!({ "refused": failure.error.to_string(), "reason": reason })),
         None => Ok(()),
     }

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
+use walkeep_core::partial::Needed;
+use walkeep_core::plan::RestorePlan;
 use walkeep_core::target::TargetAction;
 
 use super::failure::Failure;
 use super::target::TargetArgs;
+use super::thaw::{HowArgs, Job};
 use super::trail::Told;
-use super::{Global, ask, only_database, output, plan, progress, setup};
+use super::{Global, ask, only_database, output, plan, progress, setup, thaw};
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::planning::Share;
 use crate::rates::RatesFile;
@@ -26,6 +29,7 @@ Examples:
   walkeep restore --to /srv/restored --tablespace /mnt/fast=/srv/restored-fast
   walkeep restore --at '2026-11-20 14:30:00+01' --to /var/lib/postgresql/15/main --delta
   walkeep restore --to /srv/restored --only-database shop
+  walkeep restore --at '2026-03-01 14:30:00+01' --to /srv/restored --thaw --tier bulk
 
 The directory must be absent or empty; nothing is ever overwritten, but with --delta: then a data directory of the same
 cluster, without a server, gets what differs, and what does not belong there is removed, after a question. Archiving is switched off in the restored server
@@ -51,6 +55,11 @@ pub struct RestoreArgs {
     /// Only this database's files, and what all databases share; the others are there, empty, and have to be dropped. May be given several times
     #[arg(long, value_name = "NAME")]
     only_database: Vec<String>,
+    /// Have thawed what is needed and lies in an archived storage class, and wait for it
+    #[arg(long)]
+    thaw: bool,
+    #[command(flatten)]
+    how: HowArgs,
     /// Leave archive_mode as it was
     #[arg(long)]
     keep_archiving: bool,
@@ -78,6 +87,9 @@ enum Action {
 /// Runs the command.
 pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<(), Failure> {
     args.target.check().map_err(Failure::usage)?;
+    if args.how.is_given() && !args.thaw {
+        return Err(Failure::usage(anyhow!("--thaw-days, --tier, --thaw-timeout and --no-wait go with --thaw")));
+    }
     told.of("target", args.target.words());
     told.of("to", args.to.display());
     if args.target.is_latest() && !matches!(args.action, Action::Promote) {
@@ -107,7 +119,16 @@ pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<
     let stop = setup::stop_on_signals()?;
     let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
     let wanted = if args.only_database.is_empty() { Share::Whole } else { Share::Part };
-    let planned = plan::make(&repository, &config.cluster, &args.target, wanted).await;
+    let job = Job {
+        repository: &repository,
+        cluster: &config.cluster,
+        target: &args.target,
+        share: wanted,
+        how: &args.how,
+        stop: &stop,
+        quiet: args.json,
+    };
+    let planned = if args.thaw { thawed(&job, told).await } else { plan_at_hand(&job).await };
     if args.json {
         planned.as_ref().err().map_or(Ok(()), plan::json_refusal)?;
     }
@@ -128,6 +149,7 @@ pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<
     options.keep_synchronous_standbys = args.keep_synchronous_standbys;
     options.parallelism = args.parallel.clamp(1, 64);
     options.delta = args.delta;
+    options.readable = true;
     if !args.only_database.is_empty() {
         told.of("databases", args.only_database.join(", "));
         options.needed = only_database::needed(&repository, &plan, &args.only_database, &stop).await?;
@@ -149,6 +171,22 @@ pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<
         print(&summary);
     }
     Ok(())
+}
+
+/// The plan, if all that it needs can be read at once. Which files are needed of some databases only is not known yet: then it is asked for all.
+async fn plan_at_hand(job: &Job<'_>) -> Result<RestorePlan, Failure> {
+    let plan = plan::make(job.repository, job.cluster, job.target, job.share).await?;
+    let frozen = crate::thaw::of_plan(job.repository, &plan, &Needed::Everything, job.stop).await?;
+    if frozen.is_nothing() { Ok(plan) } else { Err(thaw::refusal(&frozen)) }
+}
+
+/// The plan, once all that it needs was thawed.
+async fn thawed(job: &Job<'_>, told: &Told<'_>) -> Result<RestorePlan, Failure> {
+    let not_yet = || {
+        Failure::refused("nothing was restored: what it needs is being thawed, and --no-wait says not to wait".to_owned())
+            .hint("Run it again without --no-wait, or later: what is thawed by then is not asked for twice")
+    };
+    thaw::thaw(job, told).await?.plan.ok_or_else(not_yet)
 }
 
 /// What Walkeep itself has on this host, and its server, unless it is that server's directory that is to be filled.

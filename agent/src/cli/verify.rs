@@ -281,8 +281,10 @@ fn print(report: &Overall) {
     let what = report.backup.as_ref().map_or_else(|| "everything".to_owned(), |backup| format!("backup {backup} with all it needs"));
     let elsewhere = report.findings.iter().filter(|found| !found.whole_in.is_empty()).count() as u64;
     // What was left out was read whole before.
+    let archived = report.read.map_or(0, |read| read.archived);
     let read_all = report.read.is_some_and(|read| !read.interrupted);
     match (broken, damaged) {
+        (0, 0) if read_all && archived > 0 => output::say!("{what} that can be read at once is there and whole"),
         (0, 0) if read_all && report.not_checked == 0 => output::say!("{what} is there and whole: all of it was read"),
         (0, 0) if report.read.is_some_and(|read| read.interrupted) => {
             output::say!("{what} is there as far as it was read, which is not to the end")
@@ -320,6 +322,9 @@ fn print(report: &Overall) {
             output::count(read.known, "object"),
             output::bytes(read.known_bytes)
         );
+    }
+    if archived > 0 {
+        output::say!("NOT READ: {}, in archived storage classes", output::count(archived, "object"));
     }
     if report.not_checked > 0 {
         output::say!("NOT CHECKED: {}, which this host cannot decrypt", output::count(report.not_checked, "object"));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use walkeep_store::{Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
+use walkeep_store::{Key, ListRequest, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 use super::output;
 
@@ -88,6 +88,14 @@ impl Store for WaitedFor {
     async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, walkeep_store::Error)>> {
         let place = keys.first().map_or("", Key::as_str);
         self.wait("delete", place, self.inner.delete_many(keys)).await
+    }
+
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        self.wait("head", key.as_str(), self.inner.readiness(key)).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        self.wait("thaw", key.as_str(), self.inner.thaw(key, thaw)).await
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {

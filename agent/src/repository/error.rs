@@ -137,6 +137,14 @@ impl Error {
         matches!(self, Self::Store(error) if error.kind() == ErrorKind::Denied)
     }
 
+    /// The key of the object, if it lies in an archived storage class.
+    pub fn archived(&self) -> Option<&str> {
+        match self {
+            Self::Store(error) if error.kind() == ErrorKind::Archived => Some(error.place()),
+            _ => None,
+        }
+    }
+
     /// The object at `key` cannot be believed.
     pub fn corrupt(key: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Corrupt { key: key.into(), reason: reason.to_string() }
@@ -245,6 +253,9 @@ impl Error {
                 ErrorKind::Transient if error.is_of_a_directory() => "Look at the repository's disk: the system's log may say more.",
                 ErrorKind::Transient => {
                     "Is the repository's server up, and reachable from here, and what its credentials come from? Check endpoint and network."
+                }
+                ErrorKind::Archived => {
+                    "`walkeep thaw` with a restore's target asks for all that it needs, and waits: minutes to hours. Then try again."
                 }
                 ErrorKind::Corrupt => "Run `walkeep check`; the object or the way to it is damaged.",
                 ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Cancelled => "See the log of the agent.",

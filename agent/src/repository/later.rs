@@ -13,7 +13,9 @@ use futures::future::BoxFuture;
 use tokio::sync::OnceCell;
 use walkeep_core::layout::ClusterName;
 use walkeep_store::several::{Proof, Several};
-use walkeep_store::{Error as StoreError, ErrorKind, Key, ListRequest, Page, Probed, Put, Result as StoreResult, SharedStore, Store};
+use walkeep_store::{
+    Error as StoreError, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result as StoreResult, SharedStore, Store, Thaw,
+};
 
 use super::{ClusterIdentity, ClusterRepository, Error, Repository};
 
@@ -102,6 +104,14 @@ impl Store for LaterStore {
 
     async fn delete_many(&self, keys: &[Key]) -> StoreResult<Vec<(Key, StoreError)>> {
         self.store().await?.delete_many(keys).await
+    }
+
+    async fn readiness(&self, key: &Key) -> StoreResult<Readiness> {
+        self.store().await?.readiness(key).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> StoreResult<Readiness> {
+        self.store().await?.thaw(key, thaw).await
     }
 
     async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {

@@ -4,6 +4,7 @@
 //! an object is created once and never changed ([`wal`]), what is read back is proven by its hash, and "absent" is answered only when
 //! the repository's marker was read in the same breath ([`Repository::prove_reached`]).
 
+pub mod archived;
 pub mod artifacts;
 pub mod audit;
 pub mod backups;

@@ -15,7 +15,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::layout::{Form, ObjectName, PackId};
 use walkeep_core::manifest::{Content, EntryKind, Extent};
 use walkeep_core::relative_path::RelativePath;
-use walkeep_store::{ErrorKind, ListRequest, Listed, Put, list_all};
+use walkeep_store::{ArchiveClass, ErrorKind, ListRequest, Listed, Put, list_all};
 
 use super::wal::Stored;
 use super::{ClusterRepository, Error, Result, on_blocking_thread};
@@ -42,13 +42,15 @@ pub struct ListedPack {
 #[derive(Debug, Clone, Default)]
 pub struct Packs {
     listed: HashMap<PackId, u64>,
+    /// Those that are not read at once.
+    archived: HashMap<PackId, ArchiveClass>,
     form: Form,
 }
 
 impl Packs {
     /// None yet, of objects of this form.
     pub fn none(form: Form) -> Self {
-        Self { listed: HashMap::new(), form }
+        Self { listed: HashMap::new(), archived: HashMap::new(), form }
     }
 
     /// Adds one that was listed with so many bytes.
@@ -60,6 +62,16 @@ impl Packs {
     pub fn hold(&self, extent: &Extent) -> bool {
         let holds = |bytes| if self.form == Form::Age { can_hold(bytes) } else { bytes };
         self.listed.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= holds(*bytes))
+    }
+
+    /// Whether any are not read at once.
+    pub fn any_archived(&self) -> bool {
+        !self.archived.is_empty()
+    }
+
+    /// Its bytes and class, if it lies in one that is not read at once.
+    pub fn archived(&self, pack: &PackId) -> Option<(u64, ArchiveClass)> {
+        Some((self.listed.get(pack).copied()?, self.archived.get(pack).copied()?))
     }
 
     /// Why an extent cannot be there.
@@ -213,7 +225,8 @@ impl ClusterRepository {
             }
         };
         let listed = all.iter().filter_map(|listed| self.listed_pack(listed)).map(|pack| (pack.id, pack.bytes)).collect();
-        Ok(Packs { listed, form: self.identity().form })
+        let archived = all.iter().filter_map(|listed| Some((self.listed_pack(listed)?.id, listed.class?))).collect();
+        Ok(Packs { listed, archived, form: self.identity().form })
     }
 
     /// What the manifest of a backup refers to and is not there. Reads all of it.

@@ -30,6 +30,7 @@ use walkeep_core::target::TargetAction;
 
 use crate::repository::ClusterRepository;
 use crate::repository::manifest::ManifestEntries;
+use crate::thaw;
 use crate::transfer::{Meter, Stage, Watch};
 pub use databases::{Shared, shared};
 pub use delta::Survey;
@@ -70,6 +71,8 @@ pub struct Options {
     pub needed: Needed,
     /// Into a directory that has something in it: what is right there is left, what differs is fetched, what does not belong there is removed.
     pub delta: bool,
+    /// Whoever asks has looked, by [`crate::thaw`]: nothing that is needed is archived.
+    pub readable: bool,
 }
 
 impl Options {
@@ -88,6 +91,7 @@ impl Options {
             throw_away: false,
             needed: Needed::Everything,
             delta: false,
+            readable: false,
         }
     }
 }
@@ -123,6 +127,14 @@ pub enum Refusal {
         path: PathBuf,
         /// The places there are.
         known: String,
+    },
+    /// Something that is needed lies in an archived storage class.
+    #[error(
+        "{what} cannot be read at once: they have to be thawed first. `walkeep thaw` with the same target asks for that and waits; so does `walkeep restore --thaw`"
+    )]
+    Archived {
+        /// How much, and where.
+        what: String,
     },
     /// The backup cannot be believed.
     #[error("backup {backup} cannot be restored: {reason}")]
@@ -221,6 +233,12 @@ async fn write_files(
     let manifest = repository.get_manifest(&record).await?;
     // Everything is looked at before anything is written: what the manifest says, what the directories are, what the disks hold.
     let layout = Layout::read(&repository, &manifest, &record, &options.needed).await?;
+    if !options.readable {
+        let frozen = thaw::of_plan(&repository, plan, &options.needed, cancel).await?;
+        if !frozen.is_nothing() {
+            bail!(Refusal::Archived { what: frozen.to_string() });
+        }
+    }
     let small = Small::read(&repository, &layout, cancel).await?;
     let control = small.check(&record)?;
     let target = Arc::new(Target::choose(options, plan, &record, &layout, &small)?);

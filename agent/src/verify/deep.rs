@@ -81,6 +81,8 @@ pub struct Done {
     pub known_bytes: u64,
     /// Objects that this host cannot decrypt. Packs among them have the hash that names them.
     pub unreadable: u64,
+    /// Objects that lie in an archived storage class, and were not read.
+    pub archived: u64,
     /// Objects that were listed and have gone since.
     pub gone: u64,
     /// Whether it ended before its end.
@@ -110,6 +112,7 @@ struct Counts {
     known: AtomicU64,
     known_bytes: AtomicU64,
     unreadable: AtomicU64,
+    archived: AtomicU64,
     gone: AtomicU64,
 }
 
@@ -122,6 +125,7 @@ impl Counts {
             known: of(&self.known),
             known_bytes: of(&self.known_bytes),
             unreadable: of(&self.unreadable),
+            archived: of(&self.archived),
             gone: of(&self.gone),
             interrupted,
         }
@@ -350,6 +354,7 @@ impl Reading<'_, '_> {
                     self.memory.forget_damage(listed.key.as_str());
                 }
                 Err(Error::Corrupt { reason, .. }) => self.damage.push(Damage { name, reason }),
+                Err(error) if error.archived().is_some() => drop(counts.archived.fetch_add(1, Ordering::Relaxed)),
                 Err(error) => return Err(error),
             }
         }

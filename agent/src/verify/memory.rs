@@ -391,7 +391,7 @@ mod tests {
     use super::*;
 
     fn listed(key: &str, size: u64, at: u64) -> Listed {
-        Listed { key: key.parse().unwrap(), size, modified: SystemTime::UNIX_EPOCH + Duration::from_secs(at) }
+        Listed { key: key.parse().unwrap(), size, modified: SystemTime::UNIX_EPOCH + Duration::from_secs(at), class: None }
     }
 
     fn finding(key: &str) -> Finding {

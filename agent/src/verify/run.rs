@@ -132,7 +132,7 @@ pub(super) async fn verify_one(
     }
     let unharmed = findings.count(Severity::Minor) == 0;
     // What nobody here can open is not called whole.
-    let whole = unharmed && quick.not_checked == 0;
+    let whole = unharmed && quick.not_checked == 0 && read.as_ref().is_none_or(|read| read.archived == 0);
     if read.is_some() {
         memory.outcome.not_checked = quick.not_checked;
     }

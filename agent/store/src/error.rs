@@ -23,6 +23,8 @@ pub enum ErrorKind {
     Full,
     /// Time-out, refused connection, 5xx, throttling: trying again may help.
     Transient,
+    /// The object is there, in a storage class that cannot be read at once: somebody must have it thawed.
+    Archived,
     /// What was read is not what was stored: wrong length or checksum.
     Corrupt,
     /// The store as configured cannot serve: no such bucket, another region, conditional puts ignored, no such directory, a full disk's
@@ -54,6 +56,7 @@ impl ErrorKind {
             Self::NoCredentials => "no_credentials",
             Self::Full => "full",
             Self::Transient => "transient",
+            Self::Archived => "archived",
             Self::Corrupt => "corrupt",
             Self::Unusable => "unusable",
             Self::Misconfigured => "misconfigured",
@@ -88,6 +91,11 @@ impl Error {
         self
     }
 
+    /// The key, or what was asked for instead of one.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
     /// Whether it is a directory that failed, and not a server: places of a local store are whole paths.
     pub fn is_of_a_directory(&self) -> bool {
         self.place.starts_with('/')
@@ -109,6 +117,7 @@ impl fmt::Display for Error {
             ErrorKind::NoCredentials => write!(f, "{action} {place}: no credentials"),
             ErrorKind::Full => write!(f, "{action} {place}: the disk is full"),
             ErrorKind::Transient => write!(f, "{action} {place}: not done for now"),
+            ErrorKind::Archived => write!(f, "{action} {place}: it lies in an archived storage class"),
             ErrorKind::Corrupt => write!(f, "{action} {place}: what came back is not what was stored"),
             ErrorKind::Unusable => write!(f, "{action} {place}: the store cannot be used as configured"),
             ErrorKind::Misconfigured => write!(f, "{action} {place}: not possible as configured"),

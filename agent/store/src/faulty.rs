@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Operation, Page, Probed, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Operation, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// What goes wrong with a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,6 +177,14 @@ impl Store for FaultyStore {
 
     async fn delete(&self, key: &Key) -> Result<()> {
         self.call(Operation::Delete, key.as_str(), self.inner.delete(key)).await
+    }
+
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        self.inner.readiness(key).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        self.inner.thaw(key, thaw).await
     }
 
     /// Goes through the faults of each call a probe makes, too.

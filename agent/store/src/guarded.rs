@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// A store with a deadline for each call and a way to stop them all.
 ///
@@ -67,6 +67,14 @@ impl Store for GuardedStore {
             stay.extend(self.guard("delete", place, self.inner.delete_many(batch)).await?);
         }
         Ok(stay)
+    }
+
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        self.guard("head", key.as_str(), self.inner.readiness(key)).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        self.guard("thaw", key.as_str(), self.inner.thaw(key, thaw)).await
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {

@@ -8,6 +8,7 @@
 //! store here keeps that promise, and one conformance suite (`tests/conformance.rs`) holds all of them to it.
 #![deny(missing_docs)]
 
+pub mod archived;
 pub mod error;
 pub mod faulty;
 pub mod guarded;
@@ -29,6 +30,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use archived::{ArchiveClass, Readiness, Thaw, Tier};
 pub use error::{Error, ErrorKind, Result};
 pub use faulty::{Fault, FaultyStore, Rule};
 pub use guarded::GuardedStore;
@@ -57,6 +59,8 @@ pub struct Listed {
     pub size: u64,
     /// When it was put, by the store's clock.
     pub modified: SystemTime,
+    /// The class by which it may be archived; [`Store::readiness`] tells whether it can be read.
+    pub class: Option<ArchiveClass>,
 }
 
 /// What to list.
@@ -127,6 +131,16 @@ pub trait Store: Debug + Send + Sync + 'static {
             }
         }
         Ok(stay)
+    }
+
+    /// Whether the object, which is there, can be read at once. A store without such classes need not look.
+    async fn readiness(&self, _key: &Key) -> Result<Readiness> {
+        Ok(Readiness::Ready)
+    }
+
+    /// Has an archived object made readable, and answers how it is now. No error if that was asked for before.
+    async fn thaw(&self, key: &Key, _thaw: Thaw) -> Result<Readiness> {
+        self.readiness(key).await
     }
 
     /// Proves that the store keeps its promises (reach, permission, conditional puts), by a small object at `scratch` that it removes again

@@ -104,7 +104,7 @@ impl Store for MemoryStore {
                     folder = Some(other.to_owned());
                     page.folder(other.to_owned())
                 }
-                None => page.object(Listed { key: key.clone(), size: body.len() as u64, modified: *modified }),
+                None => page.object(Listed { key: key.clone(), size: body.len() as u64, modified: *modified, class: None }),
             };
             if !room {
                 break;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::several::{Proof, Several};
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// A store's calls, for counting them and for naming one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,6 +104,15 @@ impl Store for ObservedStore {
 
     async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
         self.watch(Operation::Delete, self.inner.delete_many(keys), |_| 0).await
+    }
+
+    /// Not told: the agent, which counts, never asks.
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        self.inner.readiness(key).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        self.inner.thaw(key, thaw).await
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {

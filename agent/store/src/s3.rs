@@ -14,6 +14,7 @@ mod errors;
 mod listing;
 mod past;
 mod placing;
+mod thaw;
 mod tls;
 
 use std::fmt;
@@ -32,7 +33,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{ChecksumMode, Delete, EncodingType, ObjectIdentifier, ServerSideEncryption};
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result, Store, Thaw};
 use body::collect;
 pub use config::{Credentials, S3Options, Secret, Sse, Timeouts};
 use credentials::Refreshing;
@@ -287,6 +288,14 @@ impl Store for S3Store {
             }));
         }
         Ok(stay)
+    }
+
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        self.readiness_of(key, None).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        self.thaw_of(key, None, thaw).await
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {

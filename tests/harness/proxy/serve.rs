@@ -4,6 +4,7 @@ use std::io::{BufReader, Error, ErrorKind, Result, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use super::archive::State;
 use super::wire::{Head, Length, pump};
 use super::{Fault, Request, Shared};
 use crate::s3;
@@ -17,11 +18,11 @@ pub fn connection(client: &TcpStream, shared: &Shared) -> Result<()> {
     let mut from_client = BufReader::new(client);
     while let Some(head) = Head::read(&mut from_client)? {
         let request = describe(&head, shared);
-        let method = request.method.clone();
+        let (method, path, query) = (request.method.clone(), request.path.clone(), request.query.clone());
         let (entry, acting) = shared.admit(request);
         let rule = acting.as_ref().map(|(rule, _)| *rule);
         let fault = acting.map(|(_, fault)| fault);
-        let mut exchange = Exchange { client, shared, entry, rule, method, fault };
+        let mut exchange = Exchange { client, shared, entry, rule, method, path, query, fault };
         if !exchange.run(head, &mut from_client)? {
             return Ok(());
         }
@@ -49,7 +50,7 @@ fn describe(head: &Head, shared: &Shared) -> Request {
 }
 
 /// Percent-decodes.
-fn decode(text: &str) -> String {
+pub(super) fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -83,6 +84,8 @@ struct Exchange<'a> {
     entry: usize,
     rule: Option<u64>,
     method: String,
+    path: String,
+    query: String,
     fault: Option<Fault>,
 }
 
@@ -100,6 +103,10 @@ impl Exchange<'_> {
                 s3::delete_at(&format!("http://{}", self.shared.upstream), target).map_err(Error::other)?;
             }
             _ => {}
+        }
+        let is_object = self.path.trim_start_matches('/').contains('/');
+        if self.method == "POST" && is_object && self.query.split('&').any(|word| word == "restore" || word == "restore=") {
+            return self.thaw(&head, from_client);
         }
         let upstream = TcpStream::connect(self.shared.upstream)?;
         upstream.set_nodelay(true)?;
@@ -126,6 +133,58 @@ impl Exchange<'_> {
         };
         let reusable = !unread && !head.closes() && !answer.closes();
         Ok(self.forward_answer(answer, &mut from_server)? && reusable)
+    }
+
+    /// Takes a request to make an archived object readable.
+    fn thaw(&self, head: &Head, from_client: &mut BufReader<&TcpStream>) -> Result<bool> {
+        let mut body = Vec::new();
+        pump(from_client, head.request_length(), |content, _| {
+            body.extend_from_slice(content);
+            Ok(())
+        })?;
+        let (status, code) = self.shared.state().archive.thaw(&self.path, &String::from_utf8_lossy(&body));
+        let Some(code) = code else {
+            let mut client = self.client;
+            self.shared.note(self.entry, |request| request.status = Some(status));
+            client.write_all(
+                format!("HTTP/1.1 {status} Accepted\r\nx-amz-request-id: WALKEEPTEST\r\nContent-Length: 0\r\n\r\n").as_bytes(),
+            )?;
+            return Ok(!head.closes());
+        };
+        // The body was read already.
+        let read = Head { headers: Vec::new(), ..head.clone() };
+        self.answer(&read, from_client, status, code)
+    }
+
+    /// Whether the request is for an object of which there is no copy to be read.
+    fn is_archived(&self) -> bool {
+        let is_object = self.path.trim_start_matches('/').contains('/');
+        is_object && self.shared.state().archive.state(&self.path).is_some_and(|(_, state)| state != State::Thawed)
+    }
+
+    /// Whether the request is a listing that may show archived objects.
+    fn lists_archived(&self) -> bool {
+        let lists = self.query.contains("list-type=2") || self.query.split('&').any(|word| word.split('=').next() == Some("versions"));
+        self.method == "GET" && lists && !self.shared.state().archive.is_empty()
+    }
+
+    /// Hands a listing on with the classes of what is archived.
+    fn forward_listing(&self, mut head: Head, from_server: &mut BufReader<&TcpStream>) -> Result<bool> {
+        let (mut client, mut document) = (self.client, Vec::new());
+        pump(from_server, head.answer_length(&self.method), |content, _| {
+            document.extend_from_slice(content);
+            Ok(())
+        })?;
+        let bucket = self.path.trim_matches('/').split('/').next().unwrap_or_default();
+        let told = self.shared.state().archive.classes_in(bucket, &String::from_utf8_lossy(&document));
+        head.remove("transfer-encoding");
+        head.set("Content-Length", &told.len().to_string());
+        self.shared.note(self.entry, |request| {
+            (request.status, request.received) = (Some(head.status()), told.len() as u64);
+        });
+        client.write_all(&head.to_bytes())?;
+        client.write_all(told.as_bytes())?;
+        Ok(true)
     }
 
     /// Waits until the fault is disarmed; false when the proxy is closed.
@@ -175,6 +234,18 @@ impl Exchange<'_> {
 
     /// Hands the answer on, spoilt as the fault says; whether the connection can go on.
     fn forward_answer(&mut self, mut head: Head, from_server: &mut BufReader<&TcpStream>) -> Result<bool> {
+        if self.fault.is_none() && self.lists_archived() {
+            return self.forward_listing(head, from_server);
+        }
+        // What is not there is not archived either.
+        if self.method == "GET" && matches!(head.status(), 200 | 206) && self.is_archived() {
+            pump(from_server, head.answer_length(&self.method), |_, _| Ok(()))?;
+            return self.tell(403, "InvalidObjectState", false);
+        }
+        if self.method == "HEAD" && head.status() == 200 {
+            let more = self.shared.state().archive.headers(&self.path);
+            more.iter().for_each(|(name, value)| head.set(name, value));
+        }
         let mut client = self.client;
         let length = head.answer_length(&self.method);
         let mut flip = None;
@@ -240,7 +311,6 @@ impl Exchange<'_> {
 
     /// Answers with S3's error document instead of the server, after the request's body was read.
     fn answer(&self, head: &Head, from_client: &mut BufReader<&TcpStream>, status: u16, code: &str) -> Result<bool> {
-        let mut client = self.client;
         let expects = head.get("expect").is_some();
         if !expects {
             pump(from_client, head.request_length(), |content, _| {
@@ -248,20 +318,26 @@ impl Exchange<'_> {
                 Ok(())
             })?;
         }
+        Ok(self.tell(status, code, expects)? && !expects && !head.closes())
+    }
+
+    /// S3's error document for this code.
+    fn tell(&self, status: u16, code: &str, closes: bool) -> Result<bool> {
+        let mut client = self.client;
         let document = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>A fault of the tests: {code}.</Message>\
              <Resource>/</Resource><RequestId>WALKEEPTEST{:08}</RequestId></Error>",
             self.entry
         );
         let body = if self.method == "HEAD" { "" } else { &document };
-        let close = if expects { "Connection: close\r\n" } else { "" };
+        let close = if closes { "Connection: close\r\n" } else { "" };
         self.shared.note(self.entry, |request| request.status = Some(status));
         let length = document.len();
         let text = format!(
             "HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\nx-amz-request-id: WALKEEPTEST\r\nContent-Length: {length}\r\n{close}\r\n{body}"
         );
         client.write_all(text.as_bytes())?;
-        Ok(!expects && !head.closes())
+        Ok(true)
     }
 }
 

@@ -78,7 +78,8 @@ fn object(files: &Files, path: &str) -> io::Result<Option<Listed>> {
     Ok(files.stat(path)?.map(|stat| {
         let since_epoch =
             Duration::new(u64::try_from(stat.st_mtime).unwrap_or_default(), u32::try_from(stat.st_mtime_nsec).unwrap_or_default());
-        Listed { key, size: u64::try_from(stat.st_size).unwrap_or_default(), modified: SystemTime::UNIX_EPOCH + since_epoch }
+        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        Listed { key, size, modified: SystemTime::UNIX_EPOCH + since_epoch, class: None }
     }))
 }
 

@@ -85,9 +85,19 @@ impl Failure {
         self.status == Some(400) && self.kind == ErrorKind::Unusable
     }
 
+    /// Somebody asked for the thaw before.
+    pub(super) fn is_thawing_already(&self) -> bool {
+        self.code.as_deref() == Some("RestoreAlreadyInProgress")
+    }
+
     /// The condition of a conditional put does not hold.
     pub(super) fn is_precondition(&self) -> bool {
         self.status == Some(412)
+    }
+
+    /// Something is not there.
+    pub(super) fn is_missing(&self) -> bool {
+        self.status == Some(404)
     }
 
     /// A range that begins past the object's end.
@@ -130,6 +140,7 @@ const KEYS: &[&str] = &["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredT
 fn kind_of(status: u16, code: Option<&str>) -> ErrorKind {
     match code {
         Some("NoSuchKey") if status == 404 => return ErrorKind::NotFound,
+        Some("InvalidObjectState") => return ErrorKind::Archived,
         Some("AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "InvalidSecurity" | "NotSignedUp") => return ErrorKind::Denied,
         Some(code) if KEYS.contains(&code) => return ErrorKind::Denied,
         Some("RequestTimeTooSkewed" | "RequestExpired") => return ErrorKind::Unusable,
@@ -163,8 +174,9 @@ fn hint(code: &str) -> Option<&'static str> {
         "InvalidAccessKeyId" | "SignatureDoesNotMatch" => "the access key or its secret is wrong",
         "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => "the session token has expired: renew the credentials",
         "InvalidObjectState" => {
-            "it lies in an archived storage class: ask S3 to restore it first (`aws s3api restore-object`), and try again"
+            "it has to be thawed first: `walkeep thaw` asks for all that a restore needs, `aws s3api restore-object` for one object"
         }
+        "GlacierExpeditedRetrievalNotAvailable" => "there is no room in this tier for now: take another one (--tier standard)",
         _ => return None,
     })
 }
@@ -255,6 +267,7 @@ mod tests {
             (400, Some("BadDigest"), ErrorKind::Transient),
             (403, Some("AccessDenied"), ErrorKind::Denied),
             (403, Some("InvalidAccessKeyId"), ErrorKind::Denied),
+            (403, Some("InvalidObjectState"), ErrorKind::Archived),
             (403, Some("RequestTimeTooSkewed"), ErrorKind::Unusable),
             (403, None, ErrorKind::Denied),
             (409, Some("ConditionalRequestConflict"), ErrorKind::Transient),

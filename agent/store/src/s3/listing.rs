@@ -7,7 +7,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::EncodingType;
 
 use crate::listing::LAST;
-use crate::{Key, Listed, Page};
+use crate::{ArchiveClass, Key, Listed, Page};
 
 /// Where a listing begins.
 ///
@@ -60,7 +60,8 @@ pub(super) fn translate(prefix: &str, floor: &str, output: &ListObjectsV2Output)
                 let size = object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
                 // Whatever has no time is taken for new: old things are removed.
                 let modified = object.last_modified().and_then(|at| SystemTime::try_from(*at).ok()).unwrap_or_else(SystemTime::now);
-                page.objects.push(Listed { key, size, modified });
+                let class = object.storage_class().and_then(|class| ArchiveClass::named(class.as_str()));
+                page.objects.push(Listed { key, size, modified, class });
             }
             Ok(_) => {}
             // What stands for a folder is no object to anybody.

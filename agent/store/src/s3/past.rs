@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::errors::Failure;
 use super::{S3Store, listing};
 use crate::listing::{PageBuilder, folder_of};
-use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Result, Store};
+use crate::{ArchiveClass, Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Readiness, Result, Store, Thaw};
 
 /// A bucket at a moment of the past, by the bucket's own clock, to the second.
 #[derive(Debug)]
@@ -38,6 +38,7 @@ struct Version {
     id: String,
     size: u64,
     put: SystemTime,
+    class: Option<ArchiveClass>,
 }
 
 /// Versions and removals of a prefix, the latest of each key that is not later than a moment.
@@ -93,7 +94,8 @@ impl PastS3Store {
                 let (Some(name), Some(put)) = (name(version.key()), moment(version.last_modified())) else { continue };
                 let size = version.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
                 let id = version.version_id().unwrap_or("null").to_owned();
-                found.note(name, put, Some(Version { id, size, put }));
+                let class = version.storage_class().and_then(|class| ArchiveClass::named(class.as_str()));
+                found.note(name, put, Some(Version { id, size, put, class }));
             }
             for removal in output.delete_markers() {
                 if let (Some(name), Some(at)) = (name(removal.key()), moment(removal.last_modified())) {
@@ -152,7 +154,7 @@ impl PastS3Store {
                 continue;
             }
             self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), version.id.clone());
-            if !page.object(Listed { key, size: version.size, modified: version.put }) {
+            if !page.object(Listed { key, size: version.size, modified: version.put, class: version.class }) {
                 break;
             }
         }
@@ -181,6 +183,16 @@ impl Store for PastS3Store {
 
     async fn delete(&self, key: &Key) -> Result<()> {
         Err(self.read_only("delete", key.as_str()))
+    }
+
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        let version = self.version_of(key).await?;
+        self.store.readiness_of(key, Some(&version)).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        let version = self.version_of(key).await?;
+        self.store.thaw_of(key, Some(&version), thaw).await
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {

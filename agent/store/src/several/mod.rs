@@ -31,7 +31,7 @@ pub use place::{Fallbacks, PlaceState};
 use place::{Place, Reason};
 use queue::Lacking;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Result, SharedStore, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// Where an object has to be before a put is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -277,6 +277,14 @@ impl Store for Several {
         failed.map_or(Ok(stay), Err)
     }
 
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        self.readiness_anywhere(key).await
+    }
+
+    async fn thaw(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        self.thaw_somewhere(key, thaw).await
+    }
+
     /// Each place by itself.
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         let mut probed = Probed::Removed;
@@ -301,7 +309,10 @@ impl Store for Several {
 
 /// Whether the error says nothing about the object, but that the place could not be asked for it.
 fn is_no_answer(error: &Error) -> bool {
-    !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Corrupt | ErrorKind::Cancelled)
+    !matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Corrupt | ErrorKind::Archived | ErrorKind::Cancelled
+    )
 }
 
 #[cfg(test)]

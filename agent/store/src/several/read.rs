@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::place::{Place, Reason};
 use super::{Proof, Several, StoredWhen, is_no_answer};
 use crate::listing::folder_of;
-use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Result};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Readiness, Result, Thaw};
 
 /// So long a place is waited for whose answer is not needed for a proof.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,7 +62,12 @@ impl Several {
                     let passed = |index: &usize| self.place(*index);
                     absent.iter().filter_map(passed).for_each(|passed| passed.fell_back(Reason::Missing, place, key.as_str()));
                     for (passed, error) in failed.iter().filter_map(|(index, error)| Some((passed(index)?, error))) {
-                        let reason = if error.kind() == ErrorKind::Corrupt { Reason::Damaged } else { Reason::Unreachable };
+                        let reason = match error.kind() {
+                            ErrorKind::Corrupt => Reason::Damaged,
+                            // There is nothing wrong with the place.
+                            ErrorKind::Archived => continue,
+                            _ => Reason::Unreachable,
+                        };
                         passed.fell_back(reason, place, key.as_str());
                     }
                     // Those that are still waited for.
@@ -148,9 +153,12 @@ impl Several {
                     foreign += page.foreign;
                     for listed in page.objects {
                         let there = objects.entry(listed.key.clone()).or_insert_with(|| listed.clone());
+                        // Archived it is only where no place has it at hand.
+                        let class = there.class.and(listed.class);
                         if there.size < listed.size {
                             *there = listed;
                         }
+                        there.class = class;
                     }
                     folders.extend(page.folders);
                 }
@@ -192,6 +200,38 @@ impl Several {
         }
         let places = self.all().iter().zip(known).filter(|(_, known)| **known).map(|(place, _)| place);
         places.flat_map(|place| place.queue.below(&request.prefix)).filter(|listed| listed.key.as_str() > start_after).collect()
+    }
+
+    /// Whether any place has it at hand, or the best that there is.
+    pub(super) async fn readiness_anywhere(&self, key: &Key) -> Result<Readiness> {
+        let (mut best, mut failed): (Option<Readiness>, _) = (None, None);
+        for place in self.all() {
+            match place.ask(place.store.readiness(key)).await {
+                Ok(readiness) if readiness.is_readable() => return Ok(readiness),
+                Ok(readiness) if best.is_none() || readiness == Readiness::Thawing => best = Some(readiness),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        best.ok_or_else(|| failed.unwrap_or_else(|| Error::new(ErrorKind::NotFound, "head", key)))
+    }
+
+    /// Asks the first place that takes it, unless some place has it at hand or is about to.
+    pub(super) async fn thaw_somewhere(&self, key: &Key, thaw: Thaw) -> Result<Readiness> {
+        let readiness = self.readiness_anywhere(key).await?;
+        if matches!(readiness, Readiness::Ready | Readiness::Thawing) {
+            return Ok(readiness);
+        }
+        let mut failed = None;
+        for place in self.all() {
+            match place.ask(place.store.thaw(key, thaw)).await {
+                Ok(readiness) => return Ok(readiness),
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::new(ErrorKind::NotFound, "thaw", key)))
     }
 
     /// Whether what these places do not have is absent, if those that are `complete` have it if any place does.

@@ -258,6 +258,26 @@ async fn listings_are_followed_to_their_end() {
     }
 }
 
+/// R7: a thousand keys a request, and of each key what became of it.
+#[tokio::test]
+async fn of_many_removals_each_failure_is_told() {
+    let errors = "<DeleteResult><Error><Key>k/0007</Key><Code>AccessDenied</Code><Message>locked</Message></Error>\
+                  <Error><Key>k/0009</Key><Code>InternalError</Code></Error><Error><Key>k/0011</Key><Code>NoSuchKey</Code></Error></DeleteResult>";
+    let first = |request: &Request| String::from_utf8_lossy(&request.body).contains("k/0007");
+    let stub = Stub::start(move |_, request| Reply::new(200, if first(request) { errors } else { "<DeleteResult></DeleteResult>" })).await;
+    let keys: Vec<_> = (0..2500).map(|number| key(&format!("k/{number:04}"))).collect();
+    let stay = stub.store().await.delete_many(&keys).await.unwrap();
+    let told: Vec<_> = stay.iter().map(|(key, error)| (key.as_str(), error.kind())).collect();
+    assert_eq!(told, [("k/0007", ErrorKind::Denied), ("k/0009", ErrorKind::Transient)]);
+    let asked: Vec<_> = stub.requests().iter().map(|request| String::from_utf8_lossy(&request.body).matches("<Key>").count()).collect();
+    assert_eq!(asked, [1000, 1000, 500]);
+    // One that says nothing of what it did, or fails as a whole, is no success.
+    for reply in [Reply::error(200, "InternalError"), Reply::error(503, "SlowDown")] {
+        let stub = Stub::start(move |_, _| reply.clone()).await;
+        assert_eq!(stub.store().await.delete_many(&keys[..2]).await.unwrap_err().kind(), ErrorKind::Transient);
+    }
+}
+
 #[tokio::test]
 async fn rotated_keys_are_picked_up() {
     // The stub accepts the key of the second file only.
