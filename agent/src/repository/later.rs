@@ -13,7 +13,9 @@ use futures::future::BoxFuture;
 use tokio::sync::OnceCell;
 use walkeep_core::layout::ClusterName;
 use walkeep_store::several::{Proof, Several};
-use walkeep_store::{Error as StoreError, ErrorKind, Key, ListRequest, Page, Probed, Put, Result as StoreResult, SharedStore, Store};
+use walkeep_store::{
+    Error as StoreError, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Result as StoreResult, SharedStore, Store,
+};
 
 use super::{ClusterIdentity, ClusterRepository, Error, Repository};
 
@@ -106,6 +108,18 @@ impl Store for LaterStore {
 
     async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
         self.store().await?.probe(scratch).await
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.opened.get()?.lock_of(key)
+    }
+
+    async fn locked(&self, key: &Key) -> StoreResult<Option<Locked>> {
+        self.store().await?.locked(key).await
+    }
+
+    async fn lock_anew(&self, key: &Key) -> StoreResult<()> {
+        self.store().await?.lock_anew(key).await
     }
 
     fn several(&self) -> Option<&Several> {
