@@ -137,3 +137,49 @@ fn an_expiry_hides_what_is_locked() {
     assert_eq!(Restored::by(&walkeep, VERSION, &["--as-of", &before, "--backup", &first, "--immediate"]).start().rows(), 10);
     agent.stop();
 }
+
+/// What was put before the configuration promised locks is told; a backup locks the packs that it builds on, and only those that are not locked are told still.
+#[test]
+fn locks_are_looked_at_and_prolonged_for_what_later_backups_use() {
+    let server = S3Server::get();
+    let bucket = server.locking_bucket();
+    let cluster: Cluster = story::builder(VERSION).start();
+    let repository = Repository::S3 { endpoint: server.endpoint(), bucket: bucket.name.clone(), prefix: String::new(), ca: None };
+    let mut walkeep = Walkeep::new(&cluster, repository);
+    walkeep.data_directory = Some(cluster.data().to_owned());
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    story::insert(&cluster, 10);
+    walkeep.ok(&["backup", "--method", "local"]);
+    agent.stop();
+    // Nothing is promised, and nothing locked.
+    walkeep.ok(&["verify", "--deep"]);
+    for (key, value) in [("OBJECT_LOCK", "governance"), ("OBJECT_LOCK_DAYS", "2")] {
+        walkeep.environment.push((format!("WALKEEP_REPOSITORY_{key}"), value.to_owned()));
+    }
+    let unlocked = |args: &[&str]| {
+        let told = walkeep.run(&[&["verify", "--json"], args].concat()).expect_code(4).json();
+        let findings = told["findings"].as_array().unwrap().clone();
+        assert!(findings.iter().all(|found| found["kind"] == "lock" && found["severity"] == "minor" && found["lost"].is_null()), "{told}");
+        findings.iter().map(|found| found["key"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(unlocked(&[]).len() > 5);
+    let before = unlocked(&["--deep"]);
+    let packs = |keys: &[String]| keys.iter().filter(|key| key.contains("/packs/")).count();
+    assert!(packs(&before) > 0 && before.iter().any(|key| key.contains("/wal/")), "{before:?}");
+
+    let agent = walkeep.agent();
+    story::insert(&cluster, 10);
+    let second = walkeep.ok(&["backup", "--method", "local", "--json"]).json();
+    assert!(second["bytes_referenced"].as_u64() > Some(0), "{second}");
+    story::settle(&cluster, &walkeep);
+    assert!(agent.complaints(&[]).is_empty());
+    agent.stop();
+    let behind = unlocked(&["--deep"]);
+    assert!(packs(&behind) < packs(&before) && behind.len() < before.len() && behind.iter().all(|key| before.contains(key)), "{behind:?}");
+    let pack = before.iter().find(|key| key.contains("/packs/") && !behind.contains(key)).unwrap();
+    assert!(bucket.remove_versions(pack).is_err(), "it is locked now");
+}

@@ -46,6 +46,7 @@ mod places;
 mod process_faults;
 mod protect;
 mod recovery;
+mod repair;
 mod restore;
 mod retention;
 mod same_moment;

@@ -150,6 +150,7 @@ pub async fn take(
 ) -> Result<BackupRecord> {
     options.check()?;
     let mut meter = Meter::new(watch);
+    let options_tell = options.tell;
     let record = tokio::select! {
         result = store(repository.clone(), params, options, &mut meter, cancel) => result?,
         () = cancel.cancelled() => bail!("the backup was cancelled; it was not recorded"),
@@ -159,6 +160,7 @@ pub async fn take(
     if !ask().await.context("look at what was stored of the backup")? {
         bail!(STOOD_STILL);
     }
+    prolong_locks(&repository, &record, options_tell).await;
     // One small object: not worth a cancellation of which nobody could say whether it came in time.
     retry("recording the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || repository.commit_backup(&record))
         .await
@@ -178,6 +180,24 @@ pub async fn take(
     );
     tidy_up(&repository, &record.id, cancel).await;
     Ok(record)
+}
+
+/// Packs of older backups that this one uses are locked for as long as its own. What hinders that does not make it less a backup: it is told, and told again by
+/// each verification that reads.
+async fn prolong_locks(repository: &ClusterRepository, record: &BackupRecord, tell: fn(&str)) {
+    let failed = match repository.prolong_locks(record).await {
+        Ok(prolonged) => {
+            if prolonged.packs > 0 {
+                tracing::info!(packs = prolonged.packs, "backup: locked the packs that it uses anew");
+            }
+            prolonged.why.map(|why| (prolonged.failed.to_string(), why))
+        }
+        Err(error) => Some(("all".to_owned(), error)),
+    };
+    if let Some((packs, error)) = failed {
+        tracing::warn!(packs, %error, "backup: the locks of packs that it uses were not prolonged: they may be removed before it (s3:PutObjectRetention is needed)");
+        tell(&format!("warning: the locks of packs that it uses were not prolonged ({packs}): {error}"));
+    }
 }
 
 /// The backup is taken: nothing that hinders this makes it less.

@@ -78,7 +78,8 @@ async fn open_store(repository: &RepositoryConfig, missing: Missing) -> reposito
         RepositoryConfig::S3(config) => {
             let store = S3Store::open(s3_options(config)?).await?;
             match config.as_of {
-                Some(at) => Arc::new(PastS3Store::new(store, at.into())),
+                // A pack is named by its content, and is read only where a manifest of then names it.
+                Some(at) => Arc::new(PastS3Store::new(store, at.into()).with_timeless(|key| ObjectKind::of_key(key) == ObjectKind::Pack)),
                 None => Arc::new(store),
             }
         }

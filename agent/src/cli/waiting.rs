@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use walkeep_store::{Key, ListRequest, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
+use walkeep_store::{Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 use super::output;
 
@@ -100,5 +100,17 @@ impl Store for WaitedFor {
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.wait("probe", scratch.as_str(), self.inner.probe(scratch)).await
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.inner.lock_of(key)
+    }
+
+    async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
+        self.wait("look at the lock of", key.as_str(), self.inner.locked(key)).await
+    }
+
+    async fn lock_anew(&self, key: &Key) -> Result<()> {
+        self.wait("lock", key.as_str(), self.inner.lock_anew(key)).await
     }
 }

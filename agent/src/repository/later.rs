@@ -14,7 +14,8 @@ use tokio::sync::OnceCell;
 use walkeep_core::layout::ClusterName;
 use walkeep_store::several::{Proof, Several};
 use walkeep_store::{
-    Error as StoreError, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result as StoreResult, SharedStore, Store, Thaw,
+    Error as StoreError, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result as StoreResult, SharedStore,
+    Store, Thaw,
 };
 
 use super::{ClusterIdentity, ClusterRepository, Error, Repository};
@@ -116,6 +117,18 @@ impl Store for LaterStore {
 
     async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
         self.store().await?.probe(scratch).await
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.opened.get()?.lock_of(key)
+    }
+
+    async fn locked(&self, key: &Key) -> StoreResult<Option<Locked>> {
+        self.store().await?.locked(key).await
+    }
+
+    async fn lock_anew(&self, key: &Key) -> StoreResult<()> {
+        self.store().await?.lock_anew(key).await
     }
 
     fn several(&self) -> Option<&Several> {

@@ -19,6 +19,7 @@ pub mod identity;
 pub mod index;
 pub mod later;
 pub mod leases;
+pub mod locks;
 pub mod look;
 pub mod manifest;
 pub mod names;

@@ -3,10 +3,11 @@
 //! A page of a listing is read at a time, so that memory does not grow with the repository; packs in as many rounds as it takes to keep in memory what manifests
 //! say of a round's packs. What was read whole is remembered ([`Memory`]), also if it ends early.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{StreamExt, stream};
 use serde::Serialize;
@@ -62,6 +63,8 @@ pub struct Deep<'a> {
     pub most: Option<u64>,
     /// Whether to wait, as something else is more urgent.
     pub hold: &'a (dyn Fn() -> bool + Sync),
+    /// Set when nobody lets us look at locks.
+    pub locks_are_hidden: &'a AtomicBool,
     /// Ends it; what was read until then is remembered.
     pub cancel: &'a CancellationToken,
     /// Is told how far it is.
@@ -98,6 +101,7 @@ impl Done {
             known: self.known + other.known,
             known_bytes: self.known_bytes + other.known_bytes,
             unreadable: self.unreadable + other.unreadable,
+            archived: self.archived + other.archived,
             gone: self.gone + other.gone,
             interrupted: self.interrupted || other.interrupted,
         }
@@ -157,18 +161,21 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
         counts: Counts::default(),
         room: Room::default(),
         damage: Vec::new(),
+        unlocked: Vec::new(),
         wrong: BTreeMap::new(),
         kept: Instant::now(),
     };
     let read = reading.everything(quick, wanted.as_ref()).await;
-    let Reading { damage, wrong, counts, .. } = reading;
+    let Reading { damage, unlocked, wrong, counts, .. } = reading;
     memory.keep().await;
     let interrupted = match read {
         Ok(is_all) => !is_all,
         Err(_) if how.cancel.is_cancelled() => true,
         Err(error) => return Err(error),
     };
-    let judged = judge(how, quick, damage, wrong).await?;
+    let mut judged = judge(how, quick, damage, wrong).await?;
+    let judge = Judge::new(&quick.seen.catalog, how.repository.layout());
+    judged.extend(unlocked.into_iter().map(|(name, reason)| judge.unlocked(&name, reason)));
     judged.iter().for_each(|finding| memory.damaged(finding));
     findings.extend(judged);
     Ok(counts.done(interrupted))
@@ -180,10 +187,15 @@ struct Reading<'a, 'h> {
     counts: Counts,
     room: Room,
     damage: Vec<Damage>,
+    /// What is whole and not locked as was promised.
+    unlocked: Vec<(ObjectName, String)>,
     /// Backups whose manifests say something else than packs that are whole, with the first pack.
     wrong: BTreeMap<BackupId, PackId>,
     kept: Instant,
 }
+
+/// A backup, and when it ended.
+type Backup = (BackupId, SystemTime);
 
 /// Extents of the packs of a round, each with the number of a backup that has it.
 type Extents = BTreeMap<PackId, Vec<(Extent, u32)>>;
@@ -221,7 +233,7 @@ impl Reading<'_, '_> {
     async fn packs(&mut self, quick: &Quick, wanted: Option<&Wanted>) -> Result<bool> {
         let layout = self.how.repository.layout().clone();
         let rounds = quick.extents.div_ceil(EXTENTS).max(1);
-        let backups: Vec<BackupId> = quick.seen.catalog.backups().iter().map(|backup| backup.id.clone()).collect();
+        let backups: Vec<Backup> = quick.seen.catalog.backups().iter().map(|backup| (backup.id.clone(), backup.ended_at.into())).collect();
         for round in 0..rounds {
             let in_round = move |pack: &PackId| u64::from(u16::from_be_bytes([pack.sha256()[0], pack.sha256()[1]])) % rounds == round;
             let extents = self.extents(quick, &in_round).await?;
@@ -256,7 +268,10 @@ impl Reading<'_, '_> {
                 }
                 // What several backups share is looked at once.
                 for of_pack in extents.values_mut() {
-                    of_pack.sort_unstable_by_key(|(extent, number)| (extent.offset, extent.stored, extent.plain, extent.hash, *number));
+                    // Of those that share it the newest, which counts for locks.
+                    of_pack.sort_unstable_by_key(|(extent, number)| {
+                        (extent.offset, extent.stored, extent.plain, extent.hash, Reverse(*number))
+                    });
                     of_pack.dedup_by_key(|(extent, _)| *extent);
                 }
                 extents
@@ -272,7 +287,7 @@ impl Reading<'_, '_> {
         prefix: String,
         is_wanted: &(dyn Fn(&ObjectName, &str) -> bool + Sync),
         extents: &Extents,
-        backups: &[BackupId],
+        backups: &[Backup],
     ) -> Result<bool> {
         let repository = self.how.repository;
         let mut request = ListRequest { prefix, ..ListRequest::default() };
@@ -301,7 +316,7 @@ impl Reading<'_, '_> {
     }
 
     /// Reads these, several at a time. Whether all of them were.
-    async fn read(&mut self, due: Vec<(ObjectName, Listed)>, extents: &Extents, backups: &[BackupId]) -> Result<bool> {
+    async fn read(&mut self, due: Vec<(ObjectName, Listed)>, extents: &Extents, backups: &[Backup]) -> Result<bool> {
         let (how, counts, room) = (self.how, &self.counts, &self.room);
         let enough = || how.cancel.is_cancelled() || how.most.is_some_and(|most| counts.bytes.load(Ordering::Relaxed) >= most);
         let one = |(name, listed): (ObjectName, Listed)| async move {
@@ -317,34 +332,39 @@ impl Reading<'_, '_> {
             how.pace.wait(listed.size, how.cancel).await;
             let _room = room.take(listed.size).await;
             let read = prove(how, &name, &listed, extents).await;
+            let lock = match &read {
+                Ok(PackProof { proof: Proof::Whole | Proof::Unreadable, .. }) => lock_fault(how, &name, &listed, extents, backups).await?,
+                _ => None,
+            };
             counts.objects.fetch_add(1, Ordering::Relaxed);
             counts.bytes.fetch_add(listed.size, Ordering::Relaxed);
             (how.tell)(&counts.done(false));
-            Ok::<_, Error>(Some((name, listed, read)))
+            Ok::<_, Error>(Some((name, listed, read, lock)))
         };
         let mut reads = stream::iter(due.into_iter().map(one)).buffer_unordered(how.parallel.max(1));
         let mut is_all = true;
         while let Some(read) = reads.next().await {
-            let Some((name, listed, read)) = read? else {
+            let Some((name, listed, read, lock)) = read? else {
                 is_all = false;
                 continue;
             };
+            self.unlocked.extend(lock.iter().map(|reason| (name.clone(), reason.clone())));
             match read {
                 Ok(PackProof { proof: Proof::Whole, others }) => {
                     // With a manifest that says something else of it than it has it is to be read again: which of them, only that tells.
-                    if others.is_empty() {
+                    if others.is_empty() && lock.is_none() {
                         self.memory.whole(&listed);
                     }
                     if let (ObjectName::Pack(pack), false) = (&name, others.is_empty()) {
                         let of_pack = extents.get(pack).map(Vec::as_slice).unwrap_or_default();
                         for (_, number) in others.iter().filter_map(|other| of_pack.get(*other)) {
-                            self.wrong.extend(backups.get(*number as usize).map(|backup| (backup.clone(), *pack)));
+                            self.wrong.extend(backups.get(*number as usize).map(|(backup, _)| (backup.clone(), *pack)));
                         }
                     }
                 }
                 Ok(PackProof { proof: Proof::Unreadable, .. }) => {
                     // A pack has the hash that names it, and more cannot be known here.
-                    if matches!(name, ObjectName::Pack(_)) {
+                    if matches!(name, ObjectName::Pack(_)) && lock.is_none() {
                         self.memory.whole(&listed);
                     }
                     counts.unreadable.fetch_add(1, Ordering::Relaxed);
@@ -389,6 +409,30 @@ async fn prove(how: &Deep<'_>, name: &ObjectName, listed: &Listed, extents: &Ext
         }
     }
     unreachable!("the last read is answered")
+}
+
+/// What of its lock is not as promised; of a pack the newest backup that uses it counts. Who may not look at locks is told of it, once for each reading.
+async fn lock_fault(how: &Deep<'_>, name: &ObjectName, listed: &Listed, extents: &Extents, backups: &[Backup]) -> Result<Option<String>> {
+    if how.repository.lock_promised(name).is_none() || how.locks_are_hidden.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let used = match name {
+        ObjectName::Pack(pack) => {
+            let of_pack = extents.get(pack).map(Vec::as_slice).unwrap_or_default();
+            of_pack.iter().filter_map(|(_, number)| backups.get(*number as usize)).map(|(_, ended)| *ended).max()
+        }
+        _ => None,
+    };
+    let ask = || how.repository.lock_fault(name, listed.modified, used);
+    match retry("verify", Backoff::within(PATIENCE), how.cancel, Error::is_transient, ask).await {
+        Err(error) if error.is_denied() => {
+            if !how.locks_are_hidden.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%error, "verify: locks are not looked at: that needs s3:GetObjectRetention");
+            }
+            Ok(None)
+        }
+        looked => looked,
+    }
 }
 
 /// What the damage means.

@@ -70,7 +70,7 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
         let (clock, url) = (Instant::now(), place.url());
         match verify_one(&place.repository, place.number, wish, &mut place.memory).await {
             Ok((report, catalog)) => {
-                let bad = report.findings.iter().filter(|finding| finding.severity > Severity::Note);
+                let bad = report.findings.iter().filter(|finding| finding.severity > Severity::Note && finding.kind != Kind::Lock);
                 let bad = bad.map(|finding| finding.key.clone()).collect();
                 seen.push(SeenPlace { number: place.number, repository: place.repository.clone(), catalog, bad });
                 of_each.push(of_one(place.number, &report));
@@ -163,7 +163,7 @@ impl Everywhere {
             let since = (wish.behind)(&report.repository);
             for finding in report.findings {
                 let mut found = Found { repository: number, url: report.repository.clone(), finding, whole_in: Vec::new() };
-                if found.finding.severity > Severity::Note && self.seen.len() > 1 {
+                if found.finding.severity > Severity::Note && found.finding.kind != Kind::Lock && self.seen.len() > 1 {
                     let copies = self.copies(number, &found.finding).await?;
                     if since.is_some_and(|since| found.finding.kind == Kind::Missing && copies.were_put_behind(since)) {
                         let reason = format!("not here yet, as this repository is behind: {}", found.finding.reason);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Lost, Severity, Stretch};
@@ -21,6 +22,11 @@ const PAUSES: [u64; 5] = [1, 4, 10, 20, 30];
 const ALL: usize = 2;
 /// So many segments may overtake one.
 const OVERTAKE: u64 = 64;
+
+/// The locks of so many objects are looked at by a look, others each day.
+const LOCKS: usize = 100;
+/// Requests for locks at a time.
+const ASKED: usize = 8;
 
 /// So many pieces of a manifest that are gone are named.
 const NAMED: usize = 100;
@@ -83,6 +89,8 @@ async fn once(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
     // Asked before anything is listed: what is listed may be more.
     let durable = (look.durable)();
     let (mut objects, mut audit, mut mended, mut unread_since) = (0u64, BTreeMap::new(), BTreeSet::new(), None::<SystemTime>);
+    let mut sample = BTreeMap::new();
+    let day = chrono::Utc::now().timestamp() / (24 * 3600);
     let seen = repository
         .see(&mut |name, listed| {
             objects += 1;
@@ -94,6 +102,15 @@ async fn once(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
             }
             if memory.outcome.mending.contains(listed.key.as_str()) {
                 mended.insert(listed.key.to_string());
+            }
+            if look.backup.is_none() && repository.lock_promised(name).is_some() {
+                // The first in an order that is another one each day.
+                let mut place = blake3::Hasher::new();
+                place.update(listed.key.as_str().as_bytes()).update(&day.to_le_bytes());
+                sample.insert(*place.finalize().as_bytes(), (name.clone(), listed.modified));
+                if sample.len() > LOCKS {
+                    sample.pop_last();
+                }
             }
             if deep::is_read(name) {
                 let since = memory.read_at(listed).unwrap_or(listed.modified);
@@ -136,6 +153,9 @@ async fn once(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
     if look.backup.is_none() {
         findings.extend(beside::findings(repository, seen, &judge).await?);
         let trail = beside::trail(repository, &audit, memory, look.older_than).await?;
+        for (name, reason) in unlocked(repository, sample.into_values()).await? {
+            findings.add(judge.unlocked(&name, reason));
+        }
         findings.extend(trail.into_iter().filter_map(|(kind, name, reason)| judge.finding(kind, &name, reason)));
     }
     if let Some(backup) = look.backup {
@@ -143,6 +163,24 @@ async fn once(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
         findings.retain(|finding| finding.lost.backups.contains(backup) || finding.key.starts_with(&prefix));
     }
     Ok(quick)
+}
+
+/// What of these is not locked as was promised.
+async fn unlocked(
+    repository: &Arc<ClusterRepository>,
+    sample: impl Iterator<Item = (ObjectName, SystemTime)>,
+) -> Result<Vec<(ObjectName, String)>> {
+    let one = |(name, put): (ObjectName, SystemTime)| async move {
+        match repository.lock_fault(&name, put, None).await {
+            Ok(fault) => Ok(fault.map(|fault| (name, fault))),
+            // Told where everything is read.
+            Err(error) if error.is_denied() => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let asked: Vec<_> = sample.map(one).collect();
+    let found: Vec<_> = stream::iter(asked).buffered(ASKED).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 type OfManifests = Vec<(Kind, ObjectName, String)>;

@@ -79,7 +79,8 @@ pub enum Outcome {
 /// What can be mended of what was found.
 pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
     let (mut plan, mut planned) = (Plan::default(), BTreeSet::new());
-    for found in overall.findings.iter().filter(|found| found.finding.severity > Severity::Note) {
+    let is_wrong = |found: &&super::Found| found.finding.severity > Severity::Note && found.finding.kind != Kind::Lock;
+    for found in overall.findings.iter().filter(is_wrong) {
         let copies = everywhere.copies(found.repository, &found.finding).await?;
         if !copies.complete {
             plan.without.push(Without { repository: found.repository, key: found.finding.key.clone() });

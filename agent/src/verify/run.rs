@@ -1,13 +1,14 @@
 //! A verification as a whole: the look, what is remembered of earlier ones, the reading.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::verify::{Findings, Severity};
+use walkeep_core::verify::{Findings, Kind, Severity};
 use walkeep_core::{Lsn, TimelineId};
 
 use super::Report;
@@ -97,6 +98,7 @@ pub(super) async fn verify_one(
             parallel: reading.parallel,
             most: reading.most.map(|most| most(total)),
             hold: reading.hold,
+            locks_are_hidden: &AtomicBool::new(false),
             cancel: wish.cancel,
             tell: &|done| (wish.reading)(done, total),
         };
@@ -178,7 +180,9 @@ async fn looked(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
 
 /// Reads again what was damaged when it was last read: it may have been mended.
 async fn read_again(repository: &Arc<ClusterRepository>, memory: &mut Memory, cancel: &CancellationToken) -> Result<()> {
-    let keys: Vec<String> = memory.outcome.read_damage.iter().take(READ_AGAIN).map(|finding| finding.key.clone()).collect();
+    // Of locks only a reading knows until when they are to last.
+    let damaged = memory.outcome.read_damage.iter().filter(|finding| finding.kind != Kind::Lock);
+    let keys: Vec<String> = damaged.take(READ_AGAIN).map(|finding| finding.key.clone()).collect();
     for key in keys {
         if cancel.is_cancelled() {
             return Err(Error::cancelled("verify", key));

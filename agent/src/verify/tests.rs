@@ -9,7 +9,7 @@ use walkeep_core::layout::ObjectName;
 use walkeep_core::verify::{Kind, Severity};
 use walkeep_core::{Lsn, TimelineId, WalFileName};
 use walkeep_store::several::{Follow, StoredWhen};
-use walkeep_store::{ErrorKind, Fault, FaultyStore, Key, MemoryStore, Operation, Rule, Several, Store};
+use walkeep_store::{ErrorKind, Fault, FaultyStore, Key, Lock, LockMode, Locked, MemoryStore, Operation, Rule, Several, Store};
 
 use super::memory::Memory;
 use super::pace::Pace;
@@ -206,4 +206,43 @@ async fn a_look_at_the_trail_reads_what_is_new_and_knows_where_it_ended() {
     store.delete(&repository.layout().key(&name(7)).parse().unwrap()).await.unwrap();
     let found = look(1..=10).await;
     assert_eq!((found.len(), &found[0].key), (1, &repository.layout().key(&name(7))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_that_are_shorter_than_promised_are_told() {
+    let lock = Lock { mode: LockMode::Compliance, days: 30 };
+    let store = Arc::new(MemoryStore::locking(lock));
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    let repository = Arc::new(over(faulty.clone()).await);
+    put(&repository, 1..6).await;
+    let (cancel, pace, mut memory) = (CancellationToken::new(), Pace::of(None), Memory::nowhere(&repository));
+    let mut look = async |deep: bool| {
+        let read = deep.then(|| Read::all(&pace, 2));
+        let report = verify(&repository, &Wish { read, ..Wish::look(&cancel) }, &mut memory).await.unwrap();
+        report.findings.into_iter().map(|found| (found.severity, found.kind, found.key)).collect::<Vec<_>>()
+    };
+    let unlocked = |number: u64| (Severity::Minor, Kind::Lock, key(&repository, number).to_string());
+    assert_eq!((look(false).await, look(true).await), (vec![], vec![]));
+    let now = std::time::SystemTime::now();
+    store.set_lock(&key(&repository, 2), None);
+    store.set_lock(&key(&repository, 3), Some(Locked { mode: LockMode::Compliance, until: now + Duration::from_secs(29 * 86_400) }));
+    store.set_lock(&key(&repository, 4), Some(Locked { mode: LockMode::Governance, until: now + lock.time() }));
+    assert_eq!(look(false).await, [unlocked(2), unlocked(3), unlocked(4)]);
+    assert_eq!(look(true).await, [unlocked(2), unlocked(3), unlocked(4)]);
+    // It stays told until it was read again.
+    store.set_lock(&key(&repository, 2), Some(Locked { mode: LockMode::Compliance, until: now + lock.time() }));
+    assert_eq!(look(true).await, [unlocked(3), unlocked(4)]);
+    for number in [3, 4] {
+        faulty.lock_anew(&key(&repository, number)).await.unwrap();
+    }
+    assert_eq!(look(true).await, []);
+    // A promise that is over is none, and who may not look at locks does not call it damage.
+    store.set_lock(&key(&repository, 2), None);
+    store.age(lock.time());
+    assert_eq!(look(true).await, []);
+    let put_now = store.get(&key(&repository, 2), None).await.unwrap();
+    store.overwrite(&key(&repository, 2), put_now);
+    store.set_lock(&key(&repository, 2), None);
+    faulty.inject(Rule::new(Operation::Probe, Fault::Fail(ErrorKind::Denied)));
+    assert_eq!((look(false).await, look(true).await), (vec![], vec![]));
 }

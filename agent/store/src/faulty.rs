@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Operation, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
+use crate::{Error, ErrorKind, Key, ListRequest, Lock, Locked, Operation, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// What goes wrong with a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,5 +191,17 @@ impl Store for FaultyStore {
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.before(Operation::Probe, scratch.as_str()).await?;
         crate::probe::probe(self, scratch).await
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.inner.lock_of(key)
+    }
+
+    async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
+        self.call(Operation::Probe, key.as_str(), self.inner.locked(key)).await
+    }
+
+    async fn lock_anew(&self, key: &Key) -> Result<()> {
+        self.call(Operation::Probe, key.as_str(), self.inner.lock_anew(key)).await
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
+use crate::{Error, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// A store with a deadline for each call and a way to stop them all.
 ///
@@ -79,5 +79,17 @@ impl Store for GuardedStore {
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.guard("probe", scratch.as_str(), self.inner.probe(scratch)).await
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.inner.lock_of(key)
+    }
+
+    async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
+        self.guard("look at the lock of", key.as_str(), self.inner.locked(key)).await
+    }
+
+    async fn lock_anew(&self, key: &Key) -> Result<()> {
+        self.guard("lock", key.as_str(), self.inner.lock_anew(key)).await
     }
 }

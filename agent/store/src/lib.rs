@@ -38,7 +38,7 @@ pub use key::Key;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use observed::{ObservedStore, Observer, Operation};
-pub use s3::{S3Options, S3Store};
+pub use s3::{Lock, LockMode, Locked, S3Options, S3Store};
 pub use several::Several;
 
 /// How a conditional put ended well.
@@ -146,6 +146,21 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Proves that the store keeps its promises (reach, permission, conditional puts), by a small object at `scratch` that it removes again
     /// where it may. Fails with [`ErrorKind::Unusable`] for a server that ignores `If-None-Match`.
     async fn probe(&self, scratch: &Key) -> Result<Probed>;
+
+    /// How an object is locked that is put under this key, if the store was told to lock it.
+    fn lock_of(&self, _key: &Key) -> Option<Lock> {
+        None
+    }
+
+    /// Until when nobody can remove the object for good; `None` where nothing keeps anybody from it.
+    async fn locked(&self, _key: &Key) -> Result<Option<Locked>> {
+        Ok(None)
+    }
+
+    /// Locks the object for as long as if it were put now, where [`Store::lock_of`] says that it is to be locked; never for a shorter time than it is.
+    async fn lock_anew(&self, _key: &Key) -> Result<()> {
+        Ok(())
+    }
 
     /// The places, if it lies in several.
     fn several(&self) -> Option<&Several> {

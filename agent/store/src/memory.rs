@@ -9,18 +9,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::listing::{PageBuilder, folder_of};
-use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Result, Store};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Lock, Locked, Page, Probed, Put, Result, Store};
 
 #[derive(Debug)]
 struct Object {
     body: Bytes,
     modified: SystemTime,
+    locked: Option<Locked>,
 }
 
 /// Objects in memory.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     objects: Mutex<BTreeMap<Key, Object>>,
+    lock: Option<Lock>,
 }
 
 impl MemoryStore {
@@ -29,9 +31,19 @@ impl MemoryStore {
         Self::default()
     }
 
+    /// An empty store that locks all that is put.
+    pub fn locking(lock: Lock) -> Self {
+        Self { lock: Some(lock), ..Self::default() }
+    }
+
+    /// Locks an object otherwise, or not at all; a test's tool, no store's call.
+    pub fn set_lock(&self, key: &Key, locked: Option<Locked>) {
+        self.objects().entry(key.clone()).and_modify(|object| object.locked = locked);
+    }
+
     /// Replaces an object's bytes, as damage or an attacker would; a test's tool, no store's call.
     pub fn overwrite(&self, key: &Key, body: Bytes) {
-        self.objects().insert(key.clone(), Object { body, modified: SystemTime::now() });
+        self.objects().insert(key.clone(), Object { body, modified: SystemTime::now(), locked: self.lock_now() });
     }
 
     /// Makes all objects so much older; a test's tool, no store's call.
@@ -54,6 +66,10 @@ impl MemoryStore {
         self.objects().is_empty()
     }
 
+    fn lock_now(&self) -> Option<Locked> {
+        self.lock.map(|lock| Locked { mode: lock.mode, until: SystemTime::now() + lock.time() })
+    }
+
     fn objects(&self) -> MutexGuard<'_, BTreeMap<Key, Object>> {
         // No code under this lock leaves the map half changed.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
@@ -71,7 +87,10 @@ impl Store for MemoryStore {
         match objects.get(key) {
             None => {
                 // A copy: a body may be a slice of something much larger.
-                objects.insert(key.clone(), Object { body: Bytes::copy_from_slice(&body), modified: SystemTime::now() });
+                objects.insert(
+                    key.clone(),
+                    Object { body: Bytes::copy_from_slice(&body), modified: SystemTime::now(), locked: self.lock_now() },
+                );
                 Ok(Put::Created)
             }
             Some(there) if there.body == body => Ok(Put::AlreadySame),
@@ -93,7 +112,7 @@ impl Store for MemoryStore {
         let mut page = PageBuilder::new(request);
         let mut folder = None;
         // Neither a prefix nor `start_after` need be a key: compare their texts.
-        for (key, Object { body, modified }) in objects.iter() {
+        for (key, Object { body, modified, .. }) in objects.iter() {
             let text = key.as_str();
             if !text.starts_with(&request.prefix) || request.start_after.as_deref().is_some_and(|after| text <= after) {
                 continue;
@@ -120,6 +139,22 @@ impl Store for MemoryStore {
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         crate::probe::probe(self, scratch).await
+    }
+
+    fn lock_of(&self, _: &Key) -> Option<Lock> {
+        self.lock
+    }
+
+    async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
+        self.objects().get(key).map(|object| object.locked).ok_or_else(|| Error::new(ErrorKind::NotFound, "look at the lock of", key))
+    }
+
+    async fn lock_anew(&self, key: &Key) -> Result<()> {
+        let locked = self.lock_now();
+        let mut objects = self.objects();
+        let object = objects.get_mut(key).ok_or_else(|| Error::new(ErrorKind::NotFound, "lock", key))?;
+        object.locked = locked.or(object.locked);
+        Ok(())
     }
 }
 

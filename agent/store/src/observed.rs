@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::several::{Proof, Several};
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
+use crate::{Error, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// A store's calls, for counting them and for naming one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,7 +22,7 @@ pub enum Operation {
     List,
     /// [`Store::delete`].
     Delete,
-    /// [`Store::probe`].
+    /// [`Store::probe`], and what is asked and said of locks.
     Probe,
 }
 
@@ -117,6 +117,18 @@ impl Store for ObservedStore {
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         self.watch(Operation::Probe, self.inner.probe(scratch), |_| 0).await
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.inner.lock_of(key)
+    }
+
+    async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
+        self.watch(Operation::Probe, self.inner.locked(key), |_| 0).await
+    }
+
+    async fn lock_anew(&self, key: &Key) -> Result<()> {
+        self.watch(Operation::Probe, self.inner.lock_anew(key), |()| 0).await
     }
 
     fn several(&self) -> Option<&Several> {

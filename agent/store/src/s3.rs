@@ -12,6 +12,7 @@ pub mod config;
 mod credentials;
 mod errors;
 mod listing;
+mod locks;
 mod past;
 mod placing;
 mod thaw;
@@ -40,7 +41,7 @@ use credentials::Refreshing;
 use errors::{Failure, RetryMore};
 use listing::From;
 pub use past::PastS3Store;
-pub use placing::{Lock, LockMode, Placement, Placing};
+pub use placing::{Lock, LockMode, Locked, Placement, Placing};
 
 /// The most keys that one request removes (S3's DeleteObjects).
 const BATCH: usize = 1000;
@@ -300,6 +301,19 @@ impl Store for S3Store {
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         crate::probe::probe(self, scratch).await
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.options.placing.as_ref()?.of(key).lock
+    }
+
+    async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
+        self.call("look at the lock of", key.as_str(), self.request(|| self.lock_found(key))).await
+    }
+
+    async fn lock_anew(&self, key: &Key) -> Result<()> {
+        let Some(lock) = self.lock_of(key) else { return Ok(()) };
+        self.call("lock", key.as_str(), self.request(|| self.lock_again(key, lock))).await
     }
 }
 

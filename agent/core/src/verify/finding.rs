@@ -34,6 +34,8 @@ pub enum Kind {
     Size,
     /// Its content is not what its name, or what refers to it, says.
     Content,
+    /// It is not locked for as long as was promised.
+    Lock,
     /// What was never finished, or is on its way out.
     Leftover,
     /// Somebody else's.

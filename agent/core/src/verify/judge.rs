@@ -155,6 +155,13 @@ impl<'a> Judge<'a> {
         Finding { severity, kind, key, reason, stretch: None, lost, advice: advice.to_owned() }
     }
 
+    /// The finding that an object is whole, and not locked as was promised.
+    pub fn unlocked(&self, name: &ObjectName, reason: String) -> Finding {
+        let advice = "nothing is lost: lock it by hand (put-object-retention), or take a backup, which locks the packs that it uses anew";
+        let (key, kind, lost) = (self.layout.key(name), Kind::Lock, Lost::default());
+        Finding { severity: Severity::Minor, kind, key, reason, stretch: None, lost, advice: advice.to_owned() }
+    }
+
     /// What lies behind the present of a timeline that is known of by other means.
     pub fn stored_to(&self, timeline: TimelineId) -> Lsn {
         self.catalog.frontier(timeline).unwrap_or(Lsn::ZERO)

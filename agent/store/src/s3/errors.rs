@@ -80,6 +80,11 @@ impl Failure {
         Self { remedy: Some(remedy), ..self }
     }
 
+    /// The server's word for it is one of these.
+    pub(super) fn has_code(&self, codes: &[&str]) -> bool {
+        self.code.as_deref().is_some_and(|code| codes.contains(&code))
+    }
+
     /// The request itself is refused.
     pub(super) fn is_bad_request(&self) -> bool {
         self.status == Some(400) && self.kind == ErrorKind::Unusable

@@ -23,6 +23,8 @@ use crate::{ArchiveClass, Error, ErrorKind, Key, ListRequest, Listed, Page, Prob
 pub struct PastS3Store {
     store: S3Store,
     at: SystemTime,
+    /// Whether an object of this name is the same whenever it was put: then one that seems to be later counts where there is no other.
+    timeless: fn(&str) -> bool,
     /// Versions that listings have told of: who reads has listed before, mostly.
     known: Mutex<HashMap<Key, String>>,
     /// What lies below the prefix that was listed last. The past does not change, and a listing is asked for page by page.
@@ -43,22 +45,46 @@ struct Version {
 
 /// Versions and removals of a prefix, the latest of each key that is not later than a moment.
 #[derive(Default)]
-struct Found(BTreeMap<String, (SystemTime, Option<Version>)>);
+struct Found {
+    then: BTreeMap<String, (SystemTime, Option<Version>)>,
+    /// The earliest later version of what is timeless.
+    later: BTreeMap<String, Version>,
+}
 
 impl Found {
     fn note(&mut self, name: String, at: SystemTime, version: Option<Version>) {
-        match self.0.get(&name) {
+        match self.then.get(&name) {
             // Newest first: of the same second the first one is the later.
             Some((known, _)) if *known >= at => {}
-            _ => drop(self.0.insert(name, (at, version))),
+            _ => drop(self.then.insert(name, (at, version))),
         }
+    }
+
+    fn note_later(&mut self, name: String, version: Version) {
+        match self.later.get(&name) {
+            Some(known) if known.put <= version.put => {}
+            _ => drop(self.later.insert(name, version)),
+        }
+    }
+
+    fn versions(self) -> Versions {
+        let mut versions: Versions = self.then.into_iter().filter_map(|(name, (_, version))| Some((name, version?))).collect();
+        for (name, version) in self.later {
+            versions.entry(name).or_insert(version);
+        }
+        versions
     }
 }
 
 impl PastS3Store {
     /// `store` as it was at this moment.
     pub fn new(store: S3Store, at: SystemTime) -> Self {
-        Self { store, at, known: Mutex::default(), listed: Mutex::default() }
+        Self { store, at, timeless: |_| false, known: Mutex::default(), listed: Mutex::default() }
+    }
+
+    /// Of names for which `is_timeless` says so any version will do: SeaweedFS gives an object another time when its lock is prolonged.
+    pub fn with_timeless(self, is_timeless: fn(&str) -> bool) -> Self {
+        Self { timeless: is_timeless, ..self }
     }
 
     fn read_only(&self, action: &'static str, place: &str) -> Error {
@@ -89,13 +115,19 @@ impl PastS3Store {
             let encoded = output.encoding_type == Some(EncodingType::Url);
             let name =
                 |key: Option<&str>| listing::plain(&self.store.prefix, encoded, key).filter(|name| only.is_none_or(|only| only == name));
-            let moment = |at: Option<&DateTime>| at.and_then(|at| SystemTime::try_from(*at).ok()).filter(|at| *at <= self.at);
+            let time = |at: Option<&DateTime>| at.and_then(|at| SystemTime::try_from(*at).ok());
+            let moment = |at: Option<&DateTime>| time(at).filter(|at| *at <= self.at);
             for version in output.versions() {
-                let (Some(name), Some(put)) = (name(version.key()), moment(version.last_modified())) else { continue };
+                let (Some(name), Some(put)) = (name(version.key()), time(version.last_modified())) else { continue };
                 let size = version.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
                 let id = version.version_id().unwrap_or("null").to_owned();
                 let class = version.storage_class().and_then(|class| ArchiveClass::named(class.as_str()));
-                found.note(name, put, Some(Version { id, size, put, class }));
+                let version = Version { id, size, put, class };
+                match put <= self.at {
+                    true => found.note(name, put, Some(version)),
+                    false if (self.timeless)(&name) => found.note_later(name, version),
+                    false => {}
+                }
             }
             for removal in output.delete_markers() {
                 if let (Some(name), Some(at)) = (name(removal.key()), moment(removal.last_modified())) {
@@ -112,7 +144,7 @@ impl PastS3Store {
             }
             from = next;
         }
-        Ok(found.0.into_iter().filter_map(|(name, (_, version))| Some((name, version?))).collect())
+        Ok(found.versions())
     }
 
     async fn below(&self, prefix: &str) -> Result<Arc<Versions>> {

@@ -31,13 +31,29 @@ pub struct Lock {
     pub days: u32,
 }
 
-/// Who may remove a locked object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who may remove a locked object: the later one here is the stricter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LockMode {
     /// Whoever has a permission for just that.
     Governance,
     /// Nobody, not even the account's owner.
     Compliance,
+}
+
+/// How an object is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locked {
+    /// Who may remove it all the same.
+    pub mode: LockMode,
+    /// Until when.
+    pub until: SystemTime,
+}
+
+impl Lock {
+    /// For how long.
+    pub fn time(&self) -> Duration {
+        Duration::from_secs(u64::from(self.days) * 24 * 3600)
+    }
 }
 
 /// Decides it for each key.
@@ -65,11 +81,11 @@ impl fmt::Debug for Placing {
 pub(super) fn place(put: PutObjectFluentBuilder, placement: Placement, default_class: Option<&str>) -> PutObjectFluentBuilder {
     let class = placement.storage_class.as_deref().or(default_class).map(StorageClass::from);
     let put = put.set_storage_class(class);
-    let Some(Lock { mode, days }) = placement.lock else { return put };
-    let mode = match mode {
+    let Some(lock) = placement.lock else { return put };
+    let mode = match lock.mode {
         LockMode::Governance => ObjectLockMode::Governance,
         LockMode::Compliance => ObjectLockMode::Compliance,
     };
-    let until = SystemTime::now() + Duration::from_secs(u64::from(days) * 24 * 3600);
+    let until = SystemTime::now() + lock.time();
     put.object_lock_mode(mode).object_lock_retain_until_date(DateTime::from(until))
 }

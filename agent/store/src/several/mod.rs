@@ -31,7 +31,7 @@ pub use place::{Fallbacks, PlaceState};
 use place::{Place, Reason};
 use queue::Lacking;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Listed, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
+use crate::{Error, ErrorKind, Key, ListRequest, Listed, Lock, Locked, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// Where an object has to be before a put is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -296,6 +296,39 @@ impl Store for Several {
             }
         }
         Ok(probed)
+    }
+
+    /// As the first that locks it does.
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        self.all().iter().find_map(|place| place.store.lock_of(key))
+    }
+
+    /// Where it is locked for the shortest time of those that are to lock it.
+    async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
+        let mut least: Option<Option<Locked>> = None;
+        for place in self.all().iter().filter(|place| place.store.lock_of(key).is_some()) {
+            let locked = place.store.locked(key).await.map_err(|error| place.name_it(error, "look at the lock of", key.as_str()))?;
+            least = Some(match (least.flatten(), locked) {
+                (Some(one), Some(other)) => Some(if one.until <= other.until { one } else { other }),
+                (_, locked) if least.is_none() => locked,
+                _ => None,
+            });
+        }
+        Ok(least.flatten())
+    }
+
+    /// In every place that has it.
+    async fn lock_anew(&self, key: &Key) -> Result<()> {
+        let mut failed = None;
+        for place in self.all() {
+            match place.store.lock_anew(key).await {
+                // It is on its way there, and locked as it comes.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => drop(failed.get_or_insert_with(|| place.name_it(error, "lock", key.as_str()))),
+                Ok(()) => {}
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     fn several(&self) -> Option<&Several> {

@@ -81,13 +81,27 @@ async fn what_is_locked_cannot_be_removed_for_good() {
     assert!(left > Duration::from_secs(23 * 3600) && left <= Duration::from_secs(24 * 3600), "{left:?}");
     assert_eq!(weed.lock_of(&bucket, "free/a").await, None);
     let whole = next_second().await;
+    // The store says it as the server does; and prolongs it, only where it is to be locked.
+    let found = store.locked(&key("locked/a")).await.unwrap().expect("it is locked");
+    assert_eq!((found.mode, found.until), (LockMode::Compliance, told));
+    assert_eq!((store.locked(&key("free/a")).await.unwrap(), store.lock_of(&key("free/a"))), (None, None));
+    tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
+    store.lock_anew(&key("locked/a")).await.unwrap();
+    store.lock_anew(&key("free/a")).await.unwrap();
+    assert!(weed.lock_of(&bucket, "locked/a").await > Some(told) && weed.lock_of(&bucket, "free/a").await.is_none());
+    assert_eq!(store.lock_anew(&key("locked/b")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(store.locked(&key("locked/b")).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(weed.remove_versions(&bucket, "locked/a").await.is_err(), "the version itself stays");
     weed.remove_versions(&bucket, "free/a").await.unwrap();
     // Hidden it can be, and is found again.
     store.delete(&key("locked/a")).await.unwrap();
     assert_eq!(store.get(&key("locked/a"), None).await.unwrap_err().kind(), ErrorKind::NotFound);
+    // This server gives an object whose lock is prolonged another time, so that it seems to have come later; of what is the same whenever it was put that is no matter.
     let past = PastS3Store::new(S3Store::open(S3Options { bucket, ..weed.options("") }).await.unwrap(), whole);
+    let past = past.with_timeless(|name| name == "locked/a");
     assert_eq!(past.get(&key("locked/a"), None).await.unwrap(), "x");
+    let listed = list_all(&past, ListRequest::default()).await.unwrap().objects;
+    assert_eq!(listed.iter().map(|listed| listed.key.as_str()).collect::<Vec<_>>(), ["locked/a"]);
 
     // A bucket without locks refuses the first put, and says why.
     let placing = Placing::by(|_| Placement { lock: Some(Lock { mode: LockMode::Governance, days: 1 }), ..Placement::default() });

@@ -1,0 +1,191 @@
+//! `walkeep verify --repair`: what one of two repositories lost or has damaged comes back from the other, also over a kill; what no other has is left.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+use walkeep_tests::process::Process;
+use walkeep_tests::{Bucket, Fault, FaultProxy, Repository, S3Server, Walkeep, When, wait_until};
+
+use crate::story::{self, PATIENCE, Story};
+
+const VERSION: u32 = 15;
+
+/// A cluster with a directory and a bucket, each with all of it; the agent has ended.
+struct Two {
+    story: Story,
+    proxy: FaultProxy,
+    bucket: Bucket,
+}
+
+impl Two {
+    fn begin() -> Self {
+        let cluster = story::builder(VERSION).start();
+        let server = S3Server::get();
+        let (proxy, bucket) = (server.proxy(), server.bucket());
+        let mut walkeep = Walkeep::local(&cluster);
+        walkeep.repositories.push(Repository::s3(proxy.endpoint(), &bucket));
+        walkeep.write_config();
+        let mut story = Story::with(cluster, walkeep);
+        for _ in 0..2 {
+            story.insert(20);
+            story.backup();
+        }
+        story.insert(20);
+        story.settle();
+        story.stop_agent(&[]);
+        story.walkeep.ok(&["copy", "--from", "1", "--to", "2"]);
+        Self { story, proxy, bucket }
+    }
+
+    fn walkeep(&self) -> &Walkeep {
+        &self.story.walkeep
+    }
+
+    #[track_caller]
+    fn verify(&self, args: &[&str], code: i32) -> Value {
+        let output = self.walkeep().run(&[&["verify", "--json"], args].concat());
+        assert_eq!(output.code, Some(code), "{}\n{}", output.stdout, output.stderr);
+        output.json()
+    }
+
+    /// Keys with this in them, in order.
+    fn keys(&self, part: &str) -> Vec<String> {
+        let mut keys: Vec<String> = self.bucket.list("main/").into_iter().map(|(key, _)| key).filter(|key| key.contains(part)).collect();
+        keys.sort();
+        assert!(!keys.is_empty(), "nothing like {part}");
+        keys
+    }
+
+    fn file(&self, key: &str) -> PathBuf {
+        self.walkeep().local_repository().join(key)
+    }
+
+    /// Damages it in the bucket.
+    fn flip(&self, key: &str) -> Vec<u8> {
+        let bad = flipped(self.bucket.get(key));
+        self.bucket.delete(key);
+        self.bucket.put(key, &bad);
+        bad
+    }
+}
+
+fn flipped(mut bytes: Vec<u8>) -> Vec<u8> {
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    bytes
+}
+
+/// Repository, key and who has it whole, of all that is damaged or missing.
+fn wrong(report: &Value) -> Vec<(u64, String, Value)> {
+    let findings = report["findings"].as_array().unwrap().iter().filter(|finding| finding["severity"] != "note");
+    let mut wrong: Vec<_> = findings
+        .map(|finding| {
+            assert!(finding["whole_in"].is_null() || finding["lost"].is_null(), "{finding}");
+            (finding["repository"].as_u64().unwrap(), finding["key"].as_str().unwrap().to_owned(), finding["whole_in"].clone())
+        })
+        .collect();
+    wrong.sort_by_key(|(number, key, _)| (*number, key.clone()));
+    wrong
+}
+
+#[test]
+fn what_one_repository_lost_the_other_gives_back() {
+    let mut two = Two::begin();
+    let whole = two.verify(&["--deep"], 0);
+    assert_eq!((whole["whole"].as_bool(), whole["repositories"].as_array().unwrap().len()), (Some(true), 2), "{whole}");
+    let packs = two.keys("/packs/");
+    let (mine, theirs) = (packs[0].clone(), packs[1].clone());
+    let note = two.keys(".backup.zst")[0].clone();
+    let segment = note.split_once(".0").map(|(segment, _)| format!("{segment}.zst")).unwrap();
+    let record = two.keys("/backup.json")[0].clone();
+    let good = [two.bucket.get(&mine), two.bucket.get(&theirs), two.bucket.get(&segment), two.bucket.get(&record)];
+    fs::write(two.file(&mine), flipped(good[0].clone())).unwrap();
+    fs::remove_file(two.file(&record)).unwrap();
+    let bad = two.flip(&theirs);
+    two.bucket.delete(&segment);
+
+    let found = two.verify(&["--deep"], 4);
+    let (first, second) = (serde_json::json!([1]), serde_json::json!([2]));
+    let mut expected = vec![
+        (1, mine.clone(), second.clone()),
+        (1, record.clone(), second.clone()),
+        (2, theirs.clone(), first.clone()),
+        (2, segment.clone(), first.clone()),
+    ];
+    expected.sort_by_key(|(number, key, _)| (*number, key.clone()));
+    assert_eq!(wrong(&found), expected, "{found}");
+    let told = two.walkeep().run(&["verify"]).expect_code(4);
+    assert!(told.stdout.starts_with("everything is whole in one repository at least; 4 objects are"), "{}", told.stdout);
+    assert!(two.walkeep().ok(&["status"]).stdout.contains("DAMAGED in one repository, whole in another"));
+
+    let planned = two.verify(&["--repair", "--dry-run"], 4);
+    assert_eq!(planned["repair"]["steps"].as_array().unwrap().len(), 4, "{planned}");
+    two.walkeep().run(&["verify", "--repair"]).expect_code(3);
+    assert_eq!(two.bucket.get(&theirs), bad, "nothing was changed");
+    let audit = |two: &Two| two.walkeep().ok(&["audit"]).stdout.matches("repair").count();
+    let before = audit(&two);
+    let mended = two.verify(&["--repair", "--yes"], 0);
+    assert!(mended["whole"] == true && wrong(&mended).is_empty(), "{mended}");
+    let steps = mended["repair"]["steps"].as_array().unwrap();
+    assert!(steps.len() == 4 && steps.iter().all(|step| step["outcome"]["result"] == "put"), "{mended}");
+    assert!(audit(&two) > before);
+    for (key, good) in [&mine, &theirs, &segment, &record].into_iter().zip(&good) {
+        assert!(two.bucket.get(key) == *good && fs::read(two.file(key)).unwrap() == *good, "{key}");
+    }
+    two.verify(&["--deep"], 0);
+
+    // What is damaged in both is left as it is in both, and told with what is lost.
+    fs::write(two.file(&mine), flipped(good[0].clone())).unwrap();
+    let bad = two.flip(&mine);
+    let left = two.verify(&["--deep", "--repair", "--yes"], 4);
+    assert_eq!(
+        wrong(&left).iter().map(|(number, key, _)| (*number, key.as_str())).collect::<Vec<_>>(),
+        [(1, mine.as_str()), (2, mine.as_str())]
+    );
+    assert!(left["findings"][0]["lost"]["backups"].is_array() && left["repair"]["without"].as_array().unwrap().len() == 2, "{left}");
+    assert!(two.bucket.get(&mine) == bad && fs::read(two.file(&mine)).unwrap() == bad);
+
+    // The agent tells which one it is, and sees that it is mended.
+    fs::write(two.file(&mine), &good[0]).unwrap();
+    two.story.walkeep.more = "\n[cluster.main.verify]\ncheck = \"5s\"\nscrub = \"5s\"\n".to_owned();
+    two.walkeep().write_config();
+    two.story.start_agent();
+    let of_bucket = format!("walkeep_verify_repository_damaged_objects{{repository=\"s3://{}\"}}", two.bucket.name);
+    let metric = |two: &Two, name: &str| two.story.agent().metric(name);
+    wait_until("the damage is counted", PATIENCE, || {
+        metric(&two, &of_bucket) == Some(1.0) && metric(&two, "walkeep_verify_damaged_objects") == Some(1.0)
+    });
+    two.verify(&["--deep", "--repair", "--yes"], 0);
+    wait_until("it is seen to be mended", PATIENCE, || metric(&two, "walkeep_verify_damaged_objects") == Some(0.0));
+    assert!(metric(&two, "walkeep_verify_unread_since_timestamp_seconds") > Some(0.0));
+    two.story.stop_agent(&["verify: something that is stored is damaged or missing"]);
+    two.story.walkeep.repositories.truncate(1);
+    two.walkeep().write_config();
+    let refused = two.walkeep().run(&["verify", "--repair", "--yes"]).expect_code(2);
+    assert!(refused.stderr.contains("has one repository"), "{}", refused.stderr);
+}
+
+/// kill -9 when the damaged pack is gone and the good one is not there yet.
+#[test]
+fn a_repair_that_was_killed_is_finished_by_the_next() {
+    let two = Two::begin();
+    let pack = two.keys("/packs/")[0].clone();
+    let good = two.bucket.get(&pack);
+    two.flip(&pack);
+    let held = two.proxy.arm(When::put().path(&pack), Fault::Hang);
+    let log = two.walkeep().scratch().join("repair.log");
+    let mut running = Process::start(two.walkeep().command(&["verify", "--deep", "--repair", "--yes"]), &log).unwrap();
+    wait_until("the damaged one is gone", PATIENCE, || two.proxy.hits(held) > 0);
+    running.signal("KILL");
+    running.wait(Duration::from_secs(5)).expect("it is dead");
+    two.proxy.drop_held();
+    two.proxy.disarm(held);
+    assert!(!two.bucket.list("main/").iter().any(|(key, _)| *key == pack));
+    let found = two.verify(&[], 4);
+    assert_eq!(wrong(&found), [(2, pack.clone(), serde_json::json!([1]))], "{found}");
+    two.verify(&["--repair", "--yes"], 0);
+    assert_eq!(two.bucket.get(&pack), good);
+    two.verify(&["--deep"], 0);
+}
