@@ -21,6 +21,7 @@ pub mod leases;
 pub mod look;
 pub mod manifest;
 pub mod names;
+pub mod opened;
 pub mod packs;
 pub mod place;
 pub mod prove;
