@@ -211,4 +211,4 @@ impl Sums {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -32,12 +32,6 @@ async fn made(repository: &ClusterRepository, job: &Job, script: &str) -> Result
     make(repository, job, started(script), &CancellationToken::new()).await
 }
 
-/// An artifact of one byte.
-pub(crate) async fn stored_under(repository: &ClusterRepository, name: &ArtifactName) -> ArtifactPlace {
-    let job = Job { name: name.clone(), ..job("") };
-    made(repository, &job, "printf x").await.unwrap().record.place()
-}
-
 async fn stored(store: &MemoryStore) -> usize {
     list_all(store, ListRequest { prefix: "main/7/artifacts/".into(), ..ListRequest::default() }).await.unwrap().objects.len()
 }

@@ -112,7 +112,7 @@ async fn cluster_store(cluster: &ClusterConfig, user: User, stop: &CancellationT
             let config = config.clone();
             async move { open_store(&config, Missing::Fail).await }.boxed()
         });
-        places.push(Arc::new(PlaceStore::new(repository.url(), cluster.name.clone(), open, agreed.clone())));
+        places.push(Arc::new(PlaceStore::of(repository.url(), cluster.name.clone(), open, agreed.clone())));
     }
     let tried = join_all(places.iter().map(|place| tokio::time::timeout(FIRST_TRY, place.ready()))).await;
     let (mut reached, mut failed, mut silent) = (false, None, Vec::new());

@@ -10,22 +10,17 @@ mod cursor;
 pub mod left_behind;
 mod report;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::Utc;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::artifact::ArtifactPlace;
-use walkeep_core::layout::ObjectName;
+use walkeep_store::Several;
 use walkeep_store::several::{Compared, Mark, Sink};
-use walkeep_store::{Key, Several};
 
 pub use contents::Contents;
 pub use report::{PlaceReport, behind_since, note_states, reports};
 
-use crate::artifact::retention::{self, Share};
 use crate::config::ClusterConfig;
 use crate::repository::{self, ClusterRepository};
 use crate::retry::Backoff;
@@ -88,7 +83,7 @@ pub async fn compare(repository: Arc<ClusterRepository>, cluster: ClusterConfig,
                 began = several.begin_comparing();
             }
             let compared = tokio::select! {
-                compared = compare_once(&repository, &cluster, &several, index, &mut cursor) => compared,
+                compared = compare_once(&repository, &several, index, &mut cursor) => compared,
                 // It may wait for a repository that does not answer.
                 () = stop.cancelled() => return,
             };
@@ -134,7 +129,6 @@ fn take_notes(several: &Several, cluster: &ClusterConfig) {
 /// Whether it was a comparison from the beginning to the end.
 async fn compare_once(
     repository: &Arc<ClusterRepository>,
-    cluster: &ClusterConfig,
     several: &Several,
     index: usize,
     cursor: &mut Cursor,
@@ -145,7 +139,7 @@ async fn compare_once(
     let from = cursor.begin();
     let goes_on = from != Mark::default();
     tracing::debug!(repository = other.url(), goes_on, "comparing with the primary");
-    let mut queueing = Queueing { repository, cluster, several, index, cursor, now: None, let_go: None, found: 0, back: 0 };
+    let mut queueing = Queueing { repository, several, index, cursor, now: None, found: 0, back: 0 };
     walkeep_store::several::compare(primary.as_ref(), other.as_ref(), &guide, from, &mut queueing).await?;
     let (found, back) = (queueing.found, queueing.back);
     let whole = cursor.complete();
@@ -158,37 +152,13 @@ async fn compare_once(
 /// Queues what a comparison finds.
 struct Queueing<'a> {
     repository: &'a Arc<ClusterRepository>,
-    cluster: &'a ClusterConfig,
     several: &'a Several,
     index: usize,
     cursor: &'a mut Cursor,
     /// What is kept, as of a moment behind the listings of this folder.
     now: Option<Contents>,
-    /// The artifacts that are not to be kept.
-    let_go: Option<BTreeSet<ArtifactPlace>>,
     found: u64,
     back: u64,
-}
-
-impl Queueing<'_> {
-    /// Whether it belongs to an artifact that was let go, or would be. Of those nothing is written down, other than of backups: that the primary does not have
-    /// it and nobody wants to keep it is enough. Where that cannot be told now, it is not brought back now.
-    async fn was_let_go(&mut self, key: &Key) -> bool {
-        let place = match self.repository.layout().parse(key.as_str()) {
-            Some(ObjectName::ArtifactBegun(place) | ObjectName::ArtifactPiece(place, _)) => place,
-            Some(ObjectName::ArtifactSummary(place) | ObjectName::ArtifactRecord(place)) => place,
-            _ => return false,
-        };
-        if self.let_go.is_none() {
-            let looked = retention::look(self.repository, self.cluster, Utc::now()).await;
-            let of = |share: Share| {
-                let Share { name, expired, .. } = share;
-                expired.into_iter().map(move |id| ArtifactPlace { name: name.clone(), id })
-            };
-            self.let_go = looked.ok().map(|shares| shares.into_iter().flat_map(of).collect());
-        }
-        self.let_go.as_ref().is_none_or(|let_go| let_go.contains(&place))
-    }
 }
 
 #[async_trait]
@@ -206,7 +176,7 @@ impl Sink for Queueing<'_> {
                 if self.now.is_none() {
                     self.now = Contents::load(self.repository.clone()).await.ok();
                 }
-                if self.now.as_ref().is_some_and(|now| now.wants_back(&listed.key)) && !self.was_let_go(&listed.key).await {
+                if self.now.as_ref().is_some_and(|now| now.wants_back(&listed.key)) {
                     self.back += 1;
                     // With a third one too: what was acknowledged by any may be in one only. That one is not waited for, as it may be dead.
                     self.several.room(0).await;

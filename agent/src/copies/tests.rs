@@ -25,13 +25,9 @@ fn cluster(folder: &Path) -> ClusterConfig {
 }
 
 fn configured(folder: &Path, repositories: &[&str]) -> ClusterConfig {
-    configured_with(folder, repositories, "")
-}
-
-fn configured_with(folder: &Path, repositories: &[&str], more: &str) -> ClusterConfig {
     let path = folder.join("walkeep.toml");
     let tables: String = repositories.iter().map(|name| format!("[[cluster.main.repository]]\nurl = \"s3://{name}\"\n")).collect();
-    let text = format!("[cluster.main]\nspool = \"{}\"\n{tables}{more}", folder.display());
+    let text = format!("[cluster.main]\nspool = \"{}\"\n{tables}", folder.display());
     std::fs::write(&path, text).unwrap();
     Config::load(&Selection { path: Some(path), ..Selection::default() }).unwrap().cluster
 }
@@ -114,7 +110,7 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
     let mut cursor = Cursor::load(&cluster(folder.path()), "s3://other");
     assert!(cursor.is_due(Duration::from_secs(1000)));
     let began = several.begin_comparing();
-    assert!(compare_once(&repository, &cluster(folder.path()), &several, 1, &mut cursor).await.unwrap());
+    assert!(compare_once(&repository, &several, 1, &mut cursor).await.unwrap());
     several.note_compared(1, began);
     several.drained(0).await;
     several.drained(1).await;
@@ -136,7 +132,7 @@ async fn a_comparison_brings_what_is_missing_and_not_what_was_let_go() {
     let mut again = Cursor::load(&cluster(folder.path()), "s3://other");
     assert!(!again.is_due(Duration::from_secs(1000)));
     let before = (keys(&one).await, keys(&other).await);
-    assert!(compare_once(&repository, &cluster(folder.path()), &several, 1, &mut again).await.unwrap());
+    assert!(compare_once(&repository, &several, 1, &mut again).await.unwrap());
     assert_eq!((several.states()[0].queued, several.states()[1].queued), (0, 0));
     assert_eq!((keys(&one).await, keys(&other).await), before);
     stop.cancel();
@@ -264,41 +260,6 @@ async fn what_another_process_left_behind_is_looked_for_in_every_repository() {
     assert_eq!(three.compared(), [false, true, true]);
     put(&three.repository, 2).await;
     assert!(!has(&three.repository, 3).await, "it is known to be absent");
-}
-
-#[tokio::test]
-async fn an_artifact_that_was_let_go_does_not_come_back_from_who_was_away() {
-    let folder = tempfile::tempdir().unwrap();
-    let artifact = "[[cluster.main.artifact]]\nname = \"etc\"\npath = \"/etc\"\nkeep_last = 1\n";
-    let config = configured_with(folder.path(), &["one", "other"], artifact);
-    let (repository, several, one, other) = two().await;
-    let (first, second) = (alone(&repository, 0).await, alone(&repository, 1).await);
-    let name: walkeep_core::artifact::ArtifactName = "etc".parse().unwrap();
-    let mut made = Vec::new();
-    for _ in 0..3 {
-        made.push(crate::artifact::tests::stored_under(&second, &name).await);
-    }
-    // The newest is in both, the one before it went from the primary alone, and the oldest was lost there.
-    for listed in walkeep_store::list_all(other.as_ref(), Default::default()).await.unwrap().objects {
-        if listed.key.as_str().contains(made[2].id.as_str()) {
-            let bytes = other.get(&listed.key, None).await.unwrap();
-            one.put_if_absent(&listed.key, bytes).await.unwrap();
-        }
-    }
-    let stop = CancellationToken::new();
-    tokio::spawn(follow(repository.clone(), config.clone(), 0, stop.clone()));
-    let compare_by = async |config: &ClusterConfig| {
-        let mut cursor = Cursor::load(config, "s3://other");
-        cursor.anew();
-        compare_once(&repository, config, &several, 1, &mut cursor).await.unwrap();
-        several.note_compared(1, several.begin_comparing());
-        several.drained(0).await;
-        first.artifacts(Some(&name)).await.unwrap().0.len()
-    };
-    assert_eq!(compare_by(&config).await, 1, "only the newest is kept");
-    // Where all are kept, what the primary lost comes back.
-    assert_eq!(compare_by(&configured(folder.path(), &["one", "other"])).await, 3);
-    stop.cancel();
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ pub mod locks;
 pub mod look;
 pub mod manifest;
 pub mod names;
+pub mod opened;
 pub mod packs;
 pub mod place;
 pub mod prove;

@@ -3,20 +3,15 @@
 //! It is used only once it was proven to keep the same cluster as the others: marker and identities are read first, and compared with those of the one that was
 //! opened first.
 
-use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 use walkeep_core::layout::ClusterName;
-use walkeep_store::{
-    Error as StoreError, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result as StoreResult, SharedStore,
-    Store, Thaw,
-};
+use walkeep_store::{ErrorKind, SharedStore};
 
+use super::opened::{Open, OpenedStore};
 use super::{ClusterIdentity, Error, Repository, Result};
 
 /// How to open the store.
@@ -34,26 +29,32 @@ struct Known {
 }
 
 /// Such a repository, as a store.
-pub struct PlaceStore {
+pub type PlaceStore = OpenedStore<OpenPlace>;
+
+impl PlaceStore {
+    /// The repository at `url`, which `open` opens.
+    pub fn of(url: String, cluster: ClusterName, open: OpenStore, agreed: Agreed) -> Self {
+        Self::new(OpenPlace { url, cluster, open, agreed })
+    }
+}
+
+/// How it is opened.
+pub struct OpenPlace {
     url: String,
     cluster: ClusterName,
     open: OpenStore,
     agreed: Agreed,
-    opened: OnceCell<SharedStore>,
 }
 
-impl PlaceStore {
-    /// The repository at `url`, which `open` opens.
-    pub fn new(url: String, cluster: ClusterName, open: OpenStore, agreed: Agreed) -> Self {
-        Self { url, cluster, open, agreed, opened: OnceCell::new() }
+#[async_trait]
+impl Open for OpenPlace {
+    type Error = Error;
+
+    fn url(&self) -> &str {
+        &self.url
     }
 
-    /// Opens it, unless that was done.
-    pub async fn ready(&self) -> Result<()> {
-        self.opened.get_or_try_init(|| self.open_and_prove()).await.map(drop)
-    }
-
-    async fn open_and_prove(&self) -> Result<SharedStore> {
+    async fn open(&self) -> Result<SharedStore> {
         let store = (self.open)().await?;
         let repository = Repository::open(store.clone()).await?;
         let known = repository.identities(&self.cluster).await?;
@@ -73,17 +74,11 @@ impl PlaceStore {
         Ok(store)
     }
 
-    async fn store(&self) -> StoreResult<&SharedStore> {
-        self.opened.get_or_try_init(|| self.open_and_prove()).await.map_err(|error| self.not_opened(error))
-    }
-
-    /// Never "not found": that is said of an object by a repository that was reached.
-    fn not_opened(&self, error: Error) -> StoreError {
-        let kind = match &error {
+    fn kind(error: &Error) -> ErrorKind {
+        match error {
             Error::Store(error) if error.kind() != ErrorKind::NotFound && error.kind() != ErrorKind::AlreadyExists => error.kind(),
             _ => ErrorKind::Unusable,
-        };
-        StoreError::at(kind, "open", &self.url).because(format!("{error:#}"))
+        }
     }
 }
 
@@ -105,70 +100,13 @@ pub fn difference(one: &[ClusterIdentity], other: &[ClusterIdentity]) -> Option<
     }
 }
 
-impl fmt::Debug for PlaceStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PlaceStore").field("url", &self.url).field("opened", &self.opened.initialized()).finish_non_exhaustive()
-    }
-}
-
-#[async_trait]
-impl Store for PlaceStore {
-    fn url(&self) -> String {
-        self.url.clone()
-    }
-
-    async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<Put> {
-        self.store().await?.put_if_absent(key, body).await
-    }
-
-    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> StoreResult<Bytes> {
-        self.store().await?.get(key, range).await
-    }
-
-    async fn list(&self, request: &ListRequest) -> StoreResult<Page> {
-        self.store().await?.list(request).await
-    }
-
-    async fn delete(&self, key: &Key) -> StoreResult<()> {
-        self.store().await?.delete(key).await
-    }
-
-    async fn delete_many(&self, keys: &[Key]) -> StoreResult<Vec<(Key, StoreError)>> {
-        self.store().await?.delete_many(keys).await
-    }
-
-    async fn readiness(&self, key: &Key) -> StoreResult<Readiness> {
-        self.store().await?.readiness(key).await
-    }
-
-    async fn thaw(&self, key: &Key, thaw: Thaw) -> StoreResult<Readiness> {
-        self.store().await?.thaw(key, thaw).await
-    }
-
-    async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
-        self.store().await?.probe(scratch).await
-    }
-
-    fn lock_of(&self, key: &Key) -> Option<Lock> {
-        self.opened.get()?.lock_of(key)
-    }
-
-    async fn locked(&self, key: &Key) -> StoreResult<Option<Locked>> {
-        self.store().await?.locked(key).await
-    }
-
-    async fn lock_anew(&self, key: &Key) -> StoreResult<()> {
-        self.store().await?.lock_anew(key).await
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
     use futures::FutureExt;
     use walkeep_core::layout::Form;
     use walkeep_core::{MajorVersion, SegmentSize, SystemIdentifier};
-    use walkeep_store::MemoryStore;
+    use walkeep_store::{MemoryStore, Store};
 
     use super::*;
 
@@ -189,7 +127,7 @@ mod tests {
             repository.add_identity(&cluster, number, identity).await.unwrap();
         }
         let open: OpenStore = Arc::new(move || std::future::ready(Ok(store.clone())).boxed());
-        PlaceStore::new(url.into(), cluster, open, agreed.clone())
+        PlaceStore::of(url.into(), cluster, open, agreed.clone())
     }
 
     #[tokio::test]
