@@ -506,6 +506,7 @@ fn every_command_has_help() {
         "key remove",
         "plan",
         "restore",
+        "thaw",
         "demo",
         "wal push",
         "wal fetch",

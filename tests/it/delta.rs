@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use walkeep_tests::keys::is_everything_encrypted;
 use walkeep_tests::{Cluster, Scratch, Stop, user};
 
 use crate::story::{Restored, Story};
@@ -161,7 +162,20 @@ fn by_hand_as_the_readme_has_it() {
     let scratch = Scratch::new();
     let folder = scratch.dir("by-hand");
     let system = story.cluster.sql("SELECT system_identifier FROM pg_control_system()");
-    let root = story.walkeep.local_repository().join("main").join(system);
+    let mut root = story.walkeep.local_repository().join("main").join(system);
+    if let Some(keys) = story.walkeep.keys.as_ref().filter(|_| is_everything_encrypted()) {
+        // First what it says of an encrypted repository, in a copy.
+        let (_, first) = readme.split_once("repository decrypt first:").unwrap();
+        let words: Vec<&str> = first.split('`').skip(1).step_by(2).take_while(|words| !words.starts_with("zstd")).collect();
+        let steps = words.iter().filter(|words| words.starts_with("find")).copied().collect::<Vec<_>>().join("\n");
+        let copy = folder.join("copy");
+        walkeep_tests::walkeep::run(user::command("cp").arg("-a").arg(&root).arg(&copy)).expect_code(0);
+        std::fs::write(folder.join("identity.txt"), &keys.identities[0]).unwrap();
+        user::give(&folder.join("identity.txt"));
+        let mut command = user::command("bash");
+        walkeep_tests::walkeep::run(command.current_dir(&folder).env("root", &copy).args(["-euc", &steps])).expect_code(0);
+        root = copy;
+    }
     let mut command = user::command("bash");
     command.current_dir(&folder).env("root", &root).env("id", &id).args(["-euc", script]);
     walkeep_tests::walkeep::run(&mut command).expect_code(0);

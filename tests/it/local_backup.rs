@@ -244,6 +244,7 @@ fn a_file_that_cannot_be_read_ends_the_backup_and_is_named() {
     let whole = story.cluster.data().join(&path);
     let trace = story.walkeep.scratch().join("trace");
     let strace = ["strace", "-f", "-qq", "-o", trace.to_str().unwrap(), "-P", whole.to_str().unwrap(), "-e", "inject=pread64:error=EIO"];
+    story.walkeep.environment.push(("WALKEEP_TRACEABLE".to_owned(), "1".to_owned()));
     story.walkeep.run_by = strace.map(str::to_owned).to_vec();
     let output = story.walkeep.run(&["backup", "--method", "local"]).expect_code(1);
     assert!(output.stderr.contains(&path) && output.stderr.contains("Input/output error"), "{}", output.stderr);

@@ -172,9 +172,10 @@ fn a_thaw_is_asked_for_now_and_waited_for_later() {
 fn archived_wal_is_not_the_end_of_wal() {
     let (_cluster, proxy, walkeep) = archive();
     let restored = Restored::by(&walkeep, VERSION, &[]);
+    let planned = walkeep.ok(&["plan", "--json"]).json();
+    let segment = planned["wal"][0]["segment"].as_str().unwrap();
     proxy.freeze("/wal/", "GLACIER", TAKES);
     let to = walkeep.scratch().join("one");
-    let segment = "000000010000000000000003";
     let fetched = walkeep.run(&["wal", "fetch", segment, &to.to_string_lossy()]);
     assert!(fetched.code.is_some_and(|code| code > 125) && fetched.stderr.contains("InvalidObjectState"), "{fetched:?}");
     assert!(!to.exists());

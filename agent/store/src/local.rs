@@ -90,6 +90,18 @@ impl Store for LocalStore {
         self.run("delete", key.as_str(), move |files| files.delete(path.as_str())).await
     }
 
+    async fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
+        let paths: Vec<String> = keys.iter().map(|key| key.as_str().to_owned()).collect();
+        let first = keys.first().map_or("", Key::as_str);
+        let stay = self.run("delete", first, move |files| files.delete_all(&paths)).await?;
+        let told = |(number, error): (usize, io::Error)| {
+            let key: &Key = keys.get(number)?;
+            let place = self.root.join(key.as_str()).display().to_string();
+            Some((key.clone(), Error::at(kind_of(&error), "delete", place).because(error)))
+        };
+        Ok(stay.into_iter().filter_map(told).collect())
+    }
+
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         crate::probe::probe(self, scratch).await
     }

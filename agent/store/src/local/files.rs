@@ -10,7 +10,7 @@
 //! An fsync that failed is never repeated in the hope that it succeeds: Linux reports a lost write once and forgets it. The bytes are
 //! written again from the start.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -96,6 +96,27 @@ impl Files {
         }
     }
 
+    /// The same for many, each folder made durable once. Answers the numbers of those that may not be removed, with the reason; fails at anything else, with
+    /// what is gone by then gone durably.
+    pub(super) fn delete_all(&self, paths: &[String]) -> io::Result<Vec<(usize, io::Error)>> {
+        let (mut stay, mut folders, mut failed) = (Vec::new(), BTreeSet::new(), None);
+        for (number, path) in paths.iter().enumerate() {
+            match rustix::fs::unlinkat(&self.root, path, AtFlags::empty()) {
+                Ok(()) => drop(folders.insert(parent(path))),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR) => self.prove_root()?,
+                Err(error @ (Errno::ACCESS | Errno::PERM)) => stay.push((number, error.into())),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        for folder in folders {
+            self.sync_folder(folder)?;
+        }
+        failed.map_or(Ok(stay), |error| Err(error.into()))
+    }
+
     /// The entries of a folder; none if there is no such folder.
     pub(super) fn entries(&self, folder: &str) -> io::Result<Option<Dir>> {
         match rustix::fs::openat(&self.root, relative(folder), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
@@ -148,16 +169,33 @@ impl Files {
         Ok(Some(true))
     }
 
-    /// Makes an object durable that another writer may have left before it was. Its bytes are not at hand: where an fsync has failed, nothing mends it here.
+    /// Makes an object durable that another writer may have left before it was. Its right bytes are not at hand: where an fsync fails, what can be read of
+    /// it is written anew, as a second fsync, a later process's too, would not tell of the loss. Nobody counts on that before it was looked at once more.
     fn sync_other(&self, path: &str, file: &File) -> io::Result<()> {
         if locked(&self.doubtful).contains(path) {
             return Err(io::Error::other("an fsync of the object that is there has failed: it may be lost when the machine stops"));
         }
         if let Err(error) = file.sync_all() {
-            locked(&self.doubtful).insert(path.to_owned());
+            if let Err(again) = self.write_again(path, file) {
+                tracing::warn!(path, error = %again, "an object could not be written anew after an fsync of it had failed");
+                locked(&self.doubtful).insert(path.to_owned());
+            }
             return Err(error);
         }
         self.make_folder(parent(path))?;
+        self.sync_name(path)
+    }
+
+    /// Puts a new file with the same bytes in the place of an object's.
+    fn write_again(&self, path: &str, mut file: &File) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        let temporary = self.write_temporary(&bytes)?;
+        if let Err(error) = rustix::fs::renameat(&self.root, &temporary, &self.root, path) {
+            self.remove_quietly(&temporary);
+            return Err(error.into());
+        }
         self.sync_name(path)
     }
 

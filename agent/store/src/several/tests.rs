@@ -1,6 +1,6 @@
 //! Each rule and each fault, over stores in memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::{Fault, FaultyStore, MemoryStore, Operation, Rule, list_all};
+use crate::{ArchiveClass, Fault, FaultyStore, MemoryStore, Operation, Rule, list_all};
 
 /// A store in memory that fails on demand, called `url`.
 #[derive(Debug)]
@@ -16,18 +16,26 @@ struct Named {
     url: &'static str,
     memory: Arc<MemoryStore>,
     faulty: FaultyStore,
+    /// How its objects are, where they are archived.
+    frozen: Mutex<Option<Readiness>>,
 }
 
 impl Named {
     fn new(url: &'static str) -> Arc<Self> {
         let memory = Arc::new(MemoryStore::new());
-        Arc::new(Self { url, memory: memory.clone(), faulty: FaultyStore::new(memory) })
+        Arc::new(Self { url, memory: memory.clone(), faulty: FaultyStore::new(memory), frozen: Mutex::default() })
     }
 
     fn fail(&self, kind: ErrorKind) {
         for operation in Operation::ALL {
             self.faulty.inject(Rule::new(operation, Fault::Fail(kind)));
         }
+    }
+
+    /// From now on its objects are archived.
+    fn freeze(&self) {
+        self.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Archived)));
+        *self.frozen.lock().unwrap() = Some(Readiness::Archived(ArchiveClass::Glacier));
     }
 
     fn has(&self, text: &str) -> bool {
@@ -55,6 +63,15 @@ impl Store for Named {
 
     async fn delete(&self, key: &Key) -> Result<()> {
         self.faulty.delete(key).await
+    }
+
+    async fn readiness(&self, _: &Key) -> Result<Readiness> {
+        Ok(self.frozen.lock().unwrap().unwrap_or(Readiness::Ready))
+    }
+
+    async fn thaw(&self, _: &Key, _: Thaw) -> Result<Readiness> {
+        *self.frozen.lock().unwrap() = Some(Readiness::Thawing);
+        Ok(Readiness::Thawing)
     }
 
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
@@ -203,6 +220,32 @@ async fn any_is_content_with_one_and_the_primary_gets_it_later() {
     one.fail(ErrorKind::Transient);
     other.fail(ErrorKind::Denied);
     assert!(several.put_if_absent(&key("data/c"), body("c")).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_archived_in_one_place_is_read_from_another() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    several.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    other.memory.put_if_absent(&key("data/a"), body("a")).await.unwrap();
+    one.freeze();
+    assert_eq!(several.get(&key("data/a"), None).await.unwrap(), "a");
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap(), Readiness::Ready);
+    let state = several.states().remove(0);
+    assert!(state.down.is_none() && state.fallbacks == Fallbacks::default(), "nothing is wrong with the place: {state:?}");
+    other.freeze();
+    assert_eq!(several.get(&key("data/a"), None).await.unwrap_err().kind(), ErrorKind::Archived);
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap(), Readiness::Archived(ArchiveClass::Glacier));
+    let thaw = Thaw { days: 1, tier: crate::Tier::Bulk };
+    for _ in 0..2 {
+        assert_eq!(several.thaw(&key("data/a"), thaw).await.unwrap(), Readiness::Thawing);
+    }
+    assert_eq!(
+        *other.frozen.lock().unwrap(),
+        Some(Readiness::Archived(ArchiveClass::Glacier)),
+        "one place is enough, and it is asked once"
+    );
+    other.fail(ErrorKind::Transient);
+    assert_eq!(several.get(&key("data/a"), None).await.unwrap_err().kind(), ErrorKind::Archived, "it is there, whatever the others say");
 }
 
 #[tokio::test(start_paused = true)]
