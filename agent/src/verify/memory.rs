@@ -84,9 +84,6 @@ pub struct Outcome {
     /// What is damaged or missing here and whole in another repository: keys.
     #[serde(default)]
     pub whole_elsewhere: BTreeSet<String>,
-    /// What a repair was about to take away for a good copy: keys.
-    #[serde(default)]
-    pub mending: BTreeSet<String>,
 }
 
 /// What is remembered.
@@ -97,6 +94,9 @@ pub struct Memory {
     number: usize,
     /// How it went.
     pub outcome: Outcome,
+    /// What a repair was about to take away for a good copy: keys. In a file of its own, which only repairs write: an agent that verifies meanwhile writes down what
+    /// it knew when it began.
+    mending: BTreeSet<String>,
     verified: HashMap<u64, u32>,
     now: u32,
 }
@@ -125,6 +125,8 @@ impl Memory {
         let verified = outcome.as_ref().and_then(|_| decode(&memory.read("verified")?));
         memory.outcome = outcome.unwrap_or_else(|| Outcome { repository: repository.to_owned(), ..Outcome::default() });
         memory.verified = verified.unwrap_or_default();
+        let mending = memory.read("mending.json").and_then(|text| serde_json::from_slice::<(String, BTreeSet<String>)>(&text).ok());
+        memory.mending = mending.filter(|(of, _)| of == repository).map(|(_, keys)| keys).unwrap_or_default();
         memory
     }
 
@@ -193,7 +195,6 @@ impl Memory {
         let found = |key: &String| findings.iter().any(|finding| finding.key == *key);
         outcome.artifacts.retain(found);
         outcome.artifacts.extend(newest_artifacts(&seen.listing));
-        outcome.mending.retain(found);
         for timeline in seen.catalog.timelines() {
             let stored = outcome.frontiers.entry(timeline.get()).or_default();
             *stored = seen.catalog.frontier(timeline).unwrap_or_default().max(*stored);
@@ -238,7 +239,7 @@ impl Memory {
                 found.extend(judge.finding(Kind::Missing, &name, reason));
             }
         }
-        for key in outcome.mending.iter().filter(|key| !mended.contains(*key)) {
+        for key in self.mending.iter().filter(|key| !mended.contains(*key)) {
             let reason = "a repair took the damaged one away and did not put the good one yet".to_owned();
             found.extend(layout.parse(key).and_then(|name| judge.finding(Kind::Missing, &name, reason)));
         }
@@ -254,6 +255,23 @@ impl Memory {
             }
         }
         found
+    }
+
+    /// What a repair was about to take away.
+    pub fn mending(&self) -> &BTreeSet<String> {
+        &self.mending
+    }
+
+    /// A repair takes this object away now, or has put the good one. Whether that is written down.
+    pub async fn note_mending(&mut self, key: &str, goes: bool) -> bool {
+        match goes {
+            true => drop(self.mending.insert(key.to_owned())),
+            false => drop(self.mending.remove(key)),
+        }
+        let Some(path) = self.path("mending.json") else { return false };
+        let Ok(text) = serde_json::to_vec(&(&self.outcome.repository, &self.mending)) else { return false };
+        let written = tokio::task::spawn_blocking(move || write(&path, &text)).await;
+        written.is_ok_and(|written| written.is_ok())
     }
 
     /// Writes it down, on a thread for such work: it is fsynced, and may have megabytes. Whether it is written.

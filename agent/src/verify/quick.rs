@@ -100,7 +100,7 @@ async fn once(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
             if let ObjectName::Audit(number) = name {
                 audit.insert(*number, listed.clone());
             }
-            if memory.outcome.mending.contains(listed.key.as_str()) {
+            if memory.mending().contains(listed.key.as_str()) {
                 mended.insert(listed.key.to_string());
             }
             if look.backup.is_none() && repository.lock_promised(name).is_some() {

@@ -146,15 +146,12 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
         }
     };
     if there {
-        place.memory.outcome.mending.insert(step.key.clone());
-        if !place.memory.keep().await {
-            place.memory.outcome.mending.remove(&step.key);
-            let reason = "that it is taken away cannot be noted (verify.json in the spool folder, or in the user's cache): it would not be known behind a crash";
+        if !place.memory.note_mending(&step.key, true).await {
+            let reason = "that it is taken away cannot be noted (mending.json in the spool folder, or in the user's cache): it would not be known behind a crash";
             return Ok(Outcome::NotDone(reason.to_owned()));
         }
         if let Err(error) = target.take_away(name).await {
-            place.memory.outcome.mending.remove(&step.key);
-            place.memory.keep().await;
+            place.memory.note_mending(&step.key, false).await;
             return Ok(Outcome::NotDone(format!("the damaged one cannot be removed: {}", chain(&error))));
         }
     }
@@ -169,7 +166,7 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
         Ok(_) => return Ok(Outcome::Unfinished("what was stored did not come back as it was".into())),
         Err(error) => return Ok(Outcome::Unfinished(format!("it cannot be read back: {}", chain(&error)))),
     }
-    place.memory.outcome.mending.remove(&step.key);
+    place.memory.note_mending(&step.key, false).await;
     place.memory.forget_damage(&step.key);
     place.memory.keep().await;
     Ok(Outcome::Put)
@@ -296,7 +293,7 @@ mod tests {
         let (plan, report) = repaired(&two, &mut places).await;
         assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("cannot be removed")), "{plan:?}");
         assert_eq!((two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), wrong(&report).len()), (bad, 1));
-        assert!(places[1].memory.outcome.mending.is_empty());
+        assert!(places[1].memory.mending().is_empty());
         // A way that changes bytes is no damage: what is stored is whole.
         two.faulty.heal();
         let (plan, report) = repaired(&two, &mut places).await;
