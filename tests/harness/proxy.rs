@@ -8,6 +8,7 @@
 
 mod archive;
 mod serve;
+mod stale;
 mod wire;
 
 use std::collections::HashMap;
@@ -139,6 +140,8 @@ pub enum Fault {
     /// The object is put over what is there in spite of `If-None-Match`, as by a server that does not know the condition. (The proxy deletes
     /// what is there first: the header cannot be taken away, it is part of what was signed.)
     IgnoreIfNoneMatch,
+    /// The answer to a listing lacks the objects whose key has this text, as one that is behind, and has the others in the wrong order.
+    StaleListing(&'static str),
     /// The answer's `ETag` is not the content's MD5.
     StrangeEtag,
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use walkeep_tests::walkeep::run;
 use walkeep_tests::{Agent, Bucket, Cluster, Fault, FaultProxy, Repository, S3Server, Stop, Walkeep, When, compare_fetched, wait_until};
 
-use crate::story;
+use crate::story::{self, Story};
 use crate::support::{MIB, SERVER_GONE, Tmpfs, assert_calm, end_of, segments_in, switch_and_store, wait_durable};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -70,6 +70,47 @@ fn conditional_puts_conflict_with_nothing() {
 #[test]
 fn etags_are_strange() {
     load_under(When::any(), Fault::StrangeEtag, &NOT_NOW);
+}
+
+/// N11
+#[test]
+fn listings_are_behind_and_in_no_order() {
+    load_under(When::list(), Fault::StaleListing("/wal/"), &NOT_NOW);
+}
+
+/// N11: what a listing leaves out is stored all the same: nothing is taken for absent by it, nothing is stored twice, and no plan promises what it did not see.
+#[test]
+fn what_a_listing_leaves_out_is_not_absent() {
+    let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
+    let story = Story::begin(story::builder(15), Some(Repository::s3(proxy.endpoint(), &bucket)));
+    story.insert(10);
+    story.backup();
+    story.insert(10);
+    let segment = story.cluster.switch_wal();
+    story.settle();
+    let to = |name: &str| story.walkeep.scratch().join(name).to_string_lossy().into_owned();
+
+    let stale = proxy.arm(When::list(), Fault::StaleListing("/wal/"));
+    story.walkeep.ok(&["wal", "fetch", &segment, &to("fetched")]);
+    let planned = story.walkeep.run(&["plan", "--json"]);
+    assert_eq!(planned.code, Some(3), "no WAL is seen, so nothing can be promised: {planned:?}");
+    assert!(proxy.hits(stale) > 0);
+    proxy.disarm(stale);
+
+    // The next backup sees neither the one before nor what it stored: it stores the same once more, under the same names.
+    for without in ["/packs/", "/backups/"] {
+        let stale = proxy.arm(When::list(), Fault::StaleListing(without));
+        story.insert(1);
+        story.walkeep.run(&["backup"]);
+        assert!(proxy.hits(stale) > 0);
+        proxy.disarm(stale);
+    }
+    story.insert(5);
+    story.settle();
+    story.walkeep.ok(&["verify", "--deep"]);
+    let restored = story.restore(&[]);
+    assert_eq!(restored.start().rows(), 27);
+    story.end(&NOT_NOW);
 }
 
 /// N6

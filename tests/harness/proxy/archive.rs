@@ -133,7 +133,7 @@ impl Archive {
 }
 
 /// Where the first element of this name begins and ends.
-fn element(text: &str, tag: &str) -> Option<(usize, usize)> {
+pub(super) fn element(text: &str, tag: &str) -> Option<(usize, usize)> {
     let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
     let from = text.find(&open)?;
     let to = from + text[from..].find(&close)? + close.len();

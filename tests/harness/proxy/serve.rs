@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use super::archive::State;
+use super::stale::stale;
 use super::wire::{Head, Length, pump};
 use super::{Fault, Request, Shared};
 use crate::s3;
@@ -168,15 +169,14 @@ impl Exchange<'_> {
         self.method == "GET" && lists && !self.shared.state().archive.is_empty()
     }
 
-    /// Hands a listing on with the classes of what is archived.
-    fn forward_listing(&self, mut head: Head, from_server: &mut BufReader<&TcpStream>) -> Result<bool> {
+    /// Hands a listing on, edited.
+    fn forward_listing(&self, mut head: Head, from_server: &mut BufReader<&TcpStream>, edit: impl Fn(&str) -> String) -> Result<bool> {
         let (mut client, mut document) = (self.client, Vec::new());
         pump(from_server, head.answer_length(&self.method), |content, _| {
             document.extend_from_slice(content);
             Ok(())
         })?;
-        let bucket = self.path.trim_matches('/').split('/').next().unwrap_or_default();
-        let told = self.shared.state().archive.classes_in(bucket, &String::from_utf8_lossy(&document));
+        let told = edit(&String::from_utf8_lossy(&document));
         head.remove("transfer-encoding");
         head.set("Content-Length", &told.len().to_string());
         self.shared.note(self.entry, |request| {
@@ -234,8 +234,12 @@ impl Exchange<'_> {
 
     /// Hands the answer on, spoilt as the fault says; whether the connection can go on.
     fn forward_answer(&mut self, mut head: Head, from_server: &mut BufReader<&TcpStream>) -> Result<bool> {
+        if let Some(Fault::StaleListing(without)) = self.fault {
+            return self.forward_listing(head, from_server, |document| stale(document, without));
+        }
         if self.fault.is_none() && self.lists_archived() {
-            return self.forward_listing(head, from_server);
+            let bucket = self.path.trim_matches('/').split('/').next().unwrap_or_default().to_owned();
+            return self.forward_listing(head, from_server, |document| self.shared.state().archive.classes_in(&bucket, document));
         }
         // What is not there is not archived either.
         if self.method == "GET" && matches!(head.status(), 200 | 206) && self.is_archived() {
