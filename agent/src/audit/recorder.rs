@@ -61,12 +61,37 @@ impl Recorder {
         }
     }
 
+    /// Something begins that a stop of the agent may cut off: this is told then, unless it ends before.
+    pub fn if_given_up(&self, deed: Deed) -> GivenUp {
+        GivenUp { recorder: self.clone(), deed: Some(deed.saying("given up: the agent stops")) }
+    }
+
     /// Tells that something was refused. The same reason again is counted for a while.
     pub fn refused(&self, reason: &str, deed: Deed) {
         if let Some(told) = &self.0 {
             let first = told.refusals().refused(reason, deed, Instant::now());
             first.into_iter().for_each(|deed| told.pass_on(deed));
         }
+    }
+}
+
+/// See [`Recorder::if_given_up`].
+#[derive(Debug)]
+pub struct GivenUp {
+    recorder: Recorder,
+    deed: Option<Deed>,
+}
+
+impl GivenUp {
+    /// It ended by itself, well or not.
+    pub fn ended(mut self) {
+        self.deed = None;
+    }
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.deed.take().into_iter().for_each(|deed| self.recorder.done(deed));
     }
 }
 

@@ -209,7 +209,9 @@ impl Artifacts {
 
     async fn one(&self, name: &ArtifactName, kind: Kind, make: impl Future<Output = Result<Made>>) -> Result<()> {
         let began = Instant::now();
+        let given_up = self.recorder.if_given_up(Deed::new("agent", kind.clone(), Outcome::Failed).of("artifact", name));
         let made = make.await;
+        given_up.ended();
         self.metrics.artifacts.ended(name.as_str(), made.is_ok(), began.elapsed().as_secs_f64(), Utc::now());
         let deed = Deed::of_agent(kind, &made).of("artifact", name);
         let made = match made {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::audit::Kind;
+use walkeep_core::audit::{Kind, Outcome};
 use walkeep_core::backup::BackupRecord;
 
 use crate::audit::{Deed, Recorder};
@@ -84,20 +84,20 @@ impl Taker {
         let lock = Arc::new(tokio::task::spawn_blocking(move || BackupLock::take(&spool, &who)).await.context("wait for the lock")??);
         let (label, began) = (options.label.clone(), Instant::now());
         self.metrics.backups.running(true);
+        let deed = Deed::new("agent", Kind::BACKUP, Outcome::Failed).of("label", &label);
+        let given_up = self.recorder.if_given_up(deed);
         let taken = backup::take(waiting::told(&self.repository, &lock), &self.params, options, &|_| {}, &self.stop).await;
         self.metrics.backups.running(false);
         drop(lock);
         if let Ok(record) = &taken {
             self.metrics.backup_taken(record);
         }
-        let deed = Deed::of_agent(Kind::BACKUP, &taken).of("label", &label);
-        let deed = taken.iter().fold(deed, |deed, record| deed.of("backup", &record.id));
-        if taken.is_err() && self.stop.is_cancelled() {
-            // No alarm: the next agent goes on with it.
-            self.recorder.done(deed.saying("given up: the agent stops"));
-        } else {
+        // A stop is no failure: the next agent goes on with it.
+        if taken.is_ok() || !self.stop.is_cancelled() {
+            given_up.ended();
             self.metrics.backups.ended(&label, taken.is_ok(), began.elapsed().as_secs_f64(), Utc::now());
-            self.recorder.done(deed);
+            let deed = Deed::of_agent(Kind::BACKUP, &taken).of("label", &label);
+            self.recorder.done(taken.iter().fold(deed, |deed, record| deed.of("backup", &record.id)));
         }
         if taken.is_ok() {
             retention::let_go(self).await;
@@ -120,13 +120,13 @@ pub async fn run(taker: Taker, progress: Arc<Progress>) {
         }
     };
     tokio::select! {
-        // All of it may be dropped at any time: of a backup that is under way nothing is recorded.
+        // All of it may be dropped at any time: a backup that is under way does not get into the catalog.
         () = taker.stop.cancelled() => {}
         () = work => {}
         () = schedules.keep_shown(&taker.metrics) => {}
     }
     if taker.metrics.backups.is_running() {
-        tracing::info!("a base backup was under way; it is given up, and nothing of it is recorded");
+        tracing::info!("a base backup was under way; it is given up, and the next agent goes on with it");
     }
 }
 
