@@ -45,14 +45,8 @@ impl Call {
         Ok(Flow::of(|source| async move {
             let said = self.stderr(&mut child);
             let mut group = Group::of(&child);
-            let held = async {
-                // Its status is asked for again below.
-                let _ = child.wait().await;
-                tokio::time::sleep(LEFT).await;
-            };
             let copied = tokio::select! {
-                copied = copy(stdout, &source) => copied,
-                () = held => bail!("the command has ended, and a process it left behind still holds its output: whether that is all of it nobody knows"),
+                copied = copy(stdout, &mut child, &source) => copied,
                 () = source.cancelled.cancelled() => bail!("cancelled"),
             };
             copied?;
@@ -164,10 +158,21 @@ impl Drop for Group {
     }
 }
 
-async fn copy(mut stdout: impl AsyncRead + Unpin, source: &Source) -> Result<()> {
+async fn copy(mut stdout: impl AsyncRead + Unpin, child: &mut Child, source: &Source) -> Result<()> {
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);
-        if (&mut stdout).take(CHUNK as u64).read_to_end(&mut chunk).await.context("read what the command prints")? == 0 {
+        let mut room = (&mut stdout).take(CHUNK as u64);
+        // Only while something is to be read: that what was read is stored may take as long as it takes.
+        let held = async {
+            let _ = child.wait().await;
+            tokio::time::sleep(LEFT).await;
+        };
+        let read = tokio::select! {
+            biased;
+            read = room.read_to_end(&mut chunk) => read.context("read what the command prints")?,
+            () = held => bail!("the command has ended, and a process it left behind still holds its output: whether that is all of it nobody knows"),
+        };
+        if read == 0 {
             return Ok(());
         }
         source.put(Bytes::from(chunk)).await?;
@@ -228,6 +233,16 @@ mod tests {
         let mut flow = sh("echo all; sleep 20 > /dev/null &").start().unwrap();
         assert_eq!(&flow.piece().await.unwrap()[..], b"all\n");
         assert!(flow.ended().await.unwrap().stderr.unwrap().contains("left behind"));
+    }
+
+    #[tokio::test]
+    async fn what_it_printed_may_be_stored_slowly_behind_its_end() {
+        // More than the queue, the chunk in hand and the pipe hold: it ends while its output still waits to be stored.
+        let bytes = (super::super::flow::WAITING + 2) * CHUNK;
+        let mut flow = sh(&format!("head -c {bytes} /dev/zero")).start().unwrap();
+        tokio::time::sleep(LEFT + Duration::from_secs(1)).await;
+        assert_eq!(flow.piece().await.unwrap().len(), bytes);
+        flow.ended().await.unwrap();
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use walkeep_core::identifier::printable;
 use crate::scratch_server::Place;
 
 /// Chunks that wait.
-const WAITING: usize = 8;
+pub(super) const WAITING: usize = 8;
 /// Notes that are kept in words.
 const NAMED: usize = 100;
 
