@@ -26,7 +26,6 @@ use crate::config::{ClusterConfig, GRACE, Retention};
 use crate::expire::{self, CarriedOut, Look, Scope};
 use crate::repository::ClusterRepository;
 use crate::repository::expiry::KnownExpiry;
-use artifacts::LetGo;
 
 /// Said where the store did not let something go.
 const DENIED: &str = "this role needs s3:DeleteObject (packaging/iam/s3-policy-expire.json); what is locked goes when its lock has run out. The next run goes on";
@@ -80,9 +79,9 @@ struct Report<'a> {
     taken_out: Option<Expiry>,
     carried_out: Option<&'a CarriedOut>,
     /// What goes, or went, of artifacts.
-    artifacts: Vec<Share>,
+    artifacts: &'a [Share],
     /// The record by which it went.
-    artifacts_taken_out: Option<Expiry>,
+    artifacts_taken_out: Option<&'a Expiry>,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,8 +135,9 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
         }
     }
     say_left(taken_out.as_ref(), retention.grace, &args);
-    let artifacts = artifacts::take_out(&repository, &config.cluster, &args, now, told).await?;
-    say_left(artifacts.taken_out.as_ref(), retention.grace, &args);
+    // What is refused of them holds up nothing else.
+    let artifacts = artifacts::take_out(&repository, &config.cluster, &args, now, told).await;
+    say_left(artifacts.as_ref().ok().and_then(|let_go| let_go.taken_out.as_ref()), retention.grace, &args);
     let carried_out = match args.dry_run {
         true => None,
         false => Some(carry_out(&repository, Scope::Everything, retention.grace, &stop, &args).await?),
@@ -145,11 +145,13 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
     if args.json {
         let pending = look.pending.iter().map(|known| &known.record).collect();
         let windows = windows(&look);
-        let LetGo { shares: artifacts, taken_out: artifacts_taken_out } = artifacts;
+        let (artifacts, artifacts_taken_out) =
+            artifacts.as_ref().map(|let_go| (let_go.shares.as_slice(), let_go.taken_out.as_ref())).unwrap_or_default();
         let (now, plan, carried_out) = (look.now, &look.plan, carried_out.as_ref());
         output::json(&Report { now, plan, windows, pending, taken_out, carried_out, artifacts, artifacts_taken_out })?;
     }
-    carried_out.as_ref().map_or(Ok(()), |done| judge(done, told))
+    let judged = carried_out.as_ref().map_or(Ok(()), |done| judge(done, told));
+    artifacts.map(drop).and(judged)
 }
 
 /// The same where nothing but artifacts has something that goes.
@@ -167,18 +169,19 @@ async fn of_artifacts(
     if !args.dry_run && !pending.is_empty() {
         told.begins().await;
     }
-    let artifacts = artifacts::take_out(repository, cluster, args, Utc::now(), told).await?;
-    say_left(artifacts.taken_out.as_ref(), GRACE, args);
+    let artifacts = artifacts::take_out(repository, cluster, args, Utc::now(), told).await;
+    say_left(artifacts.as_ref().ok().and_then(|let_go| let_go.taken_out.as_ref()), GRACE, args);
     let carried_out = match args.dry_run {
         true => None,
         false => Some(carry_out(repository, Scope::Artifacts, GRACE, stop, args).await?),
     };
     if args.json {
-        output::json(
-            &serde_json::json!({ "artifacts": artifacts.shares, "artifacts_taken_out": artifacts.taken_out, "carried_out": carried_out }),
-        )?;
+        let (artifacts, taken_out) =
+            artifacts.as_ref().map(|let_go| (let_go.shares.as_slice(), let_go.taken_out.as_ref())).unwrap_or_default();
+        output::json(&serde_json::json!({ "artifacts": artifacts, "artifacts_taken_out": taken_out, "carried_out": carried_out }))?;
     }
-    carried_out.as_ref().map_or(Ok(()), |done| judge(done, told))
+    let judged = carried_out.as_ref().map_or(Ok(()), |done| judge(done, told));
+    artifacts.map(drop).and(judged)
 }
 
 /// Says what left, once it did: whatever fails behind it, it can be brought back.

@@ -39,7 +39,7 @@ impl Contents {
                 Some(End::Removing) => expired.add(&known.record),
                 Some(End::Undone) => {}
                 // It may be taken back, but for what is gone since earlier.
-                None => expired.add(&Expiry { backups: Vec::new(), wal: Vec::new(), ..known.record.clone() }),
+                None => expired.add(&Expiry { backups: Vec::new(), wal: Vec::new(), artifacts: Vec::new(), ..known.record.clone() }),
             }
         }
         Ok(Self { expired, ..Self::new(repository) })

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
-use walkeep_store::Several;
 use walkeep_store::several::{Compared, Mark, Sink};
+use walkeep_store::{ErrorKind, Several};
 
 pub use contents::Contents;
 pub use report::{PlaceReport, behind_since, note_states, reports};
@@ -174,7 +174,12 @@ impl Sink for Queueing<'_> {
             Compared::OnlySecond(listed) => {
                 // Somebody may be removing it at this moment, from the primary first: what says so was put before.
                 if self.now.is_none() {
-                    self.now = Contents::load(self.repository.clone()).await.ok();
+                    // Not known now: what was acknowledged may be here alone, so the comparison did not see all of it.
+                    let unknown = |error: repository::Error| {
+                        let error = anyhow::Error::new(error);
+                        walkeep_store::Error::new(ErrorKind::Transient, "compare", &listed.key).because(format!("{error:#}"))
+                    };
+                    self.now = Some(Contents::load(self.repository.clone()).await.map_err(unknown)?);
                 }
                 if self.now.as_ref().is_some_and(|now| now.wants_back(&listed.key)) {
                     self.back += 1;

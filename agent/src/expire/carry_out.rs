@@ -84,7 +84,8 @@ pub async fn carry_out(
     let mut over = Vec::new();
     for known in known {
         let number = known.record.number;
-        if scope == Scope::Artifacts && !known.record.is_of_artifacts() {
+        // Memories too: or each run would add one.
+        if scope == Scope::Artifacts && !known.record.is_of_artifacts() && !known.record.is_memory() {
             continue;
         }
         if !known.hides() || known.record.is_memory() {

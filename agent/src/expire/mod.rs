@@ -195,7 +195,13 @@ pub async fn take_out(repository: &ClusterRepository, look: &Look, host_now: Dat
 /// Takes artifacts out of the catalog; answers the record. Nothing is removed by it.
 pub async fn take_out_artifacts(repository: &ClusterRepository, artifacts: Vec<ArtifactPlace>, host_now: DateTime<Utc>) -> Result<Expiry> {
     for _ in 0..TRIES {
-        let (_, number) = repository.expiries().await.context("read what left the catalog before")?;
+        let (known, number) = repository.expiries().await.context("read what left the catalog before")?;
+        let mut before = Expired::default();
+        known.iter().filter(|known| known.hides()).for_each(|known| before.add(&known.record));
+        // What another record hides would not come back with this one.
+        if artifacts.iter().any(|place| before.has_artifact(place)) {
+            bail!(Refusal::Changed { what: "some of these artifacts left the catalog".into() });
+        }
         let record = Expiry { artifacts: artifacts.clone(), ..Expiry::new(number, host_now, crate::writer::host()) };
         if repository.put_expiry(&record).await.context("note what leaves the catalog")? {
             return Ok(record);

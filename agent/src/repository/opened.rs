@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,14 +36,15 @@ pub struct OpenedStore<O> {
     open: Arc<O>,
     /// One for all views of it: what one removes must not wait in another one's queue.
     opened: Arc<OnceCell<SharedStore>>,
-    /// What proves that something is absent, where it lies in several places.
+    /// What proves that something is absent, where it lies in several places; and the store that demands it, once it is opened.
     proof: Option<Proof>,
+    demanding: OnceLock<SharedStore>,
 }
 
 impl<O: Open> OpenedStore<O> {
     /// Not opened yet.
     pub fn new(open: O) -> Self {
-        Self { open: Arc::new(open), opened: Arc::default(), proof: None }
+        Self { open: Arc::new(open), opened: Arc::default(), proof: None, demanding: OnceLock::new() }
     }
 
     /// Opens it, unless that was done.
@@ -54,7 +55,15 @@ impl<O: Open> OpenedStore<O> {
     async fn store(&self) -> StoreResult<SharedStore> {
         let not_opened = |error: O::Error| StoreError::at(O::kind(&error), "open", self.open.url()).because(format!("{error:#}"));
         let store = self.opened.get_or_try_init(|| self.open.open()).await.map_err(not_opened)?;
-        Ok(self.proof.and_then(|proof| store.demanding(proof)).unwrap_or_else(|| store.clone()))
+        Ok(self.as_demanded(store).clone())
+    }
+
+    /// The store as this view of it is: whoever asks it which proof it wants must be told the one that was demanded.
+    fn as_demanded<'s>(&'s self, store: &'s SharedStore) -> &'s SharedStore {
+        match self.proof {
+            Some(proof) => self.demanding.get_or_init(|| store.demanding(proof).unwrap_or_else(|| store.clone())),
+            None => store,
+        }
     }
 }
 
@@ -115,11 +124,12 @@ impl<O: Open> Store for OpenedStore<O> {
     }
 
     fn several(&self) -> Option<&Several> {
-        self.opened.get().and_then(|store| store.several())
+        self.opened.get().and_then(|store| self.as_demanded(store).several())
     }
 
     /// Whether it lies in several places is not known yet.
     fn demanding(&self, proof: Proof) -> Option<SharedStore> {
-        Some(Arc::new(Self { open: self.open.clone(), opened: self.opened.clone(), proof: Some(proof) }))
+        let (open, opened) = (self.open.clone(), self.opened.clone());
+        Some(Arc::new(Self { open, opened, proof: Some(proof), demanding: OnceLock::new() }))
     }
 }

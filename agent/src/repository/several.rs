@@ -200,6 +200,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_all_must_have_is_not_stored_while_one_has_other_bytes() {
+        let (repository, _, one, other) = two().await;
+        let file = WalFileName::Segment(segment(1));
+        let name = ObjectName::Wal(file);
+        damage(&repository, &name, &other, Bytes::from_static(b"rotten"));
+        let content = Bytes::from(vec![7; 1 << 20]);
+        for _ in 0..2 {
+            // The primary has it from the first try on.
+            repository.put_wal(file, content.clone()).await.unwrap_err();
+            assert!(one.contains(&repository.key(&name).unwrap()));
+        }
+        let whole = one.get(&repository.key(&name).unwrap(), None).await.unwrap();
+        damage(&repository, &name, &other, whole);
+        repository.put_wal(file, content).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_one_that_is_opened_later_each_has_to_be_reached_as_well() {
+        let (repository, _, one, _) = two().await;
+        let store = repository.store().clone();
+        let open: crate::repository::later::OpenRepository = {
+            let repository = repository.clone();
+            Arc::new(move || {
+                let repository = repository.clone();
+                Box::pin(async move { Ok(repository) })
+            })
+        };
+        let later = ClusterRepository::later(store.url(), repository.cluster().clone(), repository.identity().clone(), 3, open);
+        let file = WalFileName::Segment(segment(9));
+        let demanding = later.demanding(Proof::Every);
+        assert!(demanding.get_wal(file).await.unwrap().is_none());
+        one.delete(&"walkeep.json".parse().unwrap()).await.unwrap();
+        assert!(demanding.get_wal(file).await.is_err(), "the first one is not what was configured: an empty directory, perhaps");
+    }
+
+    #[tokio::test]
     async fn damage_in_one_repository_is_mended_by_another_and_told() {
         let (repository, faulty, one, other) = two().await;
         let content = Bytes::from(vec![7; 1 << 20]);

@@ -10,6 +10,7 @@ use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::layout::{Form, ObjectName, PartName};
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
+use walkeep_store::several::StoredWhen;
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
 use super::stored::StoredFile;
@@ -178,6 +179,17 @@ impl ClusterRepository {
 
     /// The key is taken by other bytes: the same content compressed differently, or another content?
     async fn settle_conflict(&self, name: &ObjectName, limit: u64, offered: &Description) -> Result<Stored> {
+        if !self.store().several().is_some_and(|several| several.when() == StoredWhen::All) {
+            return self.settle_here(name, limit, offered).await;
+        }
+        // Every one has to have it: that one of them does is not enough.
+        for place in self.each() {
+            place.settle_here(name, limit, offered).await?;
+        }
+        Ok(Stored::Already)
+    }
+
+    async fn settle_here(&self, name: &ObjectName, limit: u64, offered: &Description) -> Result<Stored> {
         match self.likeness(name, offered).await? {
             Some(Likeness::Same) => return Ok(Stored::Already),
             Some(Likeness::Other) => {

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::sync::Mutex;
-use walkeep_core::layout::PartName;
+use walkeep_core::layout::{ObjectName, PartName};
 use walkeep_core::lease::{LeaseName, LeaseRecord, Refusal, Verdict, Writer, judge};
 use walkeep_core::{SegmentName, TimelineId, parts};
 
@@ -24,6 +24,9 @@ const FIRST: u32 = 1;
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
 /// A holder's slot must be unused for this long. Longer than any pause between its connections.
 const UNUSED_FOR: Duration = Duration::from_secs(60);
+
+/// So many leases before parts that are there may have been lost: each that is missing is put.
+const EPOCHS_LOST: u32 = 64;
 
 /// One epoch of this process on one timeline.
 #[derive(Debug)]
@@ -169,7 +172,18 @@ impl Streamer {
             }
         };
         // With several repositories a lease may have been lost with one of them, and parts of its epoch be in another.
-        let name = LeaseName { timeline, epoch: free_epoch(epoch, &self.repository.list_parts(segment).await?) };
+        let parts = self.repository.list_parts(segment).await?;
+        let free = free_epoch(epoch, &parts);
+        if free - epoch > EPOCHS_LOST {
+            let stray = parts.iter().max_by_key(|part| part.epoch).map(|part| self.repository.layout().key(&ObjectName::Part(*part)));
+            bail!(
+                "{} tells of epoch {}, and the newest lease of the timeline is of {}: somebody has put it there, or many leases are lost. Move it away",
+                stray.unwrap_or_default(),
+                free - 1,
+                epoch - 1
+            );
+        }
+        let name = LeaseName { timeline, epoch: free };
         let not_before = Instant::now() + if after_a_look { LOOK_AGAIN } else { Duration::ZERO };
         Ok(Writing::under(self.promise(name, me, State::Promised { segment, compared, not_before, first: epoch })))
     }

@@ -176,7 +176,10 @@ impl Several {
                     Ok(()) => return Ok(body),
                     Err(reason) => {
                         tracing::error!(%key, repository = other.url, reason, "not copied: what is stored there is not what its name says");
-                        otherwise = Brought::Left;
+                        // Of one that could not be asked it may be had whole later.
+                        if !matches!(otherwise, Brought::Aside(_)) {
+                            otherwise = Brought::Left;
+                        }
                     }
                 },
                 Err(error) if error.kind() == ErrorKind::NotFound => not_in_primary |= number == 0,

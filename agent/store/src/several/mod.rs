@@ -219,7 +219,8 @@ impl Several {
         &self.shared.known
     }
 
-    fn when(&self) -> StoredWhen {
+    /// Where an object has to be before a put is answered.
+    pub fn when(&self) -> StoredWhen {
         self.shared.when
     }
 
