@@ -237,8 +237,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_it_printed_may_be_stored_slowly_behind_its_end() {
-        // More than the queue, the chunk in hand and the pipe hold: it ends while its output still waits to be stored.
-        let bytes = (super::super::flow::WAITING + 2) * CHUNK;
+        // The queue, the chunk in hand and a part of the pipe: it ends while its output still waits to be stored.
+        let bytes = (super::super::flow::WAITING + 1) * CHUNK + (32 << 10);
         let mut flow = sh(&format!("head -c {bytes} /dev/zero")).start().unwrap();
         tokio::time::sleep(LEFT + Duration::from_secs(1)).await;
         assert_eq!(flow.piece().await.unwrap().len(), bytes);
