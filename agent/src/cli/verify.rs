@@ -265,7 +265,7 @@ fn step_words(step: &Step) -> String {
         Some(Outcome::WasWhole) => "whole when it was looked at again: left as it is".to_owned(),
         Some(Outcome::NotDone(reason)) => format!("NOT MENDED, nothing was changed: {reason}"),
         Some(Outcome::Unfinished(reason)) => {
-            format!("NOT MENDED: the damaged one was taken away, and the next run puts the good one: {reason}")
+            format!("NOT MENDED: the damaged one was taken away, or may have been, and the next run puts the good one: {reason}")
         }
         None => "not done".to_owned(),
     };

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::ObjectName;
 use walkeep_core::verify::{Kind, Severity};
+use walkeep_store::ErrorKind;
 
 use super::Overall;
 use super::elsewhere::Wanted;
@@ -72,7 +73,7 @@ pub enum Outcome {
     WasWhole,
     /// Nothing was changed, and why.
     NotDone(String),
-    /// The damaged one was taken away, and the good one is not there yet: the next run puts it.
+    /// The damaged one was taken away, or may have been, and the good one is not there yet: the next run puts it.
     Unfinished(String),
 }
 
@@ -145,21 +146,23 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
             return Ok(Outcome::NotDone("two reads of it differ: the way to it may be at fault, and not what is stored".into()));
         }
     };
-    if there {
-        if !place.memory.note_mending(&step.key, true).await {
-            let reason = "that it is taken away cannot be noted (mending.json in the spool folder, or in the user's cache): it would not be known behind a crash";
-            return Ok(Outcome::NotDone(reason.to_owned()));
-        }
-        if let Err(error) = target.take_away(name).await {
-            place.memory.note_mending(&step.key, false).await;
-            return Ok(Outcome::NotDone(format!("the damaged one cannot be removed: {}", chain(&error))));
-        }
+    if there && !place.memory.note_mending(&step.key, true).await {
+        let reason = "that it is taken away cannot be noted (mending.json in the spool folder, or in the user's cache): it would not be known behind a crash";
+        return Ok(Outcome::NotDone(reason.to_owned()));
     }
+    let removed = if there { target.take_away(name).await } else { Ok(()) };
+    if let Err(error) = &removed
+        && error.is_denied()
+    {
+        return not_removed(step, place, error).await;
+    }
+    // Behind any other failure it may be gone, or go yet: the good one is put all the same, and only where nothing lies.
     let put = || target.put_back(name, good.clone());
-    match retry("repair", Backoff::within(PATIENCE), cancel, Error::is_transient, put).await {
-        Ok(()) => {}
-        Err(error) if there => return Ok(Outcome::Unfinished(chain(&error))),
-        Err(error) => return Ok(Outcome::NotDone(format!("it cannot be stored: {}", chain(&error)))),
+    match (retry("repair", Backoff::within(PATIENCE), cancel, Error::is_transient, put).await, removed) {
+        (Ok(()), _) => {}
+        (Err(put), Err(error)) if is_taken(&put) => return not_removed(step, place, &error).await,
+        (Err(error), _) if there => return Ok(Outcome::Unfinished(chain(&error))),
+        (Err(error), _) => return Ok(Outcome::NotDone(format!("it cannot be stored: {}", chain(&error)))),
     }
     match target.stored_object(name).await {
         Ok(Some(back)) if back == good => {}
@@ -170,6 +173,16 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
     place.memory.forget_damage(&step.key);
     place.memory.keep().await;
     Ok(Outcome::Put)
+}
+
+/// The damaged one lies where it was.
+async fn not_removed(step: &Step, place: &mut Place, error: &Error) -> Result<Outcome> {
+    place.memory.note_mending(&step.key, false).await;
+    Ok(Outcome::NotDone(format!("the damaged one cannot be removed: {}", chain(error))))
+}
+
+fn is_taken(error: &Error) -> bool {
+    matches!(error, Error::Store(error) if error.kind() == ErrorKind::AlreadyExists)
 }
 
 /// What lies where something is to be mended.
@@ -236,7 +249,7 @@ impl Everywhere {
 mod tests {
     use bytes::Bytes;
     use walkeep_core::WalFileName;
-    use walkeep_store::{ErrorKind, Fault, Operation, Rule, Store};
+    use walkeep_store::{Fault, Operation, Rule, Store};
 
     use super::super::pace::Pace;
     use super::super::tests::{Two, key, wrong};
@@ -301,6 +314,35 @@ mod tests {
         two.faulty.inject(Rule::new(Operation::Get, Fault::Flip(3000)).on(key(&two.both, 3).as_str()).times(4));
         let (plan, _) = repaired(&two, &mut places).await;
         assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("differ")), "{plan:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_without_an_answer_may_have_been_done() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let mut places = two.remembering(Some(folder.path()));
+        let (good, bad) = (two.stores[0].get(&key(&two.both, 2), None).await.unwrap(), Bytes::from(vec![7; 4000]));
+        two.stores[1].overwrite(&key(&two.both, 2), bad.clone());
+        // It was not: nothing is missing.
+        two.faulty.inject(Rule::new(Operation::Delete, Fault::Fail(ErrorKind::Transient)));
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("cannot be removed")), "{plan:?}");
+        assert_eq!((two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), wrong(&report).len()), (bad, 1));
+        assert!(places[1].memory.mending().is_empty());
+        // It was, and nothing can be put: that is known to the next run.
+        two.faulty.heal();
+        two.faulty.inject(Rule::new(Operation::Delete, Fault::LoseAnswer));
+        two.faulty.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::Denied)));
+        let (plan, _) = repaired(&two, &mut places).await;
+        assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::Unfinished(_))]), "{plan:?}");
+        assert_eq!(places[1].memory.mending().iter().collect::<Vec<_>>(), [key(&two.both, 2).as_str()]);
+        // It was, and the good one comes behind it.
+        two.stores[1].overwrite(&key(&two.both, 2), Bytes::from(vec![7; 4000]));
+        two.faulty.heal();
+        two.faulty.inject(Rule::new(Operation::Delete, Fault::LoseAnswer));
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, true, Outcome::Put)], vec![]));
+        assert_eq!(two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), good);
+        assert!(places[1].memory.mending().is_empty());
     }
 
     /// Killed between the two: of a `.partial`, which nothing misses.
