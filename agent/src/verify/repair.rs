@@ -17,6 +17,7 @@ use walkeep_store::ErrorKind;
 use super::Overall;
 use super::elsewhere::Wanted;
 use super::places::{Everywhere, Place};
+use super::trail;
 use crate::repository::{ClusterRepository, Error, Result};
 use crate::retry::{Backoff, retry};
 
@@ -133,9 +134,15 @@ pub async fn carry_out(
 
 async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &CancellationToken) -> Result<Outcome> {
     let (name, target) = (&step.wanted.name, place.repository.clone());
-    let (good, reasons) = everywhere.good_copy(&step.wanted).await;
+    let lying = lying(&target, name, cancel).await?;
+    if let (ObjectName::Audit(number), Lying::Bytes(bytes)) = (name, &lying)
+        && trail::has_its_place(&target, *number, bytes).await?
+    {
+        return Ok(Outcome::WasWhole);
+    }
+    let (good, reasons) = everywhere.good_copy(&step.wanted, &target, &lying).await;
     let Some(good) = good else { return Ok(Outcome::NotDone(format!("no other repository has it whole: {reasons}"))) };
-    let there = match lying(&target, name, cancel).await? {
+    let there = match lying {
         Lying::Nothing => false,
         Lying::Bytes(bytes) if bytes == good => return Ok(Outcome::WasWhole),
         Lying::Bytes(_) if proves_itself(name) && target.whole_object(name).await.is_ok_and(|whole| whole.is_some()) => {
@@ -221,18 +228,38 @@ fn proves_itself(name: &ObjectName) -> bool {
         || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
 }
 
+/// Why a copy that was proven as far as its own bytes go must not be put instead of what lies there.
+async fn doubt_about(
+    name: &ObjectName,
+    source: &ClusterRepository,
+    target: &ClusterRepository,
+    lying: &Lying,
+    good: &bytes::Bytes,
+) -> Result<Option<String>> {
+    match (name, lying) {
+        (_, Lying::Nothing) => Ok(None),
+        (_, Lying::Bytes(bytes)) if bytes == good => Ok(None),
+        (ObjectName::Audit(number), _) => trail::doubt(source, target, *number, good).await,
+        _ => Ok(None),
+    }
+}
+
 fn chain(error: &Error) -> String {
     format!("{:#}", anyhow::anyhow!("{error}"))
 }
 
 impl Everywhere {
-    /// The first copy that is proven whole, else why each is not.
-    async fn good_copy(&self, wanted: &Wanted) -> (Option<bytes::Bytes>, String) {
+    /// The first copy that is proven whole and may take the place of what lies in `target`, else why each is not.
+    async fn good_copy(&self, wanted: &Wanted, target: &ClusterRepository, lying: &Lying) -> (Option<bytes::Bytes>, String) {
         let mut reasons = Vec::new();
         for (number, _) in &wanted.at {
             let Some(seen) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
             match seen.repository.whole_object(&wanted.name).await {
-                Ok(Some(good)) => return (Some(good), String::new()),
+                Ok(Some(good)) => match doubt_about(&wanted.name, &seen.repository, target, lying, &good).await {
+                    Ok(None) => return (Some(good), String::new()),
+                    Ok(Some(doubt)) => reasons.push(format!("repository {number}: {doubt}")),
+                    Err(error) => reasons.push(format!("repository {number}: {error}")),
+                },
                 Ok(None) => reasons.push(format!("repository {number} does not have it any more")),
                 Err(error) => reasons.push(format!("repository {number}: {error}")),
             }
@@ -252,7 +279,7 @@ mod tests {
     use walkeep_store::{Fault, Operation, Rule, Store};
 
     use super::super::pace::Pace;
-    use super::super::tests::{Two, key, wrong};
+    use super::super::tests::{Two, entry, key, wrong};
     use super::super::{Read, Wish, everywhere};
     use super::*;
     use crate::repository::tests::segment;
@@ -343,6 +370,39 @@ mod tests {
         assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, true, Outcome::Put)], vec![]));
         assert_eq!(two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), good);
         assert!(places[1].memory.mending().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_of_the_trail_is_replaced_only_where_those_beside_it_prove_the_copy() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let mut places = two.remembering(Some(folder.path()));
+        let mut head = None;
+        for _ in 0..5 {
+            two.both.append_audit(&mut head, &entry()).await.unwrap();
+        }
+        let record = |number| two.both.layout().key(&ObjectName::Audit(number)).parse::<walkeep_store::Key>().unwrap();
+        let whole = async |number| two.stores[0].get(&record(number), None).await.unwrap();
+        let changed = async |number| {
+            let mut value: serde_json::Value = serde_json::from_slice(&whole(number).await).unwrap();
+            value["command"] = "restore".into();
+            Bytes::from(serde_json::to_vec_pretty(&value).unwrap())
+        };
+        let (third, last) = (whole(3).await, whole(5).await);
+        two.stores[1].overwrite(&record(3), changed(3).await);
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, true, Outcome::Put), (2, true, Outcome::WasWhole)], vec![]));
+        assert_eq!(two.stores[1].get(&record(3), None).await.unwrap(), third);
+        // Of the last one nothing tells which of the two was changed: it stays, whatever the other repository has.
+        let folder = tempfile::tempdir().unwrap();
+        let mut places = two.remembering(Some(folder.path()));
+        two.stores[1].overwrite(&record(4), changed(4).await);
+        two.stores[0].overwrite(&record(5), changed(5).await);
+        let (plan, _) = repaired(&two, &mut places).await;
+        let done = outcomes(&plan);
+        let stays = |why: &str| why.contains("no record 6");
+        assert!(done.contains(&(2, true, Outcome::Put)), "{done:?}");
+        assert!(done.iter().any(|(number, _, done)| *number == 2 && matches!(done, Outcome::NotDone(why) if stays(why))), "{done:?}");
+        assert_eq!(two.stores[1].get(&record(5), None).await.unwrap(), last);
     }
 
     /// Killed between the two: of a `.partial`, which nothing misses.

@@ -69,6 +69,21 @@ fn content(number: u64) -> Bytes {
     page.into()
 }
 
+/// A record of the audit trail.
+pub(super) fn entry() -> Entry {
+    Entry {
+        time: chrono::DateTime::UNIX_EPOCH,
+        actor: Actor { uid: 26, user: None, login: None, sudo_user: None, ssh_from: None, host: "db1".into(), pid: 1 },
+        program: "walkeep".into(),
+        command: "backup".into(),
+        kind: Deed::BACKUP,
+        subject: BTreeMap::new(),
+        outcome: Outcome::Done,
+        message: None,
+        begun: None,
+    }
+}
+
 pub(super) fn key(repository: &ClusterRepository, number: u64) -> Key {
     repository.layout().wal_key(WalFileName::Segment(segment(number))).parse().unwrap()
 }
@@ -167,17 +182,6 @@ async fn a_look_at_the_trail_reads_what_is_new_and_knows_where_it_ended() {
     let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     let repository = Arc::new(over(store.clone()).await);
     let (cancel, mut head) = (CancellationToken::new(), None);
-    let entry = || Entry {
-        time: chrono::DateTime::UNIX_EPOCH,
-        actor: Actor { uid: 26, user: None, login: None, sudo_user: None, ssh_from: None, host: "db1".into(), pid: 1 },
-        program: "walkeep".into(),
-        command: "backup".into(),
-        kind: Deed::BACKUP,
-        subject: BTreeMap::new(),
-        outcome: Outcome::Done,
-        message: None,
-        begun: None,
-    };
     for _ in 0..20 {
         repository.append_audit(&mut head, &entry()).await.unwrap();
     }
