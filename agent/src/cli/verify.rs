@@ -123,9 +123,22 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
         let done = repair::carry_out(&mut plan, &everywhere, &mut places, &opened.stop, &tell).await;
         let put = plan.steps.iter().filter(|step| step.outcome == Some(Outcome::Put)).count();
         told.of("objects_put", put);
-        done?;
         // Behind it everything is looked at anew, and what was damaged is read again.
-        (report, _) = look(&opened, &args, &mut places, false).await?;
+        let behind = match done {
+            Ok(()) => look(&opened, &args, &mut places, false).await,
+            Err(error) => Err(error.into()),
+        };
+        match behind {
+            Ok((after, _)) => report = after,
+            Err(failure) => {
+                // What was done until then was done.
+                match args.json {
+                    true => output::json(&Repaired { report: &report, repair: &plan })?,
+                    false => output::say!("\n{} put; it was not looked at behind that", output::count(put as u64, "object")),
+                }
+                return Err(failure);
+            }
+        }
         if !args.json {
             output::say!("\n{} put; behind it:", output::count(put as u64, "object"));
             print(&report);
@@ -137,7 +150,7 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
     judge(&report, &args, opened.repository.can_read())
 }
 
-/// What `walkeep verify --repair --json` prints: how it is behind the repair.
+/// What `walkeep verify --repair --json` prints: how it is behind the repair, or was before one that did not come to its end.
 #[derive(Serialize)]
 struct Repaired<'a> {
     #[serde(flatten)]

@@ -126,7 +126,12 @@ pub async fn carry_out(
             return Err(Error::cancelled("repair", &step.key));
         }
         let Some(place) = places.iter_mut().find(|place| place.number == step.repository) else { continue };
-        step.outcome = Some(mend(step, everywhere, place, cancel).await?);
+        step.outcome = Some(match mend(step, everywhere, place, cancel).await {
+            Ok(outcome) => outcome,
+            Err(error) if cancel.is_cancelled() => return Err(error),
+            // What one object hinders is no reason to leave the others as they are.
+            Err(error) => Outcome::NotDone(format!("it could not be looked at: {}", chain(&error))),
+        });
         tell(step);
     }
     Ok(())
@@ -370,6 +375,23 @@ mod tests {
         assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, true, Outcome::Put)], vec![]));
         assert_eq!(two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), good);
         assert!(places[1].memory.mending().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_looked_at_hinders_only_itself() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let mut places = two.remembering(Some(folder.path()));
+        for number in [2, 3] {
+            two.stores[1].overwrite(&key(&two.both, number), Bytes::from(vec![7; 4000]));
+        }
+        let (cancel, pace) = (CancellationToken::new(), Pace::of(None));
+        let deep = Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+        let (report, seen) = everywhere(&deep, &mut places).await.unwrap();
+        let mut plan = plan(&seen, &report).await.unwrap();
+        two.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Denied)).on(key(&two.both, 2).as_str()));
+        carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
+        let done = outcomes(&plan);
+        assert!(matches!(&done[..], [(2, true, Outcome::NotDone(why)), (2, true, Outcome::Put)] if why.contains("looked at")), "{done:?}");
     }
 
     #[tokio::test(start_paused = true)]
