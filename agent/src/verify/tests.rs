@@ -236,6 +236,10 @@ async fn locks_that_are_shorter_than_promised_are_told() {
     // It stays told until it was read again.
     store.set_lock(&key(&repository, 2), Some(Locked { mode: LockMode::Compliance, until: now + lock.time() }));
     assert_eq!(look(true).await, [unlocked(3), unlocked(4)]);
+    // By so little it is not locked anew.
+    faulty.lock_anew(&key(&repository, 3)).await.unwrap();
+    assert_eq!(look(true).await, [unlocked(3), unlocked(4)]);
+    store.set_lock(&key(&repository, 3), None);
     for number in [3, 4] {
         faulty.lock_anew(&key(&repository, number)).await.unwrap();
     }
