@@ -254,3 +254,28 @@ async fn locks_that_are_shorter_than_promised_are_told() {
     faulty.inject(Rule::new(Operation::Probe, Fault::Fail(ErrorKind::Denied)));
     assert_eq!((look(false).await, look(true).await), (vec![], vec![]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn damage_that_was_archived_since_stays_known_and_hinders_no_look() {
+    let store = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    let repository = Arc::new(over(faulty.clone()).await);
+    put(&repository, 1..6).await;
+    let (cancel, pace, mut memory) = (CancellationToken::new(), Pace::of(None), Memory::nowhere(&repository));
+    let mut look = async |deep: bool| {
+        let read = deep.then(|| Read::all(&pace, 2));
+        let report = verify(&repository, &Wish { read, ..Wish::look(&cancel) }, &mut memory).await.unwrap();
+        report.findings.into_iter().map(|found| (found.kind, found.key)).collect::<Vec<_>>()
+    };
+    let second = key(&repository, 2);
+    let whole = store.get(&second, None).await.unwrap();
+    store.overwrite(&second, Bytes::from(vec![7; 4000]));
+    let known = [(Kind::Content, second.to_string())];
+    assert_eq!(look(true).await, known);
+    faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Archived)).on(second.as_str()));
+    assert_eq!(look(false).await, known);
+    assert_eq!((look(true).await, look(false).await), (known.to_vec(), known.to_vec()));
+    faulty.heal();
+    store.overwrite(&second, whole);
+    assert_eq!(look(false).await, []);
+}
