@@ -375,6 +375,8 @@ pub struct Verified {
     damaged: Vec<String>,
     /// Damaged or missing in one repository and whole in another.
     to_mend: Vec<String>,
+    /// Whole, and locked for less than was promised.
+    short_locks: u64,
     not_checked: u64,
 }
 
@@ -402,6 +404,7 @@ impl Verified {
             read_at: oldest(&|outcome| outcome.read_at),
             damaged: keys(false),
             to_mend: keys(true),
+            short_locks: outcomes.iter().map(memory::Outcome::short_locks).sum(),
             not_checked: outcomes.iter().map(|outcome| outcome.not_checked).sum(),
         })
     }
@@ -431,6 +434,10 @@ impl Verified {
                 let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
                 output::say!("verified    DAMAGED: {first}{more}, seen {}: `walkeep verify` tells what is lost", ago(&self.looked_at));
             }
+        }
+        if self.short_locks > 0 {
+            let objects = are(self.short_locks);
+            output::say!("locks       {objects} whole and locked for less than object_lock promises: `walkeep verify` names them");
         }
     }
 }
