@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::partial::Needed;
-use walkeep_core::plan::RestorePlan;
+use walkeep_core::plan::{Estimate, RestorePlan};
 use walkeep_store::{ArchiveClass, Key, Readiness, Thaw, Tier};
 
 use crate::repository::archived::Archived;
@@ -24,6 +24,8 @@ const PARALLEL: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A copy that ends so much too early will do.
 const SLACK: Duration = Duration::from_secs(12 * 3600);
+/// For so much longer than a restore is thought to take copies have to stay.
+const MARGIN: Duration = Duration::from_secs(6 * 3600);
 /// Between two looks at what is being thawed: at first, and behind a while. Each look asks for every object, so they become fewer with the time that it takes.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A look delays who waits by such a share of the time waited at most, and never by more than that.
@@ -87,6 +89,13 @@ impl Frozen {
     /// A class that does not know this tier.
     pub fn without(&self, tier: Tier) -> Option<ArchiveClass> {
         self.archived.iter().map(|archived| archived.class).find(|class| class.takes(tier).is_none())
+    }
+
+    /// When the first copy ends that a restore, begun now, might still need: it may take twice as long as it is estimated to, and some hours more.
+    pub fn ends_too_early(&self, estimate: Option<&Estimate>, now: SystemTime) -> Option<SystemTime> {
+        let seconds = estimate.and_then(|estimate| estimate.seconds.or(estimate.fetch.seconds)).unwrap_or_default();
+        let needed = now + Duration::from_secs(seconds) * 2 + MARGIN;
+        self.thawed.iter().filter_map(|(_, until)| *until).min().filter(|until| *until < needed)
     }
 
     /// How long it takes at most, as a rule. What is being thawed was perhaps asked for in the slowest tier.
@@ -267,6 +276,7 @@ mod tests {
 
     use async_trait::async_trait;
     use bytes::Bytes;
+    use walkeep_core::plan::estimate::Part;
     use walkeep_store::{Error as StoreError, ErrorKind, ListRequest, MemoryStore, Page, Probed, Put, Result as StoreResult, Store};
 
     use super::*;
@@ -344,6 +354,19 @@ mod tests {
 
     fn archived(number: u8, class: ArchiveClass) -> Archived {
         Archived { key: format!("main/{number}").parse().unwrap(), bytes: 10, class }
+    }
+
+    #[test]
+    fn copies_that_end_within_a_restore_are_told() {
+        let day = Duration::from_secs(24 * 3600);
+        let (now, copy) = (SystemTime::now(), |until| (archived(1, ArchiveClass::Glacier), until));
+        let frozen =
+            |until: Duration| Frozen { thawed: vec![copy(None), copy(Some(now + until)), copy(Some(now + day * 90))], ..Frozen::default() };
+        let ends = |estimate: Option<&Estimate>, until| frozen(until).ends_too_early(estimate, now).is_some();
+        assert_eq!((ends(None, MARGIN / 2), ends(None, day)), (true, false));
+        let part = |seconds: u64| Part { bytes: 1, seconds: Some(seconds), bytes_per_second: None, measured: None };
+        let long = Estimate { fetch: part(86_400), replay: part(0), seconds: None };
+        assert_eq!((ends(Some(&long), day * 2), ends(Some(&long), day * 3)), (true, false));
     }
 
     #[test]
