@@ -4,14 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::partial::Needed;
-use walkeep_core::plan::RestorePlan;
-use walkeep_store::{ArchiveClass, Readiness, Thaw, Tier};
+use walkeep_core::plan::{Estimate, RestorePlan};
+use walkeep_store::{ArchiveClass, Key, Readiness, Thaw, Tier};
 
 use crate::repository::archived::Archived;
 use crate::repository::{ClusterRepository, Error, Result};
@@ -23,8 +24,12 @@ const PARALLEL: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A copy that ends so much too early will do.
 const SLACK: Duration = Duration::from_secs(12 * 3600);
-/// Between two looks at what is being thawed: at first, and at last.
+/// For so much longer than a restore is thought to take copies have to stay.
+const MARGIN: Duration = Duration::from_secs(6 * 3600);
+/// Between two looks at what is being thawed: at first, and behind a while. Each look asks for every object, so they become fewer with the time that it takes.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// A look delays who waits by such a share of the time waited at most, and never by more than that.
+const DELAY: (u32, Duration) = (20, Duration::from_secs(15 * 60));
 
 /// What cannot be read at once, and what can only for some time.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +89,13 @@ impl Frozen {
     /// A class that does not know this tier.
     pub fn without(&self, tier: Tier) -> Option<ArchiveClass> {
         self.archived.iter().map(|archived| archived.class).find(|class| class.takes(tier).is_none())
+    }
+
+    /// When the first copy ends that a restore, begun now, might still need: it may take twice as long as it is estimated to, and some hours more.
+    pub fn ends_too_early(&self, estimate: Option<&Estimate>, now: SystemTime) -> Option<SystemTime> {
+        let seconds = estimate.and_then(|estimate| estimate.seconds.or(estimate.fetch.seconds)).unwrap_or_default();
+        let needed = now + Duration::from_secs(seconds) * 2 + MARGIN;
+        self.thawed.iter().filter_map(|(_, until)| *until).min().filter(|until| *until < needed)
     }
 
     /// How long it takes at most, as a rule. What is being thawed was perhaps asked for in the slowest tier.
@@ -194,7 +206,7 @@ pub enum Waited {
     Cancelled,
 }
 
-/// Waits until everything can be read, telling how much is: objects and bytes.
+/// Waits until everything can be read, telling how much is: objects and bytes. While the store cannot be asked nothing is known to have changed.
 pub async fn wait(
     repository: &ClusterRepository,
     frozen: &mut Frozen,
@@ -215,20 +227,146 @@ pub async fn wait(
             () = tokio::time::sleep(pause.min(most.saturating_sub(began.elapsed()))) => {}
             () = cancel.cancelled() => return Ok(Waited::Cancelled),
         }
-        pause = (pause * 2).min(LOOKS.1);
-        let objects = std::mem::take(&mut frozen.thawing).into_iter().chain(std::mem::take(&mut frozen.archived)).collect();
-        let looked = look(repository, objects, cancel).await?;
-        (frozen.archived, frozen.thawing) = (looked.archived, looked.thawing);
-        frozen.thawed.extend(looked.thawed);
+        pause = longer(pause, began.elapsed());
+        match frozen.look_again(repository, began + most).await {
+            Ok(()) => {}
+            Err(_) if cancel.is_cancelled() => return Ok(Waited::Cancelled),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, "the store cannot be asked what is thawed; looking again later");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn longer(pause: Duration, waited: Duration) -> Duration {
+    (pause * 2).min((waited / DELAY.0).clamp(LOOKS.1, DELAY.1))
+}
+
+impl Frozen {
+    /// Asks of each again how it is. What was not answered stays as it was known.
+    async fn look_again(&mut self, repository: &ClusterRepository, deadline: Instant) -> Result<()> {
+        let (archived, thawing) = (std::mem::take(&mut self.archived), std::mem::take(&mut self.thawing));
+        let known = archived.into_iter().map(|object| (object, false)).chain(thawing.into_iter().map(|object| (object, true)));
+        let mut left: BTreeMap<Key, (Archived, bool)> = known.map(|(object, thawing)| (object.key.clone(), (object, thawing))).collect();
+        let objects: Vec<Archived> = left.values().map(|(object, _)| object.clone()).collect();
+        let one = |object: Archived| async move { (repository.readiness(&object).await, object) };
+        let mut asked = stream::iter(objects.into_iter().map(one)).buffer_unordered(PARALLEL);
+        let outcome = loop {
+            match timeout_at(deadline, asked.next()).await {
+                Ok(Some((Ok(readiness), object))) => {
+                    left.remove(&object.key);
+                    self.note(object, readiness);
+                }
+                Ok(Some((Err(error), _))) => break Err(error),
+                Ok(None) | Err(_) => break Ok(()),
+            }
+        };
+        for (object, thawing) in left.into_values() {
+            if thawing { self.thawing.push(object) } else { self.archived.push(object) }
+        }
+        outcome
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use walkeep_core::plan::estimate::Part;
+    use walkeep_store::{Error as StoreError, ErrorKind, ListRequest, MemoryStore, Page, Probed, Put, Result as StoreResult, Store};
+
     use super::*;
+    use crate::repository::tests::over;
+
+    /// A store in memory that answers what is archived from a list, and is away where that is empty.
+    #[derive(Debug)]
+    struct Told {
+        memory: MemoryStore,
+        answers: Mutex<Vec<Option<Readiness>>>,
+        asked: Mutex<Vec<Instant>>,
+    }
+
+    #[async_trait]
+    impl Store for Told {
+        fn url(&self) -> String {
+            self.memory.url()
+        }
+
+        async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<Put> {
+            self.memory.put_if_absent(key, body).await
+        }
+
+        async fn get(&self, key: &Key, range: Option<Range<u64>>) -> StoreResult<Bytes> {
+            self.memory.get(key, range).await
+        }
+
+        async fn list(&self, request: &ListRequest) -> StoreResult<Page> {
+            self.memory.list(request).await
+        }
+
+        async fn delete(&self, key: &Key) -> StoreResult<()> {
+            self.memory.delete(key).await
+        }
+
+        async fn readiness(&self, key: &Key) -> StoreResult<Readiness> {
+            self.asked.lock().unwrap().push(Instant::now());
+            let answer = self.answers.lock().unwrap().pop().flatten();
+            answer.ok_or_else(|| StoreError::new(ErrorKind::Transient, "head", key))
+        }
+
+        async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
+            self.memory.probe(scratch).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_ends_no_wait_and_long_waits_ask_seldom() {
+        let told = |answers: Vec<Option<Readiness>>| {
+            Arc::new(Told { memory: MemoryStore::new(), answers: answers.into(), asked: Mutex::default() })
+        };
+        let (cancel, hours) = (CancellationToken::new(), |hours: u64| Duration::from_secs(hours * 3600));
+        // Popped from the end: an hour of an outage in the middle, and then it is there.
+        let away = std::iter::repeat_n(None, 30);
+        let store = told([Some(Readiness::Thawed { until: None })].into_iter().chain(away).chain([Some(Readiness::Thawing)]).collect());
+        let repository = over(store.clone()).await;
+        let mut frozen = Frozen { archived: vec![archived(1, ArchiveClass::Glacier)], ..Frozen::default() };
+        assert_eq!(wait(&repository, &mut frozen, hours(12), &cancel, &|_| {}).await.unwrap(), Waited::Ready);
+        assert_eq!((frozen.thawed.len(), store.asked.lock().unwrap().len()), (1, 32));
+        let store = told(Vec::new());
+        let repository = over(store.clone()).await;
+        let mut frozen = Frozen {
+            thawing: vec![archived(1, ArchiveClass::Glacier)],
+            archived: vec![archived(2, ArchiveClass::Glacier)],
+            ..Frozen::default()
+        };
+        assert_eq!(wait(&repository, &mut frozen, hours(24), &cancel, &|_| {}).await.unwrap(), Waited::TooLong);
+        assert_eq!((frozen.thawing.len(), frozen.archived.len()), (1, 1));
+        let asked = store.asked.lock().unwrap().clone();
+        let mut looks: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        looks.retain(|between| !between.is_zero());
+        assert!(looks.len() < 200 && looks.iter().all(|between| *between <= DELAY.1), "{} looks", looks.len());
+        assert_eq!(looks.iter().max(), Some(&DELAY.1));
+    }
 
     fn archived(number: u8, class: ArchiveClass) -> Archived {
         Archived { key: format!("main/{number}").parse().unwrap(), bytes: 10, class }
+    }
+
+    #[test]
+    fn copies_that_end_within_a_restore_are_told() {
+        let day = Duration::from_secs(24 * 3600);
+        let (now, copy) = (SystemTime::now(), |until| (archived(1, ArchiveClass::Glacier), until));
+        let frozen =
+            |until: Duration| Frozen { thawed: vec![copy(None), copy(Some(now + until)), copy(Some(now + day * 90))], ..Frozen::default() };
+        let ends = |estimate: Option<&Estimate>, until| frozen(until).ends_too_early(estimate, now).is_some();
+        assert_eq!((ends(None, MARGIN / 2), ends(None, day)), (true, false));
+        let part = |seconds: u64| Part { bytes: 1, seconds: Some(seconds), bytes_per_second: None, measured: None };
+        let long = Estimate { fetch: part(86_400), replay: part(0), seconds: None };
+        assert_eq!((ends(Some(&long), day * 2), ends(Some(&long), day * 3)), (true, false));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod waiting;
 pub mod wal;
 pub mod workers;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::{BackupBegun, BackupMethod, BackupRecord, DamageReport, Keep, check_label};
-use walkeep_core::layout::BackupId;
+use walkeep_core::layout::{BackupId, PackId};
 use walkeep_core::{MajorVersion, PgTimestamp, SegmentSize, SystemIdentifier};
 
 use crate::config::ClusterConfig;
@@ -151,7 +152,7 @@ pub async fn take(
     options.check()?;
     let mut meter = Meter::new(watch);
     let options_tell = options.tell;
-    let record = tokio::select! {
+    let (record, put) = tokio::select! {
         result = store(repository.clone(), params, options, &mut meter, cancel) => result?,
         () = cancel.cancelled() => bail!("the backup was cancelled; it was not recorded"),
     };
@@ -160,7 +161,6 @@ pub async fn take(
     if !ask().await.context("look at what was stored of the backup")? {
         bail!(STOOD_STILL);
     }
-    prolong_locks(&repository, &record, options_tell).await;
     // One small object: not worth a cancellation of which nobody could say whether it came in time.
     retry("recording the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || repository.commit_backup(&record))
         .await
@@ -178,17 +178,18 @@ pub async fn take(
         backup = %record.id, files = record.files, bytes = record.bytes, stored = record.bytes_stored,
         seconds = meter.elapsed().as_secs(), "backup: complete"
     );
+    prolong_locks(&repository, &record, &put, options_tell).await;
     tidy_up(&repository, &record.id, cancel).await;
     Ok(record)
 }
 
 /// Packs of older backups that this one uses are locked for as long as its own. What hinders that does not make it less a backup: it is told, and told again by
 /// each verification that reads.
-async fn prolong_locks(repository: &ClusterRepository, record: &BackupRecord, tell: fn(&str)) {
-    let failed = match repository.prolong_locks(record).await {
+async fn prolong_locks(repository: &ClusterRepository, record: &BackupRecord, put: &BTreeSet<PackId>, tell: fn(&str)) {
+    let failed = match repository.prolong_locks(record, put).await {
         Ok(prolonged) => {
             if prolonged.packs > 0 {
-                tracing::info!(packs = prolonged.packs, "backup: locked the packs that it uses anew");
+                tracing::info!(packs = prolonged.packs, "backup: older packs that it uses are locked for as long as its own");
             }
             prolonged.why.map(|why| (prolonged.failed.to_string(), why))
         }
@@ -223,14 +224,14 @@ async fn announce(repository: &ClusterRepository, id: &BackupId, label: &str, ca
     begun.context("note in the repository that a backup begins")
 }
 
-/// Stores everything of a backup but its record.
+/// Stores everything of a backup but its record. Answers that, and the packs that were put.
 async fn store(
     repository: Arc<ClusterRepository>,
     params: &ConnectionParams,
     options: Options,
     meter: &mut Meter<'_>,
     cancel: &CancellationToken,
-) -> Result<BackupRecord> {
+) -> Result<(BackupRecord, BTreeSet<PackId>)> {
     repository.repository().prove_reached().await?;
     // Whatever is dropped behind the backup's start has a name.
     let mut names = names::Keeper::new(repository.clone());
@@ -248,7 +249,7 @@ async fn store(
 
     meter.stage(Stage::WaitingForWal, None);
     let need = NeededWal { start: received.start_lsn, stop: received.stop_lsn, timeline: received.stop_timeline };
-    let Received { id, label, packed: Packed { last, trailer, totals }, .. } = received;
+    let Received { id, label, packed: Packed { last, trailer, totals, put }, .. } = received;
     let waiting = wait_for_wal(&repository, need, options.wal_timeout);
     let (waited, ()) = tokio::join!(waiting, names::beside_backup(&mut names, params));
     match label.from_standby {
@@ -267,7 +268,7 @@ async fn store(
     .await
     .context("store the manifest")?;
     let manifest_bytes = if let repository::wal::Stored::New { bytes } = stored { bytes } else { 0 };
-    Ok(BackupRecord {
+    let record = BackupRecord {
         format: BackupRecord::FORMAT,
         id,
         cluster: repository.cluster().to_string(),
@@ -297,7 +298,8 @@ async fn store(
         due: options.due,
         data_checksums: Some(data_checksums),
         damage,
-    })
+    };
+    Ok((record, put))
 }
 
 /// A backup whose files are stored, whichever way they came.

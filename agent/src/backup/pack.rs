@@ -7,7 +7,7 @@
 
 mod extent;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ pub struct Packed {
     pub trailer: ManifestTrailer,
     /// Sums.
     pub totals: Totals,
+    /// The packs that were put for it.
+    pub put: BTreeSet<PackId>,
 }
 
 /// How a file is put together.
@@ -151,6 +153,7 @@ pub struct Packer {
     known: HashMap<Blake3Sum, Placed>,
     open: Vec<u8>,
     packs: Vec<Option<PackId>>,
+    put: BTreeSet<PackId>,
     uploads: JoinSet<repository::Result<Uploaded>>,
     waiting: VecDeque<Waiting>,
     /// Extents of the files in it.
@@ -188,6 +191,7 @@ impl Packer {
             known: HashMap::new(),
             open: Vec::new(),
             packs: vec![None],
+            put: BTreeSet::new(),
             uploads: JoinSet::new(),
             waiting: VecDeque::new(),
             held: 0,
@@ -256,7 +260,7 @@ impl Packer {
             self.wait_for_upload().await?;
         }
         let (last, trailer) = self.manifest.finish()?;
-        Ok(Packed { last, trailer, totals: self.totals })
+        Ok(Packed { last, trailer, totals: self.totals, put: self.put })
     }
 
     /// Hands the filled extent on.
@@ -375,6 +379,7 @@ impl Packer {
             Uploaded::Manifest { bytes } => self.totals.stored += bytes,
             Uploaded::Pack { number, id, bytes } => {
                 self.totals.stored += bytes;
+                self.put.insert(id);
                 if let Some(pack) = self.packs.get_mut(number) {
                     *pack = Some(id);
                 }

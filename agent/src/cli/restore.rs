@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
@@ -177,7 +178,11 @@ pub async fn run(global: &Global, args: RestoreArgs, told: &Told<'_>) -> Result<
 async fn plan_at_hand(job: &Job<'_>) -> Result<RestorePlan, Failure> {
     let plan = plan::make(job.repository, job.cluster, job.target, job.share).await?;
     let frozen = crate::thaw::of_plan(job.repository, &plan, &Needed::Everything, job.stop).await?;
-    if frozen.is_nothing() { Ok(plan) } else { Err(thaw::refusal(&frozen)) }
+    match frozen.ends_too_early(plan.estimate.as_ref(), SystemTime::now()) {
+        _ if !frozen.is_nothing() => Err(thaw::refusal(&frozen)),
+        Some(until) => Err(thaw::too_early(until)),
+        None => Ok(plan),
+    }
 }
 
 /// The plan, once all that it needs was thawed.

@@ -27,7 +27,7 @@ use crate::encryption::Encryption;
 use crate::index::reader::Index;
 use crate::postgres::ConnectionParams;
 use crate::repository::catalog::LoadedCatalog;
-use crate::repository::place::{Agreed, OpenStore, PlaceStore};
+use crate::repository::place::{Agreed, LockRule, OpenStore, PlaceStore};
 use crate::repository::{self, ClusterRepository, Repository};
 
 /// So long a command waits, before it begins, to see which of several repositories answer.
@@ -112,7 +112,7 @@ async fn cluster_store(cluster: &ClusterConfig, user: User, stop: &CancellationT
             let config = config.clone();
             async move { open_store(&config, Missing::Fail).await }.boxed()
         });
-        places.push(Arc::new(PlaceStore::of(repository.url(), cluster.name.clone(), open, agreed.clone())));
+        places.push(Arc::new(PlaceStore::of(repository.url(), cluster.name.clone(), open, locks(repository), agreed.clone())));
     }
     let tried = join_all(places.iter().map(|place| tokio::time::timeout(FIRST_TRY, place.ready()))).await;
     let (mut reached, mut failed, mut silent) = (false, None, Vec::new());
@@ -226,6 +226,15 @@ fn placing(config: &S3Config) -> Placing {
         };
         Placement { storage_class, lock: lock.filter(|_| kind.stays()) }
     })
+}
+
+/// The same of a repository that is not opened yet, as far as locks go.
+fn locks(config: &RepositoryConfig) -> LockRule {
+    let lock = match config {
+        RepositoryConfig::S3(config) => config.object_lock,
+        RepositoryConfig::Local { .. } => None,
+    };
+    Arc::new(move |key| lock.filter(|_| ObjectKind::of_key(key.as_str()).stays()))
 }
 
 /// Servers other than AWS take any region; asking AWS's metadata service for one would only cost time.

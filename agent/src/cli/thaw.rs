@@ -4,7 +4,7 @@
 //! A plan may have to read WAL that is archived itself. Then that is thawed first, with what is known to be needed beside it, and the plan is made again.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -283,6 +283,13 @@ async fn wait(job: &Job<'_>, rest: &mut Frozen) -> Result<(), Failure> {
 pub fn refusal(frozen: &Frozen) -> Failure {
     let reason = format!("{frozen} cannot be read at once, and have to be thawed first ({})", tiers(frozen));
     Failure::refused(reason).hint("--thaw asks for exactly these, waits, and restores; `walkeep thaw` with the same target only thaws")
+}
+
+/// The refusal of a restore that may last longer than the copies that it needs.
+pub fn too_early(until: SystemTime) -> Failure {
+    let until = output::time(until.into());
+    Failure::refused(format!("thawed copies that it needs end from {until} on, and it may take longer than that"))
+        .hint("--thaw has them kept longer, and restores; `walkeep thaw` with the same target only has them kept")
 }
 
 /// What is archived of a plan, and how long each tier takes.

@@ -123,9 +123,22 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
         let done = repair::carry_out(&mut plan, &everywhere, &mut places, &opened.stop, &tell).await;
         let put = plan.steps.iter().filter(|step| step.outcome == Some(Outcome::Put)).count();
         told.of("objects_put", put);
-        done?;
         // Behind it everything is looked at anew, and what was damaged is read again.
-        (report, _) = look(&opened, &args, &mut places, false).await?;
+        let behind = match done {
+            Ok(()) => look(&opened, &args, &mut places, false).await,
+            Err(error) => Err(error.into()),
+        };
+        match behind {
+            Ok((after, _)) => report = after,
+            Err(failure) => {
+                // What was done until then was done.
+                match args.json {
+                    true => output::json(&Repaired { report: &report, repair: &plan })?,
+                    false => output::say!("\n{} put; it was not looked at behind that", output::count(put as u64, "object")),
+                }
+                return Err(failure);
+            }
+        }
         if !args.json {
             output::say!("\n{} put; behind it:", output::count(put as u64, "object"));
             print(&report);
@@ -137,7 +150,7 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
     judge(&report, &args, opened.repository.can_read())
 }
 
-/// What `walkeep verify --repair --json` prints: how it is behind the repair.
+/// What `walkeep verify --repair --json` prints: how it is behind the repair, or was before one that did not come to its end.
 #[derive(Serialize)]
 struct Repaired<'a> {
     #[serde(flatten)]
@@ -265,7 +278,7 @@ fn step_words(step: &Step) -> String {
         Some(Outcome::WasWhole) => "whole when it was looked at again: left as it is".to_owned(),
         Some(Outcome::NotDone(reason)) => format!("NOT MENDED, nothing was changed: {reason}"),
         Some(Outcome::Unfinished(reason)) => {
-            format!("NOT MENDED: the damaged one was taken away, and the next run puts the good one: {reason}")
+            format!("NOT MENDED: the damaged one was taken away, or may have been, and the next run puts the good one: {reason}")
         }
         None => "not done".to_owned(),
     };
@@ -362,6 +375,8 @@ pub struct Verified {
     damaged: Vec<String>,
     /// Damaged or missing in one repository and whole in another.
     to_mend: Vec<String>,
+    /// Whole, and locked for less than was promised.
+    short_locks: u64,
     not_checked: u64,
 }
 
@@ -389,6 +404,7 @@ impl Verified {
             read_at: oldest(&|outcome| outcome.read_at),
             damaged: keys(false),
             to_mend: keys(true),
+            short_locks: outcomes.iter().map(memory::Outcome::short_locks).sum(),
             not_checked: outcomes.iter().map(|outcome| outcome.not_checked).sum(),
         })
     }
@@ -418,6 +434,10 @@ impl Verified {
                 let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
                 output::say!("verified    DAMAGED: {first}{more}, seen {}: `walkeep verify` tells what is lost", ago(&self.looked_at));
             }
+        }
+        if self.short_locks > 0 {
+            let objects = are(self.short_locks);
+            output::say!("locks       {objects} whole and locked for less than object_lock promises: `walkeep verify` names them");
         }
     }
 }

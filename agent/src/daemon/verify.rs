@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
-use walkeep_core::verify::Severity;
+use walkeep_core::verify::{Kind, Severity};
 
 use crate::config::ClusterConfig;
 use crate::copies;
@@ -186,15 +186,21 @@ fn is_due(done: Option<DateTime<Utc>>, every: Duration, now: DateTime<Utc>) -> b
 }
 
 fn log(report: &Overall) {
-    let damaged = report.findings.iter().filter(|found| found.finding.severity > Severity::Note);
-    for Found { url, finding, .. } in damaged.take(NAMED) {
+    let wrong = report.findings.iter().filter(|found| found.finding.severity > Severity::Note);
+    let (unlocked, damaged): (Vec<&Found>, Vec<_>) = wrong.partition(|found| found.finding.kind == Kind::Lock);
+    for Found { url, finding, .. } in unlocked.iter().take(NAMED) {
+        let (key, reason, advice) = (&finding.key, &finding.reason, &finding.advice);
+        tracing::warn!(repository = url, key, reason, advice, "verify: something that is stored is not locked as was promised");
+    }
+    for Found { url, finding, .. } in damaged.iter().take(NAMED) {
         let (key, reason, lost, advice) = (&finding.key, &finding.reason, finding.lost.to_string(), &finding.advice);
         tracing::error!(repository = url, key, reason, lost, advice, "verify: something that is stored is damaged or missing");
     }
     let read = report.read.unwrap_or_default();
     tracing::info!(
         whole = report.whole,
-        damaged = report.damaged(Severity::Minor),
+        damaged = report.damaged(Severity::Minor) - unlocked.len() as u64,
+        short_locks = unlocked.len(),
         objects = report.listed.objects,
         read = read.objects,
         read_bytes = read.bytes,

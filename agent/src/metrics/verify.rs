@@ -12,6 +12,7 @@ pub struct VerifyMetrics {
     last_run: IntGauge,
     last_success: IntGauge,
     damaged: IntGauge,
+    short_locks: IntGauge,
     not_checked: IntGauge,
     of_each: IntGaugeVec,
     unread_since: IntGauge,
@@ -31,6 +32,10 @@ impl VerifyMetrics {
                 "When that last found nothing damaged or missing, as a Unix time; 0: never.",
             )?,
             damaged: maker.int_gauge("walkeep_verify_damaged_objects", "Objects known to be damaged or missing: alarm on any.")?,
+            short_locks: maker.int_gauge(
+                "walkeep_verify_short_locks",
+                "Objects known to be whole and locked for less time, or less strictly, than object_lock promises.",
+            )?,
             not_checked: maker.int_gauge(
                 "walkeep_verify_not_checked_objects",
                 "Objects that could not be checked when they were last looked at, as this host cannot decrypt them.",
@@ -60,6 +65,7 @@ impl VerifyMetrics {
         self.last_success.set(seconds(&|outcome| outcome.whole_at));
         self.unread_since.set(seconds(&|outcome| outcome.unread_since));
         self.damaged.set(sum(&|outcome| outcome.all_damage().count() as u64));
+        self.short_locks.set(sum(&|outcome| outcome.short_locks()));
         self.not_checked.set(sum(&|outcome| outcome.not_checked));
         for (url, outcome) in outcomes.iter().filter(|_| outcomes.len() > 1) {
             let damaged = i64::try_from(outcome.all_damage().count()).unwrap_or(i64::MAX);

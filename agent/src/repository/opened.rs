@@ -27,6 +27,11 @@ pub trait Open: Send + Sync + 'static {
     /// Opens it, and proves that it is the right one.
     async fn open(&self) -> Result<SharedStore, Self::Error>;
 
+    /// How an object is locked that is put there, as far as that is known before it is opened.
+    fn lock_of(&self, _key: &Key) -> Option<Lock> {
+        None
+    }
+
     /// What a call is told that had to open it. Never "not found": that is said of an object by a repository that was reached.
     fn kind(error: &Self::Error) -> ErrorKind;
 }
@@ -108,7 +113,10 @@ impl<O: Open> Store for OpenedStore<O> {
     }
 
     fn lock_of(&self, key: &Key) -> Option<Lock> {
-        self.opened.get()?.lock_of(key)
+        match self.opened.get() {
+            Some(store) => store.lock_of(key),
+            None => self.open.lock_of(key),
+        }
     }
 
     async fn locked(&self, key: &Key) -> StoreResult<Option<Locked>> {

@@ -9,13 +9,16 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use tokio::sync::Mutex;
 use walkeep_core::layout::ClusterName;
-use walkeep_store::{ErrorKind, SharedStore};
+use walkeep_store::{ErrorKind, Key, Lock, SharedStore};
 
 use super::opened::{Open, OpenedStore};
 use super::{ClusterIdentity, Error, Repository, Result};
 
 /// How to open the store.
 pub type OpenStore = Arc<dyn Fn() -> BoxFuture<'static, Result<SharedStore>> + Send + Sync>;
+
+/// How objects are locked that are put there, as it is configured.
+pub type LockRule = Arc<dyn Fn(&Key) -> Option<Lock> + Send + Sync>;
 
 /// What the repository that was opened first knows of the cluster: the others have to know the same.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +36,8 @@ pub type PlaceStore = OpenedStore<OpenPlace>;
 
 impl PlaceStore {
     /// The repository at `url`, which `open` opens.
-    pub fn of(url: String, cluster: ClusterName, open: OpenStore, agreed: Agreed) -> Self {
-        Self::new(OpenPlace { url, cluster, open, agreed })
+    pub fn of(url: String, cluster: ClusterName, open: OpenStore, locks: LockRule, agreed: Agreed) -> Self {
+        Self::new(OpenPlace { url, cluster, open, locks, agreed })
     }
 }
 
@@ -43,6 +46,7 @@ pub struct OpenPlace {
     url: String,
     cluster: ClusterName,
     open: OpenStore,
+    locks: LockRule,
     agreed: Agreed,
 }
 
@@ -72,6 +76,10 @@ impl Open for OpenPlace {
             }
         }
         Ok(store)
+    }
+
+    fn lock_of(&self, key: &Key) -> Option<Lock> {
+        (self.locks)(key)
     }
 
     fn kind(error: &Error) -> ErrorKind {
@@ -127,7 +135,7 @@ mod tests {
             repository.add_identity(&cluster, number, identity).await.unwrap();
         }
         let open: OpenStore = Arc::new(move || std::future::ready(Ok(store.clone())).boxed());
-        PlaceStore::of(url.into(), cluster, open, agreed.clone())
+        PlaceStore::of(url.into(), cluster, open, Arc::new(|_| None), agreed.clone())
     }
 
     #[tokio::test]

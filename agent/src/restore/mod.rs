@@ -18,8 +18,10 @@ mod target_dir;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
+use chrono::{DateTime, Utc};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::backup::BackupRecord;
@@ -136,6 +138,14 @@ pub enum Refusal {
         /// How much, and where.
         what: String,
     },
+    /// Of something that is needed the thawed copy ends too early.
+    #[error(
+        "thawed copies that it needs end from {until} on, and it may take longer than that: `walkeep thaw` with the same target has them kept longer; so does `walkeep restore --thaw`"
+    )]
+    Ending {
+        /// When the first one ends.
+        until: String,
+    },
     /// The backup cannot be believed.
     #[error("backup {backup} cannot be restored: {reason}")]
     Backup {
@@ -237,6 +247,9 @@ async fn write_files(
         let frozen = thaw::of_plan(&repository, plan, &options.needed, cancel).await?;
         if !frozen.is_nothing() {
             bail!(Refusal::Archived { what: frozen.to_string() });
+        }
+        if let Some(until) = frozen.ends_too_early(plan.estimate.as_ref(), SystemTime::now()) {
+            bail!(Refusal::Ending { until: DateTime::<Utc>::from(until).format("%Y-%m-%d %H:%M UTC").to_string() });
         }
     }
     let small = Small::read(&repository, &layout, cancel).await?;

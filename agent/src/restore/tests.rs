@@ -85,7 +85,7 @@ pub(super) async fn world(files: Vec<Content>, change: impl FnOnce(&mut BackupRe
         packer.data(&content).await.unwrap();
         packer.file(FileFacts { path: path(name), mode: 0o600, mtime: None }).await.unwrap();
     }
-    let Packed { last, trailer, totals } = packer.finish().await.unwrap();
+    let Packed { last, trailer, totals, .. } = packer.finish().await.unwrap();
     (record.manifest_sha256, record.manifest_pieces) = (trailer.sha256, last.number);
     (record.files, record.bytes) = (totals.files, totals.bytes);
     record.tablespaces = vec![Tablespace { oid: SPACE, path: "/srv/fast".into(), bytes: 9000 }];

@@ -162,11 +162,12 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
         room: Room::default(),
         damage: Vec::new(),
         unlocked: Vec::new(),
+        not_seen: Vec::new(),
         wrong: BTreeMap::new(),
         kept: Instant::now(),
     };
     let read = reading.everything(quick, wanted.as_ref()).await;
-    let Reading { damage, unlocked, wrong, counts, .. } = reading;
+    let Reading { damage, unlocked, not_seen, wrong, counts, .. } = reading;
     memory.keep().await;
     let interrupted = match read {
         Ok(is_all) => !is_all,
@@ -176,6 +177,7 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
     let mut judged = judge(how, quick, damage, wrong).await?;
     let judge = Judge::new(&quick.seen.catalog, how.repository.layout());
     judged.extend(unlocked.into_iter().map(|(name, reason)| judge.unlocked(&name, reason)));
+    judged.extend(not_seen);
     judged.iter().for_each(|finding| memory.damaged(finding));
     findings.extend(judged);
     Ok(counts.done(interrupted))
@@ -189,6 +191,8 @@ struct Reading<'a, 'h> {
     damage: Vec<Damage>,
     /// What is whole and not locked as was promised.
     unlocked: Vec<(ObjectName, String)>,
+    /// What is known to be wrong with objects that cannot be read at once.
+    not_seen: Vec<Finding>,
     /// Backups whose manifests say something else than packs that are whole, with the first pack.
     wrong: BTreeMap<BackupId, PackId>,
     kept: Instant,
@@ -374,7 +378,12 @@ impl Reading<'_, '_> {
                     self.memory.forget_damage(listed.key.as_str());
                 }
                 Err(Error::Corrupt { reason, .. }) => self.damage.push(Damage { name, reason }),
-                Err(error) if error.archived().is_some() => drop(counts.archived.fetch_add(1, Ordering::Relaxed)),
+                Err(error) if error.archived().is_some() => {
+                    counts.archived.fetch_add(1, Ordering::Relaxed);
+                    // It was read before it was archived: nobody has seen it mended.
+                    let known = self.memory.outcome.read_damage.iter().find(|finding| finding.key == listed.key.as_str());
+                    self.not_seen.extend(known.cloned());
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -102,8 +102,18 @@ pub struct Memory {
 }
 
 impl Outcome {
-    /// Everything that is known to be wrong.
+    /// Everything that is known to be damaged or missing.
     pub fn all_damage(&self) -> impl Iterator<Item = &Finding> {
+        self.all_wrong().filter(|finding| finding.kind != Kind::Lock)
+    }
+
+    /// How much is whole and locked for less than was promised.
+    pub fn short_locks(&self) -> u64 {
+        let keys = self.all_wrong().filter(|finding| finding.kind == Kind::Lock).map(|finding| &finding.key);
+        keys.collect::<BTreeSet<_>>().len() as u64
+    }
+
+    fn all_wrong(&self) -> impl Iterator<Item = &Finding> {
         self.damage.iter().chain(&self.read_damage)
     }
 }
@@ -422,6 +432,14 @@ mod tests {
             lost: Default::default(),
             advice: String::new(),
         }
+    }
+
+    #[test]
+    fn a_short_lock_is_no_damage() {
+        let lock = |key: &str| Finding { severity: Severity::Minor, kind: Kind::Lock, ..finding(key) };
+        let outcome = Outcome { damage: vec![lock("a"), finding("b")], read_damage: vec![lock("a"), lock("c")], ..Outcome::default() };
+        assert_eq!(outcome.all_damage().map(|finding| finding.key.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(outcome.short_locks(), 2);
     }
 
     #[tokio::test]

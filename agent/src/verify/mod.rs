@@ -18,6 +18,7 @@ pub mod repair;
 mod run;
 #[cfg(test)]
 mod tests;
+mod trail;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;

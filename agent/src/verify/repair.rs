@@ -12,10 +12,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::ObjectName;
 use walkeep_core::verify::{Kind, Severity};
+use walkeep_store::ErrorKind;
 
 use super::Overall;
 use super::elsewhere::Wanted;
 use super::places::{Everywhere, Place};
+use super::trail;
 use crate::repository::{ClusterRepository, Error, Result};
 use crate::retry::{Backoff, retry};
 
@@ -72,7 +74,7 @@ pub enum Outcome {
     WasWhole,
     /// Nothing was changed, and why.
     NotDone(String),
-    /// The damaged one was taken away, and the good one is not there yet: the next run puts it.
+    /// The damaged one was taken away, or may have been, and the good one is not there yet: the next run puts it.
     Unfinished(String),
 }
 
@@ -124,7 +126,12 @@ pub async fn carry_out(
             return Err(Error::cancelled("repair", &step.key));
         }
         let Some(place) = places.iter_mut().find(|place| place.number == step.repository) else { continue };
-        step.outcome = Some(mend(step, everywhere, place, cancel).await?);
+        step.outcome = Some(match mend(step, everywhere, place, cancel).await {
+            Ok(outcome) => outcome,
+            Err(error) if cancel.is_cancelled() => return Err(error),
+            // What one object hinders is no reason to leave the others as they are.
+            Err(error) => Outcome::NotDone(format!("it could not be looked at: {}", chain(&error))),
+        });
         tell(step);
     }
     Ok(())
@@ -132,9 +139,15 @@ pub async fn carry_out(
 
 async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &CancellationToken) -> Result<Outcome> {
     let (name, target) = (&step.wanted.name, place.repository.clone());
-    let (good, reasons) = everywhere.good_copy(&step.wanted).await;
+    let lying = lying(&target, name, cancel).await?;
+    if let (ObjectName::Audit(number), Lying::Bytes(bytes)) = (name, &lying)
+        && trail::has_its_place(&target, *number, bytes).await?
+    {
+        return Ok(Outcome::WasWhole);
+    }
+    let (good, reasons) = everywhere.good_copy(&step.wanted, &target, &lying).await;
     let Some(good) = good else { return Ok(Outcome::NotDone(format!("no other repository has it whole: {reasons}"))) };
-    let there = match lying(&target, name, cancel).await? {
+    let there = match lying {
         Lying::Nothing => false,
         Lying::Bytes(bytes) if bytes == good => return Ok(Outcome::WasWhole),
         Lying::Bytes(_) if proves_itself(name) && target.whole_object(name).await.is_ok_and(|whole| whole.is_some()) => {
@@ -145,21 +158,23 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
             return Ok(Outcome::NotDone("two reads of it differ: the way to it may be at fault, and not what is stored".into()));
         }
     };
-    if there {
-        if !place.memory.note_mending(&step.key, true).await {
-            let reason = "that it is taken away cannot be noted (mending.json in the spool folder, or in the user's cache): it would not be known behind a crash";
-            return Ok(Outcome::NotDone(reason.to_owned()));
-        }
-        if let Err(error) = target.take_away(name).await {
-            place.memory.note_mending(&step.key, false).await;
-            return Ok(Outcome::NotDone(format!("the damaged one cannot be removed: {}", chain(&error))));
-        }
+    if there && !place.memory.note_mending(&step.key, true).await {
+        let reason = "that it is taken away cannot be noted (mending.json in the spool folder, or in the user's cache): it would not be known behind a crash";
+        return Ok(Outcome::NotDone(reason.to_owned()));
     }
+    let removed = if there { target.take_away(name).await } else { Ok(()) };
+    if let Err(error) = &removed
+        && error.is_denied()
+    {
+        return not_removed(step, place, error).await;
+    }
+    // Behind any other failure it may be gone, or go yet: the good one is put all the same, and only where nothing lies.
     let put = || target.put_back(name, good.clone());
-    match retry("repair", Backoff::within(PATIENCE), cancel, Error::is_transient, put).await {
-        Ok(()) => {}
-        Err(error) if there => return Ok(Outcome::Unfinished(chain(&error))),
-        Err(error) => return Ok(Outcome::NotDone(format!("it cannot be stored: {}", chain(&error)))),
+    match (retry("repair", Backoff::within(PATIENCE), cancel, Error::is_transient, put).await, removed) {
+        (Ok(()), _) => {}
+        (Err(put), Err(error)) if is_taken(&put) => return not_removed(step, place, &error).await,
+        (Err(error), _) if there => return Ok(Outcome::Unfinished(chain(&error))),
+        (Err(error), _) => return Ok(Outcome::NotDone(format!("it cannot be stored: {}", chain(&error)))),
     }
     match target.stored_object(name).await {
         Ok(Some(back)) if back == good => {}
@@ -170,6 +185,16 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
     place.memory.forget_damage(&step.key);
     place.memory.keep().await;
     Ok(Outcome::Put)
+}
+
+/// The damaged one lies where it was.
+async fn not_removed(step: &Step, place: &mut Place, error: &Error) -> Result<Outcome> {
+    place.memory.note_mending(&step.key, false).await;
+    Ok(Outcome::NotDone(format!("the damaged one cannot be removed: {}", chain(error))))
+}
+
+fn is_taken(error: &Error) -> bool {
+    matches!(error, Error::Store(error) if error.kind() == ErrorKind::AlreadyExists)
 }
 
 /// What lies where something is to be mended.
@@ -208,18 +233,38 @@ fn proves_itself(name: &ObjectName) -> bool {
         || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
 }
 
+/// Why a copy that was proven as far as its own bytes go must not be put instead of what lies there.
+async fn doubt_about(
+    name: &ObjectName,
+    source: &ClusterRepository,
+    target: &ClusterRepository,
+    lying: &Lying,
+    good: &bytes::Bytes,
+) -> Result<Option<String>> {
+    match (name, lying) {
+        (_, Lying::Nothing) => Ok(None),
+        (_, Lying::Bytes(bytes)) if bytes == good => Ok(None),
+        (ObjectName::Audit(number), _) => trail::doubt(source, target, *number, good).await,
+        _ => Ok(None),
+    }
+}
+
 fn chain(error: &Error) -> String {
     format!("{:#}", anyhow::anyhow!("{error}"))
 }
 
 impl Everywhere {
-    /// The first copy that is proven whole, else why each is not.
-    async fn good_copy(&self, wanted: &Wanted) -> (Option<bytes::Bytes>, String) {
+    /// The first copy that is proven whole and may take the place of what lies in `target`, else why each is not.
+    async fn good_copy(&self, wanted: &Wanted, target: &ClusterRepository, lying: &Lying) -> (Option<bytes::Bytes>, String) {
         let mut reasons = Vec::new();
         for (number, _) in &wanted.at {
             let Some(seen) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
             match seen.repository.whole_object(&wanted.name).await {
-                Ok(Some(good)) => return (Some(good), String::new()),
+                Ok(Some(good)) => match doubt_about(&wanted.name, &seen.repository, target, lying, &good).await {
+                    Ok(None) => return (Some(good), String::new()),
+                    Ok(Some(doubt)) => reasons.push(format!("repository {number}: {doubt}")),
+                    Err(error) => reasons.push(format!("repository {number}: {error}")),
+                },
                 Ok(None) => reasons.push(format!("repository {number} does not have it any more")),
                 Err(error) => reasons.push(format!("repository {number}: {error}")),
             }
@@ -236,10 +281,10 @@ impl Everywhere {
 mod tests {
     use bytes::Bytes;
     use walkeep_core::WalFileName;
-    use walkeep_store::{ErrorKind, Fault, Operation, Rule, Store};
+    use walkeep_store::{Fault, Operation, Rule, Store};
 
     use super::super::pace::Pace;
-    use super::super::tests::{Two, key, wrong};
+    use super::super::tests::{Two, entry, key, wrong};
     use super::super::{Read, Wish, everywhere};
     use super::*;
     use crate::repository::tests::segment;
@@ -301,6 +346,85 @@ mod tests {
         two.faulty.inject(Rule::new(Operation::Get, Fault::Flip(3000)).on(key(&two.both, 3).as_str()).times(4));
         let (plan, _) = repaired(&two, &mut places).await;
         assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("differ")), "{plan:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_without_an_answer_may_have_been_done() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let mut places = two.remembering(Some(folder.path()));
+        let (good, bad) = (two.stores[0].get(&key(&two.both, 2), None).await.unwrap(), Bytes::from(vec![7; 4000]));
+        two.stores[1].overwrite(&key(&two.both, 2), bad.clone());
+        // It was not: nothing is missing.
+        two.faulty.inject(Rule::new(Operation::Delete, Fault::Fail(ErrorKind::Transient)));
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::NotDone(why))] if why.contains("cannot be removed")), "{plan:?}");
+        assert_eq!((two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), wrong(&report).len()), (bad, 1));
+        assert!(places[1].memory.mending().is_empty());
+        // It was, and nothing can be put: that is known to the next run.
+        two.faulty.heal();
+        two.faulty.inject(Rule::new(Operation::Delete, Fault::LoseAnswer));
+        two.faulty.inject(Rule::new(Operation::Put, Fault::Fail(ErrorKind::Denied)));
+        let (plan, _) = repaired(&two, &mut places).await;
+        assert!(matches!(&outcomes(&plan)[..], [(2, true, Outcome::Unfinished(_))]), "{plan:?}");
+        assert_eq!(places[1].memory.mending().iter().collect::<Vec<_>>(), [key(&two.both, 2).as_str()]);
+        // It was, and the good one comes behind it.
+        two.stores[1].overwrite(&key(&two.both, 2), Bytes::from(vec![7; 4000]));
+        two.faulty.heal();
+        two.faulty.inject(Rule::new(Operation::Delete, Fault::LoseAnswer));
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, true, Outcome::Put)], vec![]));
+        assert_eq!(two.stores[1].get(&key(&two.both, 2), None).await.unwrap(), good);
+        assert!(places[1].memory.mending().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_looked_at_hinders_only_itself() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let mut places = two.remembering(Some(folder.path()));
+        for number in [2, 3] {
+            two.stores[1].overwrite(&key(&two.both, number), Bytes::from(vec![7; 4000]));
+        }
+        let (cancel, pace) = (CancellationToken::new(), Pace::of(None));
+        let deep = Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+        let (report, seen) = everywhere(&deep, &mut places).await.unwrap();
+        let mut plan = plan(&seen, &report).await.unwrap();
+        two.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Denied)).on(key(&two.both, 2).as_str()));
+        carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
+        let done = outcomes(&plan);
+        assert!(matches!(&done[..], [(2, true, Outcome::NotDone(why)), (2, true, Outcome::Put)] if why.contains("looked at")), "{done:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_of_the_trail_is_replaced_only_where_those_beside_it_prove_the_copy() {
+        let (two, folder) = (Two::begin().await, tempfile::tempdir().unwrap());
+        let mut places = two.remembering(Some(folder.path()));
+        let mut head = None;
+        for _ in 0..5 {
+            two.both.append_audit(&mut head, &entry()).await.unwrap();
+        }
+        let record = |number| two.both.layout().key(&ObjectName::Audit(number)).parse::<walkeep_store::Key>().unwrap();
+        let whole = async |number| two.stores[0].get(&record(number), None).await.unwrap();
+        let changed = async |number| {
+            let mut value: serde_json::Value = serde_json::from_slice(&whole(number).await).unwrap();
+            value["command"] = "restore".into();
+            Bytes::from(serde_json::to_vec_pretty(&value).unwrap())
+        };
+        let (third, last) = (whole(3).await, whole(5).await);
+        two.stores[1].overwrite(&record(3), changed(3).await);
+        let (plan, report) = repaired(&two, &mut places).await;
+        assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, true, Outcome::Put), (2, true, Outcome::WasWhole)], vec![]));
+        assert_eq!(two.stores[1].get(&record(3), None).await.unwrap(), third);
+        // Of the last one nothing tells which of the two was changed: it stays, whatever the other repository has.
+        let folder = tempfile::tempdir().unwrap();
+        let mut places = two.remembering(Some(folder.path()));
+        two.stores[1].overwrite(&record(4), changed(4).await);
+        two.stores[0].overwrite(&record(5), changed(5).await);
+        let (plan, _) = repaired(&two, &mut places).await;
+        let done = outcomes(&plan);
+        let stays = |why: &str| why.contains("no record 6");
+        assert!(done.contains(&(2, true, Outcome::Put)), "{done:?}");
+        assert!(done.iter().any(|(number, _, done)| *number == 2 && matches!(done, Outcome::NotDone(why) if stays(why))), "{done:?}");
+        assert_eq!(two.stores[1].get(&record(5), None).await.unwrap(), last);
     }
 
     /// Killed between the two: of a `.partial`, which nothing misses.

@@ -105,7 +105,7 @@ pub(super) async fn verify_one(
         let mut damaged = Findings::default();
         let done = deep(&how, &quick, memory, &mut damaged).await?;
         if !done.interrupted && wish.backup.is_none() && reading.most.is_none() {
-            // All of it was seen now.
+            // All of it was seen now, and what could not be read stays as it was known.
             memory.outcome.read_damage = damaged.iter().cloned().collect();
             memory.outcome.read_at = Some(began);
             if reading.older_than.is_none() {
@@ -197,6 +197,8 @@ async fn read_again(repository: &Arc<ClusterRepository>, memory: &mut Memory, ca
         match proof {
             Ok(Proof::Whole | Proof::Gone) => memory.forget_damage(&key),
             Ok(Proof::Unreadable) | Err(Error::Corrupt { .. }) => {}
+            // Nobody knows until it is thawed.
+            Err(error) if error.archived().is_some() => {}
             Err(error) => return Err(error),
         }
     }

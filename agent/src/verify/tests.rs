@@ -69,6 +69,21 @@ fn content(number: u64) -> Bytes {
     page.into()
 }
 
+/// A record of the audit trail.
+pub(super) fn entry() -> Entry {
+    Entry {
+        time: chrono::DateTime::UNIX_EPOCH,
+        actor: Actor { uid: 26, user: None, login: None, sudo_user: None, ssh_from: None, host: "db1".into(), pid: 1 },
+        program: "walkeep".into(),
+        command: "backup".into(),
+        kind: Deed::BACKUP,
+        subject: BTreeMap::new(),
+        outcome: Outcome::Done,
+        message: None,
+        begun: None,
+    }
+}
+
 pub(super) fn key(repository: &ClusterRepository, number: u64) -> Key {
     repository.layout().wal_key(WalFileName::Segment(segment(number))).parse().unwrap()
 }
@@ -167,17 +182,6 @@ async fn a_look_at_the_trail_reads_what_is_new_and_knows_where_it_ended() {
     let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     let repository = Arc::new(over(store.clone()).await);
     let (cancel, mut head) = (CancellationToken::new(), None);
-    let entry = || Entry {
-        time: chrono::DateTime::UNIX_EPOCH,
-        actor: Actor { uid: 26, user: None, login: None, sudo_user: None, ssh_from: None, host: "db1".into(), pid: 1 },
-        program: "walkeep".into(),
-        command: "backup".into(),
-        kind: Deed::BACKUP,
-        subject: BTreeMap::new(),
-        outcome: Outcome::Done,
-        message: None,
-        begun: None,
-    };
     for _ in 0..20 {
         repository.append_audit(&mut head, &entry()).await.unwrap();
     }
@@ -232,6 +236,10 @@ async fn locks_that_are_shorter_than_promised_are_told() {
     // It stays told until it was read again.
     store.set_lock(&key(&repository, 2), Some(Locked { mode: LockMode::Compliance, until: now + lock.time() }));
     assert_eq!(look(true).await, [unlocked(3), unlocked(4)]);
+    // By so little it is not locked anew.
+    faulty.lock_anew(&key(&repository, 3)).await.unwrap();
+    assert_eq!(look(true).await, [unlocked(3), unlocked(4)]);
+    store.set_lock(&key(&repository, 3), None);
     for number in [3, 4] {
         faulty.lock_anew(&key(&repository, number)).await.unwrap();
     }
@@ -245,4 +253,29 @@ async fn locks_that_are_shorter_than_promised_are_told() {
     store.set_lock(&key(&repository, 2), None);
     faulty.inject(Rule::new(Operation::Probe, Fault::Fail(ErrorKind::Denied)));
     assert_eq!((look(false).await, look(true).await), (vec![], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_that_was_archived_since_stays_known_and_hinders_no_look() {
+    let store = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    let repository = Arc::new(over(faulty.clone()).await);
+    put(&repository, 1..6).await;
+    let (cancel, pace, mut memory) = (CancellationToken::new(), Pace::of(None), Memory::nowhere(&repository));
+    let mut look = async |deep: bool| {
+        let read = deep.then(|| Read::all(&pace, 2));
+        let report = verify(&repository, &Wish { read, ..Wish::look(&cancel) }, &mut memory).await.unwrap();
+        report.findings.into_iter().map(|found| (found.kind, found.key)).collect::<Vec<_>>()
+    };
+    let second = key(&repository, 2);
+    let whole = store.get(&second, None).await.unwrap();
+    store.overwrite(&second, Bytes::from(vec![7; 4000]));
+    let known = [(Kind::Content, second.to_string())];
+    assert_eq!(look(true).await, known);
+    faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Archived)).on(second.as_str()));
+    assert_eq!(look(false).await, known);
+    assert_eq!((look(true).await, look(false).await), (known.to_vec(), known.to_vec()));
+    faulty.heal();
+    store.overwrite(&second, whole);
+    assert_eq!(look(false).await, []);
 }

@@ -157,7 +157,8 @@ pub trait Store: Debug + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Locks the object for as long as if it were put now, where [`Store::lock_of`] says that it is to be locked; never for a shorter time than it is.
+    /// Locks the object for as long as if it were put now, where [`Store::lock_of`] says that it is to be locked; never for a shorter time than it is, and not
+    /// anew where only [`Lock::slack`] is lacking.
     async fn lock_anew(&self, _key: &Key) -> Result<()> {
         Ok(())
     }

@@ -150,10 +150,9 @@ impl Store for MemoryStore {
     }
 
     async fn lock_anew(&self, key: &Key) -> Result<()> {
-        let locked = self.lock_now();
         let mut objects = self.objects();
         let object = objects.get_mut(key).ok_or_else(|| Error::new(ErrorKind::NotFound, "lock", key))?;
-        object.locked = locked.or(object.locked);
+        object.locked = self.lock.and_then(|lock| lock.anew(object.locked, SystemTime::now())).or(object.locked);
         Ok(())
     }
 }

@@ -99,22 +99,30 @@ impl Files {
     /// The same for many, each folder made durable once. Answers the numbers of those that may not be removed, with the reason; fails at anything else, with
     /// what is gone by then gone durably.
     pub(super) fn delete_all(&self, paths: &[String]) -> io::Result<Vec<(usize, io::Error)>> {
-        let (mut stay, mut folders, mut failed) = (Vec::new(), BTreeSet::new(), None);
+        let (mut stay, mut folders, mut failed) = (Vec::new(), BTreeSet::new(), None::<io::Error>);
         for (number, path) in paths.iter().enumerate() {
             match rustix::fs::unlinkat(&self.root, path, AtFlags::empty()) {
                 Ok(()) => drop(folders.insert(parent(path))),
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR) => self.prove_root()?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR) => {
+                    if let Err(error) = self.prove_root() {
+                        failed = Some(error);
+                        break;
+                    }
+                }
                 Err(error @ (Errno::ACCESS | Errno::PERM)) => stay.push((number, error.into())),
                 Err(error) => {
-                    failed = Some(error);
+                    failed = Some(error.into());
                     break;
                 }
             }
         }
+        // What is gone from the others is to be gone for good, whatever hinders one of them.
         for folder in folders {
-            self.sync_folder(folder)?;
+            if let Err(error) = self.sync_folder(folder) {
+                failed.get_or_insert(error);
+            }
         }
-        failed.map_or(Ok(stay), |error| Err(error.into()))
+        failed.map_or(Ok(stay), Err)
     }
 
     /// The entries of a folder; none if there is no such folder.
@@ -192,11 +200,21 @@ impl Files {
         file.rewind()?;
         file.read_to_end(&mut bytes)?;
         let temporary = self.write_temporary(&bytes)?;
-        if let Err(error) = rustix::fs::renameat(&self.root, &temporary, &self.root, path) {
+        let renamed = self.is_named(path, file).and_then(|()| Ok(rustix::fs::renameat(&self.root, &temporary, &self.root, path)?));
+        if let Err(error) = renamed {
             self.remove_quietly(&temporary);
-            return Err(error.into());
+            return Err(error);
         }
         self.sync_name(path)
+    }
+
+    /// Fails if the name is not the opened file's any more: a removal, or another object put there since, is not to be undone.
+    fn is_named(&self, path: &str, file: &File) -> io::Result<()> {
+        let opened = rustix::fs::fstat(file)?;
+        match self.stat(path)? {
+            Some(there) if (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino) => Ok(()),
+            _ => Err(io::Error::other("the object was removed, or another put in its place, meanwhile")),
+        }
     }
 
     /// The object's file, opened; `None` if there is no regular file of that name.

@@ -105,6 +105,11 @@ impl Failure {
         self.status == Some(404)
     }
 
+    /// The request is refused without a word why, as every HEAD is.
+    pub(super) fn says_nothing(&self) -> bool {
+        matches!(self.status, Some(400 | 403)) && self.code.is_none()
+    }
+
     /// A range that begins past the object's end.
     pub(super) fn is_past_the_end(&self) -> bool {
         self.status == Some(416)

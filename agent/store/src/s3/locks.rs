@@ -8,7 +8,7 @@ use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode};
 use super::errors::Failure;
 use super::placing::{Lock, LockMode, Locked};
 use super::{S3Store, placing};
-use crate::Key;
+use crate::{ErrorKind, Key};
 
 /// What servers say of an object, or of a whole bucket, without locks.
 const NO_LOCK: [&str; 4] =
@@ -33,11 +33,18 @@ impl S3Store {
     }
 
     pub(super) async fn lock_again(&self, key: &Key, lock: Lock) -> std::result::Result<(), Failure> {
-        let mode = match lock.mode {
+        let locked = match self.lock_found(key).await {
+            Ok(locked) => locked,
+            // Who may not look may lock all the same.
+            Err(failure) if failure.kind == ErrorKind::Denied => None,
+            Err(failure) => return Err(failure),
+        };
+        let Some(Locked { mode, until }) = lock.anew(locked, SystemTime::now()) else { return Ok(()) };
+        let mode = match mode {
             LockMode::Governance => ObjectLockRetentionMode::Governance,
             LockMode::Compliance => ObjectLockRetentionMode::Compliance,
         };
-        let until = DateTime::from(SystemTime::now() + lock.time());
+        let until = DateTime::from(until);
         let retention = ObjectLockRetention::builder().mode(mode).retain_until_date(until).build();
         let put = self.client.put_object_retention().bucket(&self.options.bucket).key(self.name(key)).retention(retention);
         put.send().await.map(|_| ()).map_err(|error| match Failure::from_sdk(error) {

@@ -54,6 +54,21 @@ impl Lock {
     pub fn time(&self) -> Duration {
         Duration::from_secs(u64::from(self.days) * 24 * 3600)
     }
+
+    /// By so much an object's lock may end earlier before it is prolonged: else each backup would ask for every pack.
+    pub fn slack(&self) -> Duration {
+        (self.time() / 10).max(Duration::from_secs(24 * 3600)).min(self.time() / 2)
+    }
+
+    /// How an object is to be locked anew that is locked so; `None` where it is for long enough. Never for a shorter time, nor less strictly.
+    pub fn anew(&self, locked: Option<Locked>, now: SystemTime) -> Option<Locked> {
+        let wanted = Locked { mode: self.mode, until: now + self.time() };
+        match locked {
+            None => Some(wanted),
+            Some(locked) if locked.mode >= self.mode && locked.until + self.slack() >= wanted.until => None,
+            Some(locked) => Some(Locked { mode: locked.mode.max(self.mode), until: locked.until.max(wanted.until) }),
+        }
+    }
 }
 
 /// Decides it for each key.
@@ -88,4 +103,25 @@ pub(super) fn place(put: PutObjectFluentBuilder, placement: Placement, default_c
     };
     let until = SystemTime::now() + lock.time();
     put.object_lock_mode(mode).object_lock_retain_until_date(DateTime::from(until))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_made_longer_or_stricter_and_never_less() {
+        let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+        let lock = Lock { mode: LockMode::Governance, days: 30 };
+        let locked = |mode, days: u32| Some(Locked { mode, until: now + day * days });
+        let (governance, compliance) = (LockMode::Governance, LockMode::Compliance);
+        assert_eq!(lock.anew(None, now), locked(governance, 30));
+        assert_eq!(lock.anew(locked(governance, 26), now), locked(governance, 30));
+        // Nearly as long, or longer since the days were fewer.
+        assert_eq!((lock.anew(locked(governance, 27), now), lock.anew(locked(compliance, 90), now)), (None, None));
+        assert_eq!(lock.anew(locked(compliance, 26), now), locked(compliance, 30));
+        let strict = Lock { mode: compliance, days: 30 };
+        assert_eq!(strict.anew(locked(governance, 90), now), locked(compliance, 90));
+        assert_eq!([1, 5, 30].map(|days| Lock { days, ..lock }.slack()), [day / 2, day, day * 3]);
+    }
 }

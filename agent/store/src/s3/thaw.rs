@@ -9,7 +9,7 @@ use aws_sdk_s3::types::{GlacierJobParameters, RestoreRequest, Tier as S3Tier};
 use super::S3Store;
 use super::errors::Failure;
 use crate::archived::{ArchiveClass, Readiness, Thaw, Tier};
-use crate::{Key, Result};
+use crate::{ErrorKind, Key, Result};
 
 impl S3Store {
     /// Of a certain version, or the present one.
@@ -24,6 +24,11 @@ impl S3Store {
                 Ok(head) => Ok(told_by(&head)),
                 // Such an answer has no body to say what is missing: the object, or the bucket.
                 Err(failure) if failure.is_missing() => self.read(key, version, Some(&(0..1))).await.map(|_| Readiness::Ready),
+                // Nor to say whether other keys may be accepted. A GET has them fetched anew.
+                Err(failure) if failure.says_nothing() => match self.read(key, version, Some(&(0..1))).await {
+                    Err(failure) if failure.kind != ErrorKind::Archived => Err(failure),
+                    _ => self.request(head).await.map(|head| told_by(&head)),
+                },
                 Err(failure) => Err(failure),
             }
         };

@@ -308,7 +308,10 @@ impl Store for Several {
     async fn locked(&self, key: &Key) -> Result<Option<Locked>> {
         let mut least: Option<Option<Locked>> = None;
         for place in self.all().iter().filter(|place| place.store.lock_of(key).is_some()) {
-            let locked = place.store.locked(key).await.map_err(|error| place.name_it(error, "look at the lock of", key.as_str()))?;
+            let locked = place
+                .ask_of_lock(place.store.locked(key))
+                .await
+                .map_err(|error| place.name_it(error, "look at the lock of", key.as_str()))?;
             least = Some(match (least.flatten(), locked) {
                 (Some(one), Some(other)) => Some(if one.until <= other.until { one } else { other }),
                 (_, locked) if least.is_none() => locked,
@@ -322,7 +325,7 @@ impl Store for Several {
     async fn lock_anew(&self, key: &Key) -> Result<()> {
         let mut failed = None;
         for place in self.all() {
-            match place.store.lock_anew(key).await {
+            match place.ask_of_lock(place.store.lock_anew(key)).await {
                 // It is on its way there, and locked as it comes.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => drop(failed.get_or_insert_with(|| place.name_it(error, "lock", key.as_str()))),

@@ -186,6 +186,21 @@ impl Place {
         outcome
     }
 
+    /// Asks about a lock, or for one: that may be denied, or not be known there, and says nothing of the place.
+    pub async fn ask_of_lock<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        self.may_ask().await?;
+        let began = Instant::now();
+        let mut waiting = Waiting { place: self, began, answered: false };
+        let outcome = call.await;
+        waiting.answered = true;
+        match &outcome {
+            Err(error) if error.kind() == ErrorKind::Transient => self.failed(error, began.elapsed()),
+            Ok(_) => self.answered(),
+            Err(_) => {}
+        }
+        outcome
+    }
+
     /// Fails if it is passed over, or does not answer again.
     async fn may_ask(&self) -> Result<()> {
         let may = self.health().may_ask(Instant::now());

@@ -677,3 +677,20 @@ async fn a_removal_does_not_wait_for_who_waits_for_it() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!((one.memory.len(), other.memory.len()), (4, 4));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_lock_is_an_answer_and_who_does_not_answer_is_not_asked_for_one() {
+    let lock = Lock { mode: crate::LockMode::Compliance, days: 30 };
+    let place = || Arc::new(FaultyStore::new(Arc::new(MemoryStore::locking(lock))));
+    let (one, other) = (place(), place());
+    let several = Several::new(vec![one.clone(), other.clone()], StoredWhen::All, Follow::Queued);
+    let pack = key("main/packs/1");
+    several.put_if_absent(&pack, body("one")).await.unwrap();
+    other.inject(Rule::new(Operation::Probe, Fault::Fail(ErrorKind::Denied)));
+    assert_eq!(several.lock_anew(&pack).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert!(several.states()[1].down.is_none());
+    several.pass_over(1, "test".into(), Duration::from_secs(60));
+    let asked = [one.count(Operation::Probe), other.count(Operation::Probe)];
+    assert_eq!(several.lock_anew(&pack).await.unwrap_err().kind(), ErrorKind::Transient);
+    assert_eq!([one.count(Operation::Probe), other.count(Operation::Probe)], [asked[0] + 1, asked[1]]);
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use walkeep_store::s3::{Credentials, Sse};
-use walkeep_store::{ErrorKind, ListRequest, Probed, Put, S3Options, S3Store, Store};
+use walkeep_store::{ErrorKind, ListRequest, Probed, Put, Readiness, S3Options, S3Store, Store};
 
 use crate::stub::{Reply, Request, Stub};
 use crate::suite::key;
@@ -134,6 +134,25 @@ async fn what_stays_is_not_retried() {
     let (outcome, requests) = get(|_, _| Reply::error(403, "RequestTimeTooSkewed")).await;
     assert_eq!(outcome, Err(ErrorKind::Unusable));
     assert!(requests <= 3, "{requests} requests");
+}
+
+#[tokio::test]
+async fn a_head_that_is_refused_without_a_word_is_asked_for_the_reason() {
+    let told = |reply: Reply| async move {
+        let answer = move |n: usize, request: &Request| match (request.method.as_str(), n) {
+            ("HEAD", 1) => Reply::new(400, ""),
+            ("HEAD", _) => Reply::new(200, "").header("x-amz-storage-class", "GLACIER").header("x-amz-restore", "ongoing-request=\"true\""),
+            _ => reply.clone(),
+        };
+        let stub = Stub::start(answer).await;
+        let readiness = stub.store().await.readiness(&key("k")).await.map_err(|error| format!("{:?} {error:?}", error.kind()));
+        (readiness, stub.requests().len())
+    };
+    let (refused, requests) = told(Reply::error(400, "ExpiredToken")).await;
+    assert!(refused.as_ref().is_err_and(|error| error.starts_with("Denied") && error.contains("ExpiredToken")), "{refused:?}");
+    assert_eq!(requests, 2);
+    // Nobody objects to the keys any more.
+    assert_eq!(told(Reply::error(403, "InvalidObjectState")).await, (Ok(Readiness::Thawing), 3));
 }
 
 #[tokio::test]

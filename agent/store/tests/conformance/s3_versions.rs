@@ -68,11 +68,14 @@ async fn what_was_removed_is_read_as_it_was() {
 async fn what_is_locked_cannot_be_removed_for_good() {
     let Some(weed) = weed::server() else { return };
     let bucket = weed.locking_bucket("locked").await;
-    let placing = Placing::by(|key| match key.as_str().starts_with("locked/") {
-        true => Placement { lock: Some(Lock { mode: LockMode::Compliance, days: 1 }), ..Placement::default() },
-        false => Placement::default(),
-    });
-    let store = S3Store::open(S3Options { bucket: bucket.clone(), placing: Some(placing), ..weed.options("") }).await.unwrap();
+    let placing = |mode: LockMode, days: u32| {
+        Placing::by(move |key| match key.as_str().starts_with("locked/") {
+            true => Placement { lock: Some(Lock { mode, days }), ..Placement::default() },
+            false => Placement::default(),
+        })
+    };
+    let locking = |mode, days| S3Options { bucket: bucket.clone(), placing: Some(placing(mode, days)), ..weed.options("") };
+    let store = S3Store::open(locking(LockMode::Compliance, 1)).await.unwrap();
     for name in ["locked/a", "free/a"] {
         store.put_if_absent(&key(name), Bytes::from_static(b"x")).await.unwrap();
     }
@@ -87,8 +90,17 @@ async fn what_is_locked_cannot_be_removed_for_good() {
     assert_eq!((store.locked(&key("free/a")).await.unwrap(), store.lock_of(&key("free/a"))), (None, None));
     tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
     store.lock_anew(&key("locked/a")).await.unwrap();
-    store.lock_anew(&key("free/a")).await.unwrap();
-    assert!(weed.lock_of(&bucket, "locked/a").await > Some(told) && weed.lock_of(&bucket, "free/a").await.is_none());
+    assert_eq!(weed.lock_of(&bucket, "locked/a").await, Some(told), "it is locked for nearly as long");
+    let longer = S3Store::open(locking(LockMode::Compliance, 3)).await.unwrap();
+    longer.lock_anew(&key("locked/a")).await.unwrap();
+    longer.lock_anew(&key("free/a")).await.unwrap();
+    let anew = weed.lock_of(&bucket, "locked/a").await.expect("it is locked");
+    assert!(anew > told + Duration::from_secs(24 * 3600) && weed.lock_of(&bucket, "free/a").await.is_none());
+    // Whoever promises less makes it neither shorter nor less strict.
+    let less = S3Store::open(locking(LockMode::Governance, 1)).await.unwrap();
+    less.lock_anew(&key("locked/a")).await.unwrap();
+    let found = store.locked(&key("locked/a")).await.unwrap().expect("it is locked");
+    assert_eq!((found.mode, found.until), (LockMode::Compliance, anew));
     assert_eq!(store.lock_anew(&key("locked/b")).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(store.locked(&key("locked/b")).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(weed.remove_versions(&bucket, "locked/a").await.is_err(), "the version itself stays");
