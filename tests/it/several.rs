@@ -299,7 +299,10 @@ fn what_the_primary_lost_is_copied_back() {
     assert_eq!(dry["objects"].as_u64(), Some(lost.len() as u64), "{dry}");
     let copied = two.walkeep.ok(&["copy", "--from", "2", "--to", "1", "--json"]).json();
     assert_eq!((copied["objects"].as_u64(), copied["incomplete"].as_array().map(Vec::len)), (Some(lost.len() as u64), Some(0)), "{copied}");
-    assert_eq!(two.listing(0), before);
+    // And the copy's own record in the trail.
+    let mut behind = two.listing(0);
+    behind.retain(|key, _| before.contains_key(key) || !key.contains("/audit/"));
+    assert_eq!(behind, before);
     two.assert_same_bytes();
     assert_eq!(two.walkeep.ok(&["copy", "--from", "2", "--to", "1", "--json"]).json()["objects"].as_u64(), Some(0));
 }
