@@ -1,6 +1,6 @@
 //! Each of several repositories verified by itself, and what that means of all of them together.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -60,6 +60,8 @@ pub(super) struct SeenPlace {
     pub catalog: Catalog,
     /// The keys of what is damaged or missing there.
     pub bad: HashSet<String>,
+    /// The keys of what a repair took away there: of that nothing is on its way but by the next one.
+    pub mending: BTreeSet<String>,
 }
 
 /// Verifies each. Fails if none could be looked at.
@@ -72,7 +74,8 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
             Ok((report, catalog)) => {
                 let bad = report.findings.iter().filter(|finding| finding.severity > Severity::Note && finding.kind != Kind::Lock);
                 let bad = bad.map(|finding| finding.key.clone()).collect();
-                seen.push(SeenPlace { number: place.number, repository: place.repository.clone(), catalog, bad });
+                let mending = place.memory.mending().clone();
+                seen.push(SeenPlace { number: place.number, repository: place.repository.clone(), catalog, bad, mending });
                 of_each.push(of_one(place.number, &report));
                 reports.push((place.number, report));
             }
@@ -161,10 +164,12 @@ impl Everywhere {
             read = read.into_iter().chain(report.read).reduce(super::Done::and);
             (more, not_checked) = (more + report.more_findings, not_checked + report.not_checked);
             let since = (wish.behind)(&report.repository);
+            let is_taken = |key: &String| self.seen.iter().any(|seen| seen.number == number && seen.mending.contains(key));
             for finding in report.findings {
                 let mut found = Found { repository: number, url: report.repository.clone(), finding, whole_in: Vec::new() };
                 if found.finding.severity > Severity::Note && found.finding.kind != Kind::Lock && self.seen.len() > 1 {
                     let copies = self.copies(number, &found.finding).await?;
+                    let since = since.filter(|_| !is_taken(&found.finding.key));
                     if since.is_some_and(|since| found.finding.kind == Kind::Missing && copies.were_put_behind(since)) {
                         let reason = format!("not here yet, as this repository is behind: {}", found.finding.reason);
                         found.finding =

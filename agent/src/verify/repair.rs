@@ -444,6 +444,10 @@ mod tests {
         let mut places = two.remembering(Some(folder.path()));
         let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
         assert_eq!(wrong(&report), [(2, partial.to_string(), Kind::Missing, vec![1])]);
+        // Also where the repository is behind: nobody but a repair brings it.
+        let behind = |_: &str| Some(std::time::SystemTime::UNIX_EPOCH);
+        let (report, _) = everywhere(&Wish { behind: &behind, ..Wish::look(&cancel) }, &mut places).await.unwrap();
+        assert_eq!(wrong(&report), [(2, partial.to_string(), Kind::Missing, vec![1])]);
         let (plan, report) = repaired(&two, &mut places).await;
         assert_eq!((outcomes(&plan), wrong(&report)), (vec![(2, false, Outcome::Put)], vec![]));
         assert_eq!(two.stores[1].get(&partial, None).await.unwrap(), two.stores[0].get(&partial, None).await.unwrap());
