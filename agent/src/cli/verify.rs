@@ -289,6 +289,10 @@ fn are(objects: u64) -> String {
     format!("{} {}", output::count(objects, "object"), if objects == 1 { "is" } else { "are" })
 }
 
+fn of_repositories(count: u64) -> String {
+    if count == 1 { "1 repository".to_owned() } else { format!("{count} repositories") }
+}
+
 fn print(report: &Overall) {
     let (broken, damaged) = (report.damaged(Severity::Damage), report.damaged(Severity::Minor));
     let what = report.backup.as_ref().map_or_else(|| "everything".to_owned(), |backup| format!("backup {backup} with all it needs"));
@@ -296,7 +300,11 @@ fn print(report: &Overall) {
     // What was left out was read whole before.
     let archived = report.read.map_or(0, |read| read.archived);
     let read_all = report.read.is_some_and(|read| !read.interrupted);
+    let blind = report.repositories.iter().filter(|one| one.problem.is_some()).count() as u64;
     match (broken, damaged) {
+        (0, 0) if blind > 0 => {
+            output::say!("nothing is damaged or missing where it was looked; {} could not be looked at to the end", of_repositories(blind))
+        }
         (0, 0) if read_all && archived > 0 => output::say!("{what} that can be read at once is there and whole"),
         (0, 0) if read_all && report.not_checked == 0 => output::say!("{what} is there and whole: all of it was read"),
         (0, 0) if report.read.is_some_and(|read| read.interrupted) => {
@@ -325,6 +333,16 @@ fn print(report: &Overall) {
             output::count(listed.backups, "backup"),
             output::count(listed.segments, "segment")
         );
+    }
+    // What one never had is missed by nobody who looks at that one.
+    let looked: Vec<&OfOne> = report.repositories.iter().filter(|one| one.problem.is_none()).collect();
+    if let Some(fullest) = looked.iter().max_by_key(|one| (one.listed.backups, one.listed.segments, one.listed.objects)) {
+        for fewer in
+            looked.iter().filter(|one| one.listed.backups < fullest.listed.backups || one.listed.segments < fullest.listed.segments)
+        {
+            let (from, to) = (fullest.number, fewer.number);
+            output::say!("repository {to} HAS FEWER than {from}: `walkeep copy --from {from} --to {to} --dry-run` says what it lacks");
+        }
     }
     if let Some(read) = &report.read {
         output::say!(

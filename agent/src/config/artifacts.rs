@@ -12,6 +12,7 @@ use walkeep_core::schedule::Schedule;
 
 use super::raw::artifacts::{RawArtifact, RawDump, RawRuns};
 use super::raw::{OneOrMore, RawRepository};
+use super::retention::bounded;
 use super::schedules::{cron, jitter, time, zone};
 use super::values::{ByteSize, Secret, check_repository};
 use super::{RepositoryConfig, S3Config};
@@ -221,7 +222,7 @@ fn runs(raw: &RawRuns, cluster: &ClusterName, label: &str) -> Result<Runs> {
     };
     let timeout = raw.timeout.as_deref().map_or(Ok(TIMEOUT), time).context("timeout")?;
     ensure!(!timeout.is_zero() && timeout <= LONGEST, "timeout: must be more than nothing and at most a day");
-    let kept = |text: &str| TimeDelta::from_std(time(text)?).ok().with_context(|| format!("{text:?} is too long"));
+    let kept = |text: &str| TimeDelta::from_std(bounded(time(text)?)?).ok().with_context(|| format!("{text:?} is too long"));
     Ok(Runs {
         schedule,
         keep: Keep {
@@ -311,6 +312,7 @@ mod tests {
             ("name = \"a\"\nurl = \"file:///x\"", "is no bucket"),
             ("name = \"a\"\npath = \"/x\"\ntimeout = \"2d\"", "at most a day"),
             ("name = \"a\"\npath = \"/x\"\nschedule = \"x\"", "schedule"),
+            ("name = \"a\"\npath = \"/x\"\nkeep = \"300000y\"", "more than a hundred years"),
             ("name = \"a\"\npath = \"/x\"\npaths = \"x\"", "unknown field `paths`"),
         ] {
             let refused = artifact(lines);

@@ -47,7 +47,8 @@ pub fn check(raw: &RawRetention) -> Result<Retention> {
     Ok(Retention { policy, grace, automatic: raw.automatic.unwrap_or(false) })
 }
 
-fn bounded(time: Duration) -> Result<Duration> {
+/// A time that can be meant.
+pub(super) fn bounded(time: Duration) -> Result<Duration> {
     ensure!(time <= LONGEST, "is more than a hundred years");
     Ok(time)
 }

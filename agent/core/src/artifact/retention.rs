@@ -55,8 +55,10 @@ pub fn plan(records: &[ArtifactRecord], keep: &Keep, now: DateTime<Utc>) -> Plan
     kept.extend(sorted.iter().take(keep.last.unwrap_or(0) as usize).map(|record| &record.id));
     // A clock that is ahead must not make everything old: an age is counted from the newest one there is, if that is earlier.
     let present = sorted.first().map_or(now, |newest| now.min(newest.ended_at));
-    if let Some(from) = keep.time.and_then(|time| present.checked_sub_signed(time)) {
-        kept.extend(sorted.iter().filter(|record| record.ended_at >= from).map(|record| &record.id));
+    if let Some(time) = keep.time {
+        // Further back than time itself: nothing is so old.
+        let from = present.checked_sub_signed(time);
+        kept.extend(sorted.iter().filter(|record| from.is_none_or(|from| record.ended_at >= from)).map(|record| &record.id));
     }
     let periods = [(Period::Day, keep.daily), (Period::Week, keep.weekly), (Period::Month, keep.monthly), (Period::Year, keep.yearly)];
     for (period, count) in periods {
@@ -120,6 +122,8 @@ mod tests {
         assert_eq!(kept(&hours, &Keep { last: Some(2), ..Keep::default() }, 1000), [96, 108]);
         assert_eq!(kept(&hours, &Keep { last: Some(0), ..Keep::default() }, 1000), [108]);
         assert_eq!(kept(&hours, &Keep { time: Some(TimeDelta::hours(24)), ..Keep::default() }, 108), [84, 96, 108]);
+        let endless = Keep { time: Some(TimeDelta::days(365_000_000)), ..Keep::default() };
+        assert_eq!(kept(&hours, &endless, 108), hours, "nothing is older than time itself");
         // The last one of each day, which begins at midnight.
         assert_eq!(kept(&hours, &Keep { daily: 3, ..Keep::default() }, 1000), [60, 84, 108]);
         assert_eq!(kept(&hours, &Keep { last: Some(1), daily: 2, ..Keep::default() }, 1000), [84, 108]);
