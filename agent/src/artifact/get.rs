@@ -5,7 +5,8 @@ use std::io::Write;
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
-use walkeep_core::artifact::{ArtifactId, ArtifactName, ArtifactRecord, ArtifactSummary};
+use walkeep_core::artifact::{ArtifactId, ArtifactName, ArtifactPlace, ArtifactRecord, ArtifactSummary};
+use walkeep_core::layout::ObjectName;
 
 use super::Sums;
 use crate::repository::{ClusterRepository, Error};
@@ -24,8 +25,17 @@ pub enum Which {
     Id(ArtifactId),
 }
 
-/// Finds one; `None` if there is none.
-pub async fn find(repository: &ClusterRepository, name: &ArtifactName, which: &Which) -> Result<Option<ArtifactRecord>> {
+/// What was found.
+#[derive(Debug)]
+pub struct Found {
+    /// The artifact; `None` if there is none.
+    pub record: Option<ArtifactRecord>,
+    /// Keys of records that cannot be believed, of which one may be what was asked for: they began later.
+    pub left_out: Vec<String>,
+}
+
+/// Finds one.
+pub async fn find(repository: &ClusterRepository, name: &ArtifactName, which: &Which) -> Result<Found> {
     let (records, damaged) = repository.artifacts(Some(name)).await.context("look for artifacts")?;
     for key in &damaged {
         tracing::warn!(key, "the record of an artifact is damaged and left out");
@@ -42,7 +52,13 @@ pub async fn find(repository: &ClusterRepository, name: &ArtifactName, which: &W
     {
         bail!(Error::corrupt(key.clone(), "its record cannot be read"));
     }
-    Ok(found)
+    let may_be_it = |key: &String| {
+        let Some(ObjectName::ArtifactRecord(ArtifactPlace { id, .. })) = repository.layout().parse(key) else { return true };
+        let is_in_time = !matches!(which, Which::At(time) if id.began().is_some_and(|began| began > *time));
+        is_in_time && found.as_ref().is_none_or(|found| id > found.id)
+    };
+    let left_out = if matches!(which, Which::Id(_)) { Vec::new() } else { damaged.into_iter().filter(may_be_it).collect() };
+    Ok(Found { record: found, left_out })
 }
 
 /// Writes its stream. An error says that what was written is not all of it, or not what was stored.

@@ -37,7 +37,7 @@ async fn stored(store: &MemoryStore) -> usize {
 }
 
 async fn got(repository: &ClusterRepository) -> Result<Vec<u8>> {
-    let record = find(repository, &"it".parse()?, &Which::Newest).await?.context("there is one")?;
+    let record = find(repository, &"it".parse()?, &Which::Newest).await?.record.context("there is one")?;
     let mut bytes = Vec::new();
     write(repository, &record, &mut bytes).await?;
     Ok(bytes)
@@ -145,6 +145,9 @@ async fn a_record_that_cannot_be_believed_is_left_out_and_told() {
     let (records, damaged) = repository.artifacts(None).await.unwrap();
     assert_eq!((records.len(), damaged.len()), (1, 1));
     assert_eq!(got(&repository).await.unwrap(), b"first\n");
+    let newest = find(&repository, &first.name, &Which::Newest).await.unwrap();
+    let second_key = repository.layout().key(&ObjectName::ArtifactRecord(second.place()));
+    assert_eq!(newest.left_out, if second.id > first.id { vec![second_key] } else { vec![] }, "by chance within one second");
     let exact = find(&repository, &first.name, &Which::Id(second.id.clone())).await;
     assert!(format!("{:#}", exact.unwrap_err()).contains("cannot be read"));
     // A summary of another artifact proves nothing.

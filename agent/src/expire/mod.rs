@@ -101,7 +101,7 @@ pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now
     let after = catalog.without(&named_by(&plan));
     let (known, _) = repository.expiries().await.context("read what left the catalog before")?;
     let hiding = hiding(&known);
-    let pending = known.into_iter().filter(|known| known.hides() && !known.record.is_memory()).collect();
+    let pending = known.into_iter().filter(KnownExpiry::is_pending).collect();
     let jumped = retention::jumped(policy, &catalog, now);
     let clock_ahead = (host_now - now > chrono::TimeDelta::days(1)).then_some(host_now);
     Ok(Look { plan, catalog, after, pending, hiding, now, jumped, clock_ahead })
@@ -213,7 +213,7 @@ pub async fn take_out_artifacts(repository: &ClusterRepository, artifacts: Vec<A
 /// What left the catalog before and is not gone yet.
 pub async fn pending(repository: &ClusterRepository) -> Result<Vec<KnownExpiry>> {
     let (known, _) = repository.expiries().await.context("read what left the catalog before")?;
-    Ok(known.into_iter().filter(|known| known.hides() && !known.record.is_memory()).collect())
+    Ok(known.into_iter().filter(KnownExpiry::is_pending).collect())
 }
 
 /// A backup of the record that somebody has said to keep.

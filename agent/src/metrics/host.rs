@@ -37,7 +37,7 @@ impl HostMetrics {
         let build = Opts::new("walkeep_build_info", "1: which Walkeep this is.").const_label("version", env!("CARGO_PKG_VERSION"));
         maker.registered(IntGauge::with_opts(build)?)?.set(1);
         Ok(Self {
-            spool_bytes: maker.int_gauge("walkeep_spool_bytes", "WAL that lies in the spool, in bytes.")?,
+            spool_bytes: maker.int_gauge("walkeep_spool_bytes", "Bytes of the files in the spool, WAL above all.")?,
             spool_limit: maker.int_gauge("walkeep_spool_limit_bytes", "What may lie there (spool_limit), in bytes.")?,
             free: maker.int_gauge_vec(
                 "walkeep_disk_free_bytes",

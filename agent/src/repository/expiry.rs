@@ -38,6 +38,11 @@ impl KnownExpiry {
     pub fn hides(&self) -> bool {
         self.end.as_ref().is_none_or(|end| end.end == End::Removing)
     }
+
+    /// Whether something that it hides is not gone yet.
+    pub fn is_pending(&self) -> bool {
+        self.hides() && !self.record.is_memory()
+    }
 }
 
 /// The highest segment of each timeline of which it was made sure that it was not let go.

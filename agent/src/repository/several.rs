@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::layout::{Form, ObjectName};
+use walkeep_core::sealed;
 use walkeep_store::several::Proof;
 use walkeep_store::{ErrorKind, ObservedStore, SharedStore};
 
@@ -103,8 +104,7 @@ impl ClusterRepository {
                 return BackupRecord::parse(id, &object).map(|_| Proven::Whole).map_err(|error| corrupt(&error));
             }
             if key.ends_with(".json") {
-                let read = serde_json::from_slice::<serde::de::IgnoredAny>(&object);
-                return read.map(|_| Proven::Whole).map_err(|error| corrupt(&error));
+                return sealed::check(&object).map(|()| Proven::Whole).map_err(|error| corrupt(&error));
             }
             let plain = match encryption {
                 None => object,
@@ -197,6 +197,17 @@ mod tests {
 
     fn damage(repository: &ClusterRepository, name: &ObjectName, store: &MemoryStore, bytes: Bytes) {
         store.overwrite(&repository.key(name).unwrap(), bytes);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_was_edited_is_not_proven() {
+        let (repository, ..) = two().await;
+        let expiry = walkeep_core::expiry::Expiry::new(1, chrono::DateTime::UNIX_EPOCH, "db1".into());
+        let name = ObjectName::Expiry(1);
+        let json = walkeep_core::sealed::to_json(&expiry).unwrap();
+        assert!(repository.prove_object(&name, &Bytes::from(json.clone())).await.is_ok());
+        let edited = String::from_utf8(json).unwrap().replace("db1", "db2");
+        assert!(matches!(repository.prove_object(&name, &Bytes::from(edited)).await, Err(Error::Corrupt { .. })));
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use clap::Args;
 use walkeep_core::artifact::ArtifactName;
 use walkeep_core::target::parse_time;
 
-use crate::artifact::get::{self, Which};
+use crate::artifact::get::{self, Found, Which};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::trail::Told;
 use crate::cli::{Global, output, setup};
@@ -41,9 +41,16 @@ pub async fn get(global: &Global, args: GetArgs, told: &Told<'_>) -> Result<(), 
     }
     let stop = setup::stop_on_signals()?;
     let repository = setup::cluster_repository(&config.cluster, &stop).await?;
-    let found = get::find(&repository, &name, &which).await.map_err(failure)?;
-    let Some(record) = found else {
-        return Err(Failure::refused(format!("there is no artifact {}", args.artifact)).hint("`walkeep artifacts` lists them"));
+    let Found { record, left_out } = get::find(&repository, &name, &which).await.map_err(failure)?;
+    if let Some(key) = left_out.first() {
+        // An older one in its place would be taken for the newest.
+        let error = anyhow!("{key} cannot be believed, and may be the one that was asked for: nothing was written");
+        let older = record.map_or_else(String::new, |record| format!("; {} is the newest that can be read", record.place()));
+        return Err(Failure { exit: Exit::Damaged, ..Failure::from(error) }.hint(format!("NAME@ID takes another one{older}")));
+    }
+    let Some(record) = record else {
+        let by_then = args.at.as_ref().map_or_else(String::new, |at| format!(" that had ended by {at}"));
+        return Err(Failure::refused(format!("there is no artifact {}{by_then}", args.artifact)).hint("`walkeep artifacts` lists them"));
     };
     told.of("id", &record.id);
     if to_stdout {
