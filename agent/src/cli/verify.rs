@@ -334,16 +334,6 @@ fn print(report: &Overall) {
             output::count(listed.segments, "segment")
         );
     }
-    // What one never had is missed by nobody who looks at that one.
-    let looked: Vec<&OfOne> = report.repositories.iter().filter(|one| one.problem.is_none()).collect();
-    if let Some(fullest) = looked.iter().max_by_key(|one| (one.listed.backups, one.listed.segments, one.listed.objects)) {
-        for fewer in
-            looked.iter().filter(|one| one.listed.backups < fullest.listed.backups || one.listed.segments < fullest.listed.segments)
-        {
-            let (from, to) = (fullest.number, fewer.number);
-            output::say!("repository {to} HAS FEWER than {from}: `walkeep copy --from {from} --to {to} --dry-run` says what it lacks");
-        }
-    }
     if let Some(read) = &report.read {
         output::say!(
             "read {} ({}, {} a second); {} ({}) read whole before and left out",

@@ -64,6 +64,11 @@ impl Packs {
         self.listed.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= holds(*bytes))
     }
 
+    /// The bytes of one that is there.
+    pub fn bytes_of(&self, pack: &PackId) -> Option<u64> {
+        self.listed.get(pack).copied()
+    }
+
     /// Whether any are not read at once.
     pub fn any_archived(&self) -> bool {
         !self.archived.is_empty()

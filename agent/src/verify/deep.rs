@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::legs;
+use walkeep_core::backup::BackupRecord;
 use walkeep_core::layout::{BackupId, ObjectName, PackId};
 use walkeep_core::manifest::{EntryKind, Extent};
 use walkeep_core::verify::{Finding, Findings, Judge, Kind, Severity, possible_bytes};
@@ -487,19 +488,27 @@ async fn judge(how: &Deep<'_>, quick: &Quick, damage: Vec<Damage>, wrong: BTreeM
 }
 
 /// The packs that a backup needs, as far as its manifest can be read.
-async fn packs_of(repository: &ClusterRepository, record: &walkeep_core::backup::BackupRecord) -> Result<HashSet<PackId>> {
+async fn packs_of(repository: &ClusterRepository, record: &BackupRecord) -> Result<HashSet<PackId>> {
+    Ok(packs_named_by(repository, record).await?.0)
+}
+
+/// The packs that a backup's manifest names, and whether all of it could be read.
+pub(super) async fn packs_named_by(repository: &ClusterRepository, record: &BackupRecord) -> Result<(HashSet<PackId>, bool)> {
     let manifest = match repository.get_manifest(record).await {
         Ok(manifest) => manifest,
-        Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => return Ok(HashSet::new()),
+        Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => return Ok((HashSet::new(), false)),
         Err(error) => return Err(error),
     };
     let gathered = spawn_blocking(move || {
-        let entries = manifest.iter().into_iter().flatten().map_while(std::result::Result::ok);
-        let contents = entries.filter_map(|entry| match entry.kind {
-            EntryKind::File { content, .. } => Some(content),
-            _ => None,
-        });
-        contents.flat_map(|content| content.extents().iter().map(|extent| extent.pack).collect::<Vec<_>>()).collect()
+        let mut packs = HashSet::new();
+        for entry in manifest.iter().into_iter().flatten() {
+            match entry.map(|entry| entry.kind) {
+                Ok(EntryKind::File { content, .. }) => packs.extend(content.extents().iter().map(|extent| extent.pack)),
+                Ok(_) => {}
+                Err(_) => return (packs, false),
+            }
+        }
+        (packs, true)
     });
     gathered.await.map_err(|error| Error::Internal(error.to_string()))
 }

@@ -4,11 +4,13 @@
 //! parts are rolled up, what retention let go is removed, segments come. So what seems to be wrong is looked at again, from the beginning, and only what is so
 //! each time is told. Nothing is changed by it, and nothing of it is needed by anybody else.
 //!
-//! Of several repositories each is verified by itself (`places`), and what is wrong in one is looked for in the others (`elsewhere`): lost is only what none has.
+//! Of several repositories each is verified by itself (`places`), what one lacks of the others is found by comparing them (`lacking`), and what is wrong in one is
+//! looked for in the others (`elsewhere`): lost is only what none has.
 
 mod beside;
 mod deep;
 mod elsewhere;
+mod lacking;
 mod manifests;
 pub mod memory;
 pub mod pace;
@@ -110,6 +112,11 @@ impl Overall {
     /// How much is damaged, at least as badly as `least` says.
     pub fn damaged(&self, least: Severity) -> u64 {
         self.findings.iter().filter(|found| found.finding.severity >= least).count() as u64 + self.more_findings
+    }
+
+    /// How much is damaged or missing in the repository of this number.
+    pub fn damaged_in(&self, number: usize) -> u64 {
+        self.repositories.iter().filter(|one| one.number == number).map(|one| one.damaged).sum()
     }
 
     /// Why a repository could not be looked at to the end.

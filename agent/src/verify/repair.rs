@@ -5,7 +5,8 @@
 //! that what is killed between the two is told as missing, and put by the next run. The good copy itself is never removed: only the repository that is mended is
 //! written to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -53,6 +54,9 @@ pub struct Step {
     pub outcome: Option<Outcome>,
     #[serde(skip)]
     wanted: Wanted,
+    /// The keys of what has to be there before it.
+    #[serde(skip)]
+    behind: Arc<[String]>,
 }
 
 /// Something without a good copy.
@@ -87,7 +91,14 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
         if !copies.complete {
             plan.without.push(Without { repository: found.repository, key: found.finding.key.clone() });
         }
+        let data = copies.objects.iter().filter(|wanted| !names_others(&wanted.name)).map(|wanted| everywhere.key(&wanted.name));
+        let data: Arc<[String]> = data.collect();
         for wanted in copies.objects {
+            let names_others = names_others(&wanted.name);
+            // What it names is not all there to be brought.
+            if names_others && !copies.complete {
+                continue;
+            }
             let key = everywhere.key(&wanted.name);
             if !planned.insert((found.repository, key.clone())) {
                 continue;
@@ -101,16 +112,21 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
                 from: wanted.at.iter().map(|(number, _)| *number).collect(),
                 outcome: None,
                 wanted,
+                behind: if names_others { data.clone() } else { Arc::default() },
             });
         }
     }
-    // What names others comes behind them.
     plan.steps.sort_by_key(|step| match step.wanted.name {
-        ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_) => 2,
+        ref name if names_others(name) => 2,
         ObjectName::BackupManifest(..) => 1,
         _ => 0,
     });
     Ok(plan)
+}
+
+/// What names others comes behind them, and not at all where one of them does not come.
+fn names_others(name: &ObjectName) -> bool {
+    matches!(name, ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_))
 }
 
 /// Does it. `tell` is told of each step that is done.
@@ -121,17 +137,40 @@ pub async fn carry_out(
     cancel: &CancellationToken,
     tell: &(dyn Fn(&Step) + Sync),
 ) -> Result<()> {
+    let done = steps(plan, everywhere, places, cancel, tell).await;
+    for place in places {
+        place.memory.keep().await;
+    }
+    done
+}
+
+async fn steps(
+    plan: &mut Plan,
+    everywhere: &Everywhere,
+    places: &mut [Place],
+    cancel: &CancellationToken,
+    tell: &(dyn Fn(&Step) + Sync),
+) -> Result<()> {
+    let mut failed = HashSet::new();
     for step in &mut plan.steps {
         if cancel.is_cancelled() {
             return Err(Error::cancelled("repair", &step.key));
         }
         let Some(place) = places.iter_mut().find(|place| place.number == step.repository) else { continue };
-        step.outcome = Some(match mend(step, everywhere, place, cancel).await {
-            Ok(outcome) => outcome,
-            Err(error) if cancel.is_cancelled() => return Err(error),
-            // What one object hinders is no reason to leave the others as they are.
-            Err(error) => Outcome::NotDone(format!("it could not be looked at: {}", chain(&error))),
-        });
+        let lacks = step.behind.iter().find(|key| failed.contains(&(step.repository, (*key).clone())));
+        let outcome = match lacks {
+            Some(key) => Outcome::NotDone(format!("it is put behind all that it names, and {key} is not there")),
+            None => match mend(step, everywhere, place, cancel).await {
+                Ok(outcome) => outcome,
+                Err(error) if cancel.is_cancelled() => return Err(error),
+                // What one object hinders is no reason to leave the others as they are.
+                Err(error) => Outcome::NotDone(format!("it could not be looked at: {}", chain(&error))),
+            },
+        };
+        if !matches!(outcome, Outcome::Put | Outcome::WasWhole) {
+            failed.insert((step.repository, step.key.clone()));
+        }
+        step.outcome = Some(outcome);
         tell(step);
     }
     Ok(())
@@ -181,9 +220,10 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
         Ok(_) => return Ok(Outcome::Unfinished("what was stored did not come back as it was".into())),
         Err(error) => return Ok(Outcome::Unfinished(format!("it cannot be read back: {}", chain(&error)))),
     }
-    place.memory.note_mending(&step.key, false).await;
+    if place.memory.mending().contains(&step.key) {
+        place.memory.note_mending(&step.key, false).await;
+    }
     place.memory.forget_damage(&step.key);
-    place.memory.keep().await;
     Ok(Outcome::Put)
 }
 

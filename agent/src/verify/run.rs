@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::catalog::Catalog;
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{Findings, Kind, Severity};
 use walkeep_core::{Lsn, TimelineId};
@@ -16,6 +15,7 @@ use super::deep::{Deep, Done, deep};
 use super::memory::Memory;
 use super::pace::Pace;
 use super::quick::{Look, Quick, confirmed};
+use crate::repository::look::Seen;
 use crate::repository::prove::Proof;
 use crate::repository::{ClusterRepository, Error, Result};
 
@@ -75,13 +75,13 @@ pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory
     verify_one(repository, 1, wish, memory).await.map(|(report, _)| report)
 }
 
-/// The same, of the one with this number, and with what it has.
+/// The same, of the one with this number, and with what was seen there.
 pub(super) async fn verify_one(
     repository: &Arc<ClusterRepository>,
     number: usize,
     wish: &Wish<'_>,
     memory: &mut Memory,
-) -> Result<(Report, Catalog)> {
+) -> Result<(Report, Seen)> {
     let (began, clock) = (Utc::now(), Instant::now());
     let reading = wish.read.as_ref().filter(|reading| (reading.of)(number));
     let older_than = reading.map_or(Some(Duration::MAX), |reading| reading.older_than);
@@ -138,9 +138,6 @@ pub(super) async fn verify_one(
     if read.is_some() {
         memory.outcome.not_checked = quick.not_checked;
     }
-    if unharmed && wish.backup.is_none() {
-        memory.outcome.whole_at = Some(began);
-    }
     memory.keep().await;
     let (listed, more_findings) = (quick.listed(), findings.unnamed());
     let report = Report {
@@ -158,7 +155,7 @@ pub(super) async fn verify_one(
         findings: findings.into_sorted(),
         more_findings,
     };
-    Ok((report, quick.seen.catalog))
+    Ok((report, quick.seen))
 }
 
 /// A look, with what was there before and has vanished.

@@ -279,3 +279,61 @@ async fn damage_that_was_archived_since_stays_known_and_hinders_no_look() {
     store.overwrite(&second, whole);
     assert_eq!(look(false).await, []);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_one_never_had_or_lost_before_anybody_looked_is_missing_there() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    let mut head = None;
+    for _ in 0..3 {
+        two.both.append_audit(&mut head, &entry()).await.unwrap();
+    }
+    let last: Key = two.both.layout().key(&ObjectName::Audit(3)).parse().unwrap();
+    let partial: Key = two.both.layout().wal_key(WalFileName::Partial(segment(6))).parse().unwrap();
+    two.both.put_wal(WalFileName::Partial(segment(6)), content(6)).await.unwrap();
+    let lost = [key(&two.both, 1), key(&two.both, 5), last, partial];
+    for key in &lost {
+        two.stores[1].delete(key).await.unwrap();
+    }
+    let mut places = two.places();
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    let mut told = wrong(&report);
+    let mut expected = lost.clone().map(|key| (2, key.to_string(), Kind::Missing, vec![1]));
+    (told.sort(), expected.sort());
+    assert_eq!(told, expected);
+    assert!(!report.whole && report.repositories[0].whole && !report.repositories[1].whole && report.repositories[1].damaged == 4);
+    // It is remembered for the status, until it is there.
+    assert_eq!(places[1].memory.outcome.all_damage().count(), 4);
+    assert!(places[0].memory.outcome.whole_at.is_some() && places[1].memory.outcome.whole_at.is_none());
+    for key in &lost {
+        two.stores[1].put_if_absent(key, two.stores[0].get(key, None).await.unwrap()).await.unwrap();
+    }
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    assert!(report.whole && places[1].memory.outcome.all_damage().count() == 0, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_it_is_looked_is_not_lacking() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    let late = key(&two.both, 5);
+    let good = two.stores[1].get(&late, None).await.unwrap();
+    for (place, after) in [(1, 3), (1, 50), (0, 50)] {
+        two.stores[place].delete(&late).await.unwrap();
+        let (store, late, good) = (two.stores[place].clone(), late.clone(), good.clone());
+        let comes = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            store.put_if_absent(&late, good).await.unwrap();
+        });
+        let (report, _) = everywhere(&Wish::look(&cancel), &mut two.places()).await.unwrap();
+        assert!(report.whole, "behind {after} s in {place}: {:?}", report.findings);
+        comes.await.unwrap();
+    }
+    // What went from the other one meanwhile is lacking nowhere.
+    two.stores[1].delete(&late).await.unwrap();
+    let store = two.stores[0].clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        store.delete(&late).await.unwrap();
+    });
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut two.places()).await.unwrap();
+    assert!(report.whole, "{:?}", report.findings);
+}
