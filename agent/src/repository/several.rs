@@ -44,6 +44,12 @@ impl ClusterRepository {
         places.into_iter().map(|store| self.at(store)).collect()
     }
 
+    /// The same cluster, asked through another store around its own.
+    pub fn through(&self, around: impl FnOnce(SharedStore) -> SharedStore) -> Self {
+        let pack_headers = Arc::new(encrypted::PackHeaders::default());
+        Self { repository: Repository { store: around(self.repository.store.clone()) }, pack_headers, ..self.clone() }
+    }
+
     /// The same cluster in another store.
     fn at(&self, store: SharedStore) -> Self {
         let store: SharedStore = match &self.observer {

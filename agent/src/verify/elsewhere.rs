@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, stream};
-use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::artifact::ArtifactPlace;
+use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{Finding, Kind, Stretch};
 use walkeep_core::{Lsn, SegmentNumber, TimelineId, WalFileName};
@@ -182,8 +182,13 @@ async fn of_artifact(own: &SeenPlace, others: &[&SeenPlace], place: &ArtifactPla
     let there = own.listing.artifacts.get(place).cloned().unwrap_or_default();
     let pieces = (1..=artifact.pieces).filter(|piece| !there.pieces.contains(piece));
     let pieces = pieces.map(|piece| ObjectName::ArtifactPiece(place.clone(), piece));
+    let begun = ObjectName::ArtifactBegun(place.clone());
+    let of_begun = listed_in(others, &begun).await?;
     let summary = (!there.summary).then(|| ObjectName::ArtifactSummary(place.clone()));
     let mut copies = Copies { objects: Vec::new(), complete: true };
+    if !of_begun.is_empty() && listed_in(&[own], &begun).await?.is_empty() {
+        copies.add(begun, of_begun);
+    }
     for name in pieces.chain(summary) {
         let at = listed_in(others, &name).await?;
         copies.add(name, at);

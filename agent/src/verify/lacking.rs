@@ -121,9 +121,10 @@ fn is_let_go(own: &SeenPlace, key: &str, let_go: &[Expired]) -> bool {
     let gone = |expired: &Expired| match own.repository.layout().parse(key) {
         Some(ObjectName::BackupRecord(id) | ObjectName::Hold(id, _)) => expired.has_backup(&id),
         Some(ObjectName::ArtifactRecord(place)) => expired.has_artifact(&place),
-        Some(ObjectName::Wal(WalFileName::Partial(segment) | WalFileName::BackupHistory { segment, .. }) | ObjectName::OtherPartial { segment, .. }) => {
-            segment.number(size).is_some_and(|number| expired.has_segment(segment.timeline(), number.start(size)))
-        }
+        Some(
+            ObjectName::Wal(WalFileName::Partial(segment) | WalFileName::BackupHistory { segment, .. })
+            | ObjectName::OtherPartial { segment, .. },
+        ) => segment.number(size).is_some_and(|number| expired.has_segment(segment.timeline(), number.start(size))),
         _ => false,
     };
     let_go.iter().any(gone)

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod pace;
 mod places;
 mod quick;
+mod refused;
 pub mod repair;
 mod run;
 #[cfg(test)]
@@ -86,6 +87,8 @@ pub struct OfOne {
     pub read: Option<Done>,
     /// What could not be checked.
     pub not_checked: u64,
+    /// Objects that the store does not let this host read; all others were looked at.
+    pub refused: u64,
     /// How long it took.
     pub seconds: f64,
     /// Why it could not be looked at to the end.
@@ -114,9 +117,21 @@ impl Overall {
         self.findings.iter().filter(|found| found.finding.severity >= least).count() as u64 + self.more_findings
     }
 
-    /// How much is damaged or missing in the repository of this number.
-    pub fn damaged_in(&self, number: usize) -> u64 {
-        self.repositories.iter().filter(|one| one.number == number).map(|one| one.damaged).sum()
+    /// Whether nothing is damaged or missing in the repository of this number, which was looked at to the end.
+    pub fn is_unharmed(&self, number: usize) -> bool {
+        self.repositories.iter().any(|one| one.number == number && one.damaged == 0 && one.problem.is_none())
+    }
+
+    /// With what could not be read before: a look that does not read says nothing of it.
+    pub fn with_unread_of(mut self, before: &Self) -> Self {
+        for one in self.repositories.iter_mut().filter(|one| one.problem.is_none()) {
+            let unread = before.repositories.iter().find(|other| other.number == one.number && other.refused > 0);
+            if let Some(unread) = unread {
+                (one.refused, one.problem, one.whole) = (unread.refused, unread.problem.clone(), false);
+                self.whole = false;
+            }
+        }
+        self
     }
 
     /// Why a repository could not be looked at to the end.
@@ -150,6 +165,10 @@ pub struct Report {
     pub read: Option<Done>,
     /// What could not be checked, as this host cannot decrypt it.
     pub not_checked: u64,
+    /// Objects that the store does not let this host read.
+    pub refused: u64,
+    /// The first of them, and why.
+    pub problem: Option<String>,
     /// What was found, the worst first.
     pub findings: Vec<Finding>,
     /// Findings beyond those that are named.

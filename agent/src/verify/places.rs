@@ -116,7 +116,7 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
         if wish.backup.is_none() {
             let lacks = lacking.iter().filter(|(number, finding)| *number == place.number && !on_its_way.contains(finding.key.as_str()));
             place.memory.lacks(lacks.map(|(_, finding)| finding));
-            if overall.damaged_in(place.number) == 0 {
+            if overall.is_unharmed(place.number) {
                 place.memory.outcome.whole_at = Some(began);
             }
         }
@@ -142,8 +142,9 @@ fn of_one(number: usize, report: &Report) -> OfOne {
         listed: report.listed,
         read: report.read,
         not_checked: report.not_checked,
+        refused: report.refused,
         seconds: report.seconds,
-        problem: None,
+        problem: report.problem.clone(),
     }
 }
 
@@ -156,6 +157,7 @@ fn not_looked_at(number: usize, url: String, began: Instant, error: &Error) -> O
         listed: Listed::default(),
         read: None,
         not_checked: 0,
+        refused: 0,
         seconds: began.elapsed().as_secs_f64(),
         problem: Some(format!("{error:#}")),
     }
@@ -221,10 +223,11 @@ impl Everywhere {
             }
             findings.push(found);
         }
-        for one in repositories.iter_mut().filter(|one| one.problem.is_none()) {
+        let looked_at = |one: &&mut OfOne| self.seen.iter().any(|seen| seen.number == one.number);
+        for one in repositories.iter_mut().filter(looked_at) {
             let wrong = findings.iter().filter(|found| found.repository == one.number && found.finding.severity > Severity::Note).count();
             one.damaged = wrong as u64 + more_in.get(&one.number).copied().unwrap_or_default();
-            one.whole = one.damaged == 0 && one.not_checked == 0 && one.read.is_none_or(|read| read.archived == 0);
+            one.whole = one.damaged == 0 && one.problem.is_none() && one.not_checked == 0 && one.read.is_none_or(|read| read.archived == 0);
         }
         findings.sort_by(|a, b| {
             let by_severity = b.finding.severity.cmp(&a.finding.severity);

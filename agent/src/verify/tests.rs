@@ -337,3 +337,35 @@ async fn what_comes_while_it_is_looked_is_not_lacking() {
     let (report, _) = everywhere(&Wish::look(&cancel), &mut two.places()).await.unwrap();
     assert!(report.whole, "{:?}", report.findings);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_does_not_let_be_read_hides_no_other_damage() {
+    let (two, cancel, pace) = (Two::begin().await, CancellationToken::new(), Pace::of(None));
+    let deep = || Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+    let mut head = None;
+    for _ in 0..3 {
+        two.both.append_audit(&mut head, &entry()).await.unwrap();
+    }
+    let record = two.both.layout().key(&ObjectName::Audit(2));
+    let (damaged, denied) = (key(&two.both, 2), key(&two.both, 3));
+    two.stores[1].overwrite(&damaged, Bytes::from(vec![7; 4000]));
+    for key in [denied.as_str(), &record] {
+        two.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Denied)).on(key));
+    }
+    let mut places = two.places();
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    assert_eq!(wrong(&report), [(2, damaged.to_string(), Kind::Content, vec![1])]);
+    let (url, problem) = report.problem().unwrap();
+    assert!(url == two.stores[1].url() && problem.contains(&record) && problem.contains("1 more"), "{problem}");
+    assert_eq!((report.whole, report.repositories[0].whole, report.repositories[1].refused), (false, true, 2));
+    assert!(places[1].memory.outcome.read_damage.iter().all(|finding| finding.key == damaged.as_str()));
+    // What was damaged when it could be read stays so.
+    two.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Denied)).on(damaged.as_str()));
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    assert_eq!(wrong(&report), [(2, damaged.to_string(), Kind::Content, vec![1])]);
+    two.faulty.heal();
+    let good = two.stores[0].get(&damaged, None).await.unwrap();
+    two.stores[1].overwrite(&damaged, good);
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    assert!(report.whole && report.problem().is_none(), "{report:?}");
+}

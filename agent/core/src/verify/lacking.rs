@@ -42,7 +42,9 @@ pub fn lacking(judge: &Judge<'_>, own: Side<'_>, other: Side<'_>, known: &[Stret
             looking.wal(None, &mut found);
             looking.names(&mut found);
         }
-        Some(Some(record)) => looking.wal(Some(Stretch { timeline: record.stops_on(), from: record.start_lsn, to: record.stop_lsn }), &mut found),
+        Some(Some(record)) => {
+            looking.wal(Some(Stretch { timeline: record.stops_on(), from: record.start_lsn, to: record.stop_lsn }), &mut found)
+        }
         Some(None) => {}
     }
     found
@@ -63,7 +65,8 @@ impl Looking<'_> {
     /// Stretches of WAL, whatever objects they lie in: here they may be parts and there whole segments.
     fn wal(&self, within: Option<Stretch>, found: &mut Findings) {
         for timeline in self.other.catalog.timelines() {
-            let known = self.known.iter().filter(|known| known.timeline == timeline).map(|known| WalRange { from: known.from, to: known.to });
+            let known =
+                self.known.iter().filter(|known| known.timeline == timeline).map(|known| WalRange { from: known.from, to: known.to });
             let has: Vec<WalRange> = self.own.catalog.stored_ranges(timeline).iter().copied().chain(known).collect();
             let within = match within {
                 Some(stretch) if stretch.timeline == timeline => WalRange { from: stretch.from, to: stretch.to },
