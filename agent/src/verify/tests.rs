@@ -298,7 +298,8 @@ async fn what_one_never_had_or_lost_before_anybody_looked_is_missing_there() {
     let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
     let mut told = wrong(&report);
     let mut expected = lost.clone().map(|key| (2, key.to_string(), Kind::Missing, vec![1]));
-    (told.sort(), expected.sort());
+    told.sort();
+    expected.sort();
     assert_eq!(told, expected);
     assert!(!report.whole && report.repositories[0].whole && !report.repositories[1].whole && report.repositories[1].damaged == 4);
     // It is remembered for the status, until it is there.
