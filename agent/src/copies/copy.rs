@@ -14,9 +14,7 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::BackupRecord;
-use walkeep_core::layout::{ClusterName, ObjectName};
-use walkeep_core::manifest::EntryKind;
+use walkeep_core::layout::ClusterName;
 use walkeep_store::several::{Compared, Guide, Mark, Sink, compare};
 use walkeep_store::{ErrorKind, Key, Put, SharedStore};
 
@@ -213,7 +211,7 @@ impl Work<'_> {
             Err(error) if error.is_damage() => return Ok(Outcome::Damaged(error.to_string())),
             Err(error) => return Err(error.into()),
         };
-        if let Some(reason) = self.lacks(repository, &name, &body).await? {
+        if let Some(reason) = guide.lacking_of(key, &body, &self.lacking).await? {
             return Ok(Outcome::Incomplete(reason));
         }
         self.pace.lock().await.pass(body.len() as u64).await;
@@ -230,44 +228,6 @@ impl Work<'_> {
             ensure!(back == body, "{key} came back from {} with other bytes than were stored", self.to.url());
         }
         Ok(Outcome::Copied(body.len() as u64))
-    }
-
-    /// What of that which a record names the target does not get, if that is so.
-    async fn lacks(&self, repository: &ClusterRepository, name: &ObjectName, body: &Bytes) -> Result<Option<String>> {
-        let layout = repository.layout();
-        let below = |prefix: String| self.lacking.iter().find(|key| key.starts_with(&prefix)).cloned();
-        let backup = match name {
-            ObjectName::ArtifactRecord(place) => return Ok(below(layout.artifact_prefix(place))),
-            ObjectName::BackupRecord(id) => id,
-            _ => return Ok(None),
-        };
-        let piece = below(layout.backup_prefix(backup));
-        if piece.is_some() || below(layout.packs_prefix()).is_none() {
-            return Ok(piece);
-        }
-        let record = BackupRecord::parse(backup, body)?;
-        let manifest = match repository.get_manifest(&record).await {
-            Ok(manifest) => manifest,
-            Err(error) if error.is_transient() => return Err(error.into()),
-            // Whether it names what is lacking cannot be told here.
-            Err(error) => return Ok(Some(error.to_string())),
-        };
-        let (lacking, layout) = (self.lacking.clone(), layout.clone());
-        let named = tokio::task::spawn_blocking(move || {
-            for entry in manifest.iter()? {
-                let EntryKind::File { content, .. } = entry?.kind else { continue };
-                let mut packs = content.extents().iter().map(|extent| layout.key(&ObjectName::Pack(extent.pack)));
-                if let Some(pack) = packs.find(|pack| lacking.contains(pack)) {
-                    return Ok(Some(pack));
-                }
-            }
-            Ok(None)
-        });
-        match named.await? {
-            Err(repository::Error::Store(error)) if error.kind().is_transient() => Err(repository::Error::Store(error).into()),
-            Err(error) => Ok(Some(error.to_string())),
-            Ok(pack) => Ok(pack),
-        }
     }
 
     async fn other_bytes(&self, guide: &Contents, key: &Key, body: &Bytes) -> Result<Outcome> {
