@@ -16,7 +16,7 @@ use walkeep_core::{SegmentName, WalFileName};
 use walkeep_store::Key;
 use walkeep_store::several::Guide;
 
-use crate::repository::{ClusterRepository, Error, Result};
+use crate::repository::{ClusterRepository, Error, Result, trail};
 
 /// The guide for one cluster identity.
 #[derive(Debug, Clone)]
@@ -159,7 +159,15 @@ impl Guide for Contents {
 
     async fn prove(&self, key: &Key, body: &Bytes) -> std::result::Result<(), String> {
         match self.layout().parse(key.as_str()) {
-            Some(name) => self.repository.prove_object(&name, body).await.map(drop).map_err(|error| error.to_string()),
+            Some(name) => {
+                self.repository.prove_object(&name, body).await.map_err(|error| error.to_string())?;
+                let ObjectName::Audit(number) = name else { return Ok(()) };
+                match trail::misplaced(&self.repository, number, body).await {
+                    Ok(None) => Ok(()),
+                    Ok(Some(reason)) => Err(reason),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
             None => Ok(()),
         }
     }

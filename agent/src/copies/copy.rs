@@ -14,14 +14,14 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::layout::ClusterName;
+use walkeep_core::layout::{ClusterName, ObjectName};
 use walkeep_store::several::{Compared, Guide, Mark, Sink, compare};
-use walkeep_store::{ErrorKind, Key, Put, SharedStore};
+use walkeep_store::{ArchiveClass, ErrorKind, Key, Listed, Put, SharedStore};
 
 use super::Contents;
 use crate::pace::Pace;
 use crate::repository::several::Proven;
-use crate::repository::{self, ClusterIdentity, ClusterRepository, Repository};
+use crate::repository::{self, ClusterIdentity, ClusterRepository, Repository, trail};
 use crate::retry::{Backoff, retry};
 
 /// Objects on their way at the same time.
@@ -55,6 +55,10 @@ pub struct Copied {
     pub damaged: Vec<String>,
     /// Objects that the target has with other content: left as they are.
     pub differing: Vec<String>,
+    /// Objects that lie in an archived storage class, in one of the two, and were not copied: they have to be thawed.
+    pub archived: Vec<String>,
+    /// Their bytes.
+    pub archived_bytes: u64,
     /// Records of backups and artifacts of which the target does not have all, because of those: not copied.
     pub incomplete: Vec<String>,
 }
@@ -62,7 +66,12 @@ pub struct Copied {
 impl Copied {
     /// Whether the target has all that the source has.
     pub fn is_whole(&self) -> bool {
-        self.damaged.is_empty() && self.differing.is_empty() && self.incomplete.is_empty()
+        !self.is_damaged() && self.archived.is_empty() && self.incomplete.is_empty()
+    }
+
+    /// Whether anything is not what it should be; what is archived will be had as it was.
+    pub fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty() || !self.differing.is_empty()
     }
 }
 
@@ -128,7 +137,7 @@ struct Work<'a> {
     tell: &'a (dyn Fn(&Copied) + Sync),
     pace: Mutex<Pace>,
     copied: Copied,
-    pending: Vec<Key>,
+    pending: Vec<Listed>,
     guide: Option<(Arc<ClusterRepository>, Contents)>,
     /// Objects that both have: of the passes before, and of this one.
     alike: (u64, u64),
@@ -146,6 +155,7 @@ enum Outcome {
     Gone,
     Damaged(String),
     Differs,
+    Archived,
     Incomplete(String),
 }
 
@@ -158,18 +168,18 @@ impl Work<'_> {
         while let Some(first) = rest.first() {
             ensure!(!self.cancel.is_cancelled(), "interrupted; run again, it goes on where it was");
             // Those that name others by themselves, the others side by side.
-            let together = match guide.alone(first) {
+            let together = match guide.alone(&first.key) {
                 true => 1,
-                false => rest.iter().take_while(|key| !guide.alone(key)).count(),
+                false => rest.iter().take_while(|listed| !guide.alone(&listed.key)).count(),
             };
             let (now, later) = rest.split_at(together);
             rest = later;
             let this = &*self;
-            let outcomes = stream::iter(now.iter().cloned()).map(|key| this.bring_one(&repository, &guide, key)).buffered(PARALLEL);
-            let outcomes: Vec<(Key, Result<Outcome>)> = outcomes.collect().await;
-            for (key, outcome) in outcomes {
+            let outcomes = stream::iter(now.iter().cloned()).map(|listed| this.bring_one(&repository, &guide, listed)).buffered(PARALLEL);
+            let outcomes: Vec<(Listed, Result<Outcome>)> = outcomes.collect().await;
+            for (Listed { key, size, .. }, outcome) in outcomes {
                 let outcome = outcome?;
-                if matches!(outcome, Outcome::Gone | Outcome::Damaged(_) | Outcome::Differs) {
+                if matches!(outcome, Outcome::Gone | Outcome::Damaged(_) | Outcome::Differs | Outcome::Archived) {
                     self.lacking.insert(key.to_string());
                 }
                 match outcome {
@@ -180,6 +190,10 @@ impl Work<'_> {
                     Outcome::Gone => self.copied.gone += 1,
                     Outcome::Damaged(reason) => self.copied.damaged.push(format!("{key}: {reason}")),
                     Outcome::Differs => self.copied.differing.push(key.to_string()),
+                    Outcome::Archived => {
+                        self.copied.archived.push(key.to_string());
+                        self.copied.archived_bytes += size;
+                    }
                     Outcome::Incomplete(reason) => self.copied.incomplete.push(format!("{key}: {reason}")),
                 }
             }
@@ -193,9 +207,13 @@ impl Work<'_> {
         (self.tell)(&self.copied);
     }
 
-    async fn bring_one(&self, repository: &ClusterRepository, guide: &Contents, key: Key) -> (Key, Result<Outcome>) {
-        let outcome = self.try_one(repository, guide, &key).await;
-        (key, outcome)
+    async fn bring_one(&self, repository: &ClusterRepository, guide: &Contents, listed: Listed) -> (Listed, Result<Outcome>) {
+        let outcome = match self.try_one(repository, guide, &listed.key).await {
+            // The others are to be had all the same.
+            Err(error) if error.chain().any(is_archived) => Ok(Outcome::Archived),
+            outcome => outcome,
+        };
+        (listed, outcome)
     }
 
     async fn try_one(&self, repository: &ClusterRepository, guide: &Contents, key: &Key) -> Result<Outcome> {
@@ -211,6 +229,14 @@ impl Work<'_> {
             Err(error) if error.is_damage() => return Ok(Outcome::Damaged(error.to_string())),
             Err(error) => return Err(error.into()),
         };
+        if let ObjectName::Audit(number) = name {
+            let prove = || trail::misplaced(repository, number, &body);
+            let misplaced =
+                retry("proving a record of the audit trail", PATIENCE, self.cancel, repository::Error::is_transient, prove).await?;
+            if let Some(reason) = misplaced {
+                return Ok(Outcome::Damaged(reason));
+            }
+        }
         if let Some(reason) = guide.lacking_of(key, &body, &self.lacking).await? {
             return Ok(Outcome::Incomplete(reason));
         }
@@ -252,9 +278,14 @@ impl Sink for Work<'_> {
             Compared::OnlyFirst(listed) if self.options.dry_run => {
                 self.copied.objects += 1;
                 self.copied.bytes += listed.size;
+                // Of Intelligent-Tiering a listing does not tell.
+                if listed.class.is_some_and(|class| class != ArchiveClass::IntelligentTiering) {
+                    self.copied.archived.push(listed.key.to_string());
+                    self.copied.archived_bytes += listed.size;
+                }
             }
             // Of other sizes they may still hold the same.
-            Compared::OnlyFirst(listed) | Compared::Differs(listed, _) => self.pending.push(listed.key),
+            Compared::OnlyFirst(listed) | Compared::Differs(listed, _) => self.pending.push(listed),
             Compared::OnlySecond(_) => {}
         }
         if self.pending.len() >= BATCH {
@@ -277,6 +308,11 @@ impl Sink for Work<'_> {
         self.tell();
         Ok(())
     }
+}
+
+fn is_archived(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let of_store = || cause.downcast_ref::<walkeep_store::Error>().is_some_and(|error| error.kind() == ErrorKind::Archived);
+    cause.downcast_ref::<repository::Error>().map_or_else(of_store, |error| error.archived().is_some())
 }
 
 /// The comparison ends with the copy's own error, and says it.
