@@ -19,12 +19,20 @@ struct Named {
     faulty: FaultyStore,
     /// How its objects are, where they are archived.
     frozen: Mutex<Option<Readiness>>,
+    /// What it answers who asks about that.
+    failing: Mutex<Option<ErrorKind>>,
 }
 
 impl Named {
     fn new(url: &'static str) -> Arc<Self> {
         let memory = Arc::new(MemoryStore::new());
-        Arc::new(Self { url, memory: memory.clone(), faulty: FaultyStore::new(memory), frozen: Mutex::default() })
+        Arc::new(Self {
+            url,
+            memory: memory.clone(),
+            faulty: FaultyStore::new(memory),
+            frozen: Mutex::default(),
+            failing: Mutex::default(),
+        })
     }
 
     fn fail(&self, kind: ErrorKind) {
@@ -66,11 +74,17 @@ impl Store for Named {
         self.faulty.delete(key).await
     }
 
-    async fn readiness(&self, _: &Key) -> Result<Readiness> {
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        if let Some(kind) = *self.failing.lock().unwrap() {
+            return Err(Error::new(kind, "head", key));
+        }
         Ok(self.frozen.lock().unwrap().unwrap_or(Readiness::Ready))
     }
 
-    async fn thaw(&self, _: &Key, _: Thaw) -> Result<Readiness> {
+    async fn thaw(&self, key: &Key, _: Thaw) -> Result<Readiness> {
+        if let Some(kind) = *self.failing.lock().unwrap() {
+            return Err(Error::new(kind, "thaw", key));
+        }
         *self.frozen.lock().unwrap() = Some(Readiness::Thawing);
         Ok(Readiness::Thawing)
     }
@@ -251,6 +265,27 @@ async fn what_is_archived_in_one_place_is_read_from_another() {
     );
     other.fail(ErrorKind::Transient);
     assert_eq!(several.get(&key("data/a"), None).await.unwrap_err().kind(), ErrorKind::Archived, "it is there, whatever the others say");
+}
+
+/// Absent is only what no place may have.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_have_it_says_nothing_of_the_others() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    *one.failing.lock().unwrap() = Some(ErrorKind::NotFound);
+    *other.failing.lock().unwrap() = Some(ErrorKind::Transient);
+    let thaw = Thaw { days: 1, tier: crate::Tier::Bulk };
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap_err().kind(), ErrorKind::Transient);
+    assert_eq!(several.thaw(&key("data/a"), thaw).await.unwrap_err().kind(), ErrorKind::Transient);
+    let (several, one, other) = two(StoredWhen::Primary);
+    for store in [&one, &other] {
+        *store.failing.lock().unwrap() = Some(ErrorKind::NotFound);
+    }
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    *one.failing.lock().unwrap() = Some(ErrorKind::Denied);
+    *other.failing.lock().unwrap() = None;
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap(), Readiness::Ready);
+    other.freeze();
+    assert_eq!(several.thaw(&key("data/a"), thaw).await.unwrap(), Readiness::Thawing);
 }
 
 #[tokio::test(start_paused = true)]
@@ -550,6 +585,24 @@ async fn what_is_copied_is_proven() {
     let _stop = following(&several, 1);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!other.has("data/c"));
+}
+
+/// What may be other bytes than those at hand: nobody puts these elsewhere, and nobody waits for it.
+#[tokio::test(start_paused = true)]
+async fn what_is_archived_under_the_name_is_there() {
+    let archived = || Rule::new(Operation::Put, Fault::Fail(ErrorKind::Archived)).on("data/a");
+    let (several, one, other) = two(StoredWhen::Any);
+    one.faulty.inject(archived());
+    assert_eq!(several.put_if_absent(&key("data/a"), body("a")).await.unwrap_err().kind(), ErrorKind::Archived);
+    assert!(!other.has("data/a"));
+    let (several, _, other) = two(StoredWhen::Primary);
+    other.faulty.inject(archived());
+    let _stop = following(&several, 1);
+    for text in ["data/a", "data/b"] {
+        several.put_if_absent(&key(text), body("a")).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(other.has("data/b") && several.states()[1].queued == 0);
 }
 
 /// Damaged or archived wherever else it is: the place goes on lacking it, which stays known, and holds up only what needs it.
