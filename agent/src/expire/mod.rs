@@ -31,6 +31,8 @@ use crate::repository::{self, ClusterRepository};
 
 pub use carry_out::{CarriedOut, Scope, Waits, carry_out};
 
+/// So long the agent lets go by itself, at most: what it takes beside waits meanwhile. What is left is carried on by the next one.
+const BY_ITSELF: Duration = Duration::from_secs(6 * 3600);
 /// Tries to find a free number for a record while others take them.
 const TRIES: usize = 5;
 
@@ -72,6 +74,12 @@ pub struct Look {
     pub jumped: Option<DateTime<Utc>>,
     /// What this host's clock said, where that is much later.
     pub clock_ahead: Option<DateTime<Utc>>,
+}
+
+/// What the agent does by itself, within its time. It may be broken off anywhere, as by a kill.
+pub async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let too_long = |_| anyhow::anyhow!("not done within {} hours: broken off, and carried on the next time", BY_ITSELF.as_secs() / 3600);
+    tokio::time::timeout(BY_ITSELF, work).await.map_err(too_long)?
 }
 
 /// Looks at what is stored. Changes nothing.

@@ -267,3 +267,16 @@ async fn what_is_taken_back_has_its_wal_whatever_left_behind_it() {
         assert!(catalog.reach(&path, record.start_lsn).to >= record.stop_lsn, "{id}");
     }
 }
+
+/// A store that does not answer must not keep the agent from all that comes behind.
+#[tokio::test(start_paused = true)]
+async fn what_the_agent_does_by_itself_has_an_end() {
+    let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let repository = Arc::new(over(faulty.clone()).await);
+    let began = tokio::time::Instant::now();
+    let look = async || in_time(look(&repository, &policy(), Utc::now())).await.map(drop);
+    look().await.unwrap();
+    faulty.inject(Rule::new(Operation::List, Fault::Hang));
+    let error = look().await.unwrap_err();
+    assert!(error.to_string().contains("6 hours") && began.elapsed() < Duration::from_secs(7 * 3600), "{error:#}");
+}

@@ -137,7 +137,7 @@ impl ClusterRepository {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::repository::tests::memory;
 
-    fn entry(pid: u32) -> Entry {
+    pub(crate) fn entry(pid: u32) -> Entry {
         Entry {
             time: DateTime::UNIX_EPOCH,
             actor: Actor { uid: 26, user: None, login: None, sudo_user: None, ssh_from: None, host: "db1".into(), pid },

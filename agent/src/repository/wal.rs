@@ -172,7 +172,10 @@ impl ClusterRepository {
         match self.store().put_if_absent(&key, object).await {
             Ok(Put::Created) => Ok(Stored::New { bytes }),
             Ok(Put::AlreadySame) => Ok(Stored::Already),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle_conflict(name, limit, description).await,
+            // Archived: something is there, and another repository may have it at hand.
+            Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Archived) => {
+                self.settle_conflict(name, limit, description).await.map_err(|error| error.in_comparing(&description.name))
+            }
             Err(error) => Err(error.into()),
         }
     }

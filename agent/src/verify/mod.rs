@@ -21,7 +21,6 @@ pub mod repair;
 mod run;
 #[cfg(test)]
 mod tests;
-mod trail;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;

@@ -18,8 +18,7 @@ use walkeep_store::ErrorKind;
 use super::Overall;
 use super::elsewhere::Wanted;
 use super::places::{Everywhere, Place};
-use super::trail;
-use crate::repository::{ClusterRepository, Error, Result};
+use crate::repository::{ClusterRepository, Error, Result, trail};
 use crate::retry::{Backoff, retry};
 
 /// For so long a repository may be out of reach.

@@ -17,7 +17,7 @@ use crate::expire::{self, CarriedOut, Scope};
 /// Lets go; nothing that hinders it makes the backup less.
 pub async fn let_go(taker: &Taker) {
     let Some(retention) = taker.cluster.retention.as_ref().filter(|retention| retention.automatic) else { return };
-    let succeeded = match run(taker, retention).await {
+    let succeeded = match expire::in_time(run(taker, retention)).await {
         Ok(succeeded) => succeeded,
         Err(_) if taker.stop.is_cancelled() => return,
         Err(error) => {

@@ -169,9 +169,9 @@ impl Several {
         self.known().is_known(index) && self.place(index).is_some_and(|place| !place.queue.has_overflowed())
     }
 
-    /// Whether a place has everything, as far as this process knows.
+    /// Whether a place has everything, as far as this process knows, but what no place can give: for that nobody can wait.
     fn is_complete(&self, index: usize) -> bool {
-        self.is_known(index) && self.place(index).is_some_and(|place| place.queue.depth() == 0)
+        self.is_known(index) && self.place(index).is_some_and(|place| place.queue.depth() == place.queue.stuck())
     }
 
     /// Whether something counts as stored that some place may lack, by a rule that wants it in all.

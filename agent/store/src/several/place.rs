@@ -79,8 +79,12 @@ pub struct PlaceState {
     pub queued: usize,
     /// So many of them wait for another place, or for a comparison.
     pub aside: usize,
-    /// When the oldest of them was put elsewhere.
+    /// And so many no other place can give whole: damaged there, or archived.
+    pub stuck: usize,
+    /// When the oldest of all of them was put elsewhere.
     pub behind_since: Option<SystemTime>,
+    /// The same of those that can still be brought.
+    pub waits_since: Option<SystemTime>,
     /// Objects that were brought to it.
     pub carried_objects: u64,
     /// Their bytes.
@@ -283,7 +287,9 @@ impl Place {
             down: self.health().down(Instant::now()),
             queued: self.queue.depth(),
             aside: self.queue.aside(),
+            stuck: self.queue.stuck(),
             behind_since: self.queue.oldest(),
+            waits_since: self.queue.oldest_on_its_way(),
             carried_objects: count(carried_objects),
             carried_bytes: count(carried_bytes),
             differing: count(differing),

@@ -119,6 +119,10 @@ impl Several {
                         Some(place) => place.name_it(error, "put", key.as_str()),
                         None => error,
                     };
+                    // Archived, it is there and cannot be compared: what may be other bytes must not be put into another place.
+                    if named.kind() == ErrorKind::Archived {
+                        return Err(named);
+                    }
                     if named.kind() == ErrorKind::AlreadyExists {
                         self.bring_what_is_there(key, &named, index);
                         return Err(named);

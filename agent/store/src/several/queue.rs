@@ -2,7 +2,7 @@
 //!
 //! It lives in memory. What is lost with the process a comparison finds again; bytes for which there is no room are read from another place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -100,6 +100,8 @@ struct State {
     waiting: BTreeMap<u64, Item>,
     /// What waits for something else than this place.
     aside: BTreeMap<u64, Item>,
+    /// What no other place can give until somebody does something about it.
+    stuck: BTreeMap<u64, Item>,
     numbers: HashMap<Key, u64>,
     bytes: usize,
     flying: HashMap<Key, Flying>,
@@ -130,7 +132,7 @@ impl Queue {
         if state.numbers.contains_key(&key) || state.flying.get(&key).is_some_and(|flying| !flying.forgotten) {
             return;
         }
-        if state.waiting.len() + state.aside.len() >= KEYS {
+        if state.waiting.len() + state.aside.len() + state.stuck.len() >= KEYS {
             state.overflowed.get_or_insert(since);
             return;
         }
@@ -199,6 +201,11 @@ impl Queue {
         self.keep(item, |state| &mut state.aside)
     }
 
+    /// No other place can give an object: it holds up nothing, and is looked for again by [`Self::take_up_stuck`]. Whether it was removed meanwhile.
+    pub fn set_stuck(&self, item: Item) -> bool {
+        self.keep(item, |state| &mut state.stuck)
+    }
+
     fn keep(&self, item: Item, among: impl Fn(&mut State) -> &mut BTreeMap<u64, Item>) -> bool {
         let mut state = self.state();
         let forgotten = state.flying.get(&item.key).is_some_and(|flying| flying.forgotten);
@@ -230,9 +237,28 @@ impl Queue {
         self.changed.notify_waiters();
     }
 
+    /// What nobody could give is looked for again.
+    pub fn take_up_stuck(&self) {
+        let mut state = self.state();
+        let stuck = std::mem::take(&mut state.stuck);
+        state.waiting.extend(stuck);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     /// How many are set aside.
     pub fn aside(&self) -> usize {
         self.state().aside.len()
+    }
+
+    /// How many nobody could give.
+    pub fn stuck(&self) -> usize {
+        self.state().stuck.len()
+    }
+
+    /// Their keys.
+    pub fn stuck_keys(&self) -> BTreeSet<String> {
+        self.state().stuck.values().map(|item| item.key.to_string()).collect()
     }
 
     /// Somebody has to look again.
@@ -245,7 +271,10 @@ impl Queue {
         let mut state = self.state();
         let is_flying = state.flying.get_mut(key).map(|flying| flying.forgotten = true).is_some();
         let number = state.numbers.remove(key);
-        let item = number.and_then(|number| state.waiting.remove(&number).or_else(|| state.aside.remove(&number)));
+        let item = number.and_then(|number| {
+            let waits = state.waiting.remove(&number);
+            waits.or_else(|| state.aside.remove(&number)).or_else(|| state.stuck.remove(&number))
+        });
         let Some(item) = item else { return if is_flying { Forgotten::OnItsWay } else { Forgotten::Unknown } };
         state.bytes -= item.body.as_ref().map_or(0, Bytes::len);
         drop(state);
@@ -262,7 +291,8 @@ impl Queue {
     /// The objects that the place may lack whose keys begin with this.
     pub fn below(&self, prefix: &str) -> Vec<Listed> {
         let state = self.state();
-        let waiting = state.waiting.values().chain(state.aside.values()).map(|item| (&item.key, item.size, item.since));
+        let kept = state.waiting.values().chain(state.aside.values()).chain(state.stuck.values());
+        let waiting = kept.map(|item| (&item.key, item.size, item.since));
         let flying = state.flying.iter().filter(|(_, flying)| !flying.forgotten).map(|(key, flying)| (key, flying.size, flying.since));
         let below = waiting.chain(flying).filter(|(key, ..)| key.as_str().starts_with(prefix));
         below.map(|(key, size, modified)| Listed { key: key.clone(), size, modified, class: None }).collect()
@@ -271,11 +301,17 @@ impl Queue {
     /// How many wait or are on their way.
     pub fn depth(&self) -> usize {
         let state = self.state();
-        state.waiting.len() + state.aside.len() + state.flying.len()
+        state.waiting.len() + state.aside.len() + state.stuck.len() + state.flying.len()
     }
 
     /// When the oldest of them was put elsewhere.
     pub fn oldest(&self) -> Option<SystemTime> {
+        let stuck = self.state().stuck.values().map(|item| item.since).min();
+        self.oldest_on_its_way().into_iter().chain(stuck).min()
+    }
+
+    /// The same without those that nobody can give.
+    pub fn oldest_on_its_way(&self) -> Option<SystemTime> {
         let state = self.state();
         let waiting = state.waiting.values().chain(state.aside.values()).map(|item| item.since);
         waiting.chain(state.flying.values().map(|flying| flying.since)).chain(state.overflowed).min()
@@ -389,6 +425,32 @@ mod tests {
         assert!(queue.holds(&a.key) && queue.below("record/").len() == 1 && queue.depth() == 3);
         queue.take_up();
         assert_eq!((take(&queue).unwrap(), take(&queue)), ("a".into(), None));
+    }
+
+    #[test]
+    fn what_nobody_can_give_holds_up_nothing_and_is_not_forgotten() {
+        let queue = Queue::default();
+        for text in ["a", "record/1", "b"] {
+            add(&queue, text);
+        }
+        let a = queue.take(turn, true).unwrap();
+        assert!(!queue.set_stuck(a.clone()));
+        assert_eq!((queue.stuck(), queue.aside(), queue.depth()), (1, 0, 3));
+        add(&queue, "a");
+        assert_eq!(queue.depth(), 3, "a comparison finds it again");
+        queue.take_up();
+        for text in ["record/1", "b"] {
+            let item = queue.take(turn, true).unwrap();
+            assert_eq!(item.key.as_str(), text);
+            queue.done(&item);
+        }
+        assert!(queue.take(turn, true).is_none() && queue.holds(&a.key) && queue.below("a").len() == 1);
+        assert!(queue.oldest().is_some() && queue.oldest_on_its_way().is_none());
+        queue.take_up_stuck();
+        let again = queue.take(turn, true).unwrap();
+        assert_eq!((again.key.as_str(), queue.stuck()), ("a", 0));
+        assert!(!queue.set_stuck(again));
+        assert_eq!((queue.forget(&a.key), queue.depth()), (Forgotten::OnItsWay, 0));
     }
 
     #[test]
