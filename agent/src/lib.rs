@@ -26,6 +26,7 @@ pub mod journal;
 pub mod logging;
 pub mod metrics;
 pub mod names;
+pub mod notify;
 mod pace;
 pub mod planning;
 pub mod postgres;

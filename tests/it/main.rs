@@ -38,6 +38,7 @@ mod log;
 mod many_relations;
 mod minimal;
 mod names;
+mod notify;
 mod other_history;
 mod package;
 mod parts;

@@ -23,6 +23,7 @@ mod keep;
 mod key;
 mod lease;
 mod log;
+mod notify;
 mod only_database;
 mod output;
 mod picture;
@@ -147,6 +148,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Is everything there that restores need? Names what is damaged or missing, and what is lost with it
     Verify(verify::VerifyArgs),
+    /// Who is told when something is wrong, and whether that arrives
+    Notify(notify::NotifyArgs),
     /// Copy the history from one repository into another
     Copy(copy::CopyArgs),
     /// Single WAL files, without an agent
@@ -255,6 +258,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             }
             Command::Verify(args) => verify::run(&global, args).await,
             Command::Copy(args) => recorded_as(&global, "copy", Kind::COPY, async |told| copy::run(&global, args, told).await).await,
+            Command::Notify(args) => notify::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Completions(args) => generate::completions(&args),

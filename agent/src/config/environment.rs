@@ -3,7 +3,7 @@
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
 //! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`, of the second one `WALKEEP_REPOSITORY_2_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
 //! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), of what it verifies `WALKEEP_VERIFY_<KEY>`, the others `WALKEEP_LISTEN_HTTP`,
-//! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
+//! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`, and of messages `WALKEEP_NOTIFY_<KEY>` and `WALKEEP_NOTIFY_EMAIL_<KEY>`.
 
 use anyhow::{Context, Result, bail};
 use toml::Value;
@@ -90,6 +90,22 @@ const RETENTION: [(&str, Kind); 9] = [
 
 const VERIFY: [(&str, Kind); 3] = [("check", Text), ("scrub", Text), ("rate", Text)];
 
+const NOTIFY: [(&str, Kind); 10] = [
+    ("webhook", Text),
+    ("webhook_file", Text),
+    ("command", Text),
+    ("heartbeat", Text),
+    ("heartbeat_file", Text),
+    ("heartbeat_interval", Text),
+    ("wait", Text),
+    ("remind", Text),
+    ("most_an_hour", Integer),
+    ("possible_loss", Text),
+];
+
+const EMAIL: [(&str, Kind); 6] =
+    [("server", Text), ("user", Text), ("password", Text), ("password_file", Text), ("from", Text), ("to", Text)];
+
 /// What else Walkeep's programs read.
 const OTHERS: [&str; 10] = [
     "WALKEEP_CONFIG",
@@ -137,6 +153,8 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
             || REPOSITORY.iter().any(|(key, _)| (0..REPOSITORIES).any(|index| name == variable_of_repository(index, key)))
             || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
             || VERIFY.iter().any(|(key, _)| name == format!("WALKEEP_VERIFY_{}", key.to_uppercase()))
+            || NOTIFY.iter().any(|(key, _)| name == format!("WALKEEP_NOTIFY_{}", key.to_uppercase()))
+            || EMAIL.iter().any(|(key, _)| name == format!("WALKEEP_NOTIFY_EMAIL_{}", key.to_uppercase()))
             || RETENTION.iter().any(|(key, _)| name == variable_of_retention(key))
             || ENCRYPTION.iter().any(|(key, _)| name == format!("WALKEEP_ENCRYPTION_{}", key.to_uppercase()))
     };
@@ -154,6 +172,16 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
     for (section, key) in [("listen", "http"), ("log", "format"), ("log", "level")] {
         if let Some(value) = given(&format!("{}_", section.to_uppercase()), (key, Text))? {
             child(table, section)?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in NOTIFY {
+        if let Some(value) = given("NOTIFY_", (key, kind))? {
+            child(table, "notify")?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in EMAIL {
+        if let Some(value) = given("NOTIFY_EMAIL_", (key, kind))? {
+            child(child(table, "notify")?, "email")?.insert(key.into(), value);
         }
     }
     for (key, kind) in CLUSTER {

@@ -1,11 +1,13 @@
 //! The configuration file as it is written: names and types of keys, nothing decided.
 
 pub mod artifacts;
+pub mod notify;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 use artifacts::{RawArtifact, RawDump};
+use notify::RawNotify;
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -17,6 +19,8 @@ pub struct Raw {
     pub listen: RawListen,
     #[serde(default)]
     pub log: RawLog,
+    #[serde(default)]
+    pub notify: RawNotify,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -11,6 +11,7 @@ use walkeep_store::s3::{Lock, LockMode};
 
 use super::artifacts;
 use super::encryption;
+use super::notify;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::repositories;
 use super::retention;
@@ -85,7 +86,7 @@ pub fn check(
     backups: Vec<ScheduledBackup>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config> {
-    let Raw { mut cluster, listen, log } = raw;
+    let Raw { mut cluster, listen, log, notify } = raw;
     let written = cluster.remove(name.as_str()).unwrap_or_default();
     let cluster = check_cluster(written, name, backups, env).with_context(|| format!("[cluster.{name}]"))?;
     let http = listen.http.map(|text| {
@@ -97,9 +98,11 @@ pub fn check(
         Some("json") => true,
         Some(other) => bail!("[log] format: {other:?} is neither text nor json"),
     };
+    let notify = notify::check(notify, env).context("[notify]")?;
     Ok(Config {
         path,
         cluster,
+        notify,
         http: http.transpose()?,
         log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) },
         warnings: Vec::new(),

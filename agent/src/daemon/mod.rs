@@ -3,6 +3,7 @@
 //! The only place that spawns long-lived tasks. The socket is served first, so that archive_command gets a reason while the repository
 //! or the server cannot be reached; the rest starts as soon as the repository was opened.
 
+mod alarms;
 mod artifacts;
 mod backups;
 mod handler;
@@ -103,6 +104,9 @@ pub async fn run(
                 tracing::error!(error = format!("{error:#}"), "the HTTP server ended");
             }
         });
+    }
+    if role == Role::Agent {
+        alarms::start(&config, &metrics, &progress, &tasks, &stop);
     }
     // From the first moment on: it has a server to protect, whether the repository can be opened or not.
     if role == Role::Agent

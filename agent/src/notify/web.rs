@@ -1,0 +1,85 @@
+//! Requests to URLs that are secrets: they are in no error and no log.
+//!
+//! No redirect is followed, as it would carry the message to somebody whom nobody named.
+
+use anyhow::{Context, Result, bail};
+use axum::http::header::{CONTENT_TYPE, USER_AGENT};
+use axum::http::{Method, Request, Uri};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use walkeep_core::identifier::printable;
+
+use crate::config::{Secret, check_url};
+
+/// Of an answer so much is read ...
+const READ: usize = 64 << 10;
+/// ... and of one that is a failure so many characters are told.
+const TOLD: usize = 200;
+
+/// The text as JSON, as Slack, Mattermost, Discord (`/slack`) and others take it. What they would read as a link or a call to all is escaped.
+pub fn slack(text: &str) -> String {
+    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    // Mattermost knows these words without brackets.
+    let escaped =
+        ["@all", "@here", "@channel", "@everyone"].iter().fold(escaped, |text, call| text.replace(call, &call.replace('@', "@\u{2060}")));
+    serde_json::json!({ "text": escaped }).to_string()
+}
+
+/// What may be told of a URL: where it leads, not what lies behind the host's name.
+pub fn shown(url: &str) -> String {
+    let parsed = check_url(url).ok();
+    let authority = |uri: Uri| Some(format!("{}://{}/...", uri.scheme_str()?, uri.authority()?.as_str().rsplit('@').next()?));
+    parsed.and_then(authority).unwrap_or_else(|| "(not a URL)".to_owned())
+}
+
+/// Puts JSON there.
+pub async fn post(url: &Secret, json: &str) -> Result<()> {
+    ask(Method::POST, url, Bytes::copy_from_slice(json.as_bytes())).await
+}
+
+/// Asks for it.
+pub async fn get(url: &Secret) -> Result<()> {
+    ask(Method::GET, url, Bytes::new()).await
+}
+
+async fn ask(method: Method, url: &Secret, body: Bytes) -> Result<()> {
+    let uri = check_url(url.reveal())?;
+    let builder = HttpsConnectorBuilder::new();
+    // Anew each time: authorities that were added are trusted, and a request a minute keeps no connection.
+    let tls = builder.with_provider_and_native_roots(rustls::crypto::ring::default_provider()).context("read the system's authorities")?;
+    let client = Client::builder(TokioExecutor::new()).build(tls.https_or_http().enable_http1().build());
+    let mut request = Request::builder().method(method).uri(uri).header(USER_AGENT, concat!("walkeep/", env!("CARGO_PKG_VERSION")));
+    if !body.is_empty() {
+        request = request.header(CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::new(body)).context("write the request")?;
+    let answer = client.request(request).await.with_context(|| format!("ask {}", shown(url.reveal())))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let said = Limited::new(answer.into_body(), READ).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    // It may give back what it was asked.
+    let said = String::from_utf8_lossy(&said).replace(url.reveal(), "(not shown)");
+    let told: String = printable(said.trim()).chars().take(TOLD).collect();
+    bail!("{} answers {status}: {told}", shown(url.reveal()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_called_by_a_name_in_a_text() {
+        assert_eq!(slack("a <!channel> & @here\nb"), "{\"text\":\"a &lt;!channel&gt; &amp; @\u{2060}here\\nb\"}");
+    }
+
+    #[test]
+    fn of_a_url_only_the_host_is_told() {
+        assert_eq!(shown("https://user:pass@hooks.example.org:444/services/T0/sentinel?token=x"), "https://hooks.example.org:444/...");
+        assert_eq!(shown("sentinel"), "(not a URL)");
+    }
+}
