@@ -46,6 +46,7 @@ pub mod transfer;
 pub mod verify;
 pub mod wal_path;
 pub mod wal_walk;
+mod web;
 pub mod writer;
 
 /// An error with all its causes, as one sentence.

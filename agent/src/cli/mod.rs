@@ -31,6 +31,7 @@ mod plan;
 mod progress;
 mod removal;
 mod restore;
+mod runs;
 mod schedules;
 mod setup;
 mod slot;
@@ -254,9 +255,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) if args.repairs() => {
-                recorded_as(&global, "verify --repair", Kind::REPAIR, async |told| verify::mend(&global, args, told).await).await
+                let mended = recorded_as(&global, "verify --repair", Kind::REPAIR, async |told| verify::mend(&global, args, told).await);
+                runs::told(&global, "verify", mended).await
             }
-            Command::Verify(args) => verify::run(&global, args).await,
+            Command::Verify(args) => runs::told(&global, "verify", verify::run(&global, args)).await,
             Command::Copy(args) => recorded_as(&global, "copy", Kind::COPY, async |told| copy::run(&global, args, told).await).await,
             Command::Notify(args) => notify::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,

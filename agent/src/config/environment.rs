@@ -169,7 +169,7 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
         let variable = format!("WALKEEP_{prefix}{}", key.to_uppercase());
         env(&variable).map(|text| value(&text, kind).with_context(|| format!("read {variable}"))).transpose()
     };
-    for (section, key) in [("listen", "http"), ("log", "format"), ("log", "level")] {
+    for (section, key) in [("listen", "http"), ("log", "format"), ("log", "level"), ("metrics", "textfile"), ("metrics", "pushgateway")] {
         if let Some(value) = given(&format!("{}_", section.to_uppercase()), (key, Text))? {
             child(table, section)?.insert(key.into(), value);
         }

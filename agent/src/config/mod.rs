@@ -7,6 +7,7 @@
 mod artifacts;
 mod encryption;
 mod environment;
+mod metrics;
 mod notify;
 mod raw;
 mod repositories;
@@ -28,6 +29,7 @@ use walkeep_store::several::StoredWhen;
 
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use encryption::EncryptionConfig;
+pub use metrics::MetricsConfig;
 pub use notify::{EmailConfig, MailTls, NotifyConfig, check_url};
 pub use retention::{GRACE, Retention};
 pub use schedules::{ScheduledBackup, keep_for};
@@ -47,6 +49,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Where metrics and health are served; nowhere unless configured.
     pub http: Option<SocketAddr>,
+    /// Where it goes how commands ended.
+    pub metrics: MetricsConfig,
     /// Who is told what is wrong.
     pub notify: NotifyConfig,
     /// Logging.

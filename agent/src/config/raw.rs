@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use anyhow::{Result, anyhow};
 use artifacts::{RawArtifact, RawDump};
 use notify::RawNotify;
+
+use super::metrics::RawMetrics;
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -19,6 +21,8 @@ pub struct Raw {
     pub listen: RawListen,
     #[serde(default)]
     pub log: RawLog,
+    #[serde(default)]
+    pub metrics: RawMetrics,
     #[serde(default)]
     pub notify: RawNotify,
 }
