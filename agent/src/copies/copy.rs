@@ -244,7 +244,12 @@ impl Work<'_> {
         match patiently("storing an object", self.cancel, || self.to.put_if_absent(key, body.clone())).await {
             Ok(Put::Created) => {}
             Ok(Put::AlreadySame) => return Ok(Outcome::There),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return self.other_bytes(guide, key, &body).await,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return match self.other_bytes(guide, key, &body).await? {
+                    Outcome::There if error.is_in_doubt() => self.put_in_doubt(key, body).await,
+                    outcome => Ok(outcome),
+                };
+            }
             Err(error) => return Err(error).with_context(|| format!("store {key} in {}", self.to.url())),
         }
         if proven == Proven::Outside {
@@ -253,6 +258,14 @@ impl Work<'_> {
                 patiently("reading it back", self.cancel, || self.to.get(key, None)).await.with_context(|| format!("read {key} back"))?;
             ensure!(back == body, "{key} came back from {} with other bytes than were stored", self.to.url());
         }
+        Ok(Outcome::Copied(body.len() as u64))
+    }
+
+    /// The target cannot vouch for what it has.
+    async fn put_in_doubt(&self, key: &Key, body: Bytes) -> Result<Outcome> {
+        let replace = || self.to.replace_in_doubt(key, body.clone());
+        let replaced = patiently("storing an object once more", self.cancel, replace).await;
+        replaced.with_context(|| format!("store {key} in {}", self.to.url()))?;
         Ok(Outcome::Copied(body.len() as u64))
     }
 

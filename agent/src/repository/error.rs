@@ -200,7 +200,7 @@ impl Error {
     /// this process (an outage, expired credentials, a lost mount), but not a conflict or a damaged object.
     pub fn is_mendable(&self) -> bool {
         match self {
-            Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
+            Self::Store(error) => error.is_in_doubt() || !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
             Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } | Self::Keys(_) => true,
             Self::NotComparable { .. } => true,
             Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Disagree { .. } => false,
@@ -258,6 +258,9 @@ impl Error {
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Store(error) if error.is_in_doubt() => {
+                "Look at the repository's disk. The host that stored the object stores it anew when it is offered there; if it is of no other use, remove the file and it is stored when it is offered again."
+            }
             Self::Store(error) => match error.kind() {
                 ErrorKind::Denied if error.is_of_a_directory() => {
                     "The repository must belong to the user who runs the agent: run every command as that user, and give back what root made (chown -R)."

@@ -187,12 +187,18 @@ impl Several {
             }
         }
         let (bytes, front) = (body.len() as u64, body.slice(..body.len().min(FRONT as usize)));
-        match place.insist(place.store.put_if_absent(&item.key, body)).await {
+        match place.insist(place.store.put_if_absent(&item.key, body.clone())).await {
             Ok(crate::Put::Created) => Brought::There { bytes },
             Ok(crate::Put::AlreadySame) => Brought::There { bytes: 0 },
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 match place.insist(place.store.get(&item.key, Some(0..FRONT))).await {
-                    Ok(there) if guide.alike(&item.key, &there, &front) => Brought::There { bytes: 0 },
+                    Ok(there) if guide.alike(&item.key, &there, &front) => match error.is_in_doubt() {
+                        true => match place.insist(place.store.replace_in_doubt(&item.key, body)).await {
+                            Ok(_) => Brought::There { bytes },
+                            Err(error) => Brought::Later(format!("{error:#}")),
+                        },
+                        false => Brought::There { bytes: 0 },
+                    },
                     Err(error) if super::is_no_answer(&error) => Brought::Later(format!("{error:#}")),
                     _ => {
                         place.differs(&item.key);

@@ -248,6 +248,18 @@ impl Store for Several {
         self.put(key, body).await
     }
 
+    /// Wherever it is in doubt.
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> Result<bool> {
+        let (mut replaced, mut failed) = (false, None);
+        for place in self.all() {
+            match place.ask(place.store.replace_in_doubt(key, body.clone())).await {
+                Ok(there) => replaced |= there,
+                Err(error) => drop(failed.get_or_insert_with(|| place.name_it(error, "replace", key.as_str()))),
+            }
+        }
+        if replaced { Ok(true) } else { failed.map_or(Ok(false), Err) }
+    }
+
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
         self.read(key, range).await
     }

@@ -242,7 +242,9 @@ impl Place {
 
     /// The error with the place's name.
     pub fn name_it(&self, error: Error, action: &'static str, place: &str) -> Error {
-        Error::at(error.kind(), action, place).because(format!("{}: {error:#}", self.url))
+        let named = Error::at(error.kind(), action, place);
+        let named = if error.is_in_doubt() { named.in_doubt() } else { named };
+        named.because(format!("{}: {error:#}", self.url))
     }
 
     /// Another place had to answer for this one.

@@ -605,6 +605,38 @@ async fn what_is_archived_under_the_name_is_there() {
     assert!(other.has("data/b") && several.states()[1].queued == 0);
 }
 
+/// A place that lost an fsync of an object gets it anew from who has its bytes, and nobody gets it from there.
+#[tokio::test]
+async fn what_is_in_doubt_is_put_anew_and_brought_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = Arc::new(crate::LocalStore::open(folder.path()).await.unwrap());
+    let (data, doubt) = (folder.path().join("data"), folder.path().join(".doubt~/data"));
+    for (place, text) in [(&data, "ALIKE"), (&doubt, "")] {
+        std::fs::create_dir_all(place).unwrap();
+        std::fs::write(place.join("a"), text).unwrap();
+    }
+    let one = Named::new("one");
+    // As the primary: what it has goes nowhere, and it is said.
+    for when in [StoredWhen::Primary, StoredWhen::All, StoredWhen::Any] {
+        let several = Several::new(vec![local.clone(), one.clone()], when, Follow::Queued);
+        let _stop = following(&several, 1);
+        assert!(several.put_if_absent(&key("data/a"), body("alike")).await.unwrap_err().is_in_doubt(), "{when:?}");
+        assert!(several.states()[1].queued == 0 && !one.has("data/a"), "{when:?}");
+    }
+    one.memory.put_if_absent(&key("data/a"), body("alike")).await.unwrap();
+    let several = Several::new(vec![one.clone(), local.clone()], StoredWhen::Primary, Follow::Queued);
+    several.queue(1, listed("data/a"));
+    let _stop = following(&several, 1);
+    several.drained(1).await;
+    assert_eq!(local.get(&key("data/a"), None).await.unwrap(), "alike");
+    assert!(!doubt.join("a").exists());
+    // By hand, where one of them cannot be asked.
+    std::fs::write(doubt.join("a"), "").unwrap();
+    assert!(several.replace_in_doubt(&key("data/a"), body("Alike")).await.unwrap());
+    assert!(!several.replace_in_doubt(&key("data/a"), body("other")).await.unwrap(), "it is in doubt no more");
+    assert_eq!(local.get(&key("data/a"), None).await.unwrap(), "Alike");
+}
+
 /// Damaged or archived wherever else it is: the place goes on lacking it, which stays known, and holds up only what needs it.
 #[tokio::test(start_paused = true)]
 async fn what_no_other_place_can_give_stays_known_until_it_is_there() {
