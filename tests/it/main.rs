@@ -50,6 +50,7 @@ mod recovery;
 mod repair;
 mod restore;
 mod retention;
+mod runs;
 mod same_moment;
 mod schedules;
 mod several;
