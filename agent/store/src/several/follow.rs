@@ -120,7 +120,7 @@ impl Several {
                 });
             }
             let waits = tokio::time::Instant::now() < not_before;
-            let (is_aside, is_stuck) = (place.queue.aside() > 0, place.queue.stuck() > 0);
+            let (is_aside, is_stuck) = (place.queue.aside() > 0, place.queue.has_stuck());
             let (key, brought) = tokio::select! {
                 () = stop.cancelled() => return,
                 Some(ended) = under_way.next() => ended,
@@ -179,8 +179,9 @@ impl Several {
                 Err(brought) => return brought,
             },
         };
-        if guide.names_others(&item.key) && place.queue.stuck() > 0 {
-            match guide.lacks(&item.key, &body, &place.queue.stuck_keys()).await {
+        let stuck = if guide.names_others(&item.key) { place.queue.stuck_keys() } else { BTreeSet::new() };
+        if !stuck.is_empty() {
+            match guide.lacks(&item.key, &body, &stuck).await {
                 Ok(None) => {}
                 Ok(Some(lacks)) => return Brought::Stuck(format!("it needs {lacks}, which this repository lacks")),
                 Err(reason) => return Brought::Aside(reason),

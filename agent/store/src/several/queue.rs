@@ -74,6 +74,8 @@ pub struct Item {
     tried: bool,
     /// Whether it was set aside because it names others.
     last: bool,
+    /// Whether nobody could give it when it was looked for last.
+    stuck: bool,
 }
 
 /// What became of an object that is to be removed.
@@ -113,6 +115,7 @@ struct Flying {
     size: u64,
     since: SystemTime,
     alone: bool,
+    stuck: bool,
     /// It was removed meanwhile.
     forgotten: bool,
 }
@@ -141,7 +144,7 @@ impl Queue {
         let number = state.next;
         state.next += 1;
         state.numbers.insert(key.clone(), number);
-        state.waiting.insert(number, Item { key, body, size, since, number, tried: !new, last: false });
+        state.waiting.insert(number, Item { key, body, size, since, number, tried: !new, last: false, stuck: false });
         drop(state);
         self.changed.notify_waiters();
     }
@@ -156,7 +159,7 @@ impl Queue {
             let behind_others = state.aside.first_key_value().is_some_and(|(first, _)| *first < number);
             if turn == Turn::Last && (!settled || behind_others) {
                 let item = state.waiting.remove(&number)?;
-                state.aside.insert(number, Item { last: true, ..item });
+                state.aside.insert(number, Item { last: true, stuck: false, ..item });
                 continue;
             }
             let is_alone = turn != Turn::Any;
@@ -166,7 +169,10 @@ impl Queue {
             }
             let item = state.waiting.remove(&number)?;
             state.numbers.remove(&item.key);
-            state.flying.insert(item.key.clone(), Flying { size: item.size, since: item.since, alone: is_alone, forgotten: false });
+            state.flying.insert(
+                item.key.clone(),
+                Flying { size: item.size, since: item.since, alone: is_alone, stuck: item.stuck, forgotten: false },
+            );
             return Some(item);
         }
     }
@@ -198,12 +204,12 @@ impl Queue {
 
     /// An object cannot be had at present: the others are brought before it. Whether it was removed meanwhile.
     pub fn set_aside(&self, item: Item) -> bool {
-        self.keep(item, |state| &mut state.aside)
+        self.keep(Item { stuck: false, ..item }, |state| &mut state.aside)
     }
 
     /// No other place can give an object: it holds up nothing, and is looked for again by [`Self::take_up_stuck`]. Whether it was removed meanwhile.
     pub fn set_stuck(&self, item: Item) -> bool {
-        self.keep(item, |state| &mut state.stuck)
+        self.keep(Item { stuck: true, ..item }, |state| &mut state.stuck)
     }
 
     fn keep(&self, item: Item, among: impl Fn(&mut State) -> &mut BTreeMap<u64, Item>) -> bool {
@@ -251,14 +257,23 @@ impl Queue {
         self.state().aside.len()
     }
 
-    /// How many nobody could give.
-    pub fn stuck(&self) -> usize {
-        self.state().stuck.len()
+    /// Whether any waits for [`Self::take_up_stuck`].
+    pub fn has_stuck(&self) -> bool {
+        !self.state().stuck.is_empty()
     }
 
-    /// Their keys.
+    /// How many nobody could give, those among them that are being looked for again.
+    pub fn stuck(&self) -> usize {
+        let state = self.state();
+        let looked_for = state.waiting.values().filter(|item| item.stuck).count();
+        state.stuck.len() + looked_for + state.flying.values().filter(|flying| flying.stuck).count()
+    }
+
+    /// The keys of those that are not on their way.
     pub fn stuck_keys(&self) -> BTreeSet<String> {
-        self.state().stuck.values().map(|item| item.key.to_string()).collect()
+        let state = self.state();
+        let looked_for = state.waiting.values().filter(|item| item.stuck);
+        state.stuck.values().chain(looked_for).map(|item| item.key.to_string()).collect()
     }
 
     /// Somebody has to look again.
@@ -306,15 +321,19 @@ impl Queue {
 
     /// When the oldest of them was put elsewhere.
     pub fn oldest(&self) -> Option<SystemTime> {
-        let stuck = self.state().stuck.values().map(|item| item.since).min();
-        self.oldest_on_its_way().into_iter().chain(stuck).min()
+        self.oldest_of(|_| true)
     }
 
     /// The same without those that nobody can give.
     pub fn oldest_on_its_way(&self) -> Option<SystemTime> {
+        self.oldest_of(|stuck| !stuck)
+    }
+
+    fn oldest_of(&self, wanted: impl Fn(bool) -> bool) -> Option<SystemTime> {
         let state = self.state();
-        let waiting = state.waiting.values().chain(state.aside.values()).map(|item| item.since);
-        waiting.chain(state.flying.values().map(|flying| flying.since)).chain(state.overflowed).min()
+        let kept = state.waiting.values().chain(state.aside.values()).chain(state.stuck.values()).map(|item| (item.stuck, item.since));
+        let all = kept.chain(state.flying.values().map(|flying| (flying.stuck, flying.since)));
+        all.filter(|(stuck, _)| wanted(*stuck)).map(|(_, since)| since).chain(state.overflowed).min()
     }
 
     /// Whether more had to be added than there was room for.
@@ -447,8 +466,13 @@ mod tests {
         assert!(queue.take(turn, true).is_none() && queue.holds(&a.key) && queue.below("a").len() == 1);
         assert!(queue.oldest().is_some() && queue.oldest_on_its_way().is_none());
         queue.take_up_stuck();
+        assert_eq!((queue.stuck(), queue.has_stuck(), queue.stuck_keys().len(), queue.oldest_on_its_way()), (1, false, 1, None));
         let again = queue.take(turn, true).unwrap();
-        assert_eq!((again.key.as_str(), queue.stuck()), ("a", 0));
+        assert_eq!(
+            (again.key.as_str(), queue.stuck(), queue.oldest_on_its_way()),
+            ("a", 1, None),
+            "looked for, and not on its way as others are"
+        );
         assert!(!queue.set_stuck(again));
         assert_eq!((queue.forget(&a.key), queue.depth()), (Forgotten::OnItsWay, 0));
     }
