@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod backups;
+mod drills;
 mod host;
 mod repositories;
 mod requests;
@@ -16,6 +17,7 @@ use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVe
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
+pub use drills::DrillMetrics;
 pub use host::{Disk, HostMetrics};
 pub use repositories::RepositoryMetrics;
 use requests::RequestMetrics;
@@ -121,6 +123,8 @@ pub struct Metrics {
     pub backups: BackupMetrics,
     /// Of artifacts.
     pub artifacts: ArtifactMetrics,
+    /// Of drills.
+    pub drills: DrillMetrics,
     /// Of what the agent verifies.
     pub verify: VerifyMetrics,
     /// Of each of several repositories.
@@ -183,6 +187,7 @@ impl Metrics {
             host: HostMetrics::new(&maker)?,
             backups: BackupMetrics::new(&maker)?,
             artifacts: ArtifactMetrics::new(&maker)?,
+            drills: DrillMetrics::new(&maker)?,
             verify: VerifyMetrics::new(&maker)?,
             repositories: RepositoryMetrics::new(&maker)?,
             registry: registry.clone(),

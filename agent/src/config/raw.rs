@@ -1,11 +1,13 @@
 //! The configuration file as it is written: names and types of keys, nothing decided.
 
 pub mod artifacts;
+pub mod drill;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 use artifacts::{RawArtifact, RawDump};
+use drill::RawDrill;
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +54,8 @@ pub struct RawCluster {
     pub dump: Option<RawDump>,
     #[serde(default)]
     pub verify: RawVerify,
+    #[serde(default)]
+    pub drill: RawDrill,
 }
 
 /// What the agent looks at by itself.

@@ -81,13 +81,13 @@ impl Contents {
 
 /// The step that makes what was brought before it count.
 fn commits(name: &ObjectName) -> bool {
-    matches!(name, ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_))
+    matches!(name, ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_) | ObjectName::DrillRecord(_))
 }
 
 #[async_trait]
 impl Guide for Contents {
     fn passes(&self) -> Vec<String> {
-        vec![self.root.clone(), self.layout().backups_prefix(), self.layout().artifacts_prefix()]
+        vec![self.root.clone(), self.layout().backups_prefix(), self.layout().artifacts_prefix(), self.layout().drills_prefix()]
     }
 
     fn wants(&self, pass: usize, key: &Key) -> bool {

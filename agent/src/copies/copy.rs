@@ -238,6 +238,7 @@ impl Work<'_> {
         let below = |prefix: String| self.lacking.iter().find(|key| key.starts_with(&prefix)).cloned();
         let backup = match name {
             ObjectName::ArtifactRecord(place) => return Ok(below(layout.artifact_prefix(place))),
+            ObjectName::DrillRecord(id) => return Ok(below(layout.drill_prefix(id))),
             ObjectName::BackupRecord(id) => id,
             _ => return Ok(None),
         };

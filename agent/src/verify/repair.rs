@@ -106,7 +106,7 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
     }
     // What names others comes behind them.
     plan.steps.sort_by_key(|step| match step.wanted.name {
-        ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_) => 2,
+        ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_) | ObjectName::DrillRecord(_) => 2,
         ObjectName::BackupManifest(..) => 1,
         _ => 0,
     });
@@ -231,6 +231,7 @@ async fn lying(target: &ClusterRepository, name: &ObjectName, cancel: &Cancellat
 fn proves_itself(name: &ObjectName) -> bool {
     matches!(name, ObjectName::Pack(_) | ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Part(_))
         || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
+        || matches!(name, ObjectName::DrillReport(..) | ObjectName::Sample(_))
 }
 
 /// Why a copy that was proven as far as its own bytes go must not be put instead of what lies there.
