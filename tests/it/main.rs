@@ -18,6 +18,7 @@ mod conflicts;
 mod decoder;
 mod delta;
 mod disk_faults;
+mod drill;
 mod encryption;
 mod estimates;
 mod expiry_faults;

@@ -18,6 +18,6 @@ pub use continuity::{continuity, vanished};
 pub use finding::{Finding, Findings, Kind, Severity, Stretch};
 pub use judge::Judge;
 pub use lacking::{Side, lacking};
-pub use listing::{ArtifactFolder, BackupFolder, Listing};
+pub use listing::{ArtifactFolder, BackupFolder, DrillFolder, Listing};
 pub use lost::{Lost, LostWal};
 pub use sizes::possible_bytes;

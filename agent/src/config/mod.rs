@@ -5,6 +5,7 @@
 //! never appear in `Debug`.
 
 mod artifacts;
+mod drill;
 mod encryption;
 mod environment;
 mod metrics;
@@ -28,6 +29,7 @@ use walkeep_store::s3::Lock;
 use walkeep_store::several::StoredWhen;
 
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
+pub use drill::{Amcheck, DrillCheck, DrillConfig, DrillPoint, Wish};
 pub use encryption::EncryptionConfig;
 pub use metrics::MetricsConfig;
 pub use notify::{EmailConfig, MailTls, NotifyConfig, check_url};
@@ -114,6 +116,8 @@ pub struct ClusterConfig {
     pub dump: Option<DumpConfig>,
     /// What the agent verifies by itself.
     pub verify: Verify,
+    /// Drills.
+    pub drill: DrillConfig,
 }
 
 impl ClusterConfig {

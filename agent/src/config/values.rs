@@ -10,6 +10,7 @@ use walkeep_core::target::parse_time;
 use walkeep_store::s3::{Lock, LockMode};
 
 use super::artifacts;
+use super::drill;
 use super::encryption;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::repositories;
@@ -152,9 +153,11 @@ fn check_cluster(
     let stream = raw.stream.unwrap_or(true);
     let protect = protect(raw.protect.as_deref(), raw.slot_limit.as_deref(), spool_limit, stream)?;
     let (artifacts, dump) = artifacts::check(&raw.artifact, raw.dump.as_ref(), name)?;
+    let drill = drill::check(&raw.drill, name).context("[drill]")?;
     Ok(ClusterConfig {
         artifacts,
         dump,
+        drill,
         name: name.clone(),
         connection: raw.connection.unwrap_or_default().into(),
         data_directory: raw.data_directory.map(|path| absolute("data_directory", &path)).transpose()?,

@@ -69,6 +69,7 @@ impl Contents {
         let below = |prefix: String| lacking.iter().find(|key| key.starts_with(&prefix)).cloned();
         let id = match layout.parse(key.as_str()) {
             Some(ObjectName::ArtifactRecord(place)) => return Ok(below(layout.artifact_prefix(&place))),
+            Some(ObjectName::DrillRecord(id)) => return Ok(below(layout.drill_prefix(&id))),
             Some(ObjectName::BackupRecord(id)) => id,
             _ => return Ok(None),
         };
@@ -120,19 +121,14 @@ impl Contents {
     }
 }
 
-/// The step that makes what was brought before it count.
-fn commits(name: &ObjectName) -> bool {
-    matches!(name, ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_))
-}
-
 #[async_trait]
 impl Guide for Contents {
     fn passes(&self) -> Vec<String> {
-        vec![self.root.clone(), self.layout().backups_prefix(), self.layout().artifacts_prefix()]
+        vec![self.root.clone(), self.layout().backups_prefix(), self.layout().artifacts_prefix(), self.layout().drills_prefix()]
     }
 
     fn wants(&self, pass: usize, key: &Key) -> bool {
-        self.layout().parse(key.as_str()).is_some_and(|name| commits(&name) == (pass > 0) && self.is_kept(&name))
+        self.layout().parse(key.as_str()).is_some_and(|name| name.names_others() == (pass > 0) && self.is_kept(&name))
     }
 
     /// Parts of a segment that is there whole are not needed any more, and may be on their way out.
@@ -143,14 +139,14 @@ impl Guide for Contents {
 
     fn alone(&self, key: &Key) -> bool {
         self.layout().parse(key.as_str()).is_none_or(|name| {
-            commits(&name)
+            name.names_others()
                 || matches!(name, ObjectName::Wal(WalFileName::History(_)) | ObjectName::BackupManifest(..) | ObjectName::BackupBegun(_))
                 || matches!(name, ObjectName::Expiry(_) | ObjectName::ExpiryEnd(_))
         })
     }
 
     fn names_others(&self, key: &Key) -> bool {
-        self.layout().parse(key.as_str()).is_some_and(|name| commits(&name))
+        self.layout().parse(key.as_str()).is_some_and(|name| name.names_others())
     }
 
     async fn lacks(&self, key: &Key, body: &Bytes, lacking: &BTreeSet<String>) -> std::result::Result<Option<String>, String> {

@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod audit;
 pub mod backups;
 pub mod catalog;
+pub mod drills;
 mod encrypted;
 pub mod error;
 pub mod expiry;

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use walkeep_core::artifact::PIECE;
 use walkeep_core::blake3::Blake3Sum;
+use walkeep_core::drill::rows::RowSample;
 use walkeep_core::index::{BlockMap, Digest};
 use walkeep_core::layout::{Form, ObjectName, PackId};
 use walkeep_core::manifest::{EXTENT_LIMIT, Extent};
@@ -13,7 +14,7 @@ use walkeep_core::names::{Snapshot, SnapshotWriter};
 use walkeep_core::{Lsn, TimelineHistory, WalFileName, page};
 use walkeep_store::ErrorKind;
 
-use super::{ClusterRepository, Error, Result, artifacts, index, names, on_blocking_thread, wal};
+use super::{ClusterRepository, Error, Result, artifacts, drills, index, names, on_blocking_thread, wal};
 use crate::codec::{self, CodecError, Decompressor};
 
 /// Text of an object that is looked through beyond its hash has at most so many bytes.
@@ -189,6 +190,12 @@ impl ClusterRepository {
             }
             ObjectName::ArtifactSummary(place) => {
                 Expected { title: artifacts::summary_title(place), start: None, limit: artifacts::SUMMARY, length: None }
+            }
+            ObjectName::DrillReport(id, form) => {
+                Expected { title: drills::report_title(id, *form), start: None, limit: drills::REPORT, length: None }
+            }
+            ObjectName::Sample(sample) => {
+                Expected { title: drills::sample_title(*sample), start: Some(sample.lsn), limit: RowSample::LONGEST, length: None }
             }
             _ => return None,
         })

@@ -1,10 +1,11 @@
-//! What lies beside WAL and backups: artifacts with all their pieces, and the audit trail.
+//! What lies beside WAL and backups: artifacts with all their pieces, drills with their reports, and the audit trail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::audit::{Head, chain};
+use walkeep_core::drill::Form;
 use walkeep_core::layout::ObjectName;
 use walkeep_core::verify::{ArtifactFolder, Finding, Judge, Kind};
 use walkeep_store::Listed;
@@ -24,6 +25,11 @@ pub async fn findings(repository: &ClusterRepository, seen: &Seen, judge: &Judge
     let stays = |place: &ArtifactPlace| !seen.catalog.expired().has_artifact(place);
     for (place, folder) in seen.listing.artifacts.iter().filter(|(place, folder)| folder.recorded && stays(place)) {
         found.extend(artifact(repository, place, folder).await?);
+    }
+    for (id, folder) in seen.listing.drills.iter().filter(|(_, folder)| folder.recorded) {
+        let gone = Form::ALL.into_iter().filter(|form| !folder.forms.contains(form));
+        let reason = || "the drill has a record, and this form of its report is gone".to_owned();
+        found.extend(gone.map(|form| (Kind::Missing, ObjectName::DrillReport(id.clone(), form), reason())));
     }
     Ok(found.into_iter().filter_map(|(kind, name, reason)| judge.finding(kind, &name, reason)).collect())
 }

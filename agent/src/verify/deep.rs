@@ -46,6 +46,7 @@ pub fn is_read(name: &ObjectName) -> bool {
     matches!(name, ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Part(_) | ObjectName::Pack(_))
         || matches!(name, ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
         || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::ArtifactSummary(_))
+        || matches!(name, ObjectName::DrillReport(..) | ObjectName::Sample(_))
 }
 
 /// How it is read.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures::{StreamExt, stream};
 use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::catalog::{Catalog, WalRange};
+use walkeep_core::drill::{DrillId, Form};
 use walkeep_core::layout::{BackupId, ObjectName};
 use walkeep_core::verify::{Finding, Kind, Stretch};
 use walkeep_core::{Lsn, SegmentNumber, TimelineId, WalFileName};
@@ -89,6 +90,7 @@ impl Everywhere {
         match &name {
             ObjectName::BackupRecord(id) if finding.kind == Kind::Missing => return of_backup(own, &others, id).await,
             ObjectName::ArtifactRecord(place) if finding.kind == Kind::Missing => return of_artifact(own, &others, place).await,
+            ObjectName::DrillRecord(id) if finding.kind == Kind::Missing => return of_drill(own, &others, id).await,
             _ => {}
         }
         // Of two records of the trail that do not fit together either may be the changed one.
@@ -190,6 +192,21 @@ async fn of_artifact(own: &SeenPlace, others: &[&SeenPlace], place: &ArtifactPla
         copies.add(begun, of_begun);
     }
     for name in pieces.chain(summary) {
+        let at = listed_in(others, &name).await?;
+        copies.add(name, at);
+    }
+    copies.add(record, of_record);
+    Ok(copies)
+}
+
+/// A drill whose record is missing, with its report.
+async fn of_drill(own: &SeenPlace, others: &[&SeenPlace], id: &DrillId) -> Result<Copies> {
+    let there = own.listing.drills.get(id).cloned().unwrap_or_default();
+    let record = ObjectName::DrillRecord(id.clone());
+    let of_record = listed_in(others, &record).await?;
+    let mut copies = Copies { objects: Vec::new(), complete: true };
+    for form in Form::ALL.into_iter().filter(|form| !there.forms.contains(form)) {
+        let name = ObjectName::DrillReport(id.clone(), form);
         let at = listed_in(others, &name).await?;
         copies.add(name, at);
     }

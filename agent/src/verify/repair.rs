@@ -90,10 +90,10 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
         if !copies.complete {
             plan.without.push(Without { repository: found.repository, key: found.finding.key.clone() });
         }
-        let data = copies.objects.iter().filter(|wanted| !names_others(&wanted.name)).map(|wanted| everywhere.key(&wanted.name));
+        let data = copies.objects.iter().filter(|wanted| !wanted.name.names_others()).map(|wanted| everywhere.key(&wanted.name));
         let data: Arc<[String]> = data.collect();
         for wanted in copies.objects {
-            let names_others = names_others(&wanted.name);
+            let names_others = wanted.name.names_others();
             // What it names is not all there to be brought.
             if names_others && !copies.complete {
                 continue;
@@ -115,17 +115,13 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
             });
         }
     }
-    plan.steps.sort_by_key(|step| match step.wanted.name {
-        ref name if names_others(name) => 2,
+    // What names others comes behind them, and not at all where one of them does not come.
+    plan.steps.sort_by_key(|step| match &step.wanted.name {
+        name if name.names_others() => 2,
         ObjectName::BackupManifest(..) => 1,
         _ => 0,
     });
     Ok(plan)
-}
-
-/// What names others comes behind them, and not at all where one of them does not come.
-fn names_others(name: &ObjectName) -> bool {
-    matches!(name, ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_))
 }
 
 /// Does it. `tell` is told of each step that is done.
@@ -270,6 +266,7 @@ async fn lying(target: &ClusterRepository, name: &ObjectName, cancel: &Cancellat
 fn proves_itself(name: &ObjectName) -> bool {
     matches!(name, ObjectName::Pack(_) | ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Part(_))
         || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
+        || matches!(name, ObjectName::DrillReport(..) | ObjectName::Sample(_))
 }
 
 /// Why a copy that was proven as far as its own bytes go must not be put instead of what lies there.

@@ -136,6 +136,10 @@ impl<'a> Judge<'a> {
                     "put it back from a copy of the repository; without one {place} is lost: make another (`walkeep artifact run`, `walkeep dump`)"
                 ),
             ),
+            ObjectName::DrillRecord(_) | ObjectName::DrillReport(..) => {
+                minor("no restore needs it: what was found by that drill is not told any more. `walkeep drill` makes another")
+            }
+            ObjectName::Sample(_) => minor("drills compare with another sample; the agent takes more. It may be removed"),
             ObjectName::ArtifactBegun(_) => minor("it is a note for people: it may be removed once the artifact has its record"),
             ObjectName::Expiry(_) | ObjectName::ExpiryEnd(_) => broken(
                 Lost::default(),

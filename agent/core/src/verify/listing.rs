@@ -9,6 +9,7 @@ use super::lost::Lost;
 use super::sizes::possible_bytes;
 use crate::artifact::ArtifactPlace;
 use crate::catalog::{CatalogBuilder, WalRange};
+use crate::drill::{self, DrillId};
 use crate::identity::TimelineId;
 use crate::layout::{BackupId, ClusterLayout, Form, ObjectName, PartName};
 use crate::segment::{SegmentName, SegmentSize};
@@ -39,6 +40,15 @@ pub struct ArtifactFolder {
     pub pieces: BTreeSet<u32>,
 }
 
+/// What there is of a drill.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DrillFolder {
+    /// Its record.
+    pub recorded: bool,
+    /// Its report, in these forms.
+    pub forms: BTreeSet<drill::Form>,
+}
+
 /// A listing.
 #[derive(Debug)]
 pub struct Listing {
@@ -60,6 +70,8 @@ pub struct Listing {
     pub backups: BTreeMap<BackupId, BackupFolder>,
     /// Artifacts, by place.
     pub artifacts: BTreeMap<ArtifactPlace, ArtifactFolder>,
+    /// Drills, by ID.
+    pub drills: BTreeMap<DrillId, DrillFolder>,
     /// Parts of segments that may be stored as a whole too.
     pub parts: BTreeMap<SegmentName, Vec<PartName>>,
     /// From where to where the digests of each timeline tell.
@@ -87,6 +99,7 @@ impl Listing {
             histories: Vec::new(),
             backups: BTreeMap::new(),
             artifacts: BTreeMap::new(),
+            drills: BTreeMap::new(),
             parts: BTreeMap::new(),
             told: BTreeMap::new(),
             audit: BTreeSet::new(),
@@ -138,7 +151,12 @@ impl Listing {
             ObjectName::ArtifactSummary(place) => self.artifacts.entry(place.clone()).or_default().summary = true,
             ObjectName::ArtifactPiece(place, piece) => drop(self.artifacts.entry(place.clone()).or_default().pieces.insert(*piece)),
             ObjectName::Audit(number) => drop(self.audit.insert(*number)),
-            ObjectName::ArtifactBegun(_) => {}
+            ObjectName::DrillRecord(id) => {
+                self.drills.entry(id.clone()).or_default().recorded = true;
+                self.records.push(name.clone());
+            }
+            ObjectName::DrillReport(id, form) => drop(self.drills.entry(id.clone()).or_default().forms.insert(*form)),
+            ObjectName::ArtifactBegun(_) | ObjectName::Sample(_) => {}
         }
         Some(name)
     }
