@@ -7,6 +7,7 @@
 mod artifacts;
 mod encryption;
 mod environment;
+mod listen;
 mod notify;
 mod raw;
 mod repositories;
@@ -16,7 +17,6 @@ mod secret_file;
 mod values;
 mod verify;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use walkeep_store::several::StoredWhen;
 
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use encryption::EncryptionConfig;
+pub use listen::ListenConfig;
 pub use notify::{EmailConfig, MailTls, NotifyConfig, check_url};
 pub use retention::{GRACE, Retention};
 pub use schedules::{ScheduledBackup, keep_for};
@@ -45,8 +46,8 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// The cluster.
     pub cluster: ClusterConfig,
-    /// Where metrics and health are served; nowhere unless configured.
-    pub http: Option<SocketAddr>,
+    /// Where metrics, health and the page are served, and to whom.
+    pub listen: ListenConfig,
     /// Who is told what is wrong.
     pub notify: NotifyConfig,
     /// Logging.
@@ -251,7 +252,7 @@ pub struct Selection {
 }
 
 /// Keys of the file that are secrets and have a file of their own instead.
-const SECRETS: [&[&str]; 3] = [&["notify", "webhook"], &["notify", "heartbeat"], &["notify", "email", "password"]];
+const SECRETS: [&[&str]; 4] = [&["listen", "token"], &["notify", "webhook"], &["notify", "heartbeat"], &["notify", "email", "password"]];
 
 impl Config {
     /// Reads and checks the configuration. Every error says which file, line and key, and what would be right.

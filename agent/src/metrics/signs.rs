@@ -42,6 +42,7 @@ impl Metrics {
             lag_bytes: now.lag_bytes(),
             problem: now.problem,
             commits_wait: progress.commits_wait(),
+            ready_files: known(self.ready_files.get()).unwrap_or_default(),
             oldest_ready: seconds(self.oldest_ready.get()),
             slot: slot.or_else(|| (!cluster.stream).then(SlotSigns::default)),
             slot_given_up: progress.slot() != SlotHold::Held,
@@ -72,6 +73,7 @@ fn schedules(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<ScheduleS
         overdue: samples.of_label("walkeep_backup_overdue", &label) == Some(1.0),
         success: samples.time("walkeep_backup_last_success_timestamp_seconds", &label),
         failure: samples.time("walkeep_backup_last_failure_timestamp_seconds", &label),
+        next: samples.time("walkeep_backup_next_timestamp_seconds", &label),
         label,
     };
     looked_at.then(|| samples.labelled("walkeep_backup_next_timestamp_seconds").map(one).collect())
@@ -92,6 +94,8 @@ fn artifacts(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<ArtifactS
         failed: status == 0.0,
         overdue: samples.of_label("walkeep_artifact_overdue", &name) == Some(1.0),
         success: samples.time("walkeep_artifact_last_success_timestamp_seconds", &name),
+        failure: samples.time("walkeep_artifact_last_failure_timestamp_seconds", &name),
+        next: samples.time("walkeep_artifact_next_timestamp_seconds", &name),
         name,
     };
     let all: Vec<_> = samples.labelled("walkeep_artifact_last_run_status").map(one).collect();

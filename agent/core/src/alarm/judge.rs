@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Alarm, AlarmKind, ExpireSigns, RepositorySigns, Signs, so_long, so_much};
+use super::{Alarm, AlarmKind, ExpireSigns, RepositorySigns, Said, Signs, so_long, so_much};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -24,6 +24,8 @@ const REFUSED: [&str; 10] =
 pub struct Judged {
     /// What is wrong.
     pub alarms: Vec<Alarm>,
+    /// The same with since when, the most urgent first.
+    pub standing: Vec<Said>,
     unknown: BTreeSet<AlarmKind>,
     unknown_of: BTreeSet<(AlarmKind, String)>,
 }
@@ -46,12 +48,13 @@ impl Judged {
 pub struct Judge {
     loss: Duration,
     counts: BTreeMap<String, Count>,
+    since: BTreeMap<(AlarmKind, String), DateTime<Utc>>,
 }
 
 impl Judge {
     /// `loss`: from how many seconds of commits on somebody is warned; it is critical at ten times as many.
     pub fn new(loss: Duration) -> Self {
-        Self { loss, counts: BTreeMap::new() }
+        Self { loss, counts: BTreeMap::new(), since: BTreeMap::new() }
     }
 
     /// What is wrong at `now`.
@@ -64,7 +67,20 @@ impl Judge {
         backups(signs, now, &mut judged);
         artifacts(signs, &mut judged);
         self.repositories(signs.repositories.as_deref(), now, &mut judged);
+        self.stand(&mut judged, now);
         judged
+    }
+
+    /// Since when each stands, as far as this process has seen it.
+    fn stand(&mut self, judged: &mut Judged, now: DateTime<Utc>) {
+        let before = std::mem::take(&mut self.since);
+        for alarm in &judged.alarms {
+            let key = (alarm.kind, alarm.subject.clone());
+            let since = before.get(&key).map_or(now, |since| now.min(*since));
+            judged.standing.push(Said::new(alarm, since));
+            self.since.insert(key, since);
+        }
+        judged.standing.sort_by_key(|said| std::cmp::Reverse(said.severity));
     }
 
     fn stream(&self, signs: &Signs, judged: &mut Judged) {

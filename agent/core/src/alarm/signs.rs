@@ -24,7 +24,9 @@ pub struct Signs {
     pub lag_bytes: u64,
     /// Commits of how long a time would be lost with the server.
     pub possible_loss: Option<Duration>,
-    /// Age of the oldest file that waits for archive_command.
+    /// Files that wait for archive_command.
+    pub ready_files: u64,
+    /// Age of the oldest of them.
     pub oldest_ready: Duration,
     /// The slot.
     pub slot: Option<SlotSigns>,
@@ -89,6 +91,8 @@ pub struct ScheduleSigns {
     pub success: Option<DateTime<Utc>>,
     /// When one failed, since the process began.
     pub failure: Option<DateTime<Utc>>,
+    /// When the next one begins.
+    pub next: Option<DateTime<Utc>>,
 }
 
 /// How the retention policy was followed, since the process began.
@@ -111,6 +115,10 @@ pub struct ArtifactSigns {
     pub overdue: bool,
     /// When its newest one was stored.
     pub success: Option<DateTime<Utc>>,
+    /// When a run failed, since the process began.
+    pub failure: Option<DateTime<Utc>>,
+    /// When the next run begins.
+    pub next: Option<DateTime<Utc>>,
 }
 
 /// One of several repositories.
