@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod names;
 pub mod notify;
 mod pace;
+pub mod page;
 pub mod planning;
 pub mod postgres;
 pub mod progress;

@@ -42,6 +42,7 @@ mod names;
 mod notify;
 mod other_history;
 mod package;
+mod page;
 mod parts;
 mod picture;
 mod places;

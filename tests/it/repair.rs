@@ -265,3 +265,32 @@ fn an_object_that_cannot_be_read_hides_no_other_damage() {
     two.proxy.disarm(proxied);
     two.verify(&["--deep"], 0);
 }
+
+/// A backup that one lacks and the other has with a damaged pack: nobody can restore it, and that is said.
+#[test]
+fn a_backup_that_no_repository_has_whole_is_not_called_whole_elsewhere() {
+    let two = Two::begin();
+    let backup = two.keys("/backup.json").pop().unwrap();
+    let folder = backup.strip_suffix("backup.json").unwrap().to_owned();
+    let packs = two.keys("/packs/");
+    for key in two.keys("main/").iter().filter(|key| key.starts_with(&folder) || key.contains("/packs/")) {
+        two.bucket.delete(key);
+    }
+    for pack in &packs {
+        fs::write(two.file(pack), flipped(fs::read(two.file(pack)).unwrap())).unwrap();
+    }
+    let mended = two.verify(&["--repair", "--yes"], 4);
+    assert!(!two.bucket.list("main/").iter().any(|(key, _)| *key == backup), "its record is not put without its packs");
+    let damage = |report: &Value| {
+        let all = report["findings"].as_array().unwrap().iter().filter(|finding| finding["severity"] == "damage");
+        all.map(|finding| (finding["repository"].as_u64().unwrap(), finding["key"].as_str().unwrap().to_owned())).collect::<Vec<_>>()
+    };
+    for report in [&mended, &two.verify(&[], 4)] {
+        let told = damage(report);
+        assert!(packs.iter().any(|pack| told.contains(&(1, pack.clone()))), "{report}");
+        assert!(told.contains(&(2, backup.clone())), "{report}");
+    }
+    let output = two.walkeep().run(&["verify"]).expect_code(4);
+    assert!(output.stdout.starts_with("NOT everything is there"), "{}", output.stdout);
+    assert!(two.walkeep().ok(&["status"]).stdout.contains("DAMAGED: "));
+}

@@ -25,6 +25,7 @@ pub mod index;
 pub mod journal;
 pub mod kind;
 pub mod label;
+pub mod lag;
 pub mod layout;
 mod le;
 pub mod lease;

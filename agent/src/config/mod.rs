@@ -8,6 +8,7 @@ mod artifacts;
 mod drill;
 mod encryption;
 mod environment;
+mod listen;
 mod metrics;
 mod notify;
 mod raw;
@@ -18,7 +19,6 @@ mod secret_file;
 mod values;
 mod verify;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use walkeep_store::several::StoredWhen;
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use drill::{Amcheck, DrillCheck, DrillConfig, DrillPoint, Wish};
 pub use encryption::EncryptionConfig;
+pub use listen::ListenConfig;
 pub use metrics::MetricsConfig;
 pub use notify::{EmailConfig, MailTls, NotifyConfig, check_url};
 pub use retention::{GRACE, Retention};
@@ -49,8 +50,8 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// The cluster.
     pub cluster: ClusterConfig,
-    /// Where metrics and health are served; nowhere unless configured.
-    pub http: Option<SocketAddr>,
+    /// Where metrics, health and the page are served, and to whom.
+    pub listen: ListenConfig,
     /// Where it goes how commands ended.
     pub metrics: MetricsConfig,
     /// Who is told what is wrong.
@@ -259,7 +260,7 @@ pub struct Selection {
 }
 
 /// Keys of the file that are secrets and have a file of their own instead.
-const SECRETS: [&[&str]; 3] = [&["notify", "webhook"], &["notify", "heartbeat"], &["notify", "email", "password"]];
+const SECRETS: [&[&str]; 4] = [&["listen", "token"], &["notify", "webhook"], &["notify", "heartbeat"], &["notify", "email", "password"]];
 
 impl Config {
     /// Reads and checks the configuration. Every error says which file, line and key, and what would be right.

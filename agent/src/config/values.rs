@@ -12,6 +12,7 @@ use walkeep_store::s3::{Lock, LockMode};
 use super::artifacts;
 use super::drill;
 use super::encryption;
+use super::listen;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::repositories;
 use super::retention;
@@ -90,10 +91,7 @@ pub fn check(
     let Raw { mut cluster, listen, log, metrics, notify } = raw;
     let written = cluster.remove(name.as_str()).unwrap_or_default();
     let cluster = check_cluster(written, name, backups, env).with_context(|| format!("[cluster.{name}]"))?;
-    let http = listen.http.map(|text| {
-        let address = text.parse().with_context(|| format!("{text:?} is not an address: write 127.0.0.1:9187"));
-        address.context("[listen] http")
-    });
+    let listen = listen::check(listen, env).context("[listen]")?;
     let json = match log.format.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
@@ -106,7 +104,7 @@ pub fn check(
         cluster,
         metrics,
         notify,
-        http: http.transpose()?,
+        listen,
         log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) },
         warnings: Vec::new(),
     })

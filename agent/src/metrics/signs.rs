@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use prometheus::proto::MetricType;
-use walkeep_core::alarm::{ArtifactSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
+use walkeep_core::alarm::{ArtifactSigns, DrillSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
 
 use super::Metrics;
 use crate::config::ClusterConfig;
@@ -42,6 +42,7 @@ impl Metrics {
             lag_bytes: now.lag_bytes(),
             problem: now.problem,
             commits_wait: progress.commits_wait(),
+            ready_files: known(self.ready_files.get()).unwrap_or_default(),
             oldest_ready: seconds(self.oldest_ready.get()),
             slot: slot.or_else(|| (!cluster.stream).then(SlotSigns::default)),
             slot_given_up: progress.slot() != SlotHold::Held,
@@ -60,6 +61,7 @@ impl Metrics {
             bad_pages: self.known.backup.load(Ordering::Relaxed).then(|| known(self.backup_bad_pages.get())).flatten(),
             expire: expire(cluster, &samples),
             artifacts: artifacts(cluster, &samples),
+            drill: drill(cluster, &samples),
             repositories: repositories(cluster, &samples),
         }
     }
@@ -72,6 +74,7 @@ fn schedules(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<ScheduleS
         overdue: samples.of_label("walkeep_backup_overdue", &label) == Some(1.0),
         success: samples.time("walkeep_backup_last_success_timestamp_seconds", &label),
         failure: samples.time("walkeep_backup_last_failure_timestamp_seconds", &label),
+        next: samples.time("walkeep_backup_next_timestamp_seconds", &label),
         label,
     };
     looked_at.then(|| samples.labelled("walkeep_backup_next_timestamp_seconds").map(one).collect())
@@ -92,10 +95,22 @@ fn artifacts(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<ArtifactS
         failed: status == 0.0,
         overdue: samples.of_label("walkeep_artifact_overdue", &name) == Some(1.0),
         success: samples.time("walkeep_artifact_last_success_timestamp_seconds", &name),
+        failure: samples.time("walkeep_artifact_last_failure_timestamp_seconds", &name),
+        next: samples.time("walkeep_artifact_next_timestamp_seconds", &name),
         name,
     };
     let all: Vec<_> = samples.labelled("walkeep_artifact_last_run_status").map(one).collect();
     (are_none || !all.is_empty()).then_some(all)
+}
+
+fn drill(cluster: &ClusterConfig, samples: &Samples) -> Option<DrillSigns> {
+    // Its report is read a while after the agent's start.
+    let (overdue, run) = (samples.one("walkeep_drill_overdue") == 1.0, samples.time("walkeep_drill_last_run_timestamp_seconds", ""));
+    (cluster.drill.schedule.is_none() || overdue || run.is_some()).then(|| DrillSigns {
+        failed: samples.one("walkeep_drill_last_run_status") == 0.0,
+        overdue,
+        success: samples.time("walkeep_drill_last_success_timestamp_seconds", ""),
+    })
 }
 
 fn repositories(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<RepositorySigns>> {

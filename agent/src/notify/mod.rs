@@ -8,7 +8,7 @@ mod email;
 mod heartbeat;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +16,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::alarm::{Judge, Judged, Message, Rules, Teller};
+use walkeep_core::lag::LagHistory;
 
 use crate::config::{ClusterConfig, EmailConfig, NotifyConfig, SecretSource};
 use crate::durable;
@@ -110,11 +111,13 @@ pub async fn judge(
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
     told: watch::Sender<Option<Arc<Judged>>>,
+    lag: Arc<Mutex<LagHistory>>,
     stop: CancellationToken,
 ) {
     let (mut judge, began) = (Judge::new(config.possible_loss), Utc::now());
     while !over(LOOK, &stop).await {
         let signs = metrics.signs(&cluster, &progress, began);
+        lag.lock().unwrap_or_else(PoisonError::into_inner).add(Utc::now(), signs.possible_loss, signs.lag_bytes);
         told.send_replace(Some(Arc::new(judge.look(&signs, Utc::now()))));
     }
 }

@@ -21,6 +21,7 @@ use walkeep_core::verify::{Finding, Findings, Judge, Kind, Severity, possible_by
 use walkeep_core::{TimelineHistory, WalFileName};
 use walkeep_store::{ListRequest, Listed};
 
+use super::contents::Contents;
 use super::memory::Memory;
 use super::pace::{Pace, Room};
 use super::quick::Quick;
@@ -65,6 +66,8 @@ pub struct Deep<'a> {
     pub most: Option<u64>,
     /// Whether to wait, as something else is more urgent.
     pub hold: &'a (dyn Fn() -> bool + Sync),
+    /// What the other repositories hold, and this one's number.
+    pub contents: Option<(&'a Contents, usize)>,
     /// Set when nobody lets us look at locks.
     pub locks_are_hidden: &'a AtomicBool,
     /// Ends it; what was read until then is remembered.
@@ -166,10 +169,11 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
         unlocked: Vec::new(),
         not_seen: Vec::new(),
         wrong: BTreeMap::new(),
+        differs: Vec::new(),
         kept: Instant::now(),
     };
     let read = reading.everything(quick, wanted.as_ref()).await;
-    let Reading { damage, unlocked, not_seen, wrong, counts, .. } = reading;
+    let Reading { damage, unlocked, not_seen, wrong, differs, counts, .. } = reading;
     memory.keep().await;
     let interrupted = match read {
         Ok(is_all) => !is_all,
@@ -179,6 +183,7 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
     let mut judged = judge(how, quick, damage, wrong).await?;
     let judge = Judge::new(&quick.seen.catalog, how.repository.layout());
     judged.extend(unlocked.into_iter().map(|(name, reason)| judge.unlocked(&name, reason)));
+    judged.extend(differs.into_iter().map(|(name, other)| judge.differs(&name, other)));
     judged.extend(not_seen);
     judged.iter().for_each(|finding| memory.damaged(finding));
     findings.extend(judged);
@@ -197,6 +202,8 @@ struct Reading<'a, 'h> {
     not_seen: Vec<Finding>,
     /// Backups whose manifests say something else than packs that are whole, with the first pack.
     wrong: BTreeMap<BackupId, PackId>,
+    /// What holds something else than in another repository.
+    differs: Vec<(ObjectName, usize)>,
     kept: Instant,
 }
 
@@ -356,9 +363,13 @@ impl Reading<'_, '_> {
             };
             self.unlocked.extend(lock.iter().map(|reason| (name.clone(), reason.clone())));
             match read {
-                Ok(PackProof { proof: Proof::Whole, others }) => {
+                Ok(PackProof { proof: Proof::Whole, others, content }) => {
+                    let compared = how.contents.zip(content);
+                    let differs =
+                        compared.and_then(|((contents, number), content)| contents.differs(number, &name, listed.key.as_str(), &content));
+                    self.differs.extend(differs.map(|other| (name.clone(), other)));
                     // With a manifest that says something else of it than it has it is to be read again: which of them, only that tells.
-                    if others.is_empty() && lock.is_none() {
+                    if others.is_empty() && lock.is_none() && differs.is_none() {
                         self.memory.whole(&listed);
                     }
                     if let (ObjectName::Pack(pack), false) = (&name, others.is_empty()) {
@@ -409,7 +420,10 @@ async fn prove(how: &Deep<'_>, name: &ObjectName, listed: &Listed, extents: &Ext
                 let of_pack = extents.get(pack).map(|of_pack| of_pack.iter().map(|(extent, _)| *extent).collect());
                 repository.prove_pack(*pack, of_pack.unwrap_or_default()).await
             }
-            name => repository.prove(name).await.map(|proof| PackProof { proof, others: Vec::new() }),
+            name => {
+                let proven = repository.prove_with_content(name).await;
+                proven.map(|(proof, content)| PackProof { proof, others: Vec::new(), content })
+            }
         }
     };
     for read in 1.. {

@@ -50,6 +50,8 @@ pub struct Copies {
     pub objects: Vec<Wanted>,
     /// Whether that is all of it.
     pub complete: bool,
+    /// Whether that cannot be told by a host that reads nothing: what it names is encrypted.
+    pub blind: bool,
 }
 
 impl Copies {
@@ -71,10 +73,10 @@ impl Copies {
         self.objects.iter().flat_map(|wanted| &wanted.at).map(|(_, listed)| listed.modified).max()
     }
 
-    /// The repositories that list them; none if something of it is nowhere.
+    /// The repositories that list them; none if something of it is known to be nowhere.
     pub fn listed_by(&self) -> Vec<usize> {
         let numbers: BTreeSet<usize> = self.objects.iter().flat_map(|wanted| &wanted.at).map(|(number, _)| *number).collect();
-        if self.complete { numbers.into_iter().collect() } else { Vec::new() }
+        if self.complete || self.blind { numbers.into_iter().collect() } else { Vec::new() }
     }
 }
 
@@ -150,7 +152,7 @@ async fn of_backup(own: &SeenPlace, others: &[&SeenPlace], id: &BackupId) -> Res
     let begun = others.iter().any(|other| other.listing.backups.get(id).is_some_and(|folder| folder.begun)) && !folder.begun;
     let lacks = pieces.map(|piece| ObjectName::BackupManifest(id.clone(), piece)).chain(begun.then(|| ObjectName::BackupBegun(id.clone())));
     let (packs, all_known) = packs_named_by(&other.repository, backup).await?;
-    let mut copies = Copies { objects: Vec::new(), complete: all_known };
+    let mut copies = Copies { objects: Vec::new(), complete: all_known, blind: !all_known && !other.repository.can_read() };
     for name in lacks {
         let at = listed_in(others, &name).await?;
         copies.add(name, at);
@@ -187,7 +189,7 @@ async fn of_artifact(own: &SeenPlace, others: &[&SeenPlace], place: &ArtifactPla
     let begun = ObjectName::ArtifactBegun(place.clone());
     let of_begun = listed_in(others, &begun).await?;
     let summary = (!there.summary).then(|| ObjectName::ArtifactSummary(place.clone()));
-    let mut copies = Copies { objects: Vec::new(), complete: true };
+    let mut copies = Copies { complete: true, ..Copies::default() };
     if !of_begun.is_empty() && listed_in(&[own], &begun).await?.is_empty() {
         copies.add(begun, of_begun);
     }
@@ -204,7 +206,7 @@ async fn of_drill(own: &SeenPlace, others: &[&SeenPlace], id: &DrillId) -> Resul
     let there = own.listing.drills.get(id).cloned().unwrap_or_default();
     let record = ObjectName::DrillRecord(id.clone());
     let of_record = listed_in(others, &record).await?;
-    let mut copies = Copies { objects: Vec::new(), complete: true };
+    let mut copies = Copies { complete: true, ..Copies::default() };
     for form in Form::ALL.into_iter().filter(|form| !there.forms.contains(form)) {
         let name = ObjectName::DrillReport(id.clone(), form);
         let at = listed_in(others, &name).await?;
@@ -259,7 +261,7 @@ async fn of_wal(own: &Catalog, others: &[&SeenPlace], stretch: Stretch) -> Resul
     };
     let found: Vec<Option<Vec<Wanted>>> = numbers.iter().map(of_one).collect();
     let complete = !found.is_empty() && found.iter().all(Option::is_some);
-    Ok(Copies { objects: found.into_iter().flatten().flatten().collect(), complete })
+    Ok(Copies { objects: found.into_iter().flatten().flatten().collect(), complete, blind: false })
 }
 
 /// What is listed of a segment.

@@ -8,6 +8,7 @@
 //! looked for in the others (`elsewhere`): lost is only what none has.
 
 mod beside;
+mod contents;
 mod deep;
 mod elsewhere;
 mod lacking;

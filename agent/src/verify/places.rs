@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::Utc;
-use walkeep_core::catalog::Catalog;
+use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::verify::{Finding, Kind, Listing, Lost, Severity, Stretch};
 
+use super::contents::Contents;
 use super::elsewhere::{Budget, Copies};
 use super::memory::Memory;
 use super::run::{Wish, verify_one};
@@ -74,9 +75,10 @@ pub(super) struct SeenPlace {
 pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overall, Everywhere)> {
     let (began, clock) = (Utc::now(), Instant::now());
     let (mut seen, mut reports, mut of_each, mut failed) = (Vec::new(), Vec::new(), Vec::new(), None);
+    let (several, contents) = (places.len() > 1, Contents::default());
     for place in places.iter_mut() {
         let (clock, url) = (Instant::now(), place.url());
-        match verify_one(&place.repository, place.number, wish, &mut place.memory).await {
+        match verify_one(&place.repository, place.number, wish, &mut place.memory, several.then_some(&contents)).await {
             Ok((report, Seen { catalog, listing, packs, .. })) => {
                 let wrong = || report.findings.iter().filter(|finding| finding.severity > Severity::Note && finding.kind != Kind::Lock);
                 seen.push(SeenPlace {
@@ -170,6 +172,18 @@ impl Everywhere {
         since.is_some_and(|since| found.finding.kind == Kind::Missing && copies.were_put_behind(since)) && !is_taken()
     }
 
+    /// Whether it is WAL that one of them knows to have been let go.
+    fn was_let_go(&self, finding: &Finding) -> bool {
+        let is_gone = |stretch: Stretch| {
+            let mut rest = vec![WalRange { from: stretch.from, to: stretch.to }];
+            for seen in &self.seen {
+                rest = rest.into_iter().flat_map(|range| seen.catalog.expired().without(stretch.timeline, range)).collect();
+            }
+            rest.is_empty()
+        };
+        self.seen.len() > 1 && finding.stretch.is_some_and(is_gone)
+    }
+
     /// What is wrong in each, together: lost is only what no other has whole.
     async fn judge(
         &self,
@@ -193,8 +207,9 @@ impl Everywhere {
             more_in.insert(number, report.more_findings);
             let since = (wish.behind)(&report.repository);
             for finding in report.findings {
+                let finding = if self.was_let_go(&finding) { let_go(finding) } else { finding };
                 let mut found = Found { repository: number, url: report.repository.clone(), finding, whole_in: Vec::new() };
-                if found.finding.severity > Severity::Note && found.finding.kind != Kind::Lock && self.seen.len() > 1 {
+                if found.finding.severity > Severity::Note && found.finding.kind.is_mendable() && self.seen.len() > 1 {
                     let copies = self.copies(number, &found.finding).await?;
                     match self.is_on_its_way(&found, &copies, since) {
                         true => found.finding = on_its_way(found.finding),
@@ -218,7 +233,9 @@ impl Everywhere {
                 false => {
                     // Nobody said anything against it there. A repair reads it.
                     found.whole_in = copies.listed_by();
-                    found.finding = mendable(found.finding, *number, &found.whole_in);
+                    if !found.whole_in.is_empty() {
+                        found.finding = mendable(found.finding, *number, &found.whole_in);
+                    }
                 }
             }
             findings.push(found);
@@ -251,6 +268,12 @@ impl Everywhere {
             more_findings: more,
         })
     }
+}
+
+/// What is missing for a good reason.
+fn let_go(finding: Finding) -> Finding {
+    let reason = format!("let go, as another repository says; the record of that is missing here: {}", finding.reason);
+    Finding { severity: Severity::Note, reason, lost: Lost::default(), advice: String::new(), ..finding }
 }
 
 /// What is only late.

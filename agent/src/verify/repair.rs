@@ -12,12 +12,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::ObjectName;
-use walkeep_core::verify::{Kind, Severity};
+use walkeep_core::verify::{Finding, Judge, Kind, Severity};
 use walkeep_store::ErrorKind;
 
 use super::Overall;
 use super::elsewhere::Wanted;
-use super::places::{Everywhere, Place};
+use super::places::{Everywhere, Place, SeenPlace};
 use crate::repository::{ClusterRepository, Error, Result, trail};
 use crate::retry::{Backoff, retry};
 
@@ -84,7 +84,7 @@ pub enum Outcome {
 /// What can be mended of what was found.
 pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
     let (mut plan, mut planned) = (Plan::default(), BTreeSet::new());
-    let is_wrong = |found: &&super::Found| found.finding.severity > Severity::Note && found.finding.kind != Kind::Lock;
+    let is_wrong = |found: &&super::Found| found.finding.severity > Severity::Note && found.finding.kind.is_mendable();
     for found in overall.findings.iter().filter(is_wrong) {
         let copies = everywhere.copies(found.repository, &found.finding).await?;
         if !copies.complete {
@@ -146,7 +146,7 @@ async fn steps(
     cancel: &CancellationToken,
     tell: &(dyn Fn(&Step) + Sync),
 ) -> Result<()> {
-    let mut failed = HashSet::new();
+    let (mut failed, mut rotten) = (HashSet::new(), Vec::new());
     for step in &mut plan.steps {
         if cancel.is_cancelled() {
             return Err(Error::cancelled("repair", &step.key));
@@ -155,7 +155,7 @@ async fn steps(
         let lacks = step.behind.iter().find(|key| failed.contains(&(step.repository, (*key).clone())));
         let outcome = match lacks {
             Some(key) => Outcome::NotDone(format!("it is put behind all that it names, and {key} is not there")),
-            None => match mend(step, everywhere, place, cancel).await {
+            None => match mend(step, everywhere, place, &mut rotten, cancel).await {
                 Ok(outcome) => outcome,
                 Err(error) if cancel.is_cancelled() => return Err(error),
                 // What one object hinders is no reason to leave the others as they are.
@@ -167,11 +167,24 @@ async fn steps(
         }
         step.outcome = Some(outcome);
         tell(step);
+        // What was to be the good copy: that is known from now on.
+        for (number, reason) in rotten.drain(..) {
+            let (Some(place), Some(seen)) = (places.iter_mut().find(|place| place.number == number), everywhere.at(number)) else {
+                continue;
+            };
+            seen.damaged(&step.wanted.name, reason).iter().for_each(|finding| place.memory.damaged(finding));
+        }
     }
     Ok(())
 }
 
-async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &CancellationToken) -> Result<Outcome> {
+async fn mend(
+    step: &Step,
+    everywhere: &Everywhere,
+    place: &mut Place,
+    rotten: &mut Vec<(usize, String)>,
+    cancel: &CancellationToken,
+) -> Result<Outcome> {
     let (name, target) = (&step.wanted.name, place.repository.clone());
     let lying = lying(&target, name, cancel).await?;
     if let (ObjectName::Audit(number), Lying::Bytes(bytes)) = (name, &lying)
@@ -179,7 +192,7 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
     {
         return Ok(Outcome::WasWhole);
     }
-    let (good, reasons) = everywhere.good_copy(&step.wanted, &target, &lying).await;
+    let (good, reasons) = everywhere.good_copy(&step.wanted, &target, &lying, rotten).await;
     let Some(good) = good else { return Ok(Outcome::NotDone(format!("no other repository has it whole: {reasons}"))) };
     let there = match lying {
         Lying::Nothing => false,
@@ -291,7 +304,14 @@ fn chain(error: &Error) -> String {
 
 impl Everywhere {
     /// The first copy that is proven whole and may take the place of what lies in `target`, else why each is not.
-    async fn good_copy(&self, wanted: &Wanted, target: &ClusterRepository, lying: &Lying) -> (Option<bytes::Bytes>, String) {
+    /// Those that are damaged are noted with their repositories' numbers.
+    async fn good_copy(
+        &self,
+        wanted: &Wanted,
+        target: &ClusterRepository,
+        lying: &Lying,
+        rotten: &mut Vec<(usize, String)>,
+    ) -> (Option<bytes::Bytes>, String) {
         let mut reasons = Vec::new();
         for (number, _) in &wanted.at {
             let Some(seen) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
@@ -302,14 +322,33 @@ impl Everywhere {
                     Err(error) => reasons.push(format!("repository {number}: {error}")),
                 },
                 Ok(None) => reasons.push(format!("repository {number} does not have it any more")),
+                Err(error) if error.is_damage() => {
+                    rotten.push((*number, error.to_string()));
+                    reasons.push(format!("repository {number}: {error}"));
+                }
                 Err(error) => reasons.push(format!("repository {number}: {error}")),
             }
         }
         (None, reasons.join("; "))
     }
 
+    fn at(&self, number: usize) -> Option<&SeenPlace> {
+        self.seen.iter().find(|seen| seen.number == number)
+    }
+
     fn key(&self, name: &ObjectName) -> String {
         self.seen.first().map_or_else(String::new, |seen| seen.repository.layout().key(name))
+    }
+}
+
+impl SeenPlace {
+    /// That an object there is damaged.
+    fn damaged(&self, name: &ObjectName, reason: String) -> Option<Finding> {
+        let judge = Judge::new(&self.catalog, self.repository.layout());
+        let ObjectName::Pack(_) = name else { return judge.finding(Kind::Content, name, reason) };
+        let finding = judge.pack(Kind::Content, self.repository.layout().key(name), reason, []);
+        let advice = "which backups need it `walkeep verify --deep` says".to_owned();
+        Some(Finding { severity: Severity::Damage, advice, ..finding })
     }
 }
 

@@ -11,6 +11,7 @@ use walkeep_core::verify::{Finding, Findings, Kind, Severity};
 use walkeep_core::{Lsn, TimelineId};
 
 use super::Report;
+use super::contents::Contents;
 use super::deep::{Deep, Done, deep};
 use super::memory::Memory;
 use super::pace::Pace;
@@ -73,7 +74,7 @@ impl<'a> Read<'a> {
 
 /// Verifies one repository, and remembers what came of it.
 pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory: &mut Memory) -> Result<Report> {
-    verify_one(repository, 1, wish, memory).await.map(|(report, _)| report)
+    verify_one(repository, 1, wish, memory, None).await.map(|(report, _)| report)
 }
 
 /// The same, of the one with this number, and with what was seen there.
@@ -82,6 +83,7 @@ pub(super) async fn verify_one(
     number: usize,
     wish: &Wish<'_>,
     memory: &mut Memory,
+    contents: Option<&Contents>,
 ) -> Result<(Report, Seen)> {
     let (began, clock) = (Utc::now(), Instant::now());
     let (repository, refused) = Refused::over(repository);
@@ -100,6 +102,8 @@ pub(super) async fn verify_one(
             pace: reading.pace,
             parallel: reading.parallel,
             most: reading.most.map(|most| most(total)),
+            // Only where all of each is read.
+            contents: contents.filter(|_| reading.older_than.is_none() && reading.most.is_none()).map(|contents| (contents, number)),
             hold: reading.hold,
             locks_are_hidden: &AtomicBool::new(false),
             cancel: wish.cancel,
@@ -191,8 +195,8 @@ async fn looked(look: &Look<'_>, refused: &Refused, memory: &mut Memory) -> Resu
 
 /// Reads again what was damaged when it was last read: it may have been mended.
 async fn read_again(repository: &Arc<ClusterRepository>, memory: &mut Memory, cancel: &CancellationToken) -> Result<()> {
-    // Of locks only a reading knows until when they are to last.
-    let damaged = memory.outcome.read_damage.iter().filter(|finding| finding.kind != Kind::Lock);
+    // Of locks only a reading knows until when they are to last, and what others hold.
+    let damaged = memory.outcome.read_damage.iter().filter(|finding| !matches!(finding.kind, Kind::Lock | Kind::Differs));
     let keys: Vec<String> = damaged.take(READ_AGAIN).map(|finding| finding.key.clone()).collect();
     for key in keys {
         if cancel.is_cancelled() {

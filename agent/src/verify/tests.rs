@@ -370,3 +370,50 @@ async fn what_the_store_does_not_let_be_read_hides_no_other_damage() {
     let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
     assert!(report.whole && report.problem().is_none(), "{report:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn two_that_hold_something_else_under_one_name_are_told_of_by_a_reading() {
+    let (two, cancel, pace) = (Two::begin().await, CancellationToken::new(), Pace::of(None));
+    let deep = || Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+    // As another server would have written it.
+    let mut other = content(2).to_vec();
+    other[500_000] ^= 1;
+    let elsewhere = Arc::new(MemoryStore::new());
+    over(elsewhere.clone()).await.put_wal(WalFileName::Segment(segment(2)), other.into()).await.unwrap();
+    let (second, good) = (key(&two.both, 2), two.stores[1].get(&key(&two.both, 2), None).await.unwrap());
+    two.stores[1].overwrite(&second, elsewhere.get(&second, None).await.unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let mut places = two.remembering(Some(folder.path()));
+    let differs = [(2, second.to_string(), Kind::Differs, vec![])];
+    let (report, seen) = everywhere(&deep(), &mut places).await.unwrap();
+    assert_eq!(wrong(&report), differs);
+    assert!(report.damaged(Severity::Damage) == 1 && report.findings[0].finding.reason.contains("in repository 1"), "{report:?}");
+    // No copy is better than the other one, and it is known until both were read again.
+    assert!(repair::plan(&seen, &report).await.unwrap().steps.is_empty());
+    assert_eq!(wrong(&everywhere(&Wish::look(&cancel), &mut places).await.unwrap().0), differs);
+    two.stores[1].overwrite(&second, good);
+    assert_eq!(wrong(&everywhere(&deep(), &mut places).await.unwrap().0), []);
+    assert_eq!(wrong(&everywhere(&Wish::look(&cancel), &mut places).await.unwrap().0), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_to_be_the_good_copy_and_is_damaged_is_known_from_then_on() {
+    let (two, cancel, folder) = (Two::begin().await, CancellationToken::new(), tempfile::tempdir().unwrap());
+    let third = key(&two.both, 3);
+    two.stores[0].overwrite(&third, Bytes::from(vec![7; 4000]));
+    two.stores[1].delete(&third).await.unwrap();
+    // Only a repair reads it, so that the listing is believed until then.
+    let mut places = two.remembering(Some(folder.path()));
+    let last = key(&two.both, 5);
+    two.stores[0].overwrite(&last, Bytes::from(vec![7; 4000]));
+    two.stores[1].delete(&last).await.unwrap();
+    let (report, seen) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    let mut plan = repair::plan(&seen, &report).await.unwrap();
+    repair::carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    let told = wrong(&report);
+    for key in [&third, &last] {
+        assert!(told.contains(&(1, key.to_string(), Kind::Content, vec![])) || *key == third, "{told:?}");
+        assert!(told.iter().all(|(_, told, _, whole)| told != key.as_str() || whole.is_empty()), "{told:?}");
+    }
+}

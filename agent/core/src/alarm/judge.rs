@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Alarm, AlarmKind, ExpireSigns, RepositorySigns, Signs, so_long, so_much};
+use super::{Alarm, AlarmKind, ExpireSigns, RepositorySigns, Said, Signs, so_long, so_much};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// A restore that was tried so long ago says little of one today.
+const OLD_DRILL: Duration = Duration::from_secs(35 * 24 * 3600);
 /// WAL of which it is worth speaking.
 const MUCH: u64 = 1_000_000_000;
 /// Failures within a quarter of an hour that are more than a hiccup.
@@ -24,6 +26,8 @@ const REFUSED: [&str; 10] =
 pub struct Judged {
     /// What is wrong.
     pub alarms: Vec<Alarm>,
+    /// The same with since when, the most urgent first.
+    pub standing: Vec<Said>,
     unknown: BTreeSet<AlarmKind>,
     unknown_of: BTreeSet<(AlarmKind, String)>,
 }
@@ -46,12 +50,13 @@ impl Judged {
 pub struct Judge {
     loss: Duration,
     counts: BTreeMap<String, Count>,
+    since: BTreeMap<(AlarmKind, String), DateTime<Utc>>,
 }
 
 impl Judge {
     /// `loss`: from how many seconds of commits on somebody is warned; it is critical at ten times as many.
     pub fn new(loss: Duration) -> Self {
-        Self { loss, counts: BTreeMap::new() }
+        Self { loss, counts: BTreeMap::new(), since: BTreeMap::new() }
     }
 
     /// What is wrong at `now`.
@@ -63,8 +68,22 @@ impl Judge {
         verified(signs, now, &mut judged);
         backups(signs, now, &mut judged);
         artifacts(signs, &mut judged);
+        drill(signs, now, &mut judged);
         self.repositories(signs.repositories.as_deref(), now, &mut judged);
+        self.stand(&mut judged, now);
         judged
+    }
+
+    /// Since when each stands, as far as this process has seen it.
+    fn stand(&mut self, judged: &mut Judged, now: DateTime<Utc>) {
+        let before = std::mem::take(&mut self.since);
+        for alarm in &judged.alarms {
+            let key = (alarm.kind, alarm.subject.clone());
+            let since = before.get(&key).map_or(now, |since| now.min(*since));
+            judged.standing.push(Said::new(alarm, since));
+            self.since.insert(key, since);
+        }
+        judged.standing.sort_by_key(|said| std::cmp::Reverse(said.severity));
     }
 
     fn stream(&self, signs: &Signs, judged: &mut Judged) {
@@ -231,6 +250,18 @@ fn artifacts(signs: &Signs, judged: &mut Judged) {
             judged.unknown_of.insert((AlarmKind::ArtifactFailed, name.to_owned()));
         }
     }
+}
+
+fn drill(signs: &Signs, now: DateTime<Utc>, judged: &mut Judged) {
+    let Some(drill) = &signs.drill else {
+        judged.unknown.extend([AlarmKind::DrillFailed, AlarmKind::DrillStale]);
+        return;
+    };
+    judged.add(drill.failed, AlarmKind::DrillFailed, "", || "The last drill failed: a restore may not give what it should".to_owned());
+    let is_old = drill.success.is_some_and(|success| since_then(success, now) > OLD_DRILL);
+    judged.add(drill.overdue || is_old, AlarmKind::DrillStale, "", || {
+        "No drill has passed for long: whether a restore works is not known".to_owned()
+    });
 }
 
 fn since_then(then: DateTime<Utc>, now: DateTime<Utc>) -> Duration {

@@ -24,7 +24,9 @@ pub struct Signs {
     pub lag_bytes: u64,
     /// Commits of how long a time would be lost with the server.
     pub possible_loss: Option<Duration>,
-    /// Age of the oldest file that waits for archive_command.
+    /// Files that wait for archive_command.
+    pub ready_files: u64,
+    /// Age of the oldest of them.
     pub oldest_ready: Duration,
     /// The slot.
     pub slot: Option<SlotSigns>,
@@ -52,6 +54,8 @@ pub struct Signs {
     pub expire: Option<ExpireSigns>,
     /// The artifacts, once they were looked at.
     pub artifacts: Option<Vec<ArtifactSigns>>,
+    /// The newest drill, once it was looked at.
+    pub drill: Option<DrillSigns>,
     /// Each of several repositories, once they are open.
     pub repositories: Option<Vec<RepositorySigns>>,
 }
@@ -89,6 +93,8 @@ pub struct ScheduleSigns {
     pub success: Option<DateTime<Utc>>,
     /// When one failed, since the process began.
     pub failure: Option<DateTime<Utc>>,
+    /// When the next one begins.
+    pub next: Option<DateTime<Utc>>,
 }
 
 /// How the retention policy was followed, since the process began.
@@ -110,6 +116,21 @@ pub struct ArtifactSigns {
     /// A run is missing.
     pub overdue: bool,
     /// When its newest one was stored.
+    pub success: Option<DateTime<Utc>>,
+    /// When a run failed, since the process began.
+    pub failure: Option<DateTime<Utc>>,
+    /// When the next run begins.
+    pub next: Option<DateTime<Utc>>,
+}
+
+/// Drills, whoever carried them out.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DrillSigns {
+    /// The newest one failed.
+    pub failed: bool,
+    /// One of the schedule is missing.
+    pub overdue: bool,
+    /// When the newest that passed ended.
     pub success: Option<DateTime<Utc>>,
 }
 

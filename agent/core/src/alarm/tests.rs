@@ -24,6 +24,7 @@ fn well() -> Signs {
         bad_pages: Some(0),
         expire: Some(ExpireSigns { success: Some(at(0)), failure: None }),
         artifacts: Some(vec![ArtifactSigns { name: "etc".into(), success: Some(at(0)), ..ArtifactSigns::default() }]),
+        drill: Some(DrillSigns { success: Some(at(0)), ..DrillSigns::default() }),
         repositories: Some(vec![RepositorySigns { url: "s3://a".into(), up: true, ..RepositorySigns::default() }]),
         ..Signs::default()
     }
@@ -70,22 +71,38 @@ fn each_kind_has_its_sign() {
     wrong(&|signs| signs.verify = verify(1, 0, 0), &["Damage"]);
     wrong(&|signs| signs.verify = verify(0, 1, 0), &["ShortLocks"]);
     wrong(&|signs| signs.verify = verify(0, 0, 4), &["NotVerified"]);
-    let schedule =
-        |overdue, days: i64, failure| Some(vec![ScheduleSigns { label: "n".into(), overdue, success: Some(at(-86_400 * days)), failure }]);
+    let schedule = |overdue, days: i64, failure| {
+        Some(vec![ScheduleSigns { label: "n".into(), overdue, success: Some(at(-86_400 * days)), failure, next: None }])
+    };
     wrong(&|signs| signs.schedules = schedule(true, 0, None), &["BackupOverduen"]);
     wrong(&|signs| signs.schedules = schedule(false, 0, Some(at(30))), &["BackupFailedn"]);
     wrong(&|signs| signs.schedules = schedule(false, 9, None), &["BackupStale"]);
     wrong(&|signs| signs.backup_due = true, &["BackupDue"]);
     wrong(&|signs| signs.bad_pages = Some(3), &["BadPages"]);
     wrong(&|signs| signs.expire = Some(ExpireSigns { success: None, failure: Some(at(30)) }), &["ExpireFails"]);
-    let artifact = |failed, overdue| Some(vec![ArtifactSigns { name: "a".into(), failed, overdue, success: None }]);
+    let artifact = |failed, overdue| Some(vec![ArtifactSigns { name: "a".into(), failed, overdue, ..ArtifactSigns::default() }]);
     wrong(&|signs| signs.artifacts = artifact(true, false), &["ArtifactFaileda"]);
     wrong(&|signs| signs.artifacts = artifact(false, true), &["ArtifactFaileda"]);
+    let drill = |failed, overdue, days: i64| Some(DrillSigns { failed, overdue, success: Some(at(-86_400 * days)) });
+    wrong(&|signs| signs.drill = drill(true, false, 0), &["DrillFailed"]);
+    wrong(&|signs| signs.drill = drill(false, true, 0), &["DrillStale"]);
+    wrong(&|signs| signs.drill = drill(false, false, 36), &["DrillStale"]);
     let repository = |up, behind, wrong| Some(vec![RepositorySigns { url: "u".into(), up, behind, wrong }]);
     wrong(&|signs| signs.repositories = repository(false, Duration::ZERO, 0), &["RepositoryDownu"]);
     wrong(&|signs| signs.repositories = repository(true, minutes(90), 0), &["CopyBehindu"]);
     wrong(&|signs| signs.repositories = repository(true, Duration::ZERO, 1), &["RepositoriesDifferu"]);
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), AlarmKind::ALL, "every kind was seen");
+}
+
+#[test]
+fn each_stands_since_it_was_seen_first() {
+    let mut judge = Judge::new(Duration::from_secs(60));
+    let standing = |judged: Judged| judged.standing.iter().map(|said| (said.alarm.kind.as_str(), said.since)).collect::<Vec<_>>();
+    assert_eq!(standing(judge.look(&Signs { gaps: Some(1), ..well() }, at(5))), [("Gap", at(5))]);
+    let both = Signs { gaps: Some(1), lag_bytes: 2_000_000_000, slot_given_up: true, ..well() };
+    assert_eq!(standing(judge.look(&both, at(9))), [("SlotGivenUp", at(9)), ("Gap", at(5)), ("LagBytes", at(9))]);
+    judge.look(&well(), at(10));
+    assert_eq!(standing(judge.look(&Signs { gaps: Some(1), ..well() }, at(11))), [("Gap", at(11))], "anew");
 }
 
 #[test]

@@ -109,8 +109,11 @@ impl Looking<'_> {
 
     fn counts(&self, name: &ObjectName) -> bool {
         match name {
-            // An earlier one was merged into a later one, and where a repository was away it was left.
-            ObjectName::Expiry(number) => *number > expiries(self.own.listing).max().unwrap_or_default(),
+            // An earlier one was merged into a later one, which says what it said; where a repository was away it was left.
+            ObjectName::Expiry(number) => {
+                let is_new = *number > expiries(self.own.listing).max().unwrap_or_default();
+                is_new || !self.own.catalog.expired().has_all(self.other.catalog.expired())
+            }
             ObjectName::ExpiryEnd(number) => {
                 let highest = expiries(self.own.listing).max().unwrap_or_default();
                 *number > highest || expiries(self.own.listing).any(|known| known == *number)

@@ -276,6 +276,11 @@ fn a_repository_lacks_what_another_one_has_also_where_nothing_of_its_own_tells()
     }
     assert_eq!(small(expiry(5)).lacks(&small(expiry(4))), []);
     assert_eq!(small(expiry(5)).lacks(&small(ObjectName::ExpiryEnd(5))), [(key(&ObjectName::ExpiryEnd(5)), None)]);
+    // Unless that one does not say what it said.
+    let let_go = vec![ExpiredWal { timeline: timeline(1), from: Lsn::new(MIB), to: Lsn::new(4 * MIB) }];
+    let knows = |number, expired: &[ExpiredWal]| Stored { expired: expired.to_vec(), ..small(expiry(number)) };
+    assert_eq!(small(expiry(5)).lacks(&knows(4, &let_go)), [(key(&expiry(4)), None)]);
+    assert_eq!(knows(5, &let_go).lacks(&knows(4, &let_go)), []);
 }
 
 #[test]
