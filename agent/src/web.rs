@@ -35,6 +35,19 @@ pub fn shown(url: &str) -> String {
     parsed.and_then(authority).unwrap_or_else(|| "(not a URL)".to_owned())
 }
 
+/// Words of a URL that are shorter may be parts of others.
+const SECRET: usize = 4;
+
+/// A text without what a URL has behind the host's name: a server may give back what it was asked, or a part of it.
+fn without(text: &str, url: &str) -> String {
+    let behind = url.split_once("://").and_then(|(_, rest)| Some(&rest[rest.find('/')?..])).unwrap_or_default();
+    let words = behind.split(['/', '?', '&', '=', '#']).filter(|word| word.len() >= SECRET);
+    let mut secrets: Vec<&str> = words.chain([url, behind]).filter(|secret| secret.len() >= SECRET).collect();
+    // The longest first: a shorter one may be a part of it.
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.into_iter().fold(text.to_owned(), |text, secret| text.replace(secret, "(not shown)"))
+}
+
 /// Puts JSON there.
 pub async fn post(url: &Secret, json: &str) -> Result<()> {
     ask(Method::POST, url.reveal(), "application/json", Bytes::copy_from_slice(json.as_bytes())).await
@@ -67,8 +80,7 @@ async fn ask(method: Method, url: &str, kind: &'static str, body: Bytes) -> Resu
         return Ok(());
     }
     let said = Limited::new(answer.into_body(), READ).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    // It may give back what it was asked.
-    let said = String::from_utf8_lossy(&said).replace(url, "(not shown)");
+    let said = without(&String::from_utf8_lossy(&said), url);
     let told: String = printable(said.trim()).chars().take(TOLD).collect();
     bail!("{} answers {status}: {told}", shown(url))
 }
@@ -80,6 +92,14 @@ mod tests {
     #[test]
     fn nobody_is_called_by_a_name_in_a_text() {
         assert_eq!(slack("a <!channel> & @here\nb"), "{\"text\":\"a &lt;!channel&gt; &amp; @\u{2060}here\\nb\"}");
+    }
+
+    #[test]
+    fn what_a_server_gives_back_is_not_told() {
+        let url = "https://hooks.example.org/services/T0/sentinel-1?token=sentinel-2";
+        let text = format!("no {url}, no /services/T0/sentinel-1?token=sentinel-2, no sentinel-1, no sentinel-2: T0");
+        assert_eq!(without(&text, url), "no (not shown), no (not shown), no (not shown), no (not shown): T0");
+        assert_eq!(without("as it is", "https://hooks.example.org"), "as it is");
     }
 
     #[test]

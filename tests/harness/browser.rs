@@ -94,11 +94,13 @@ impl Browser {
         }
     }
 
-    /// Goes there.
+    /// Goes there, and waits until the page is whole.
     #[track_caller]
     pub fn open(&mut self, url: &str) {
         let went = self.call("Page.navigate", json!({ "url": url }));
         assert!(went["errorText"].is_null(), "{url}: {went}");
+        let there = format!("document.readyState === 'complete' && location.href.startsWith({})", Value::from(url));
+        self.wait("the page is loaded", &there);
     }
 
     /// What an expression of the page's own language gives.
@@ -123,7 +125,7 @@ impl Browser {
         let end = Instant::now() + ANSWER;
         while self.eval(expression) != true {
             if Instant::now() > end {
-                let text = self.eval("document.body.innerText");
+                let text = self.eval("document.body?.innerText ?? ''");
                 panic!("waited {ANSWER:?} in vain: {what}; the page says\n{}", text.as_str().unwrap_or_default());
             }
             std::thread::sleep(Duration::from_millis(50));

@@ -158,6 +158,16 @@ fn each_way_can_be_tried() {
     );
     assert!(failed.stderr.contains("no message arrived by webhook") && !(failed.stderr + &failed.stdout).contains(SENTINEL));
 
+    // By TLS: a server whose authority nobody trusts gets nothing, and of one that is trusted the answer is told.
+    let server = S3Server::get();
+    walkeep.more = format!("[notify]\nwebhook = \"{}/hook/{SENTINEL}\"\n", server.https_endpoint());
+    walkeep.write_config();
+    let untrusted = walkeep.run(&["notify", "--test"]).expect_code(1);
+    assert!(untrusted.stdout.contains("certificate") && !untrusted.stdout.contains(" answers "), "{}", untrusted.stdout);
+    walkeep.environment.push(("SSL_CERT_FILE".into(), server.ca().display().to_string()));
+    let trusted = walkeep.run(&["notify", "--test"]).expect_code(1);
+    assert!(trusted.stdout.contains(" answers 4") && !trusted.stdout.contains(SENTINEL), "{}", trusted.stdout);
+
     // A secret that everybody reads is none.
     std::fs::set_permissions(walkeep.config_path(), PermissionsExt::from_mode(0o644)).unwrap();
     let shown = walkeep.run(&["notify"]).expect_code(2);

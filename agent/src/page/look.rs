@@ -114,21 +114,33 @@ pub fn begin(page: &Arc<Page>) {
         state.running = true;
         state.seen.clone()
     };
-    let page = page.clone();
+    let turn = Turn { page: page.clone(), began: Instant::now() };
     tokio::spawn(async move {
-        let began = Instant::now();
+        let page = &turn.page;
         let looked = tokio::select! {
-            looked = tokio::time::timeout(DEADLINE, look(&page, &repository, before)) => looked.context("no answer in time").flatten(),
+            looked = tokio::time::timeout(DEADLINE, look(page, &repository, before)) => looked.context("no answer in time").flatten(),
             () = page.stop.cancelled() => return,
         };
         let mut state = page.looked.state();
-        state.running = false;
-        state.not_before = Some(Instant::now() + FRESH.max(began.elapsed() * REST));
         match looked {
             Ok(seen) => (state.seen, state.error) = (Some(Arc::new(seen)), None),
             Err(error) => state.error = Some(format!("{error:#}")),
         }
     });
+}
+
+/// Whoever looks. However that ends, somebody may look again later.
+struct Turn {
+    page: Arc<Page>,
+    began: Instant,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.page.looked.state();
+        state.running = false;
+        state.not_before = Some(Instant::now() + FRESH.max(self.began.elapsed() * REST));
+    }
 }
 
 async fn look(page: &Page, repository: &Arc<ClusterRepository>, before: Option<Arc<Seen>>) -> Result<Seen> {
