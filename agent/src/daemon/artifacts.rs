@@ -271,6 +271,7 @@ impl Artifacts {
     async fn remove(&self, grace: Duration) -> Result<()> {
         let repository = Arc::new(self.maker.repository().demanding(Proof::Every));
         let done = expire::carry_out(&repository, Scope::Artifacts, grace, Utc::now(), &self.stop, &|_| {}).await?;
+        done.log_doubts();
         if !done.artifacts.is_empty() {
             let artifacts = done.artifacts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
             tracing::info!(artifacts, objects = done.objects, "removed what was let go of artifacts");

@@ -6,6 +6,7 @@
 //! doubt nothing goes: a record that cannot be read, a backup under way that began before the record was put.
 
 mod carry_out;
+mod present;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -100,9 +101,7 @@ pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now
     let newest_backup = catalog.backups().iter().map(|backup| backup.ended_at).max();
     let newest_commit = catalog.newest_timeline().and_then(|timeline| last_moments.get(&timeline).copied());
     let stored_at = repository.backup_times().await.context("ask when backups were stored")?.into_iter().map(|found| found.last).max();
-    // S3 tells whole seconds.
-    let stored_at = stored_at.map(|at| (at + Duration::from_secs(1)).into());
-    let now = retention::present(host_now, newest_backup.max(newest_commit), stored_at);
+    let now = retention::present(host_now, newest_backup.max(newest_commit), stored_at.map(present::by_whole_seconds));
     let holds = holds.into_iter().map(|(id, Hold { keep, .. })| (id, keep)).collect();
     let plan =
         retention::plan(policy, &Facts { catalog: &catalog, now, holds: &holds, last_moments: &last_moments, under_way: &under_way });
