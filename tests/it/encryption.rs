@@ -1,6 +1,7 @@
 //! Encryption: a host that only writes, one that reads, keys that come and go, and whatever is not as it should be.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -129,9 +130,11 @@ fn a_host_that_only_writes_is_restored_where_the_identity_is() {
 
         assert_eq!(world.restored(&["--backup", second["id"].as_str().unwrap(), "--immediate"]), at_second);
         assert_eq!(world.restored(&[]), world.digest());
-        for command in [&["status"][..], &["backups"], &["timelines"], &["check"]] {
+        for command in [&["status"][..], &["backups"], &["timelines"]] {
             world.writer.ok(command);
         }
+        let checked = world.writer.ok(&["check"]).stdout;
+        assert!(checked.contains("nothing was read back") && !checked.contains("what the server wrote"), "{checked}");
         let to = world.writer.scratch().join("restored").to_string_lossy().into_owned();
         for command in [&["restore", "--to", &to][..], &["index", "--rebuild"], &["wal", "fetch", &name, "/tmp/never"]] {
             let refused = world.writer.run(command);
@@ -140,6 +143,38 @@ fn a_host_that_only_writes_is_restored_where_the_identity_is() {
         }
         world.end(&[]);
     }
+}
+
+/// Of those who change the recipients at the same time none undoes what another did.
+#[test]
+fn recipients_that_are_added_at_once_are_all_there() {
+    let first = Pair::generate();
+    let mut walkeep = Walkeep::offline(Repository::Local("/nonexistent".into()));
+    walkeep.keys = Some(Keys::to_write(&[&first]));
+    walkeep.write_config();
+    let all: Vec<String> = std::iter::repeat_with(|| Pair::generate().recipient).take(8).collect();
+    std::thread::scope(|scope| {
+        for recipient in &all {
+            scope.spawn(|| walkeep.ok(&["key", "add", recipient]));
+        }
+    });
+    let file = walkeep.scratch().join("recipients");
+    let count = || std::fs::read_to_string(&file).unwrap().lines().count();
+    assert_eq!(count(), 9);
+    std::thread::scope(|scope| {
+        for recipient in &all[..4] {
+            scope.spawn(|| walkeep.ok(&["key", "remove", recipient]));
+        }
+    });
+    assert_eq!(count(), 5);
+
+    // Of a group that its owner is none of, and which may do no more than everybody.
+    std::os::unix::fs::chown(&file, None, Some(0)).unwrap();
+    walkeep.ok(&["key", "add", &all[0]]);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::chown(&file, None, Some(0)).unwrap();
+    let refused = walkeep.run(&["key", "add", &all[1]]).expect_code(1);
+    assert!(refused.stderr.contains("Run it as root") && count() == 6, "{refused:?}");
 }
 
 /// Every object is a file that `age` and `zstd` open, and what stays readable says nothing of rows.

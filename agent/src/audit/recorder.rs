@@ -91,7 +91,8 @@ impl GivenUp {
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
-        self.deed.take().into_iter().for_each(|deed| self.recorder.done(deed));
+        // It ends now; it was put into words when it began.
+        self.deed.take().into_iter().for_each(|deed| self.recorder.done(Deed { time: chrono::Utc::now(), ..deed }));
     }
 }
 

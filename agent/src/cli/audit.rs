@@ -54,7 +54,7 @@ struct Report<'a> {
     records: &'a [&'a Known],
     /// Of restores and the like that began: no record says how they ended.
     without_end: &'a [u32],
-    /// Earlier than the record before, by their hosts' clocks.
+    /// Their hosts' clocks went back: earlier than their own beginning, or by more than a day than the record before.
     backwards: &'a [u32],
     findings: &'a [Finding],
 }
@@ -130,7 +130,9 @@ fn print(records: &[&Known], without_end: &[u32]) {
 
 fn told(checked: &Checked) {
     for number in &checked.backwards {
-        output::tell!("note: record {number} is earlier than the one before it, by its host's clock");
+        output::tell!(
+            "note: record {number} is earlier than its own beginning or, by more than a day, than the one before it: its host's clock went back"
+        );
     }
     match checked.head.hash {
         None => output::say!("the trail is empty"),

@@ -42,6 +42,8 @@ struct Finding {
 struct Findings {
     all: Vec<Finding>,
     json: bool,
+    /// WAL was seen to be stored, by a host that has nothing to decrypt it with.
+    unread: bool,
 }
 
 impl Findings {
@@ -85,7 +87,7 @@ pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
     setup::refuse_past(&config.cluster)?;
     let params = setup::connection(&config.cluster)?;
     setup::check_repository(&config.cluster)?;
-    let mut findings = Findings { all: Vec::new(), json: args.json };
+    let mut findings = Findings { all: Vec::new(), json: args.json, unread: false };
     let exit = if check(&config, &params, &args, &mut findings).await { Exit::Usage } else { Exit::Failed };
     if args.json {
         output::json(&findings.all)?;
@@ -93,7 +95,14 @@ pub async fn run(global: &Global, args: CheckArgs) -> Result<(), Failure> {
     let failed: Vec<&str> = findings.all.iter().filter(|finding| !finding.ok).map(|finding| finding.step).collect();
     if failed.is_empty() {
         if !args.json {
-            output::say!("\nWAL written now is in the repository, and what was read back is what the server wrote.");
+            output::say!(
+                "\nWAL written now is in the repository{}.",
+                match findings.unread {
+                    false => ", and what was read back is what the server wrote",
+                    true =>
+                        "; what is in it this host cannot read, and nothing was read back: `walkeep verify --deep` where an identity is does that",
+                }
+            );
         }
         return Ok(());
     }
@@ -140,7 +149,9 @@ async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, fin
             findings.add("writer", writes(&server, &repository, cluster).await);
         }
         if answers {
-            findings.add("end to end", end_to_end(&server, &repository, args.timeout).await);
+            let stored = end_to_end(&server, &repository, args.timeout).await;
+            findings.unread = matches!(stored, Ok((_, false)));
+            findings.add("end to end", stored.map(|(text, _)| text));
         }
     }
     misconfigured
@@ -337,8 +348,8 @@ async fn writes(server: &Server, repository: &ClusterRepository, cluster: &Clust
     Ok(format!("timeline {} is written by this agent, epoch {epoch}", server.timeline))
 }
 
-/// Has the server write WAL and end its segment, waits until that segment is stored, reads it back and looks at it.
-async fn end_to_end(server: &Server, repository: &ClusterRepository, timeout: Duration) -> Result<String> {
+/// Has the server write WAL and end its segment, waits until that segment is stored, reads it back and looks at it. Answers whether it could be read here, too.
+async fn end_to_end(server: &Server, repository: &ClusterRepository, timeout: Duration) -> Result<(String, bool)> {
     let size = repository.identity().segment_size;
     // A message makes sure that there is something to switch away from; in a statement of its own, so that it is written before the switch.
     let switched = match server.client.batch_execute("select pg_logical_emit_message(false, 'walkeep', 'check')").await {
@@ -361,16 +372,13 @@ async fn end_to_end(server: &Server, repository: &ClusterRepository, timeout: Du
             && !repository.can_read()
         {
             let after = output::duration(began.elapsed());
-            return Ok(format!(
-                "{segment} was stored {after} after the server ended it; not read back, as this host has no identity to decrypt it with"
-            ));
+            let text = "not read back, as this host has no identity to decrypt it with";
+            return Ok((format!("{segment} was stored {after} after the server ended it; {text}"), false));
         }
         if let Some(found) = read? {
             page::check_segment(segment, size, repository.identity().system_identifier, None, &found.content)?;
-            return Ok(format!(
-                "{segment} was stored {} after the server ended it, and read back whole",
-                output::duration(began.elapsed())
-            ));
+            let after = output::duration(began.elapsed());
+            return Ok((format!("{segment} was stored {after} after the server ended it, and read back whole"), true));
         }
         ensure!(
             began.elapsed() < timeout,

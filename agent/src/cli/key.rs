@@ -1,5 +1,6 @@
 //! `walkeep key`: who may read what is stored.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -197,6 +198,7 @@ fn add(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
     let keys = keys_of(cluster)?;
     let recipient = recipient(args)?;
     let file = file_of(&keys, cluster)?;
+    let _alone = alone(file)?;
     let present = look(&keys)?.recipients.iter().any(|known| known.recipient == recipient);
     if !present {
         let mut text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
@@ -216,6 +218,7 @@ fn remove(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
     let keys = keys_of(cluster)?;
     let recipient = recipient(args)?;
     let file = file_of(&keys, cluster)?;
+    let _alone = alone(file)?;
     let now = look(&keys)?.recipients;
     if keys.source().written().texts().contains(&recipient) {
         let reason = format!("{recipient} stands in the configuration itself, not in {}", file.display());
@@ -246,6 +249,23 @@ fn file_of<'a>(keys: &'a Encryption, cluster: &ClusterConfig) -> Result<&'a Path
     })
 }
 
+/// The file, locked: what another one adds or removes meanwhile is read here, or comes behind this.
+fn alone(path: &Path) -> Result<File, Failure> {
+    let lock = || -> std::io::Result<File> {
+        loop {
+            // NFS locks only what is open for writing.
+            let file = File::options().read(true).write(true).open(path).or_else(|_| File::open(path))?;
+            file.lock()?;
+            // Whoever had the lock has put another file in its place, which another one may have locked by now.
+            let (own, now) = (file.metadata()?, std::fs::metadata(path)?);
+            if (own.dev(), own.ino()) == (now.dev(), now.ino()) {
+                return Ok(file);
+            }
+        }
+    };
+    Ok(lock().with_context(|| format!("lock {}", path.display()))?)
+}
+
 /// At once or not at all: an agent reads it at any moment. It stays where a link leads, and whose it was; nothing is written that the agent would refuse.
 fn write(keys: &Encryption, file: &Path, text: &str) -> Result<(), Failure> {
     keys.source().with(file, text).map_err(|error| {
@@ -254,8 +274,16 @@ fn write(keys: &Encryption, file: &Path, text: &str) -> Result<(), Failure> {
     })?;
     let file = std::fs::canonicalize(file).with_context(|| format!("look at {}", file.display()))?;
     let found = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?;
-    let staged = durable::Staged::write(&file, text.as_bytes(), found.mode() & 0o777)?;
-    staged.give_to(found.uid(), found.gid())?;
+    let mode = found.mode() & 0o777;
+    let hint = "Nothing was changed. Run it as root, or give the file and its folder to the user and a group of who changes it.";
+    let staged = durable::Staged::write(&file, text.as_bytes(), mode).map_err(|error| Failure::from(error).hint(hint))?;
+    if let Err(error) = staged.give_to(found.uid(), found.gid()) {
+        // A group that may do no more than everybody: its owner may let go of that, and only of that.
+        let group_is_idle = (mode >> 3) & 0o7 & !mode == 0;
+        if !group_is_idle || rustix::process::geteuid().as_raw() != found.uid() {
+            return Err(Failure::from(error).hint(hint));
+        }
+    }
     staged.publish()?;
     Ok(durable::sync_parent(&file)?)
 }

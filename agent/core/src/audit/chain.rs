@@ -5,11 +5,16 @@
 
 use std::fmt;
 
+use chrono::TimeDelta;
 use serde::Serialize;
 
 use super::{Head, Record, hash};
 use crate::identity::SystemIdentifier;
 use crate::sha256::Sha256Sum;
+
+/// A record may be stored so late with nothing wrong: refused requests are collected for an hour, what an agent tells waits until it reaches the repository, and
+/// meanwhile others store theirs.
+pub const LATE: TimeDelta = TimeDelta::days(1);
 
 /// A record that is what its place says.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -103,7 +108,7 @@ pub struct Checked {
     pub records: Vec<Known>,
     /// What should not be.
     pub findings: Vec<Finding>,
-    /// Records that are earlier than the one before them, by their hosts' clocks: no proof of anything.
+    /// Records whose clock went back: earlier than the record of their own beginning, or by more than [`LATE`] than the one before. No proof of anything.
     pub backwards: Vec<u32>,
     /// The last record.
     pub head: Head,
@@ -129,8 +134,7 @@ pub fn check<'a>(
         match read(cluster, system, number, bytes) {
             Ok(record) => {
                 checked.findings.extend(before.and_then(|before| link(&record, before, &hashes)));
-                let earlier = |last: &Known| last.record.entry.time > record.entry.time;
-                if checked.records.last().is_some_and(earlier) {
+                if went_back(&record, &checked.records) {
                     checked.backwards.push(number);
                 }
                 checked.records.push(Known { record, sha256 });
@@ -143,6 +147,13 @@ pub fn check<'a>(
         checked.findings.push(Finding::NotThere { sha256 });
     }
     checked
+}
+
+fn went_back(record: &Record, before: &[Known]) -> bool {
+    let (time, begun) = (record.entry.time, record.entry.begun);
+    let own = begun.and_then(|begun| before.iter().rfind(|known| known.record.number == begun));
+    own.is_some_and(|own| own.record.entry.time > time)
+        || before.last().is_some_and(|last| last.record.entry.time.signed_duration_since(time) > LATE)
 }
 
 fn read(cluster: &str, system: SystemIdentifier, number: u32, bytes: &[u8]) -> Result<Record, Finding> {
@@ -282,9 +293,17 @@ mod tests {
 
     #[test]
     fn a_clock_that_goes_back_is_a_note() {
-        let first = behind(Head::default(), 100);
-        let second = behind(Head::of(1, &first), 50);
+        const DAY: i64 = 86_400;
+        let first = behind(Head::default(), 2 * DAY);
+        let second = behind(Head::of(1, &first), DAY - 1);
         let checked = look(&[(1, first), (2, second)], None);
         assert_eq!((checked.findings.len(), checked.backwards), (0, vec![2]));
+        // The end of a deed is never before its beginning.
+        let first = behind(Head::default(), 100);
+        let of = |begun| Record::behind(Head::of(1, &first), "main", SYSTEM, Entry { begun, ..entry(50) }).expect("a number");
+        let second = |begun| serde_json::to_vec_pretty(&of(begun)).expect("JSON");
+        assert_eq!(look(&[(1, first.clone()), (2, second(Some(1)))], None).backwards, [2]);
+        // What waited to be stored is behind what others stored meanwhile.
+        assert_eq!(look(&[(1, first.clone()), (2, second(None))], None).backwards, [0; 0]);
     }
 }
