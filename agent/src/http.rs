@@ -1,4 +1,4 @@
-//! The agent's HTTP side: `/metrics`, `/healthz`, `/readyz`. Reads only; it holds no secrets and changes nothing.
+//! The agent's HTTP side: `/metrics`, `/healthz`, `/readyz`, and the status page, which is in `page`. Reads only; it changes nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,12 +31,13 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Serves until `stop`.
-pub async fn serve(listener: TcpListener, pages: Pages, stop: CancellationToken) -> Result<()> {
+pub async fn serve(listener: TcpListener, pages: Pages, status_page: Option<Router>, stop: CancellationToken) -> Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(pages);
+        .with_state(pages)
+        .merge(status_page.unwrap_or_default());
     // A scraper that keeps its connection open must not hold up the agent's stop: the server's future is dropped soon after.
     let stopped = stop.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await }).into_future();

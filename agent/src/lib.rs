@@ -27,7 +27,9 @@ pub mod journal;
 pub mod logging;
 pub mod metrics;
 pub mod names;
+pub mod notify;
 mod pace;
+pub mod page;
 pub mod planning;
 pub mod postgres;
 pub mod progress;
@@ -47,6 +49,7 @@ pub mod transfer;
 pub mod verify;
 pub mod wal_path;
 pub mod wal_walk;
+mod web;
 pub mod writer;
 
 /// An error with all its causes, as one sentence.

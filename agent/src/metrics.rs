@@ -7,10 +7,13 @@ mod artifacts;
 mod backups;
 mod drills;
 mod host;
+mod notify;
 mod repositories;
 mod requests;
+mod signs;
 mod verify;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
@@ -19,6 +22,7 @@ pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
 pub use drills::DrillMetrics;
 pub use host::{Disk, HostMetrics};
+pub use notify::NotifyMetrics;
 pub use repositories::RepositoryMetrics;
 use requests::RequestMetrics;
 pub use verify::VerifyMetrics;
@@ -116,6 +120,8 @@ pub struct Metrics {
     backup_due: IntGauge,
     backup_bad_pages: IntGauge,
     gaps: IntGauge,
+    /// What is 0 above, and whether it is so or was not looked at yet.
+    known: Known,
     requests: RequestMetrics,
     /// Of this host.
     pub host: HostMetrics,
@@ -129,6 +135,15 @@ pub struct Metrics {
     pub verify: VerifyMetrics,
     /// Of each of several repositories.
     pub repositories: RepositoryMetrics,
+    /// Of what is told to people.
+    pub notify: NotifyMetrics,
+}
+
+/// Whether something was looked at since this process began.
+#[derive(Debug, Default)]
+struct Known {
+    gaps: AtomicBool,
+    backup: AtomicBool,
 }
 
 impl Metrics {
@@ -183,6 +198,7 @@ impl Metrics {
             backup_due: maker
                 .int_gauge("walkeep_backup_due", "1 while the agent has yet to take a base backup behind a gap (protect = \"primary\").")?,
             gaps: maker.int_gauge("walkeep_gaps", "Recorded gaps in the archive that are not closed.")?,
+            known: Known::default(),
             requests: RequestMetrics::new(&maker)?,
             host: HostMetrics::new(&maker)?,
             backups: BackupMetrics::new(&maker)?,
@@ -190,6 +206,7 @@ impl Metrics {
             drills: DrillMetrics::new(&maker)?,
             verify: VerifyMetrics::new(&maker)?,
             repositories: RepositoryMetrics::new(&maker)?,
+            notify: NotifyMetrics::new(&maker)?,
             registry: registry.clone(),
         };
         metrics.begin_at_zero();
@@ -286,6 +303,7 @@ impl Metrics {
     /// How many gaps are open.
     pub fn open_gaps(&self, gaps: usize) {
         self.gaps.set(i64::try_from(gaps).unwrap_or(i64::MAX));
+        self.known.gaps.store(true, Ordering::Relaxed);
     }
 
     /// How many gaps were open when they were last counted.
@@ -297,6 +315,7 @@ impl Metrics {
     pub fn backup_taken(&self, record: &BackupRecord) {
         let pages = record.damage.as_ref().map_or(0, |damage| damage.pages);
         self.backup_bad_pages.set(pages.try_into().unwrap_or(i64::MAX));
+        self.known.backup.store(true, Ordering::Relaxed);
     }
 
     /// Whether a base backup has yet to be taken behind a gap.
@@ -306,6 +325,14 @@ impl Metrics {
 
     /// The text of a scrape.
     pub fn render(&self, progress: &Progress) -> prometheus::Result<String> {
+        self.refresh(progress);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Sets what follows from elsewhere.
+    fn refresh(&self, progress: &Progress) {
         let now = progress.snapshot();
         self.received.set(now.received.get() as f64);
         self.spooled.set(now.spooled.get() as f64);
@@ -324,9 +351,6 @@ impl Metrics {
         self.slot_given_up.set(i64::from(progress.slot() != SlotHold::Held));
         self.commits_wait.set(i64::from(progress.commits_wait()));
         self.repositories.refresh();
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 

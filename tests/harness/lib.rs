@@ -9,6 +9,7 @@
 //! where a test names none), `WALKEEP_TEST_TOOLS` (client programs of further versions), `WALKEEP_TEST_BIN` (Walkeep's binaries), `WALKEEP_TEST_KEEP=1` (remove no scratch folder),
 //! `WALKEEP_TEST_ENCRYPTION=1` (every repository is encrypted).
 
+pub mod browser;
 pub mod http;
 pub mod keys;
 pub mod oracle;
@@ -16,6 +17,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod receiver;
 pub mod s3;
 pub mod scratch;
 pub mod user;
@@ -24,10 +26,12 @@ pub mod walkeep;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub use browser::Browser;
 pub use keys::{Keys, Pair};
 pub use oracle::{compare_archives, compare_fetched};
 pub use postgres::{Builder, Cluster, Session, Stop};
 pub use proxy::{Fault, FaultProxy, Request, When};
+pub use receiver::{MailServer, Receiver};
 pub use s3::{Bucket, S3Server};
 pub use scratch::Scratch;
 pub use walkeep::{Agent, Output, Repository, Walkeep};

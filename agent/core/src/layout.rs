@@ -253,6 +253,11 @@ pub enum ObjectName {
 }
 
 impl ObjectName {
+    /// Whether it names other objects, and counts only with these: it is put behind them.
+    pub fn names_others(&self) -> bool {
+        matches!(self, Self::BackupRecord(_) | Self::ArtifactRecord(_) | Self::DrillRecord(_))
+    }
+
     /// Whether the object holds WAL, what the database holds, or what is told of them: where a repository is encrypted, it is. The others are small notes
     /// that say what is stored, and since when; whoever cannot decrypt needs them too.
     pub fn holds_data(&self) -> bool {

@@ -5,6 +5,7 @@
 //! what comes back. The wall is checked by `make test` (`cargo tree`) and by `clippy.toml`.
 #![deny(missing_docs)]
 
+pub mod alarm;
 pub mod artifact;
 pub mod audit;
 pub mod backup;
@@ -24,6 +25,7 @@ pub mod index;
 pub mod journal;
 pub mod kind;
 pub mod label;
+pub mod lag;
 pub mod layout;
 mod le;
 pub mod lease;

@@ -24,6 +24,7 @@ mod keep;
 mod key;
 mod lease;
 mod log;
+mod notify;
 mod only_database;
 mod output;
 mod picture;
@@ -31,6 +32,7 @@ mod plan;
 mod progress;
 mod removal;
 mod restore;
+mod runs;
 mod schedules;
 mod scratch;
 mod setup;
@@ -153,6 +155,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Is everything there that restores need? Names what is damaged or missing, and what is lost with it
     Verify(verify::VerifyArgs),
+    /// Who is told when something is wrong, and whether that arrives
+    Notify(notify::NotifyArgs),
     /// Copy the history from one repository into another
     Copy(copy::CopyArgs),
     /// Single WAL files, without an agent
@@ -259,10 +263,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) if args.repairs() => {
-                recorded_as(&global, "verify --repair", Kind::REPAIR, async |told| verify::mend(&global, args, told).await).await
+                let mended = recorded_as(&global, "verify --repair", Kind::REPAIR, async |told| verify::mend(&global, args, told).await);
+                runs::told(&global, "verify", mended).await
             }
-            Command::Verify(args) => verify::run(&global, args).await,
+            Command::Verify(args) => runs::told(&global, "verify", verify::run(&global, args)).await,
             Command::Copy(args) => recorded_as(&global, "copy", Kind::COPY, async |told| copy::run(&global, args, told).await).await,
+            Command::Notify(args) => notify::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Completions(args) => generate::completions(&args),

@@ -2,8 +2,8 @@
 //!
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
 //! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`, of the second one `WALKEEP_REPOSITORY_2_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
-//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), of what it verifies `WALKEEP_VERIFY_<KEY>`, the others `WALKEEP_LISTEN_HTTP`,
-//! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`.
+//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), of what it verifies `WALKEEP_VERIFY_<KEY>`, the others `WALKEEP_LISTEN_<KEY>`,
+//! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`, and of messages `WALKEEP_NOTIFY_<KEY>` and `WALKEEP_NOTIFY_EMAIL_<KEY>`.
 
 use anyhow::{Context, Result, bail};
 use toml::Value;
@@ -90,8 +90,24 @@ const RETENTION: [(&str, Kind); 9] = [
 
 const VERIFY: [(&str, Kind); 3] = [("check", Text), ("scrub", Text), ("rate", Text)];
 
+const NOTIFY: [(&str, Kind); 10] = [
+    ("webhook", Text),
+    ("webhook_file", Text),
+    ("command", Text),
+    ("heartbeat", Text),
+    ("heartbeat_file", Text),
+    ("heartbeat_interval", Text),
+    ("wait", Text),
+    ("remind", Text),
+    ("most_an_hour", Integer),
+    ("possible_loss", Text),
+];
+
+const EMAIL: [(&str, Kind); 6] =
+    [("server", Text), ("user", Text), ("password", Text), ("password_file", Text), ("from", Text), ("to", Text)];
+
 /// What else Walkeep's programs read.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 13] = [
     "WALKEEP_CONFIG",
     "WALKEEP_CLUSTER",
     "WALKEEP_SOCKET",
@@ -100,6 +116,9 @@ const OTHERS: [&str; 10] = [
     "WALKEEP_ARCHIVE_TIMEOUT",
     "WALKEEP_RESTORE_TIMEOUT",
     "WALKEEP_LISTEN_HTTP",
+    "WALKEEP_LISTEN_PAGE",
+    "WALKEEP_LISTEN_TOKEN",
+    "WALKEEP_LISTEN_TOKEN_FILE",
     "WALKEEP_LOG_FORMAT",
     "WALKEEP_LOG_LEVEL",
 ];
@@ -137,6 +156,8 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
             || REPOSITORY.iter().any(|(key, _)| (0..REPOSITORIES).any(|index| name == variable_of_repository(index, key)))
             || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
             || VERIFY.iter().any(|(key, _)| name == format!("WALKEEP_VERIFY_{}", key.to_uppercase()))
+            || NOTIFY.iter().any(|(key, _)| name == format!("WALKEEP_NOTIFY_{}", key.to_uppercase()))
+            || EMAIL.iter().any(|(key, _)| name == format!("WALKEEP_NOTIFY_EMAIL_{}", key.to_uppercase()))
             || RETENTION.iter().any(|(key, _)| name == variable_of_retention(key))
             || ENCRYPTION.iter().any(|(key, _)| name == format!("WALKEEP_ENCRYPTION_{}", key.to_uppercase()))
     };
@@ -151,9 +172,29 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
         let variable = format!("WALKEEP_{prefix}{}", key.to_uppercase());
         env(&variable).map(|text| value(&text, kind).with_context(|| format!("read {variable}"))).transpose()
     };
-    for (section, key) in [("listen", "http"), ("log", "format"), ("log", "level")] {
-        if let Some(value) = given(&format!("{}_", section.to_uppercase()), (key, Text))? {
+    let of_all = [
+        ("listen", "http", Text),
+        ("listen", "page", Boolean),
+        ("listen", "token", Text),
+        ("listen", "token_file", Text),
+        ("log", "format", Text),
+        ("log", "level", Text),
+        ("metrics", "textfile", Text),
+        ("metrics", "pushgateway", Text),
+    ];
+    for (section, key, kind) in of_all {
+        if let Some(value) = given(&format!("{}_", section.to_uppercase()), (key, kind))? {
             child(table, section)?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in NOTIFY {
+        if let Some(value) = given("NOTIFY_", (key, kind))? {
+            child(table, "notify")?.insert(key.into(), value);
+        }
+    }
+    for (key, kind) in EMAIL {
+        if let Some(value) = given("NOTIFY_EMAIL_", (key, kind))? {
+            child(child(table, "notify")?, "email")?.insert(key.into(), value);
         }
     }
     for (key, kind) in CLUSTER {

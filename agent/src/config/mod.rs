@@ -8,14 +8,17 @@ mod artifacts;
 mod drill;
 mod encryption;
 mod environment;
+mod listen;
+mod metrics;
+mod notify;
 mod raw;
 mod repositories;
 mod retention;
 mod schedules;
+mod secret_file;
 mod values;
 mod verify;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,8 +31,12 @@ use walkeep_store::several::StoredWhen;
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
 pub use drill::{Amcheck, DrillCheck, DrillConfig, DrillPoint, Wish};
 pub use encryption::EncryptionConfig;
+pub use listen::ListenConfig;
+pub use metrics::MetricsConfig;
+pub use notify::{EmailConfig, MailTls, NotifyConfig, check_url};
 pub use retention::{GRACE, Retention};
 pub use schedules::{ScheduledBackup, keep_for};
+pub use secret_file::SecretSource;
 pub use values::{ByteSize, Secret};
 pub use verify::Verify;
 
@@ -43,8 +50,12 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// The cluster.
     pub cluster: ClusterConfig,
-    /// Where metrics and health are served; nowhere unless configured.
-    pub http: Option<SocketAddr>,
+    /// Where metrics, health and the page are served, and to whom.
+    pub listen: ListenConfig,
+    /// Where it goes how commands ended.
+    pub metrics: MetricsConfig,
+    /// Who is told what is wrong.
+    pub notify: NotifyConfig,
     /// Logging.
     pub log: LogConfig,
     /// What is set and means nothing.
@@ -248,6 +259,9 @@ pub struct Selection {
     pub as_of: Option<String>,
 }
 
+/// Keys of the file that are secrets and have a file of their own instead.
+const SECRETS: [&[&str]; 4] = [&["listen", "token"], &["notify", "webhook"], &["notify", "heartbeat"], &["notify", "email", "password"]];
+
 impl Config {
     /// Reads and checks the configuration. Every error says which file, line and key, and what would be right.
     pub fn load(selection: &Selection) -> Result<Self> {
@@ -266,6 +280,7 @@ impl Config {
         environment::overlay(&mut table, &name, env).with_context(|| format!("read the environment on top of {described}"))?;
         let raw: raw::Raw = raw::from_table(table, &text, &described)?;
         encryption::refuse_shown_identity(&text, &name, path.as_deref())?;
+        secret_file::refuse_shown(&text, path.as_deref(), &SECRETS)?;
         refuse_keys_of_s3_beside_a_directory(&raw, &name, &text, &described)?;
         let place = |index, key: &str| place_of_schedule(&name, index, key, &text, &described, env);
         let backups = schedules::check(&raw, &name, &place)?;

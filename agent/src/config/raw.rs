@@ -2,12 +2,16 @@
 
 pub mod artifacts;
 pub mod drill;
+pub mod notify;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 use artifacts::{RawArtifact, RawDump};
 use drill::RawDrill;
+use notify::RawNotify;
+
+use super::metrics::RawMetrics;
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -19,6 +23,10 @@ pub struct Raw {
     pub listen: RawListen,
     #[serde(default)]
     pub log: RawLog,
+    #[serde(default)]
+    pub metrics: RawMetrics,
+    #[serde(default)]
+    pub notify: RawNotify,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -214,6 +222,20 @@ pub fn line_of_key(text: &str, cluster: &str, list: &str, index: usize, key: &st
 #[serde(deny_unknown_fields)]
 pub struct RawListen {
     pub http: Option<String>,
+    pub page: Option<bool>,
+    pub token: Option<RawSecret>,
+    pub token_file: Option<String>,
+}
+
+/// A text that must not be shown.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+pub struct RawSecret(pub String);
+
+impl std::fmt::Debug for RawSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RawSecret (not shown)")
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -24,7 +24,7 @@ fn defaults_are_filled_in() {
     assert_eq!(cluster.socket, Path::new("/run/walkeep/main.sock"));
     assert_eq!(cluster.spool, Path::new("/var/lib/walkeep/main"));
     assert_eq!((cluster.slot.as_str(), cluster.acknowledge), ("walkeep", Acknowledge::Repository));
-    assert_eq!(config.http, None);
+    assert_eq!(config.listen.http, None);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn the_environment_lies_over_the_file() {
     let config = load(SMALL, &env).unwrap();
     assert_eq!(config.cluster.slot, "other");
     assert!(!config.cluster.stream);
-    assert_eq!(config.http, Some(([127, 0, 0, 1], 1).into()));
+    assert_eq!(config.listen.http, Some(([127, 0, 0, 1], 1).into()));
     let RepositoryConfig::S3(s3) = config.cluster.repository else { panic!("S3") };
     assert_eq!((s3.bucket.as_str(), s3.prefix.as_str()), ("b", "p/q"));
 }

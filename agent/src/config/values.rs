@@ -12,11 +12,13 @@ use walkeep_store::s3::{Lock, LockMode};
 use super::artifacts;
 use super::drill;
 use super::encryption;
+use super::listen;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::repositories;
 use super::retention;
 use super::verify;
 use super::{Acknowledge, ClusterConfig, Config, LogConfig, Protect, RepositoryConfig, S3Config, ScheduledBackup, ServerSideEncryption};
+use super::{metrics, notify};
 
 /// A text that must not be shown.
 #[derive(Clone, Default)]
@@ -86,22 +88,23 @@ pub fn check(
     backups: Vec<ScheduledBackup>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config> {
-    let Raw { mut cluster, listen, log } = raw;
+    let Raw { mut cluster, listen, log, metrics, notify } = raw;
     let written = cluster.remove(name.as_str()).unwrap_or_default();
     let cluster = check_cluster(written, name, backups, env).with_context(|| format!("[cluster.{name}]"))?;
-    let http = listen.http.map(|text| {
-        let address = text.parse().with_context(|| format!("{text:?} is not an address: write 127.0.0.1:9187"));
-        address.context("[listen] http")
-    });
+    let listen = listen::check(listen, env).context("[listen]")?;
     let json = match log.format.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
         Some(other) => bail!("[log] format: {other:?} is neither text nor json"),
     };
+    let metrics = metrics::check(metrics).context("[metrics]")?;
+    let notify = notify::check(notify, env).context("[notify]")?;
     Ok(Config {
         path,
         cluster,
-        http: http.transpose()?,
+        metrics,
+        notify,
+        listen,
         log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) },
         warnings: Vec::new(),
     })

@@ -3,6 +3,7 @@
 //! The only place that spawns long-lived tasks. The socket is served first, so that archive_command gets a reason while the repository
 //! or the server cannot be reached; the rest starts as soon as the repository was opened.
 
+mod alarms;
 mod artifacts;
 mod backups;
 mod drills;
@@ -35,6 +36,7 @@ use crate::http::{self, Pages};
 use crate::index;
 use crate::metrics::Metrics;
 use crate::names::NamesWanted;
+use crate::page::{self, Access, Page};
 use crate::postgres::ConnectionParams;
 use crate::progress::{Phase, Progress};
 use crate::rates::RatesFile;
@@ -77,7 +79,7 @@ pub async fn run(
     let metrics = Arc::new(Metrics::new()?);
     let progress = Arc::new(Progress::default());
     let listener = Listener::bind(socket).context("open the agent's socket")?;
-    let http = match (role, config.http) {
+    let http = match (role, config.listen.http) {
         (Role::Agent, Some(address)) => Some(http::bind(address).await?),
         _ => None,
     };
@@ -97,11 +99,19 @@ pub async fn run(
     let cluster = config.cluster.name.to_string();
     let socket_stop = stop.clone();
     tasks.spawn(async move { server::serve(listener, &cluster, handler, limits, socket_stop).await });
+    let mut page = None;
+    if role == Role::Agent {
+        let alarms = alarms::start(&config, &metrics, &progress, &tasks, &stop);
+        let shown = Page::new(config.clone(), params.clone(), (metrics.clone(), progress.clone()), alarms, stop.clone());
+        page = Some(Arc::new(shown)).filter(|_| config.listen.page);
+    }
     if let Some(listener) = http {
+        let access = listener.local_addr().map(|address| Access::new(address, config.listen.token.clone()));
+        let status_page = page.clone().zip(access.ok()).map(|(page, access)| page::routes(page, access));
         let pages = Pages { metrics: metrics.clone(), progress: progress.clone() };
         let stop = stop.clone();
         tasks.spawn(async move {
-            if let Err(error) = http::serve(listener, pages, stop).await {
+            if let Err(error) = http::serve(listener, pages, status_page, stop).await {
                 tracing::error!(error = format!("{error:#}"), "the HTTP server ended");
             }
         });
@@ -124,6 +134,7 @@ pub async fn run(
         params,
         metrics,
         progress,
+        page,
         leave: leave.clone(),
         followers: followers.clone(),
         recorder,
@@ -160,6 +171,8 @@ struct Parts {
     params: ConnectionParams,
     metrics: Arc<Metrics>,
     progress: Arc<Progress>,
+    /// Whoever looks at the agent is shown the repository too, once it is open.
+    page: Option<Arc<Page>>,
     leave: CancellationToken,
     /// Where jobs tell what they did, and where that is taken from.
     recorder: Recorder,
@@ -195,7 +208,7 @@ async fn bring_up(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let Parts { config, role, params, metrics, progress, leave, recorder, deeds, followers, crashed, refused } = parts;
+    let Parts { config, role, params, metrics, progress, page, leave, recorder, deeds, followers, crashed, refused } = parts;
     let refuse = |error| {
         *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         stop.cancel();
@@ -261,6 +274,9 @@ async fn bring_up(
     // Whoever makes a call to it: that it failed is counted. What fails while it is opened is `open`.
     let repository = Arc::new(repository.observed(metrics.clone()));
     let identity = repository.identity();
+    if let Some(page) = page {
+        page.opened(repository.clone());
+    }
     if let Some(deeds) = deeds {
         followers.tasks.spawn(recorder::run(repository.clone(), deeds, followers.last.clone()));
     }

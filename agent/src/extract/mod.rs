@@ -509,7 +509,7 @@ impl Work<'_> {
             }
             (Output::File { path, format }, _) => {
                 let file = Filled::begin(path)?;
-                dump.to_file(*format, Some(file.temporary())).await?;
+                dump.to_file(*format, file.temporary()).await?;
                 file.publish(self.options.replace)?;
                 self.step("dump", began);
             }
@@ -531,7 +531,7 @@ impl Work<'_> {
         (self.watch)(Told::Copying("the query's rows"));
         let rows = match &self.options.output {
             Output::File { path, .. } => {
-                let file = Filled::begin(path)?;
+                let file = Filled::begin_unnamed(path)?;
                 let mut to = std::io::BufWriter::with_capacity(walkeep_store::write::STEP, file.file());
                 let rows = copy::query(client, query, &mut to).await?;
                 to.flush()?;

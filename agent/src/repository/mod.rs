@@ -30,6 +30,7 @@ pub mod place;
 pub mod prove;
 pub mod several;
 pub mod stored;
+pub mod trail;
 pub mod unfinished;
 pub mod wal;
 pub mod whole;

@@ -78,7 +78,8 @@ pub async fn trail(
     let beside = due.iter().flat_map(|number| [number.saturating_sub(1), *number, number.saturating_add(1)]);
     let ends = [last].into_iter().chain(before.map(|head| head.number));
     let wanted: BTreeSet<u32> = beside.chain(ends).filter(|number| listed.contains_key(number)).collect();
-    let records = repository.audit_records(wanted).await?;
+    let (records, damaged) = repository.audit_records_and_damaged(wanted).await?;
+    found.extend(damaged.into_iter().map(|(number, reason)| (Kind::Content, ObjectName::Audit(number), reason)));
     let bodies = records.iter().map(|(number, body)| (*number, body.as_ref()));
     let checked = chain::check(repository.cluster().as_str(), repository.identity().system_identifier, bodies, None);
     // What is missing was told by the listing, and between the records that were read there are others.

@@ -159,6 +159,20 @@ impl<'a> Judge<'a> {
         Finding { severity, kind, key, reason, stretch: None, lost, advice: advice.to_owned() }
     }
 
+    /// The finding that the repository of this number has something else under the name, and both are whole by themselves.
+    pub fn differs(&self, name: &ObjectName, other: usize) -> Finding {
+        let advice = "two servers wrote one archive, or an object was exchanged. Nothing that is stored says which of the two the server wrote: find the second writer before anything else, compare with pg_wal of the server or with `restore` from each, and take a base backup (`walkeep backup --full`)";
+        Finding {
+            severity: Severity::Damage,
+            kind: Kind::Differs,
+            key: self.layout.key(name),
+            reason: format!("it holds something else than in repository {other}; each is whole by itself"),
+            stretch: None,
+            lost: Lost::default(),
+            advice: advice.to_owned(),
+        }
+    }
+
     /// The finding that an object is whole, and not locked as was promised.
     pub fn unlocked(&self, name: &ObjectName, reason: String) -> Finding {
         let advice = "nothing is lost: lock it by hand (put-object-retention), or take a backup, which locks the packs that it uses anew";

@@ -76,6 +76,10 @@ pub struct Listing {
     pub parts: BTreeMap<SegmentName, Vec<PartName>>,
     /// From where to where the digests of each timeline tell.
     pub told: BTreeMap<TimelineId, WalRange>,
+    /// The records of the audit trail, by number.
+    pub audit: BTreeSet<u32>,
+    /// What the server archives beside segments and histories.
+    pub aside: Vec<ObjectName>,
     /// Those whose size cannot be, by name.
     impossible: Vec<(ObjectName, u64)>,
 }
@@ -98,6 +102,8 @@ impl Listing {
             drills: BTreeMap::new(),
             parts: BTreeMap::new(),
             told: BTreeMap::new(),
+            audit: BTreeSet::new(),
+            aside: Vec::new(),
             impossible: Vec::new(),
         }
     }
@@ -137,16 +143,20 @@ impl Listing {
                 let told = self.told.entry(digest.timeline).or_insert(WalRange { from: digest.from, to: digest.to });
                 *told = WalRange { from: told.from.min(digest.from), to: told.to.max(digest.to) };
             }
-            ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Pack(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {}
+            ObjectName::Wal(WalFileName::Partial(_) | WalFileName::BackupHistory { .. }) | ObjectName::OtherPartial { .. } => {
+                self.aside.push(name.clone());
+            }
+            ObjectName::Wal(WalFileName::Segment(_)) | ObjectName::Pack(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {}
             ObjectName::ArtifactRecord(place) => self.artifacts.entry(place.clone()).or_default().recorded = true,
             ObjectName::ArtifactSummary(place) => self.artifacts.entry(place.clone()).or_default().summary = true,
             ObjectName::ArtifactPiece(place, piece) => drop(self.artifacts.entry(place.clone()).or_default().pieces.insert(*piece)),
+            ObjectName::Audit(number) => drop(self.audit.insert(*number)),
             ObjectName::DrillRecord(id) => {
                 self.drills.entry(id.clone()).or_default().recorded = true;
                 self.records.push(name.clone());
             }
             ObjectName::DrillReport(id, form) => drop(self.drills.entry(id.clone()).or_default().forms.insert(*form)),
-            ObjectName::Audit(_) | ObjectName::ArtifactBegun(_) | ObjectName::Sample(_) => {}
+            ObjectName::ArtifactBegun(_) | ObjectName::Sample(_) => {}
         }
         Some(name)
     }
