@@ -25,17 +25,17 @@ const ALL: Duration = Duration::from_secs(300);
 /// No more tables of a database are counted.
 const TABLES: i64 = 5000;
 
-/// Counts the rows of the cluster `system`, reading no more than `limit` bytes of tables.
-pub async fn take(params: &ConnectionParams, system: SystemIdentifier, limit: ByteSize) -> Result<RowSample> {
+/// Counts the rows of the cluster `system`, reading no more than `limit` bytes of tables. Nothing on a standby: what that shows is behind, and by its
+/// positions nobody knows of which commits.
+pub async fn take(params: &ConnectionParams, system: SystemIdentifier, limit: ByteSize) -> Result<Option<RowSample>> {
     tokio::time::timeout(ALL, take_all(params, system, limit)).await.context("the databases took too long")?
 }
 
-async fn take_all(params: &ConnectionParams, system: SystemIdentifier, limit: ByteSize) -> Result<RowSample> {
+async fn take_all(params: &ConnectionParams, system: SystemIdentifier, limit: ByteSize) -> Result<Option<RowSample>> {
     let client = connect_sql(params).await.context("connect for SQL")?;
     let place = catalogs::place(&client).await.context("ask where the server stands")?;
     ensure!(place.system == system, "the server has system identifier {}, not {system}", place.system);
-    // What a standby shows is behind, and its positions are another server's.
-    let timeline = place.timeline.filter(|_| !place.in_recovery).context("the server is a standby: rows are counted on the primary")?;
+    let Some(timeline) = place.timeline.filter(|_| !place.in_recovery) else { return Ok(None) };
     let taken_at = place.now.to_utc().unwrap_or_default();
     let (mut counted, mut left_out, mut budget) = (Vec::new(), BTreeMap::new(), limit.0);
     for database in catalogs::databases(&client).await.context("list the databases")? {
@@ -52,7 +52,7 @@ async fn take_all(params: &ConnectionParams, system: SystemIdentifier, limit: By
     let end = catalogs::place(&client).await.context("ask where the server stands")?;
     ensure!((end.in_recovery, end.timeline) == (place.in_recovery, place.timeline), "the server was promoted meanwhile");
     let lsn = counted.iter().map(|database| database.lsn).max().unwrap_or(end.inserted);
-    Ok(RowSample { format: RowSample::FORMAT, name: SampleName { timeline, lsn }, taken_at, databases: counted, left_out })
+    Ok(Some(RowSample { format: RowSample::FORMAT, name: SampleName { timeline, lsn }, taken_at, databases: counted, left_out }))
 }
 
 /// The tables of one database, the smallest first.

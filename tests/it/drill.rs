@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::Value;
 use walkeep_tests::postgres::{bin, client, versions};
 use walkeep_tests::walkeep::{Output, binary, run};
-use walkeep_tests::{Repository, S3Server, Walkeep, process, user, wait_for, wait_until};
+use walkeep_tests::{Keys, Pair, Repository, S3Server, Walkeep, process, user, wait_for, wait_until};
 
 use crate::story::{PATIENCE, Story, archive, builder, listing};
-use crate::support::{lsn, wait_durable};
+use crate::support::{Tmpfs, lsn, wait_durable};
 
 const VERSION: u32 = 15;
 
@@ -285,6 +285,26 @@ fn neither_server_nor_archive_is_touched() {
     assert_eq!(listed(&here.story.walkeep).len(), 4);
 }
 
+/// No room, no program, a folder in use: refused with 3, told in a report, and nothing is left.
+#[test]
+fn what_cannot_be_carried_out_is_refused() {
+    let here = Rehearsed::local();
+    let small = here.story.walkeep.scratch().dir("small");
+    if let Some(disk) = Tmpfs::mount(&small, "8m") {
+        let refused =
+            here.story.walkeep.run(&["drill", "--bin-dir", &here.bin_dirs, "--scratch", disk.path().to_str().unwrap()]).expect_code(3);
+        assert!(refused.stderr.contains("bytes free") && refused.stdout.contains(": FAILED"), "{}{}", refused.stdout, refused.stderr);
+        assert!(left(disk.path()).is_empty());
+        let drills = listed(&here.story.walkeep);
+        assert!(drills[0]["reason"].as_str().unwrap().contains("bytes free"), "{drills:?}");
+    }
+    // A folder of the running server's.
+    let inside = here.story.cluster.data().join("drill");
+    let refused = here.story.walkeep.run(&["drill", "--bin-dir", &here.bin_dirs, "--scratch", inside.to_str().unwrap()]).expect_code(3);
+    assert!(refused.stderr.contains("data directory") && !inside.exists(), "{}", refused.stderr);
+    here.story.end(&[]);
+}
+
 /// The processes of a scratch server of this folder.
 fn servers(scratch: &Path) -> Vec<u32> {
     let output = run(user::command("pgrep").args(["-f", &format!("postgres .*{}", scratch.display())]));
@@ -328,6 +348,15 @@ fn a_drill_is_cancelled() {
     assert!(late.stderr.contains("longer than 5s"), "{}", late.stderr);
     assert!(servers(&here.scratch).is_empty());
     assert_eq!(listed(&here.story.walkeep)[1]["verdict"], "failed");
+
+    // A report that goes is missed, though no restore needs it.
+    let repository = here.story.walkeep.local_repository();
+    let names = listing(&repository);
+    let report =
+        names.iter().filter_map(|line| line.split(' ').next()).find(|name| name.contains("/drills/") && name.contains("report.html"));
+    std::fs::remove_file(repository.join(report.unwrap())).unwrap();
+    let verified = here.story.walkeep.run(&["verify", "--json"]).expect_code(4).json();
+    assert!(verified["findings"].to_string().contains(report.unwrap()), "{verified}");
     here.story.end(&[]);
 }
 
@@ -492,4 +521,101 @@ fn the_agent_drills_by_the_clock() {
     wait_until("another one", Duration::from_secs(150), || !left(&scratch).is_empty());
     story.stop_agent(&["the drill failed", "the drill could not be carried out"]);
     wait_until("nothing is left of it", PATIENCE, || left(&scratch).is_empty() && servers(&scratch).is_empty());
+}
+
+/// The agent cannot decrypt what it stores; a drill by its schedule, in an environment that can, leaves a record that it reads.
+#[test]
+fn of_an_encrypted_cluster_the_record_is_plain_and_the_report_is_not() {
+    let cluster = builder(VERSION).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    let pair = Pair::generate();
+    let keys = Keys { identities: vec![pair.identity.clone()], ..Keys::to_write(&[&pair]) };
+    walkeep.keys = Some(keys);
+    walkeep.write_config();
+    let mut here = Rehearsed::of(Story::with(cluster, walkeep));
+    here.story.insert(20);
+    here.story.backup();
+    here.story.insert(5);
+    here.story.settle();
+    here.configure("[[cluster.main.drill.check]]\nname = \"secret\"\nquery = \"SELECT 'sentinel-77'\"\nexpect = \"sentinel-77\"\n");
+    let report = here.drill(&[]).expect_code(0).json();
+    assert_eq!(outcome(&report, "secret"), "passed");
+    let id = report["id"].as_str().unwrap();
+    let repository = here.story.walkeep.local_repository();
+    let names = listing(&repository);
+    let of_drill: Vec<_> = names.iter().filter_map(|line| line.split(' ').next()).filter(|name| name.contains(&format!("{id}/"))).collect();
+    assert_eq!(of_drill.len(), 4, "{of_drill:?}");
+    for name in &of_drill {
+        let text = String::from_utf8_lossy(&std::fs::read(repository.join(name)).unwrap()).into_owned();
+        assert!(!text.contains("sentinel-77"), "{name}");
+        assert_eq!(text.starts_with("age-encryption.org"), name.ends_with(".age"), "{name}");
+        assert_eq!(name.ends_with(".age"), !name.ends_with("drill.json"), "{name}");
+    }
+    // Without the identity: the list can be read, reports cannot.
+    let keys = here.story.walkeep.keys.as_mut().unwrap();
+    let identities = std::mem::take(&mut keys.identities);
+    here.story.walkeep.write_config();
+    assert_eq!(listed(&here.story.walkeep)[0]["verdict"], "passed");
+    let unreadable = here.story.walkeep.run(&["drills", id]).expect_code(1);
+    assert!(unreadable.stderr.contains("decrypt"), "{}", unreadable.stderr);
+    here.story.walkeep.keys.as_mut().unwrap().identities = identities;
+    here.story.walkeep.write_config();
+    assert!(here.story.walkeep.ok(&["drills", id]).stdout.contains("sentinel-77"));
+    here.story.end(&[]);
+}
+
+/// With two repositories that have the same, the second in a folder, and a patience of seconds; the agent has stopped.
+fn of_two() -> (Rehearsed, PathBuf) {
+    let cluster = builder(VERSION).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    let second = walkeep.scratch().dir("second");
+    walkeep.repositories.push(Repository::Local(second.clone()));
+    walkeep.environment.push(("WALKEEP_RESTORE_TIMEOUT".to_owned(), "3s".to_owned()));
+    walkeep.write_config();
+    let mut here = Rehearsed::of(Story::with(cluster, walkeep));
+    here.story.insert(20);
+    here.story.backup();
+    for _ in 0..3 {
+        here.story.insert(5);
+        here.story.settle();
+    }
+    let first = here.story.walkeep.local_repository();
+    wait_until("both have all", PATIENCE, || files(&first).len() == files(&second).len());
+    here.drill(&[]).expect_code(0);
+    here.story.stop_agent(&[]);
+    (here, second)
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let names = listing(folder).into_iter().filter(|line| line.contains(" f "));
+    names.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+}
+
+/// WAL that is out of reach ends a recovery, and says nothing of what is stored: every repository is asked whether there is a newer timeline.
+#[test]
+fn wal_out_of_reach_is_no_damage() {
+    let (here, second) = of_two();
+    std::fs::rename(&second, second.with_extension("away")).unwrap();
+    let away = here.drill(&[]).expect_code(1);
+    assert!(away.json()["reason"].as_str().unwrap().contains("could not be had from the repository"), "{}", away.stdout);
+    assert!(away.stderr.contains("could not be asked"), "{}", away.stderr);
+}
+
+/// WAL that is damaged in one of two repositories is read in the other; in both, it is damage.
+#[test]
+fn damaged_wal_is_found() {
+    let (here, second) = of_two();
+    let plan = crate::story::plan(&here.story.walkeep, &[]);
+    let segment = plan["wal"][1]["segment"].as_str().unwrap();
+    for (folder, code) in [(here.story.walkeep.local_repository(), 0), (second, 4)] {
+        let names = files(&folder);
+        let object = folder.join(names.iter().find(|name| name.contains(segment) && !name.contains(".parts")).unwrap());
+        let mut bytes = std::fs::read(&object).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&object, bytes).unwrap();
+        let report = here.drill(&[]).expect_code(code).json();
+        assert_eq!(outcome(&report, "recovery"), if code == 0 { "passed" } else { "failed" }, "{report:#}");
+        assert_eq!(report["results"].to_string().contains("is damaged"), code != 0, "{report:#}");
+    }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
+use walkeep_core::Lsn;
+use walkeep_core::drill::rows::RowSample;
 
 use crate::config::ClusterConfig;
 use crate::postgres::ConnectionParams;
@@ -78,7 +80,7 @@ impl Samples {
         if self.cluster.drill.sample.is_none() {
             return Ok(());
         }
-        let lsn = self.count().await?;
+        let Some(lsn) = self.count().await? else { return Ok(()) };
         let stored = async {
             while self.cluster.stream && self.progress.snapshot().durable < lsn {
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -87,9 +89,13 @@ impl Samples {
         tokio::time::timeout(STORED, stored).await.context("the WAL up to there is not stored yet")
     }
 
-    async fn count(&self) -> Result<walkeep_core::Lsn> {
+    /// Answers up to where WAL has to be stored before a drill can use it; nothing on a standby, which is not counted.
+    async fn count(&self) -> Result<Option<Lsn>> {
         let system = self.repository.identity().system_identifier;
-        let sample = sample::take(&self.params, system, self.cluster.drill.sample_limit).await?;
+        let Some(sample) = sample::take(&self.params, system, self.cluster.drill.sample_limit).await? else {
+            tracing::debug!("the server is a standby: its rows are not counted");
+            return Ok(None);
+        };
         ensure!(self.may_write(&sample).await?, "another agent writes the timeline: a copied server's rows are not this one's");
         self.repository.put_sample(&sample).await.context("store the count")?;
         let tables: usize = sample.databases.iter().map(|database| database.tables.len()).sum();
@@ -97,7 +103,7 @@ impl Samples {
         for (database, why) in &sample.left_out {
             tracing::debug!(database, why, "rows of a database were not counted");
         }
-        Ok(sample.name.lsn)
+        Ok(Some(sample.name.lsn))
     }
 
     /// When rows were counted last, if that can be read here.
@@ -110,7 +116,7 @@ impl Samples {
         }
     }
 
-    async fn may_write(&self, sample: &walkeep_core::drill::rows::RowSample) -> Result<bool> {
+    async fn may_write(&self, sample: &RowSample) -> Result<bool> {
         if !self.cluster.stream {
             return Ok(true);
         }

@@ -15,13 +15,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
-use walkeep_core::Lsn;
 use walkeep_core::drill::rows::RowSample;
 use walkeep_core::drill::{Checked, Counts, DrillId, DrillRecord, DrillReport, Facts, Kind, Outcome, Restored, Step, Verdict, verdict};
 use walkeep_core::identifier::quote;
+use walkeep_core::layout::ObjectName;
 use walkeep_core::partial::Needed;
 use walkeep_core::plan::RestorePlan;
 use walkeep_core::plan::estimate::Measured;
+use walkeep_core::{Lsn, WalFileName};
 
 use crate::audit::{in_public, this_process};
 use crate::config::{Amcheck, DrillCheck, Wish};
@@ -233,15 +234,25 @@ impl Looking<'_> {
         let Some(superusers) = self.restore().await? else { return Ok(()) };
         let Some((mut server, user, databases)) = self.recover(&superusers).await? else { return Ok(()) };
         let began = Instant::now();
-        self.content(&server, &user, &databases).await?;
+        let content = content(&server, &user, &databases).await;
+        self.looked(Kind::Content, "tables", content, began);
         queries::ask(self, &server, &user).await;
-        rows::compare(self, &server, &user, &databases).await?;
+        rows::compare(self, &server, &user, &databases).await;
         tools::amcheck(self, &server, &user).await?;
         self.drill.step("check", began);
         let began = Instant::now();
-        server.shut_down().await?;
+        if let Err(error) = server.shut_down().await {
+            // Where the last checkpoint cannot write what it read, for one.
+            self.add(Checked::failed(Kind::Recovery, "shutdown", format!("{error:#}")), began);
+            return Ok(());
+        }
         self.drill.step("shut down", began);
         tools::checksums(self).await
+    }
+
+    /// Adds what was looked at; that it could not be looked at, in a server that has opened, is a failure of what was restored.
+    fn looked(&mut self, kind: Kind, name: &str, looked: Result<Checked>, since: Instant) {
+        self.add(looked.unwrap_or_else(|error| Checked::failed(kind, name, format!("{error:#}"))), since);
     }
 
     /// Answers the names of superusers, if the files are whole.
@@ -279,6 +290,20 @@ impl Looking<'_> {
         }
     }
 
+    /// What is wrong with a file of the archive, where something is: read whole, or the parts that stand for it.
+    async fn damage_of(&self, file: &str) -> Option<String> {
+        let file: WalFileName = file.parse().ok()?;
+        let parts = self.plan.wal.iter().filter(|needed| WalFileName::Segment(needed.segment) == file).flat_map(|needed| &needed.parts);
+        let names = std::iter::once(ObjectName::Wal(file)).chain(parts.map(|part| ObjectName::Part(*part)));
+        for name in names {
+            match self.repository.prove(&name).await {
+                Err(error) if error.is_damage() => return Some(error.to_string()),
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// Answers the server with a superuser's name and the databases, if it could be asked.
     async fn recover(&mut self, superusers: &[String]) -> Result<Option<(Server, String, Vec<String>)>> {
         let began = Instant::now();
@@ -292,46 +317,64 @@ impl Looking<'_> {
         let (total, watch) = (self.plan.wal.len() as u64, self.watch);
         match server.recovered(&|state| watch(Told::Recovering(state.files.min(total), total))).await {
             Ok(_) => {}
-            // It started, and did not come to where it should.
-            Err(error) if error.downcast_ref::<Ended>().is_some() => {
+            Err(error) => {
+                // It started, and did not come to where it should; unless WAL is out of reach, which says nothing of it.
+                let Some(ended) = error.downcast_ref::<Ended>() else { return Err(error) };
+                let wanted = ended.wanted().map(str::to_owned);
+                let mut says = format!("{error:#}");
+                if let Some(file) = wanted {
+                    let Some(damage) = self.damage_of(&file).await else {
+                        return Err(error.context(format!("{file} could not be had from the repository")));
+                    };
+                    says = format!("{file} is damaged: {damage}; {says}");
+                }
                 self.drill.step("recover", began);
-                self.add(Checked::failed(Kind::Recovery, name, format!("{error:#}")), began);
+                self.add(Checked::failed(Kind::Recovery, name, says), began);
                 return Ok(None);
             }
-            Err(error) => return Err(error),
         }
-        let (user, client) = server.superuser(superusers, &["template1", "postgres"]).await?;
-        let place = client.query_one("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text", &[]).await?;
-        self.drill.rto_seconds = Some(self.drill.began.elapsed().as_secs_f64());
+        let answered = ask_first(&server, superusers).await;
         self.drill.step("recover", began);
-        let (in_recovery, replayed): (bool, Option<String>) = (place.try_get(0)?, place.try_get(1)?);
-        let replayed = replayed.and_then(|text| text.parse().ok());
-        self.add(stopped(self.plan, in_recovery, replayed), began);
-        let databases = look::databases(&client).await.context("list the databases")?;
-        Ok(Some((server, user, databases.into_iter().map(|(_, name)| name).collect())))
-    }
-
-    /// Whether anything of any user is there.
-    async fn content(&mut self, server: &Server, user: &str, databases: &[String]) -> Result<()> {
-        let began = Instant::now();
-        let (mut tables, mut having) = (0, Vec::new());
-        for database in databases {
-            let client = server.connect(user, database).await.with_context(|| format!("connect to database {}", quote(database)))?;
-            // Their locks would be waited for; what was prepared and not committed is not there anyway.
-            look::roll_back_prepared(&client).await?;
-            let count = look::tables(&client).await?.len();
-            tables += count;
-            if count > 0 {
-                having.push(quote(database));
+        let (user, databases, in_recovery, replayed) = match answered {
+            Ok(answered) => answered,
+            Err(error) => {
+                self.add(Checked::failed(Kind::Recovery, name, format!("the server opened and cannot be asked: {error:#}")), began);
+                return Ok(None);
             }
-        }
-        let checked = match tables {
-            0 => Checked::failed(Kind::Content, "tables", "no database has a table of any user: there is nothing to lose, or it is lost"),
-            tables => Checked::passed(Kind::Content, "tables", format!("{tables} in {}", having.join(", "))),
         };
-        self.add(checked, began);
-        Ok(())
+        self.drill.rto_seconds = Some(self.drill.began.elapsed().as_secs_f64());
+        self.add(stopped(self.plan, in_recovery, replayed), began);
+        Ok(Some((server, user, databases)))
     }
+}
+
+/// A superuser's name, the databases, whether recovery goes on, and up to where it replayed.
+async fn ask_first(server: &Server, superusers: &[String]) -> Result<(String, Vec<String>, bool, Option<Lsn>)> {
+    let (user, client) = server.superuser(superusers, &["template1", "postgres"]).await?;
+    let place = client.query_one("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text", &[]).await?;
+    let (in_recovery, replayed): (bool, Option<String>) = (place.try_get(0)?, place.try_get(1)?);
+    let databases = look::databases(&client).await.context("list the databases")?;
+    let databases = databases.into_iter().map(|(_, name)| name).collect();
+    Ok((user, databases, in_recovery, replayed.and_then(|text| text.parse().ok())))
+}
+
+/// Whether anything of any user is there.
+async fn content(server: &Server, user: &str, databases: &[String]) -> Result<Checked> {
+    let (mut tables, mut having) = (0, Vec::new());
+    for database in databases {
+        let client = server.connect(user, database).await.with_context(|| format!("connect to database {}", quote(database)))?;
+        // Their locks would be waited for; what was prepared and not committed is not there anyway.
+        look::roll_back_prepared(&client).await?;
+        let count = look::tables(&client).await?.len();
+        tables += count;
+        if count > 0 {
+            having.push(quote(database));
+        }
+    }
+    Ok(match tables {
+        0 => Checked::failed(Kind::Content, "tables", "no database has a table of any user: there is nothing to lose, or it is lost"),
+        tables => Checked::passed(Kind::Content, "tables", format!("{tables} in {}", having.join(", "))),
+    })
 }
 
 /// Whether the recovery stopped where the plan says: behind the last transaction that is to be there, and before the first that is not.

@@ -42,8 +42,8 @@ async fn one(looking: &Looking<'_>, server: &Server, user: &str, check: &DrillCh
     let database = check.database.as_ref().unwrap_or(&looking.options.usual_database);
     let client = server.connect(user, database).await?;
     // What it changed others would see.
-    let restored = looking.drill.restored.as_ref();
-    let recovered = restored.and_then(|restored| restored.last_transaction_at).unwrap_or(looking.drill.started_at);
+    let last = looking.plan.last_replayed.and_then(|last| last.time.to_utc());
+    let recovered = last.unwrap_or(looking.plan.backup.ended_at);
     let settings = format!(
         "SET default_transaction_read_only = on; SET statement_timeout = {}; SET walkeep.recovered_to = '{}'",
         check.timeout.as_millis().min(i32::MAX as u128),

@@ -17,15 +17,12 @@ use crate::scratch_server::Server;
 const ASKED: u64 = 100_000;
 
 /// Compares every database that the sample has.
-pub async fn compare(looking: &mut Looking<'_>, server: &Server, user: &str, databases: &[String]) -> Result<()> {
+pub async fn compare(looking: &mut Looking<'_>, server: &Server, user: &str, databases: &[String]) {
     let options = looking.options;
     let began = Instant::now();
     let sample = match &options.sample {
         Ok(sample) => sample,
-        Err(why) => {
-            looking.add(Checked::not_done(Kind::Rows, "rows", why.as_str()), began);
-            return Ok(());
-        }
+        Err(why) => return looking.add(Checked::not_done(Kind::Rows, "rows", why.as_str()), began),
     };
     for (database, why) in &sample.left_out {
         let name = format!("rows of {}", quote(database));
@@ -35,16 +32,32 @@ pub async fn compare(looking: &mut Looking<'_>, server: &Server, user: &str, dat
         let began = Instant::now();
         let name = format!("rows of {}", quote(&sampled.name));
         (looking.watch)(Told::Checking(&name));
-        if !databases.contains(&sampled.name) {
-            looking.add(Checked::failed(Kind::Rows, &name, "there is no such database, and there was one when rows were counted"), began);
-            continue;
-        }
-        let client = server.connect(user, &sampled.name).await?;
-        let since = since(&client, &sampled.snapshot).await.context("ask what was committed since the sample")?;
-        let now = count(&client, sampled).await?;
-        looking.add(rows::compare(sampled, &now, since), began);
+        let compared = match databases.contains(&sampled.name) {
+            true => one(server, user, sampled).await,
+            false => gone(server, user, sampled, &name).await,
+        };
+        looking.looked(Kind::Rows, &name, compared, began);
     }
-    Ok(())
+}
+
+async fn one(server: &Server, user: &str, sampled: &SampledDatabase) -> Result<Checked> {
+    let client = server.connect(user, &sampled.name).await?;
+    let since = since(&client, &sampled.snapshot).await.context("ask what was committed since the sample")?;
+    let now = count(&client, sampled).await?;
+    Ok(rows::compare(sampled, &now, since))
+}
+
+/// Of a database that is not there. Numbers of transactions are those of all databases.
+async fn gone(server: &Server, user: &str, sampled: &SampledDatabase, name: &str) -> Result<Checked> {
+    let client = server.connect(user, "template1").await?;
+    Ok(match since(&client, &sampled.snapshot).await.context("ask what was committed since the sample")? {
+        Since::Nothing => {
+            Checked::failed(Kind::Rows, name, "the database is not there, it was when rows were counted, and nothing was committed since")
+        }
+        Since::Something => {
+            Checked::not_done(Kind::Rows, name, "the database is not there; transactions committed since rows were counted")
+        }
+    })
 }
 
 /// Whether a transaction that the sample did not see has committed.

@@ -15,6 +15,8 @@ use crate::scratch_server::{NO_LIBRARIES, Server};
 
 /// Lines of what a program says that a report shows.
 const LINES: usize = 20;
+/// And so much of each.
+const LINE: usize = 500;
 /// Tables and indexes that are looked at at a time.
 const JOBS: &str = "2";
 
@@ -115,7 +117,8 @@ fn said(output: &Output) -> String {
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    let mut shown: Vec<String> = lines.iter().take(LINES).map(|line| printable(line)).collect();
+    let short = |line: &&str| printable(&line.chars().take(LINE).collect::<String>());
+    let mut shown: Vec<String> = lines.iter().take(LINES).map(short).collect();
     if lines.len() > LINES {
         shown.push(format!("and {} lines more", lines.len() - LINES));
     }

@@ -50,9 +50,11 @@ pub enum Found {
     Several(TableName, Vec<Table>),
 }
 
-/// The databases that let one in: OID and name.
+/// The databases that let one in: OID and name. Into one whose removal was cut off (a limit of -2) nobody gets.
 pub async fn databases(client: &Client) -> Result<Vec<(u32, String)>> {
-    let rows = client.query("SELECT oid, datname::text FROM pg_catalog.pg_database WHERE datallowconn ORDER BY datname", &[]).await?;
+    let rows = client
+        .query("SELECT oid, datname::text FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname", &[])
+        .await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 

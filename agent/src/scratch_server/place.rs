@@ -22,6 +22,9 @@ const PREFIX: &str = "walkeep-scratch-";
 const MARKER: &str = "walkeep-scratch.json";
 /// The longest path of a socket is 107 bytes; behind the folder comes `/s/.s.PGSQL.5432`.
 const PATH_MAX: usize = 107 - "/s/.s.PGSQL.5432".len();
+/// What is on its way when the folder goes comes within this time.
+const LATE: Duration = Duration::from_millis(50);
+const TRIES: usize = 20;
 /// How long a server has for an immediate shutdown before it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -100,7 +103,15 @@ impl Place {
     }
 
     fn end(&mut self) -> Result<()> {
-        let removed = if self.path.exists() { remove(&self.path) } else { Ok(()) };
+        let mut removed = Ok(());
+        // A restore that was cut off may be making its next folder still, with this one around it.
+        for _ in 0..TRIES {
+            removed = if self.path.exists() { remove(&self.path) } else { Ok(()) };
+            std::thread::sleep(LATE);
+            if removed.is_ok() && !self.path.exists() {
+                break;
+            }
+        }
         if let Some(mut watcher) = self.watcher.take() {
             drop(watcher.stdin.take());
             watcher.wait().context("wait for the watcher")?;
@@ -169,11 +180,20 @@ pub fn remove_left(path: &Path) -> Result<bool> {
     remove(path).map(|()| true)
 }
 
-/// The marker goes last, so that a removal that is cut off is done again.
+/// The marker goes last, so that a removal that is cut off is done again. What is made meanwhile goes too.
 fn remove(path: &Path) -> Result<()> {
-    empty(path)?;
-    fs::remove_file(path.join(MARKER))?;
-    Ok(fs::remove_dir(path)?)
+    let began = Instant::now();
+    loop {
+        empty(path)?;
+        match fs::remove_file(path.join(MARKER)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && began.elapsed() < PATIENCE => {}
+            removed => return Ok(removed?),
+        }
+    }
 }
 
 /// Everything but the marker.
@@ -263,6 +283,23 @@ mod tests {
         assert!(alive.sockets().exists() && !alive.data().exists());
         alive.close().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_made_meanwhile_goes_too() {
+        let parent = tempfile::tempdir().unwrap();
+        let (place, _) = Place::make(parent.path(), "a test").unwrap();
+        let (path, data) = (place.path().to_owned(), place.data());
+        let began = Instant::now();
+        let writer = std::thread::spawn(move || {
+            while began.elapsed() < Duration::from_millis(300) {
+                // It may be gone just then.
+                let _ = fs::create_dir_all(data.join("base")).and_then(|()| fs::write(data.join("base/1"), b"x"));
+            }
+        });
+        place.close().unwrap();
+        writer.join().unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(300) && !path.exists());
     }
 
     #[test]

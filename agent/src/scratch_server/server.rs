@@ -127,6 +127,14 @@ pub struct Ended {
     said: String,
 }
 
+impl Ended {
+    /// The file of the archive that it wanted and its restore_command could not get, if that ended it.
+    pub fn wanted(&self) -> Option<&str> {
+        let (_, rest) = self.said.rsplit_once("could not restore file \"")?;
+        Some(rest.split_once('"')?.0)
+    }
+}
+
 /// A server that was started. It ends with its [`Place`].
 #[derive(Debug)]
 pub struct Server {

@@ -21,7 +21,9 @@ pub fn of(report: &DrillReport) -> String {
     for checked in &report.results {
         line(&mut text, &format!("[{}]", checked.outcome), &printable(&format!("{}: {}", checked.name, checked.says)));
         for (name, value) in answers(checked) {
-            line(&mut text, "", &format!("{name} {}", printable(value)));
+            for shown in value.lines() {
+                line(&mut text, "", &format!("{name} {}", printable(shown)));
+            }
         }
     }
     text.push('\n');
