@@ -206,6 +206,41 @@ fn what_looks_like_a_mistake_is_refused() {
     story.end(&[]);
 }
 
+/// What was promised to be there for a day is there, whatever this host's clock says; where all clocks agree, it goes behind the grace.
+#[test]
+fn a_clock_that_is_ahead_removes_nothing_in_its_grace() {
+    if !Path::new(&library()).exists() {
+        eprintln!("SKIPPED: libfaketime is not here");
+        return;
+    }
+    let mut story = Story::local(VERSION);
+    let ids = three(&story);
+    let early = story.commit_time(15);
+    let lies = |story: &Story, id: &str| {
+        let files = story::listing(&story.walkeep.local_repository());
+        files.iter().any(|file| file.contains(&format!("/backups/{id}/")))
+    };
+    policy(&mut story, "window = \"0s\"\nminimum_backups = 1\ngrace = \"1d\"");
+    story.walkeep.ok(&["expire", "--yes", "--allow", "9"]);
+    shift(&mut story.walkeep, Some("+2d"));
+    let told = story.walkeep.ok(&["expire", "--yes"]);
+    assert!(told.stderr.contains("number 1: its objects stay until"), "{} {}", told.stdout, told.stderr);
+    shift(&mut story.walkeep, None);
+    assert!(lies(&story, &ids[0]));
+    story.walkeep.ok(&["expire", "--undo", "1"]);
+    assert_eq!(backups(&story.walkeep), ids);
+    assert_eq!(rows_of(&story, &["--at", &early]), 15);
+
+    policy(&mut story, "window = \"0s\"\nminimum_backups = 1\ngrace = \"1s\"");
+    story.walkeep.ok(&["expire", "--yes", "--allow", "9"]);
+    assert!(lies(&story, &ids[0]));
+    sleep(Duration::from_millis(1500));
+    story.backup();
+    story.walkeep.ok(&["expire", "--yes"]);
+    assert!(!lies(&story, &ids[0]));
+    story.end(&[]);
+}
+
 /// Behind a backup that the agent took.
 #[test]
 fn the_agent_lets_go_by_itself_where_it_is_told_to() {
