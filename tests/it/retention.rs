@@ -69,7 +69,12 @@ fn what_goes_is_told_asked_for_and_can_be_brought_back() {
     assert!(gone.stdout.contains("--undo 1"), "{}", gone.stdout);
     assert_eq!(backups(&story.walkeep), ids[1..]);
     story::refused(&story.walkeep, &["--at", &early]);
-    story.walkeep.run(&["keep", &ids[0]]).expect_code(3);
+    let to = story.walkeep.scratch().join("not-there");
+    for command in [&["keep", &ids[0]][..], &["restore", "--backup", &ids[0], "--immediate", "--to", &to.to_string_lossy()]] {
+        let refused = story.walkeep.run(command).expect_code(3);
+        assert!(refused.stderr.contains("left the catalog") && refused.stderr.contains("expire --undo 1`"), "{}", refused.stderr);
+    }
+    assert!(story.walkeep.run(&["keep", &ids[1], "--for", "0s"]).expect_code(2).stderr.contains("keeps nothing"));
     let status = story.walkeep.ok(&["status"]);
     assert!(!status.stdout.contains("HOLE"), "{}", status.stdout);
 
@@ -79,7 +84,8 @@ fn what_goes_is_told_asked_for_and_can_be_brought_back() {
 
     // Without a time of grace the objects go at once.
     policy(&mut story, "window = \"1s\"\nminimum_backups = 1\ngrace = \"0s\"");
-    story.walkeep.ok(&["expire", "--yes"]);
+    let gone = story.walkeep.ok(&["expire", "--yes"]);
+    assert!(gone.stdout.contains("left the catalog") && !gone.stdout.contains("--undo"), "{}", gone.stdout);
     let files = story::listing(&story.walkeep.local_repository());
     assert!(!files.iter().any(|file| file.contains(&format!("/backups/{}/", ids[0]))), "{files:#?}");
     assert!(files.iter().any(|file| file.contains(&format!("/backups/{}/", ids[1]))));
