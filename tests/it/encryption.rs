@@ -242,6 +242,7 @@ fn keys_come_and_go() {
     let second = switch_and_store(&world.cluster, world.agent(), 1);
     let removed = world.writer.ok(&["key", "remove", &a.recipient]);
     assert!(removed.stdout.contains("1 recipient now") && removed.stdout.contains("What was stored before still can"), "{removed:?}");
+    assert!(world.writer.run(&["key", "remove", &a.recipient]).expect_code(3).stderr.contains("is not a recipient"));
     let last = world.writer.run(&["key", "remove", &b.recipient]).expect_code(3);
     assert!(last.stderr.contains("only recipient"), "{last:?}");
     let third = switch_and_store(&world.cluster, world.agent(), 1);

@@ -69,7 +69,12 @@ fn what_goes_is_told_asked_for_and_can_be_brought_back() {
     assert!(gone.stdout.contains("--undo 1"), "{}", gone.stdout);
     assert_eq!(backups(&story.walkeep), ids[1..]);
     story::refused(&story.walkeep, &["--at", &early]);
-    story.walkeep.run(&["keep", &ids[0]]).expect_code(3);
+    let to = story.walkeep.scratch().join("not-there");
+    for command in [&["keep", &ids[0]][..], &["restore", "--backup", &ids[0], "--immediate", "--to", &to.to_string_lossy()]] {
+        let refused = story.walkeep.run(command).expect_code(3);
+        assert!(refused.stderr.contains("left the catalog") && refused.stderr.contains("expire --undo 1`"), "{}", refused.stderr);
+    }
+    assert!(story.walkeep.run(&["keep", &ids[1], "--for", "0s"]).expect_code(2).stderr.contains("keeps nothing"));
     let status = story.walkeep.ok(&["status"]);
     assert!(!status.stdout.contains("HOLE"), "{}", status.stdout);
 
@@ -79,7 +84,8 @@ fn what_goes_is_told_asked_for_and_can_be_brought_back() {
 
     // Without a time of grace the objects go at once.
     policy(&mut story, "window = \"1s\"\nminimum_backups = 1\ngrace = \"0s\"");
-    story.walkeep.ok(&["expire", "--yes"]);
+    let gone = story.walkeep.ok(&["expire", "--yes"]);
+    assert!(gone.stdout.contains("left the catalog") && !gone.stdout.contains("--undo"), "{}", gone.stdout);
     let files = story::listing(&story.walkeep.local_repository());
     assert!(!files.iter().any(|file| file.contains(&format!("/backups/{}/", ids[0]))), "{files:#?}");
     assert!(files.iter().any(|file| file.contains(&format!("/backups/{}/", ids[1]))));
@@ -203,6 +209,41 @@ fn what_looks_like_a_mistake_is_refused() {
     assert_eq!(backups(&story.walkeep), ids);
     story.walkeep.ok(&["expire", "--yes", "--allow", "4"]);
     assert_eq!(backups(&story.walkeep), ids[4..]);
+    story.end(&[]);
+}
+
+/// What was promised to be there for a day is there, whatever this host's clock says; where all clocks agree, it goes behind the grace.
+#[test]
+fn a_clock_that_is_ahead_removes_nothing_in_its_grace() {
+    if !Path::new(&library()).exists() {
+        eprintln!("SKIPPED: libfaketime is not here");
+        return;
+    }
+    let mut story = Story::local(VERSION);
+    let ids = three(&story);
+    let early = story.commit_time(15);
+    let lies = |story: &Story, id: &str| {
+        let files = story::listing(&story.walkeep.local_repository());
+        files.iter().any(|file| file.contains(&format!("/backups/{id}/")))
+    };
+    policy(&mut story, "window = \"0s\"\nminimum_backups = 1\ngrace = \"1d\"");
+    story.walkeep.ok(&["expire", "--yes", "--allow", "9"]);
+    shift(&mut story.walkeep, Some("+2d"));
+    let told = story.walkeep.ok(&["expire", "--yes"]);
+    assert!(told.stderr.contains("number 1: its objects stay until"), "{} {}", told.stdout, told.stderr);
+    shift(&mut story.walkeep, None);
+    assert!(lies(&story, &ids[0]));
+    story.walkeep.ok(&["expire", "--undo", "1"]);
+    assert_eq!(backups(&story.walkeep), ids);
+    assert_eq!(rows_of(&story, &["--at", &early]), 15);
+
+    policy(&mut story, "window = \"0s\"\nminimum_backups = 1\ngrace = \"1s\"");
+    story.walkeep.ok(&["expire", "--yes", "--allow", "9"]);
+    assert!(lies(&story, &ids[0]));
+    sleep(Duration::from_millis(1500));
+    story.backup();
+    story.walkeep.ok(&["expire", "--yes"]);
+    assert!(!lies(&story, &ids[0]));
     story.end(&[]);
 }
 

@@ -105,6 +105,20 @@ impl Expiry {
         self.backups.is_empty() && self.wal.is_empty() && !self.artifacts.is_empty()
     }
 
+    /// Whether all that it names is gone, as these say of what earlier runs removed: then it was carried out to its end, and whoever still has it missed that.
+    pub fn is_gone_by<'a>(&self, others: impl IntoIterator<Item = &'a Self>) -> bool {
+        let (mut gone, mut newest) = (Expired::default(), DateTime::<Utc>::MIN_UTC);
+        for other in others {
+            gone.add_gone(other);
+            newest = newest.max(other.at);
+        }
+        let is_forgotten = |place: &ArtifactPlace| place.id.began().is_some_and(|began| newest - began >= Self::REMEMBERED);
+        !gone.is_empty()
+            && self.backups.iter().chain(&self.gone_backups).all(|id| gone.has_backup(id))
+            && self.wal.iter().chain(&self.gone).all(|wal| gone.has_all_of(wal.timeline, WalRange { from: wal.from, to: wal.to }))
+            && self.artifacts.iter().chain(&self.gone_artifacts).all(|place| gone.has_artifact(place) || is_forgotten(place))
+    }
+
     /// Reads the record with this number.
     pub fn parse(number: u32, json: &[u8]) -> Result<Self, ExpiryError> {
         #[derive(Deserialize)]
@@ -159,9 +173,17 @@ pub struct Expired {
 impl Expired {
     /// Adds what a run took out.
     pub fn add(&mut self, expiry: &Expiry) {
-        self.backups.extend(expiry.backups.iter().chain(&expiry.gone_backups).cloned());
-        self.artifacts.extend(expiry.artifacts.iter().chain(&expiry.gone_artifacts).cloned());
-        expiry.wal.iter().chain(&expiry.gone).for_each(|wal| self.add_wal(*wal));
+        self.backups.extend(expiry.backups.iter().cloned());
+        self.artifacts.extend(expiry.artifacts.iter().cloned());
+        expiry.wal.iter().for_each(|wal| self.add_wal(*wal));
+        self.add_gone(expiry);
+    }
+
+    /// Adds what a record says of earlier runs: for good.
+    pub fn add_gone(&mut self, expiry: &Expiry) {
+        self.backups.extend(expiry.gone_backups.iter().cloned());
+        self.artifacts.extend(expiry.gone_artifacts.iter().cloned());
+        expiry.gone.iter().for_each(|wal| self.add_wal(*wal));
     }
 
     /// Adds segments.
@@ -279,6 +301,22 @@ mod tests {
         assert!(matches!(Expiry::parse(4, &json), Err(ExpiryError::Number { found: 3 })));
         assert!(matches!(Expiry::parse(3, br#"{"format": 2}"#), Err(ExpiryError::Format(2))));
         assert!(matches!(Expiry::parse(3, b"["), Err(ExpiryError::Malformed(_))));
+    }
+
+    #[test]
+    fn what_others_say_is_gone_was_carried_out() {
+        let at = record().at;
+        let place = |began| ArtifactPlace { name: "etc".parse().expect("a name"), id: crate::artifact::ArtifactId::new(began, 1) };
+        let finished = Expiry { gone: Vec::new(), artifacts: vec![place(at)], ..record() };
+        let memory = |gone| Expiry { gone, gone_backups: finished.backups.clone(), ..Expiry::new(7, at, "db1".into()) };
+        let with_artifact = Expiry { gone_artifacts: finished.artifacts.clone(), ..memory(vec![wal(1, 9)]) };
+        assert!(finished.is_gone_by([&with_artifact]));
+        assert!(!finished.is_gone_by([]) && !finished.is_gone_by([&finished]), "it says so of others only");
+        let some = [memory(vec![wal(1, 9)]), Expiry { gone: vec![wal(1, 8)], ..with_artifact.clone() }];
+        assert!(some.iter().all(|lacking| !finished.is_gone_by([lacking])) && finished.is_gone_by(&some));
+        // Of an artifact that went long ago nothing is remembered.
+        assert!(finished.is_gone_by([&Expiry { at: at + Expiry::REMEMBERED, ..memory(vec![wal(4, 9)]) }]));
+        assert!(record().is_gone_by([&memory(vec![wal(1, 9)])]) && !record().is_gone_by([&memory(vec![wal(4, 9)])]));
     }
 
     #[test]

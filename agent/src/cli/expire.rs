@@ -187,6 +187,10 @@ async fn of_artifacts(
 /// Says what left, once it did: whatever fails behind it, it can be brought back.
 fn say_left(record: Option<&Expiry>, grace: Duration, args: &ExpireArgs) {
     if let Some(Expiry { number, at, .. }) = record.filter(|_| !args.json) {
+        if grace.is_zero() {
+            output::say!("\nnumber {number} left the catalog; without a time of grace its objects go at once");
+            return;
+        }
         let until = output::time(*at + grace);
         output::say!("\nnumber {number} left the catalog; until {until} `walkeep expire --undo {number}` brings it back");
     }

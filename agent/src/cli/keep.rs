@@ -1,6 +1,8 @@
 //! `walkeep keep` and `walkeep release`: holds on single backups.
 
-use anyhow::Context;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
 use chrono::Utc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +13,8 @@ use walkeep_store::several::Proof;
 use super::failure::Failure;
 use super::trail::Told;
 use super::{Global, output, setup};
+use crate::expire;
+use crate::repository::ClusterRepository;
 use crate::repository::holds::Hold;
 
 /// Arguments of `walkeep keep`.
@@ -50,6 +54,9 @@ pub struct ReleaseArgs {
 /// Runs `walkeep keep`.
 pub async fn keep(global: &Global, args: KeepArgs, told: &Told<'_>) -> Result<(), Failure> {
     let time: KeepFor = crate::config::keep_for(&args.time).context("--for").map_err(Failure::usage)?;
+    if time == KeepFor::Time(Duration::ZERO) {
+        return Err(Failure::usage(anyhow!("--for {} keeps nothing", args.time)).hint("`walkeep release` leaves a backup to the policy"));
+    }
     let keep = time.from(Utc::now()).with_context(|| format!("--for {} is too long", args.time)).map_err(Failure::usage)?;
     told.of("kept", output::kept(&keep));
     say(global, args.backup, Some(keep), args.json, told).await
@@ -66,8 +73,7 @@ async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool, 
     let repository = setup::cluster_repository(&config.cluster, &CancellationToken::new()).await?.demanding(Proof::Every);
     let known = repository.backups().await.context("read the backups")?;
     if known.expired.iter().any(|record| record.id == backup) {
-        return Err(Failure::refused(format!("{backup} has left the catalog"))
-            .hint("`walkeep expire --dry-run` says by which number; `walkeep expire --undo NUMBER` brings it back, then keep it"));
+        return Err(left_the_catalog(&repository, &backup).await?);
     }
     if !known.records.iter().any(|record| record.id == backup) {
         return Err(Failure::refused(format!("there is no backup {backup}")).hint("`walkeep backups` lists them"));
@@ -85,8 +91,16 @@ async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool, 
         }
     }
     match left && hold.keep.is_some() {
-        true => Err(Failure::refused(format!("{} left the catalog at this moment", hold.backup))
-            .hint("`walkeep expire --undo NUMBER` brings it back; `walkeep expire --dry-run` says which number")),
+        true => Err(left_the_catalog(&repository, &hold.backup).await?),
         false => Ok(()),
     }
+}
+
+/// The refusal of what needs a backup that left the catalog.
+pub async fn left_the_catalog(repository: &ClusterRepository, backup: &BackupId) -> Result<Failure, Failure> {
+    Ok(match expire::left_with(repository, backup).await? {
+        Some(number) => Failure::refused(format!("{backup} has left the catalog under number {number}"))
+            .hint(format!("`walkeep expire --undo {number}` brings it back while its time of grace runs")),
+        None => Failure::refused(format!("{backup} has left the catalog, and its objects are being removed")),
+    })
 }

@@ -225,7 +225,7 @@ fn remove(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
         return Err(Failure::refused(reason).hint("Remove it from recipients there, and restart the agent."));
     }
     if !now.iter().any(|known| known.recipient == recipient) {
-        return tell(cluster, args.json, false, "It is not a recipient.");
+        return Err(Failure::refused(format!("{recipient} is not a recipient: nothing was changed")).hint("`walkeep key list` names them"));
     }
     if now.len() == 1 {
         return Err(Failure::refused("it is the only recipient: nothing could be stored").hint("Add another one first."));

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 use walkeep_core::partial::Needed;
@@ -14,7 +15,7 @@ use walkeep_core::target::{Backwards, ClockReport, Transaction};
 use super::before::{self, NotOne};
 use super::failure::{Exit, Failure};
 use super::target::TargetArgs;
-use super::{Global, output, setup, thaw};
+use super::{Global, keep, output, setup, thaw};
 use crate::config::ClusterConfig;
 use crate::planning::{Around, Share, View};
 use crate::postgres::ConnectionParams;
@@ -116,7 +117,7 @@ async fn planned(
     server: Result<ConnectionParams, String>,
 ) -> Result<RestorePlan, Failure> {
     let around = Around { server, rates: RatesFile::of(cluster).load(), share };
-    let mut waits = 0;
+    let (mut waits, asked) = (0, target);
     loop {
         let mut view = View::load(repository.clone()).await?;
         setup::tell_loaded(view.loaded());
@@ -128,7 +129,10 @@ async fn planned(
             }
             None => target.target(&backups),
         };
-        let target = target.map_err(Failure::usage)?;
+        let target = match target {
+            Ok(target) => target,
+            Err(error) => return Err(in_its_grace(repository, asked.backup()).await?.unwrap_or_else(|| Failure::usage(error))),
+        };
         let mut on_progress = wal_progress("to find the target");
         let planned = view.plan(&target, &around, &mut on_progress).await?;
         match planned {
@@ -139,6 +143,17 @@ async fn planned(
             }
             planned => return planned.map_err(refused),
         }
+    }
+}
+
+/// The refusal of a backup, asked for by how its ID begins, that left the catalog and is still there.
+async fn in_its_grace(repository: &ClusterRepository, begin: Option<&str>) -> Result<Option<Failure>, Failure> {
+    let Some(begin) = begin else { return Ok(None) };
+    let expired = repository.backups().await.context("read the backups")?.expired;
+    let mut fitting = expired.iter().filter(|record| record.id.as_str().starts_with(begin));
+    match (fitting.next(), fitting.next()) {
+        (Some(record), None) => Ok(Some(keep::left_the_catalog(repository, &record.id).await?)),
+        _ => Ok(None),
     }
 }
 

@@ -135,6 +135,11 @@ impl TargetArgs {
         })
     }
 
+    /// How the ID of the backup asked for begins.
+    pub fn backup(&self) -> Option<&str> {
+        self.backup.as_deref()
+    }
+
     /// The timeline asked for.
     pub fn timeline(&self) -> Option<TimelineId> {
         self.timeline

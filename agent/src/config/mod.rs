@@ -14,6 +14,7 @@ mod notify;
 mod raw;
 mod repositories;
 mod retention;
+mod same_place;
 mod schedules;
 mod secret_file;
 mod values;

@@ -6,6 +6,7 @@ use walkeep_store::several::StoredWhen;
 
 use super::RepositoryConfig;
 use super::raw::RawRepository;
+use super::same_place::{Shared, shared};
 use super::values::check_repository;
 
 /// The primary and the others.
@@ -17,10 +18,14 @@ pub fn check(raw: &[RawRepository], name: &ClusterName) -> Result<(RepositoryCon
     let mut checked: Vec<RepositoryConfig> = Vec::new();
     for (index, raw) in raw.iter().enumerate() {
         let repository = check_repository(raw).with_context(|| place(index))?;
-        // Two buckets of one name may lie on two servers.
-        let same = |other: &RepositoryConfig| other.url() == repository.url() && other.endpoint() == repository.endpoint();
-        if let Some(other) = checked.iter().position(same) {
-            bail!("{}: it is the same as number {}, {}: a copy of itself protects nothing", place(index), other + 1, repository.url());
+        for (other, before) in checked.iter().enumerate() {
+            let (other, url) = (other + 1, before.url());
+            match repository.shares_with(before) {
+                None => {}
+                Some(Shared::Same) => bail!("{}: it is the same as number {other}, {url}: a copy of itself protects nothing", place(index)),
+                Some(Shared::Within) => bail!("{}: it lies within number {other}, {url}: give each a directory of its own", place(index)),
+                Some(Shared::Around) => bail!("{}: number {other}, {url}, lies within it: give each a directory of its own", place(index)),
+            }
         }
         checked.push(repository);
     }
@@ -45,6 +50,15 @@ pub fn rule(written: Option<&str>, further: usize) -> Result<StoredWhen> {
 }
 
 impl RepositoryConfig {
+    /// How it lies to another one, if they are not apart.
+    fn shares_with(&self, other: &Self) -> Option<Shared> {
+        match (self, other) {
+            (Self::Local { path }, Self::Local { path: other }) => shared(path, other),
+            // Two buckets of one name may lie on two servers.
+            _ => (self.url() == other.url() && self.endpoint() == other.endpoint()).then_some(Shared::Same),
+        }
+    }
+
     fn endpoint(&self) -> Option<&str> {
         match self {
             Self::Local { .. } => None,

@@ -213,6 +213,9 @@ fn several_repositories_have_a_primary_and_a_rule() {
         (SMALL.to_owned(), "WALKEEP_ACKNOWLEDGE_RULE", "all", "more than one"),
         (SMALL.to_owned(), "WALKEEP_REPOSITORY_3_URL", "file:///srv/x", "there are 1"),
         (SMALL.to_owned(), "WALKEEP_REPOSITORY_2_URL", "file:///srv/w", "the same as number 1"),
+        (SMALL.to_owned(), "WALKEEP_REPOSITORY_2_URL", "file:///srv/./x/../w/", "the same as number 1"),
+        (SMALL.to_owned(), "WALKEEP_REPOSITORY_2_URL", "file:///srv/w/main", "it lies within number 1"),
+        (SMALL.to_owned(), "WALKEEP_REPOSITORY_2_URL", "file:///srv", "number 1, file:///srv/w, lies within it"),
         (format!("{SMALL}{second}"), "WALKEEP_COMPARE_INTERVAL", "0s", "compare_interval"),
     ];
     for (text, variable, value, reason) in refused {

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use walkeep_core::backup::BackupRecord;
-use walkeep_core::expiry::{End, Expired, Expiry};
+use walkeep_core::expiry::{End, Expired};
 use walkeep_core::layout::{ClusterLayout, ObjectName};
 use walkeep_core::manifest::EntryKind;
 use walkeep_core::{SegmentName, WalFileName};
 use walkeep_store::Key;
 use walkeep_store::several::Guide;
 
+use crate::repository::expiry::{KnownExpiry, mark_merged};
 use crate::repository::{ClusterRepository, Error, Result, trail};
 
 /// The guide for one cluster identity.
@@ -24,6 +25,8 @@ pub struct Contents {
     repository: Arc<ClusterRepository>,
     root: String,
     expired: Expired,
+    /// The numbers of records that were carried out to the end.
+    merged: BTreeSet<u32>,
 }
 
 impl Contents {
@@ -31,21 +34,36 @@ impl Contents {
     pub fn new(repository: Arc<ClusterRepository>) -> Self {
         let root = repository.layout().wal_prefix();
         let root = root.strip_suffix("wal/").unwrap_or(&root).to_owned();
-        Self { repository, root, expired: Expired::default() }
+        Self { repository, root, expired: Expired::default(), merged: BTreeSet::new() }
     }
 
     /// As it is now.
     pub async fn load(repository: Arc<ClusterRepository>) -> Result<Self> {
-        let mut expired = Expired::default();
-        for known in repository.expiries().await?.0 {
+        let known = repository.expiries().await?.0;
+        Ok(Self::knowing(repository, known))
+    }
+
+    /// The same for a target that may have let go what the repository still has, or has missed the end of.
+    pub async fn load_for(repository: Arc<ClusterRepository>, target: &ClusterRepository) -> Result<Self> {
+        let mut known = repository.expiries().await?.0;
+        // What of the target's cannot be believed says nothing: a copy may be what is to mend it.
+        known.extend(target.believable_expiries().await?.0);
+        mark_merged(&mut known);
+        Ok(Self::knowing(repository, known))
+    }
+
+    fn knowing(repository: Arc<ClusterRepository>, known: Vec<KnownExpiry>) -> Self {
+        let (mut expired, mut merged) = (Expired::default(), BTreeSet::new());
+        for known in known {
+            merged.extend(known.merged.then_some(known.record.number));
             match known.end.as_ref().map(|end| end.end) {
                 Some(End::Removing) => expired.add(&known.record),
                 Some(End::Undone) => {}
                 // It may be taken back, but for what is gone since earlier.
-                None => expired.add(&Expiry { backups: Vec::new(), wal: Vec::new(), artifacts: Vec::new(), ..known.record.clone() }),
+                None => expired.add_gone(&known.record),
             }
         }
-        Ok(Self { expired, ..Self::new(repository) })
+        Self { expired, merged, ..Self::new(repository) }
     }
 
     fn layout(&self) -> &ClusterLayout {
@@ -116,6 +134,7 @@ impl Contents {
             | ObjectName::ArtifactPiece(place, _)
             | ObjectName::ArtifactSummary(place)
             | ObjectName::ArtifactRecord(place) => !self.expired.has_artifact(place),
+            ObjectName::Expiry(number) | ObjectName::ExpiryEnd(number) => !self.merged.contains(number),
             _ => true,
         }
     }

@@ -88,7 +88,7 @@ pub async fn copy(
     let source = Repository::open(from.clone()).await?;
     let identities = source.identities(cluster).await?;
     ensure!(!identities.is_empty(), repository::Error::UnknownCluster { url: source.url(), cluster: cluster.to_string() });
-    agree(&source, &to, cluster, &identities, options.dry_run).await?;
+    let target = agree(&source, &to, cluster, &identities, options.dry_run).await?;
     let mut work = Work {
         from,
         to,
@@ -105,8 +105,14 @@ pub async fn copy(
         lacking: BTreeSet::new(),
     };
     for identity in identities {
+        let target = target.clone().map(|target| with(target, identity.clone()));
         let repository = Arc::new(with(source.clone(), identity));
-        let guide = Contents::load(repository.clone()).await.context("read what was let go")?;
+        // Neither brings what the other has let go.
+        let guide = match &target {
+            Some(target) => Contents::load_for(repository.clone(), target).await,
+            None => Contents::load(repository.clone()).await,
+        };
+        let guide = guide.context("read what was let go")?;
         work.guide = Some((repository, guide.clone()));
         let (from, to) = (work.from.clone(), work.to.clone());
         compare(from.as_ref(), to.as_ref(), &guide, Mark::default(), &mut work).await.context("compare the repositories")?;
@@ -116,17 +122,23 @@ pub async fn copy(
     Ok(work.copied)
 }
 
-/// Makes the target a repository that knows the cluster as the source does. Fails if it knows it otherwise.
-async fn agree(source: &Repository, to: &SharedStore, cluster: &ClusterName, identities: &[ClusterIdentity], dry_run: bool) -> Result<()> {
+/// Makes the target a repository that knows the cluster as the source does, and answers it, if there is one. Fails if it knows it otherwise.
+async fn agree(
+    source: &Repository,
+    to: &SharedStore,
+    cluster: &ClusterName,
+    identities: &[ClusterIdentity],
+    dry_run: bool,
+) -> Result<Option<Repository>> {
     let target = match Repository::open(to.clone()).await {
-        Err(repository::Error::NoRepository { .. }) if dry_run => return Ok(()),
+        Err(repository::Error::NoRepository { .. }) if dry_run => return Ok(None),
         Err(repository::Error::NoRepository { .. }) => Repository::create(to.clone()).await?,
         opened => opened?,
     };
-    match dry_run {
-        true => Ok(()),
-        false => Ok(target.know_the_same(cluster, &source.url(), identities).await?),
+    if !dry_run {
+        target.know_the_same(cluster, &source.url(), identities).await?;
     }
+    Ok(Some(target))
 }
 
 struct Work<'a> {

@@ -329,6 +329,39 @@ async fn a_copy_that_was_broken_off_goes_on_and_never_has_a_backup_without_its_d
     assert_eq!(copied(store.clone(), target.clone(), false, None).await.unwrap().objects, 0);
 }
 
+/// The source has missed that the target let go: nothing of it comes back, nor the record of it.
+#[tokio::test]
+async fn what_the_target_has_let_go_is_not_brought_there() {
+    let (repository, store) = filled().await;
+    let target = Arc::new(MemoryStore::new());
+    let wal = vec![ExpiredWal { timeline: TimelineId::FIRST, from: Lsn::new(1 << 20), to: Lsn::new(21 << 20) }];
+    let expiry = Expiry { backups: vec![record(1).id], wal, ..Expiry::new(1, chrono::DateTime::UNIX_EPOCH, "db1".into()) };
+    repository.put_expiry(&expiry).await.unwrap();
+    copied(store.clone(), target.clone(), false, None).await.unwrap();
+    let before = keys(&target).await.len();
+    let there = Repository::open(target.clone()).await.unwrap();
+    let there = Arc::new(ClusterRepository::new(there, "main".parse().unwrap(), repository.identity().clone(), 3));
+    let (scope, none, stop) = (crate::expire::Scope::Everything, Duration::ZERO, CancellationToken::new());
+    let let_go = async || crate::expire::carry_out(&there, scope, none, chrono::Utc::now(), &stop, &|_| {}).await.unwrap();
+    assert_eq!(let_go().await.objects, 21);
+    let left = keys(&target).await;
+    assert_eq!(left.len(), before - 21, "one record took the place of the other");
+    for dry_run in [true, false] {
+        assert_eq!(copied(store.clone(), target.clone(), dry_run, None).await.unwrap().objects, 0);
+    }
+    assert_eq!(keys(&target).await, left);
+    // One that comes back all the same is carried out already: nobody is offered to take it back, and the next run clears it away.
+    there.put_expiry(&expiry).await.unwrap();
+    assert!(crate::expire::pending(&there).await.unwrap().is_empty());
+    assert_eq!(crate::expire::undo(&there, 1, chrono::Utc::now()).await.unwrap(), None);
+    put(&there, 40).await;
+    there.commit_backup(&record(1)).await.unwrap();
+    let_go().await;
+    let (known, _) = there.expiries().await.unwrap();
+    assert!(known.len() == 1 && known[0].record.is_memory() && known[0].record.gone_backups == expiry.backups, "{known:?}");
+    assert_eq!(there.backup(&record(1).id).await.unwrap(), None, "what another one still had of it goes too");
+}
+
 #[tokio::test]
 async fn damage_is_not_copied_and_nothing_is_overwritten() {
     let (repository, store) = filled().await;

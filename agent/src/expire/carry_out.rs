@@ -112,6 +112,13 @@ pub async fn carry_out(
             over.push(known);
             continue;
         }
+        if known.merged {
+            // What a repository that was away still has of it.
+            if work.remove(&known.record).await? {
+                over.push(known);
+            }
+            continue;
+        }
         if known.end.is_none() {
             let mut waits = Work::in_grace(&known, grace, host_now, None)?;
             if waits.is_none() {

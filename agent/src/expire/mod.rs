@@ -223,6 +223,12 @@ pub async fn pending(repository: &ClusterRepository) -> Result<Vec<KnownExpiry>>
     Ok(known.into_iter().filter(KnownExpiry::is_pending).collect())
 }
 
+/// The number under which a backup left the catalog, as long as it can be brought back.
+pub async fn left_with(repository: &ClusterRepository, backup: &BackupId) -> Result<Option<u32>> {
+    let can_be_brought_back = |known: &KnownExpiry| known.end.is_none() && known.record.backups.contains(backup);
+    Ok(pending(repository).await?.into_iter().find(can_be_brought_back).map(|known| known.record.number))
+}
+
 /// A backup of the record that somebody has said to keep.
 async fn held(repository: &ClusterRepository, record: &Expiry, now: DateTime<Utc>) -> Result<Option<BackupId>> {
     let holds = repository.holds().await.context("read the holds")?;
@@ -230,10 +236,17 @@ async fn held(repository: &ClusterRepository, record: &Expiry, now: DateTime<Utc
     Ok(record.backups.iter().find(is_held).cloned())
 }
 
-/// Takes a record back: what it names is in the catalog again. Answers false if its objects are being removed already.
+/// Takes a record back: what it names is in the catalog again. Answers false if its objects are being removed already, and nothing where nothing would come
+/// back: nothing is changed then.
 pub async fn undo(repository: &ClusterRepository, number: u32, host_now: DateTime<Utc>) -> Result<Option<(Expiry, bool)>> {
     let (known, _) = repository.expiries().await.context("read what left the catalog")?;
-    let Some(known) = known.into_iter().find(|known| known.record.number == number && !known.record.is_memory()) else { return Ok(None) };
+    let is_it = |known: &KnownExpiry| known.record.number == number && !known.record.is_memory() && !known.merged;
+    let Some(known) = known.into_iter().find(is_it) else { return Ok(None) };
+    let lie = repository.backups().await.context("read the backups")?;
+    let named = &known.record.backups;
+    if !named.is_empty() && lie.damaged.is_empty() && !lie.records.iter().chain(&lie.expired).any(|record| named.contains(&record.id)) {
+        return Ok(None);
+    }
     let end = ExpiryEnd { number: Some(number), end: End::Undone, at: host_now, host: crate::writer::host() };
     let decided = repository.end_expiry(number, &end).await.context("take it back")?;
     Ok(Some((known.record, decided == End::Undone)))

@@ -31,6 +31,8 @@ pub struct KnownExpiry {
     pub put: SystemTime,
     /// How it went on; `None` while its time of grace runs.
     pub end: Option<ExpiryEnd>,
+    /// Whether all that it names is gone, as others say: it was merged, and a repository that was away has brought it back.
+    pub merged: bool,
 }
 
 impl KnownExpiry {
@@ -41,7 +43,18 @@ impl KnownExpiry {
 
     /// Whether something that it hides is not gone yet.
     pub fn is_pending(&self) -> bool {
-        self.hides() && !self.record.is_memory()
+        self.hides() && !self.record.is_memory() && !self.merged
+    }
+}
+
+/// Marks those of which all is gone, as others of them say.
+pub fn mark_merged(known: &mut [KnownExpiry]) {
+    let records: Vec<Expiry> = known.iter().map(|known| known.record.clone()).collect();
+    for known in known {
+        let record = &known.record;
+        // Of two that only say what is gone the later took over the earlier.
+        let others = records.iter().filter(|other| !record.is_memory() || other.number > record.number);
+        known.merged = known.hides() && record.is_gone_by(others);
     }
 }
 
@@ -65,10 +78,12 @@ impl ClusterRepository {
         }
     }
 
-    async fn believable_expiries(&self) -> Result<(Vec<KnownExpiry>, u32, Vec<Damaged>)> {
+    /// The same, with the records that cannot be believed beside them.
+    pub async fn believable_expiries(&self) -> Result<(Vec<KnownExpiry>, u32, Vec<Damaged>)> {
         for _ in 0..TRIES {
-            let (listed, known, next, damaged) = self.read_expiries().await?;
+            let (listed, mut known, next, damaged) = self.read_expiries().await?;
             if known.len() + damaged.len() == listed {
+                mark_merged(&mut known);
                 return Ok((known, next, damaged));
             }
             // One that was listed is gone: the one that took it over was not in that listing.
@@ -98,7 +113,7 @@ impl ClusterRepository {
                     false => None,
                 };
                 // It was merged into another one at this moment.
-                Ok((end.is_some() == ended).then_some(KnownExpiry { record, put, end }))
+                Ok((end.is_some() == ended).then_some(KnownExpiry { record, put, end, merged: false }))
             }
         };
         let read = |record| {
