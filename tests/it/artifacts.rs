@@ -196,6 +196,8 @@ fn what_fails_stores_nothing() {
         let failed = story.walkeep.run(&["artifact", "run", "it"]).expect_code(1);
         assert!(failed.stderr.contains(said), "{lines}: {}", failed.stderr);
         assert_eq!(objects(&story.walkeep), Vec::<String>::new(), "{lines}");
+        let left: Vec<_> = listing(&story.walkeep.local_repository()).into_iter().filter(|line| line.contains("/artifacts/it/")).collect();
+        assert_eq!(left, Vec::<String>::new(), "{lines}");
     }
     // Killed half way: its first piece is there, and nobody lists it.
     let script = format!("head -c 40000000 /dev/zero; touch {}; sleep 60", flag.display());
