@@ -39,6 +39,11 @@ fn objects(walkeep: &Walkeep) -> Vec<String> {
     files.filter(|path| path.contains("/artifacts/")).collect()
 }
 
+/// Killed, whoever is to ask for its end.
+fn is_dead(process: &std::path::Path) -> bool {
+    std::fs::read_to_string(process.join("stat")).is_ok_and(|stat| stat.contains(") Z "))
+}
+
 #[track_caller]
 fn ok(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> String {
     run(user::command(program).args(args)).expect_code(0).stdout
@@ -196,9 +201,17 @@ fn what_fails_stores_nothing() {
         let failed = story.walkeep.run(&["artifact", "run", "it"]).expect_code(1);
         assert!(failed.stderr.contains(said), "{lines}: {}", failed.stderr);
         assert_eq!(objects(&story.walkeep), Vec::<String>::new(), "{lines}");
+        let left: Vec<_> = listing(&story.walkeep.local_repository()).into_iter().filter(|line| line.contains("/artifacts/it/")).collect();
+        assert_eq!(left, Vec::<String>::new(), "{lines}");
     }
     // Killed half way: its first piece is there, and nobody lists it.
-    let script = format!("head -c 40000000 /dev/zero; touch {}; sleep 60", flag.display());
+    // One of its processes has left its group, and its parent.
+    let pids = story.walkeep.scratch().join("pids");
+    let script = format!(
+        "echo $$ > {0}; (setsid sh -c 'echo $$ >> {0}; sleep 600' > /dev/null &); head -c 40000000 /dev/zero; touch {1}; sleep 60",
+        pids.display(),
+        flag.display()
+    );
     configure(&mut story.walkeep, &command(&format!("command = {}", Value::from(script))));
     let mut killed = story.walkeep.command(&["artifact", "run", "it"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     wait_until("a piece is stored", PATIENCE, || {
@@ -206,6 +219,10 @@ fn what_fails_stores_nothing() {
     });
     killed.kill().unwrap();
     killed.wait().unwrap();
+    let begun = std::fs::read_to_string(&pids).unwrap();
+    let begun: Vec<PathBuf> = begun.lines().map(|pid| PathBuf::from("/proc").join(pid)).collect();
+    assert_eq!(begun.len(), 2);
+    wait_until("its processes have ended", PATIENCE, || begun.iter().all(|process| !process.join("environ").exists() || is_dead(process)));
     assert_eq!(listed(&story.walkeep).len(), 0);
     story.walkeep.run(&["artifact", "get", "it", "--to", "-"]).expect_code(3);
     configure(&mut story.walkeep, &command("command = \"echo whole\""));

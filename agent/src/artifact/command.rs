@@ -1,4 +1,4 @@
-//! What a command prints. It has a clean environment, no input, a process group of its own that ends with it, and no say in what is recorded but the end of
+//! What a command prints. It has a clean environment, no input, processes that all end when it is given up, and no say in what is recorded but the end of
 //! its standard error.
 
 use std::process::Stdio;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use walkeep_core::identifier::printable;
 
 use super::flow::{Ended, Flow, Source};
+use super::processes::{MARK, Processes};
 use crate::config::Secret;
 
 /// Bytes read at a time.
@@ -40,11 +40,11 @@ pub struct Call {
 impl Call {
     /// Starts it; what it prints is the stream.
     pub fn start(self) -> Result<Flow> {
-        let mut child = self.spawn(Stdio::piped())?;
+        let mut processes = Processes::watched()?;
+        let mut child = self.spawn(Stdio::piped(), &mut processes)?;
         let stdout = child.stdout.take().context("the command's output")?;
         Ok(Flow::of(|source| async move {
             let said = self.stderr(&mut child);
-            let mut group = Group::of(&child);
             let copied = tokio::select! {
                 copied = copy(stdout, &mut child, &source) => copied,
                 () = source.cancelled.cancelled() => bail!("cancelled"),
@@ -54,7 +54,7 @@ impl Call {
                 status = child.wait() => status.context("wait for the command")?,
                 () = source.cancelled.cancelled() => bail!("cancelled"),
             };
-            group.ended();
+            processes.ended();
             let said = all_said(said).await?;
             ended(status, &said)?;
             Ok(Ended { stderr: Some(said).filter(|said| !said.is_empty()), ..Ended::default() })
@@ -63,25 +63,28 @@ impl Call {
 
     /// Runs it to its end; it prints nothing of interest. Dropped, it is ended.
     pub async fn run(self) -> Result<Option<String>> {
-        let mut child = self.spawn(Stdio::null())?;
+        let mut processes = Processes::watched()?;
+        let mut child = self.spawn(Stdio::null(), &mut processes)?;
         let said = self.stderr(&mut child);
-        let mut group = Group::of(&child);
         let status = child.wait().await.context("wait for the command")?;
-        group.ended();
+        processes.ended();
         let said = all_said(said).await?;
         ended(status, &said)?;
         Ok(Some(said).filter(|said| !said.is_empty()))
     }
 
-    fn spawn(&self, stdout: Stdio) -> Result<Child> {
+    fn spawn(&self, stdout: Stdio, processes: &mut Processes) -> Result<Child> {
         let (program, args) = self.argv.split_first().context("the command has no program")?;
         let mut command = Command::new(program);
         command.args(args).env_clear();
         command.envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(self.open.iter().map(|(name, value)| (name, value)));
         command.envs(self.environment.iter().map(|(name, value)| (name, value.reveal())));
+        command.env(MARK, processes.mark());
         command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-        command.spawn().with_context(|| format!("start {}", printable(program)))
+        let child = command.spawn().with_context(|| format!("start {}", printable(program)))?;
+        processes.begun(&child);
+        Ok(child)
     }
 
     /// The end of what it says, without what must not be told.
@@ -132,29 +135,6 @@ fn ended(status: std::process::ExitStatus, said: &str) -> Result<()> {
     match status.success() {
         true => Ok(()),
         false => Err(CommandFailed { status, said: said.to_owned() }.into()),
-    }
-}
-
-/// The processes of a command: all of them end when it is given up.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)))
-    }
-
-    /// Its number may be another's from now on.
-    fn ended(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // Whoever of them has gone already needs no signal.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
     }
 }
 
@@ -249,18 +229,21 @@ mod tests {
     async fn all_its_processes_end_when_it_is_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pid");
-        let flow = sh(&format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", file.display())).start().unwrap();
+        // The second has left its group, and its parent.
+        let script = "sleep 600 & echo $! > {0}.new; (setsid sh -c 'echo $$ >> {0}.new; mv {0}.new {0}; sleep 600' &); wait";
+        let flow = sh(&script.replace("{0}", &file.display().to_string())).start().unwrap();
         while !file.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let pid = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+        let pids = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(pids.lines().count(), 2);
         drop(flow);
-        let is_gone = || {
+        let is_gone = |pid: &str| {
             let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             state.is_empty() || state.contains(") Z ")
         };
         let begun = std::time::Instant::now();
-        while !is_gone() {
+        while let Some(pid) = pids.lines().find(|pid| !is_gone(pid)) {
             assert!(begun.elapsed() < Duration::from_secs(10), "process {pid} goes on");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

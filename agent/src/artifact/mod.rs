@@ -10,6 +10,7 @@ pub mod flow;
 pub mod folder;
 pub mod get;
 pub mod maker;
+mod processes;
 pub mod retention;
 
 use std::time::Duration;

@@ -94,6 +94,10 @@ impl Store for WaitedFor {
         self.wait("delete", place, self.inner.delete_many(keys)).await
     }
 
+    async fn remove_folder(&self, prefix: &str) -> Result<()> {
+        self.wait("delete", prefix, self.inner.remove_folder(prefix)).await
+    }
+
     async fn readiness(&self, key: &Key) -> Result<Readiness> {
         self.wait("head", key.as_str(), self.inner.readiness(key)).await
     }

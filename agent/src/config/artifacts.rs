@@ -223,6 +223,7 @@ fn runs(raw: &RawRuns, cluster: &ClusterName, label: &str) -> Result<Runs> {
     let timeout = raw.timeout.as_deref().map_or(Ok(TIMEOUT), time).context("timeout")?;
     ensure!(!timeout.is_zero() && timeout <= LONGEST, "timeout: must be more than nothing and at most a day");
     let kept = |text: &str| TimeDelta::from_std(bounded(time(text)?)?).ok().with_context(|| format!("{text:?} is too long"));
+    ensure!(raw.keep_last != Some(0), "keep_last: must be at least 1: the newest one is never let go");
     Ok(Runs {
         schedule,
         keep: Keep {
@@ -313,6 +314,7 @@ mod tests {
             ("name = \"a\"\npath = \"/x\"\ntimeout = \"2d\"", "at most a day"),
             ("name = \"a\"\npath = \"/x\"\nschedule = \"x\"", "schedule"),
             ("name = \"a\"\npath = \"/x\"\nkeep = \"300000y\"", "more than a hundred years"),
+            ("name = \"a\"\npath = \"/x\"\nkeep_last = 0", "keep_last: must be at least 1"),
             ("name = \"a\"\npath = \"/x\"\npaths = \"x\"", "unknown field `paths`"),
         ] {
             let refused = artifact(lines);

@@ -23,7 +23,7 @@ impl ArtifactMetrics {
         Ok(Self {
             status: by_name(
                 "walkeep_artifact_last_run_status",
-                "1 if the agent's last run of the artifact succeeded, 0 if it failed: alarm on it.",
+                "1 if the last run of the artifact that ended since the agent's start succeeded, or none has ended; 0 if it failed: alarm on it.",
             )?,
             success: by_name(
                 "walkeep_artifact_last_success_timestamp_seconds",
@@ -51,7 +51,7 @@ impl ArtifactMetrics {
 
     /// Every sample of this name exists from now on.
     pub fn begin(&self, name: &str) {
-        // One that did not run yet did not fail.
+        // One that did not come to its end yet did not fail: whether one is missing, `overdue` says.
         self.status.with_label_values(&[name]).set(1);
         for gauge in [&self.success, &self.failure, &self.bytes] {
             gauge.with_label_values(&[name]).set(0);

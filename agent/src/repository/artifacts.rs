@@ -153,6 +153,10 @@ impl ClusterRepository {
         for key in steps.iter().flatten() {
             self.store().delete(key).await?;
         }
+        // No other has that ID. One that stays takes no room.
+        if let Err(error) = self.store().remove_folder(&self.layout().artifact_prefix(place)).await {
+            tracing::debug!(artifact = %place, %error, "an empty folder stays");
+        }
         Ok(steps.iter().flatten().count() as u64)
     }
 

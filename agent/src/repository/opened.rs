@@ -108,6 +108,10 @@ impl<O: Open> Store for OpenedStore<O> {
         self.store().await?.delete_many(keys).await
     }
 
+    async fn remove_folder(&self, prefix: &str) -> StoreResult<()> {
+        self.store().await?.remove_folder(prefix).await
+    }
+
     async fn readiness(&self, key: &Key) -> StoreResult<Readiness> {
         self.store().await?.readiness(key).await
     }

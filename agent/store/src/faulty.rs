@@ -183,6 +183,10 @@ impl Store for FaultyStore {
         self.call(Operation::Delete, key.as_str(), self.inner.delete(key)).await
     }
 
+    async fn remove_folder(&self, prefix: &str) -> Result<()> {
+        self.inner.remove_folder(prefix).await
+    }
+
     async fn readiness(&self, key: &Key) -> Result<Readiness> {
         self.inner.readiness(key).await
     }

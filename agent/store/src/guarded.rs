@@ -73,6 +73,10 @@ impl Store for GuardedStore {
         Ok(stay)
     }
 
+    async fn remove_folder(&self, prefix: &str) -> Result<()> {
+        self.guard("delete", prefix, self.inner.remove_folder(prefix)).await
+    }
+
     async fn readiness(&self, key: &Key) -> Result<Readiness> {
         self.guard("head", key.as_str(), self.inner.readiness(key)).await
     }

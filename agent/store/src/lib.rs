@@ -139,6 +139,11 @@ pub trait Store: Debug + Send + Sync + 'static {
         Ok(stay)
     }
 
+    /// Says that nothing lies below `prefix` (`a/b/`) any more, nor will again: a store that has folders removes an empty one. What holds something stays.
+    async fn remove_folder(&self, _prefix: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether the object, which is there, can be read at once. A store without such classes need not look.
     async fn readiness(&self, _key: &Key) -> Result<Readiness> {
         Ok(Readiness::Ready)

@@ -111,6 +111,11 @@ impl Store for LocalStore {
         Ok(stay.into_iter().filter_map(told).collect())
     }
 
+    async fn remove_folder(&self, prefix: &str) -> Result<()> {
+        let folder = prefix.trim_end_matches('/').to_owned();
+        self.run("delete", prefix, move |files| files.remove_folder(&folder)).await
+    }
+
     async fn probe(&self, scratch: &Key) -> Result<Probed> {
         crate::probe::probe(self, scratch).await
     }

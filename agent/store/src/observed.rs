@@ -111,6 +111,11 @@ impl Store for ObservedStore {
         self.watch(Operation::Delete, self.inner.delete_many(keys), |_| 0).await
     }
 
+    /// Not told: no request of a server's.
+    async fn remove_folder(&self, prefix: &str) -> Result<()> {
+        self.inner.remove_folder(prefix).await
+    }
+
     /// Not told: the agent, which counts, never asks.
     async fn readiness(&self, key: &Key) -> Result<Readiness> {
         self.inner.readiness(key).await

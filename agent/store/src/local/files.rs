@@ -353,6 +353,16 @@ impl Files {
         Ok(())
     }
 
+    /// Removes the folder if it is empty. Nobody is to put anything into it: who knows it to be durable does not make it again.
+    pub(super) fn remove_folder(&self, folder: &str) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.root, folder, AtFlags::REMOVEDIR) {
+            Ok(()) => drop(locked(&self.durable).remove(folder)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     /// Makes the object's name durable.
     fn sync_name(&self, path: &str) -> io::Result<()> {
         let outcome = self.sync_folder(parent(path));

@@ -290,6 +290,13 @@ impl Store for Several {
         failed.map_or(Ok(stay), Err)
     }
 
+    async fn remove_folder(&self, prefix: &str) -> Result<()> {
+        for place in self.all() {
+            place.removing(place.store.remove_folder(prefix)).await.map_err(|error| place.name_it(error, "delete", prefix))?;
+        }
+        Ok(())
+    }
+
     async fn readiness(&self, key: &Key) -> Result<Readiness> {
         self.readiness_anywhere(key).await
     }
