@@ -9,15 +9,33 @@ Needs python3 (its own library only), zstd, and age where the repository is encr
 
 ROOT is the folder <cluster>/<system identifier> of the repository.
 """
-import argparse
-import hashlib
-import json
 import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+
+try:
+    import argparse
+    import hashlib
+    import json
+    import re
+    import shlex
+    import shutil
+    import subprocess
+    import sys
+    from pathlib import Path
+except BaseException as trouble:
+    # Without memory, say. PostgreSQL takes 1 to 125, and python's own 1 too, for the end of the archive.
+    try:
+        os.write(2, f"by-hand: python3 does not work: {trouble!r}\n".encode())
+    finally:
+        os._exit(200)
+
+# What restore_command's shell asks for and makes 1 of: python3 ends with 1 of itself where it cannot begin, and never with this.
+ABSENT = 44
+# Of an earlier recovery, or of a standby: taken out of postgresql.auto.conf, and overruled where they stand in postgresql.conf.
+TARGETS = ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"]
+EMPTIED = ["archive_cleanup_command", "recovery_end_command", "primary_conninfo", "primary_slot_name", "synchronous_standby_names"]
+SETTING = re.compile(rb"\s*(recovery_target\w*|restore_command|archive_cleanup_command|recovery_end_command|recovery_min_apply_delay|"
+                     rb"primary_conninfo|primary_slot_name|promote_trigger_file)\b", re.IGNORECASE)
+WAL_FILE = re.compile(r"[0-9A-F]{8}\.history|[0-9A-F]{24}(\.partial|\.[0-9A-F]{8}\.backup)?")
 
 
 class Trouble(Exception):
@@ -32,16 +50,52 @@ def piped(command, data):
     return done.stdout
 
 
+def is_there(path):
+    """Whether a file is there. What cannot be looked at is not absent."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def sealed(path):
+    """A record as it was written: its last field is the SHA-256 of the text before that."""
+    data = path.read_bytes()
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise Trouble(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise Trouble(f"{path} is damaged: it is no record")
+    fields, _, seal = data.rpartition(b',\n  "sha256": "')
+    if "sha256" in record and seal != hashlib.sha256(fields).hexdigest().encode() + b'"\n}\n':
+        raise Trouble(f"{path} is damaged: its own SHA-256 is another one")
+    return record
+
+
 class Repository:
     def __init__(self, root, identity):
         self.root, self.identity = Path(root), identity
-        known = sorted(self.root.parent.glob("cluster*.json"))
-        self.encrypted = any(json.loads(path.read_text()).get("encryption") for path in known)
+        # By its path as it was given, or where a link leads.
+        folders = [Path(os.path.abspath(root)).parent, self.root.resolve().parent]
+        paths = next((paths for folder in folders if (paths := list(folder.glob("cluster*.json")))), [])
+        if not paths:
+            raise Trouble(f"there is no cluster.json in {folders[0]}: it lies beside ROOT in the repository, and says whether objects are encrypted "
+                          f"and how long a WAL segment is. Copy <cluster>/cluster*.json there")
+        known = [sealed(path) for path in paths]
+        # Of several clusters that had the name, ROOT's.
+        own = [record for record in known if str(record["system_identifier"]) == self.root.resolve().name] or known
+        self.encrypted = any(record.get("encryption") for record in own)
+        sizes = {record["segment_size"] for record in own}
+        if len(sizes) != 1:
+            raise Trouble(f"the records {folders[0]}/cluster*.json disagree on segment_size, and none is of {self.root.resolve().name}")
+        self.segment_size = sizes.pop()
 
     def find(self, name):
         """An object by its key without .age; None if it is not there. Beside an encrypted cluster's a plain one is somebody else's, but for histories."""
         ends = ["", ".age"] if not self.encrypted or name.endswith(".history.zst") else [".age"]
-        return next((path for end in ends if (path := self.root / (name + end)).is_file()), None)
+        return next((path for end in ends if is_there(path := self.root / (name + end))), None)
 
     def read(self, path):
         """An object, decrypted."""
@@ -62,10 +116,20 @@ class Repository:
                 raise Trouble(f"{path} holds {found}: it was exchanged")
         return piped(["zstd", "-dcq"], data)
 
+    def backup(self, path):
+        """The record of a backup; what has none was never finished."""
+        record = sealed(path)
+        if record.get("id") != path.parent.name:
+            raise Trouble(f"{path} is the record of another backup")
+        return record
+
     def backups(self):
-        """The records of backups, the oldest first; what has none was never finished."""
-        found = [json.loads(path.read_text()) for path in self.root.glob("backups/*/backup.json")]
-        return sorted(found, key=lambda record: record["id"])
+        """The records of backups, the oldest first. One that is damaged says nothing of the others."""
+        for path in sorted(self.root.glob("backups/*/backup.json")):
+            try:
+                yield self.backup(path)
+            except (Trouble, OSError) as trouble:
+                print(f"by-hand: left out: {trouble}", file=sys.stderr)
 
     def manifest(self, record):
         """The lines of a backup's manifest, proven by the hash in its record."""
@@ -103,13 +167,48 @@ class Packs:
         return data
 
 
+def restore_command(repository, identity):
+    """What PostgreSQL's shell is to run. 1 is for what is proven to be absent, and for nothing that befalls python3 or the shell."""
+    quote = lambda words: " ".join(shlex.quote(word).replace("%", "%%") for word in words)
+    program = quote([sys.executable, os.path.abspath(__file__), os.path.abspath(repository.root), "fetch"])
+    options = quote(["--absent", str(ABSENT)] + (["--identity", os.path.abspath(identity)] if identity else []))
+    line = f'{program} "%f" "%p" {options}; s=$?; [ $s -eq {ABSENT} ] && exit 1; [ $s -eq 0 ] || exit 200'
+    # PostgreSQL 15 and older cut it off there, names included.
+    if len(os.fsencode(line)) > 960:
+        raise Trouble("restore_command would be longer than PostgreSQL takes: use shorter paths for ROOT, this script and the identity")
+    return line
+
+
+def quoted(value):
+    """A value in a configuration file. Backslashes are escapes there, and a line ends it."""
+    for plain, escaped in [("\\", "\\\\"), ("'", "''"), ("\n", "\\n"), ("\r", "\\r")]:
+        value = value.replace(plain, escaped)
+    return f"'{value}'"
+
+
+def settings(target, command):
+    """Takes what an earlier recovery left out of postgresql.auto.conf, whose later lines win, and adds this one's."""
+    path = target / "postgresql.auto.conf"
+    before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = b"".join(line for line in before if not SETTING.match(line))
+    lines = [f"restore_command = {quoted(command)}", "archive_mode = 'off'", "recovery_min_apply_delay = 0"]
+    lines += [f"{name} = ''" for name in EMPTIED + TARGETS]
+    lines += ["recovery_target_timeline = 'latest'", "recovery_target_inclusive = on", "recovery_target_action = 'pause'"]
+    with open(path, "wb") as conf:
+        conf.write(kept + b"\n# Added by by-hand.py.\n" + os.fsencode("\n".join(lines) + "\n"))
+        conf.flush()
+        os.fsync(conf.fileno())
+
+
 def restore(repository, backup, to, identity):
-    record = next((record for record in repository.backups() if record["id"] == backup), None)
-    if record is None:
+    path = repository.root / "backups" / os.path.basename(backup) / "backup.json"
+    if not is_there(path):
         raise Trouble(f"there is no backup {backup}")
+    record = repository.backup(path)
     target = Path(to)
     if target.exists() and any(target.iterdir()):
         raise Trouble(f"{to} is not empty")
+    command = restore_command(repository, identity)
     lines = repository.manifest(record)
     packs = Packs(repository, {line["pack"]: line["id"] for line in lines if "pack" in line})
     entries = [line for line in lines if "path" in line]
@@ -144,11 +243,8 @@ def restore(repository, backup, to, identity):
     target.chmod(0o700)
     for name in ("standby.signal", "postmaster.pid"):
         (target / name).unlink(missing_ok=True)
+    settings(target, command)
     (target / "recovery.signal").touch()
-    command = [sys.executable, os.path.abspath(__file__), os.path.abspath(repository.root), "fetch", "%f", "%p"]
-    command += ["--identity", os.path.abspath(identity)] if identity else []
-    with open(target / "postgresql.auto.conf", "a", encoding="utf-8") as conf:
-        conf.write(f"\nrestore_command = '{' '.join(command)}'\narchive_mode = off\nprimary_conninfo = ''\nsynchronous_standby_names = ''\n")
     for path in tablespaces:
         print(f"a tablespace lies in {target / path}: move it, and put a link to it there")
     print(f"{to} is ready: look at postgresql.auto.conf, add a recovery_target if it is not to go on to the end, and start the server")
@@ -171,30 +267,37 @@ def parts(repository, folder):
     return data
 
 
-def fetch(repository, name, destination):
+def fetch(repository, name, destination, absent):
+    if WAL_FILE.fullmatch(name) is None:
+        raise Trouble(f"{name} is no WAL file's name")
     if not repository.root.joinpath("wal").is_dir():
         raise Trouble(f"{repository.root}/wal is not there: is it mounted?")
     folder = f"wal/{name[:8]}/{name[8:16]}"
     key = f"wal/{name}.zst" if name.endswith(".history") else f"{folder}/{name}.zst"
     if path := repository.find(key):
         data = repository.content(path, name)
-    elif (folder := repository.root / folder / f"{name}.parts").is_dir() and (data := parts(repository, folder)):
-        identity = json.loads(sorted(repository.root.parent.glob("cluster*.json"))[-1].read_text())
-        data = data.ljust(identity["segment_size"], b"\0")
+    elif is_there(folder := repository.root / folder / f"{name}.parts") and (data := parts(repository, folder)):
+        data = data.ljust(repository.segment_size, b"\0")
     else:
-        return 1
+        return absent
     temporary = destination + ".by-hand"
     Path(temporary).write_bytes(data)
     os.rename(temporary, destination)
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Trouble(f"{message}; {self.format_usage().strip()}")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root")
     parser.add_argument("verb", choices=["backups", "restore", "fetch"])
     parser.add_argument("arguments", nargs="*")
     parser.add_argument("--identity", metavar="FILE")
+    parser.add_argument("--absent", metavar="CODE", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     for program in ["zstd"] + (["age"] if args.identity else []):
         if shutil.which(program) is None:
@@ -209,14 +312,20 @@ def main():
     if args.verb == "restore":
         restore(repository, *args.arguments, args.identity)
         return 0
-    return fetch(repository, *args.arguments)
+    return fetch(repository, *args.arguments, args.absent)
 
 
 if __name__ == "__main__":
+    code = 200
     try:
-        sys.exit(main())
-    except (Trouble, OSError, ValueError, KeyError) as trouble:
+        code = main()
+        sys.stdout.flush()
+    except SystemExit as ended:
+        code = ended.code or 0
+    # PostgreSQL takes 1 to 125 for the end of the archive: whatever it is that was not expected, it is none of these.
+    except BaseException as trouble:
+        code = 200
         what = str(trouble) if isinstance(trouble, (Trouble, OSError)) else repr(trouble)
         print(f"by-hand: {what}", file=sys.stderr)
-        # PostgreSQL takes 1 to 125 for the end of the archive.
-        sys.exit(200)
+    finally:
+        os._exit(code)

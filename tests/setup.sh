@@ -122,19 +122,23 @@ if [ ! -x "$cache/mail/$AIOSMTPD/bin/aiosmtpd" ]; then
     > "$log" 2>&1 < /dev/null || { rm -rf "$cache/mail"; tail -n 5 "$log" >&2; die "the mail server for the tests could not be fetched"; }
 fi
 
-# ---- promtool, for the alerts: the one program out of its package, whose service nobody wants here
-if [ ! -x "$cache/promtool/promtool" ]; then
-  rm -rf "$cache/promtool"; mkdir -p "$cache/promtool/deb"
-  if (cd "$cache/promtool/deb" && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg-deb --fsys-tarfile ./*.deb | tar -x ./usr/bin/promtool) \
+# ---- single programs out of packages whose services nobody wants here
+program_of() {  # PACKAGE PROGRAM
+  local to=$cache/$2
+  [ ! -x "$to/$2" ] || return 0
+  rm -rf "$to"; mkdir -p "$to/deb"
+  if (cd "$to/deb" && apt-get -qq -o APT::Sandbox::User=root download "$1" && dpkg-deb --fsys-tarfile ./*.deb | tar -x "./usr/bin/$2") \
       > "$log" 2>&1 < /dev/null; then
-    mv "$cache/promtool/deb/usr/bin/promtool" "$cache/promtool/promtool"
-    rm -f "$cache/skipped/promtool"
+    mv "$to/deb/usr/bin/$2" "$to/$2"
+    rm -f "$cache/skipped/$2"
   else
-    tail -n 1 "$log" > "$cache/skipped/promtool"
-    echo "SKIPPED promtool: $(cat "$cache/skipped/promtool")"
+    tail -n 1 "$log" > "$cache/skipped/$2"
+    echo "SKIPPED $2: $(cat "$cache/skipped/$2")"
   fi
-  rm -rf "$cache/promtool/deb"
-fi
+  rm -rf "$to/deb"
+}
+program_of prometheus promtool
+program_of prometheus-pushgateway prometheus-pushgateway
 
 # ---- what `make bench` compares with; without it only that tool's rows are missing
 if [ "$mode" = --bench ] && ! "$cache/peers/bin/rclone" version 2> /dev/null | grep -q "v$RCLONE"; then

@@ -270,7 +270,8 @@ impl Archives {
 
     /// After this answer the server may remove its copy, so what was stored a while ago is looked at once more: one small request.
     async fn is_still_there(&self, segment: SegmentName, hash: Blake3Sum) -> Result<bool, ArchiveError> {
-        let is_there = self.repository.has_segment(segment, hash).await.inspect_err(|error| self.metrics.refused(error))?;
+        let is_there = self.repository.has_segment(segment, hash).await.map_err(|error| error.in_comparing(segment));
+        let is_there = is_there.inspect_err(|error| self.metrics.refused(error))?;
         if !is_there {
             tracing::warn!(%segment, "it was stored by the stream and is gone from the repository, or another: storing it again");
         }

@@ -143,44 +143,51 @@ impl Unnamed {
 
     /// Gives it the name `path` in its folder, in the place of a file that has it, at once or not at all.
     pub fn publish(self, path: &Path) -> Result<()> {
-        use rustix::fs::{AtFlags, CWD, linkat};
-        use std::os::fd::AsRawFd;
-        // A link cannot take the place of a file; a name beside it can.
         let temporary = temporary_name(path)?;
-        let name = || -> io::Result<()> {
-            // As in [`Staged`].
-            self.file.lock()?;
-            linkat(CWD, format!("/proc/self/fd/{}", self.file.as_raw_fd()), CWD, &temporary, AtFlags::SYMLINK_FOLLOW)?;
-            std::fs::rename(&temporary, path).inspect_err(|_| remove_leftover(&temporary))
-        };
-        name().with_context(|| format!("give {} its name", path.display()))
+        // Locked as in [`Staged`].
+        let named = self.file.lock().and_then(|()| link_over(&self.file, &temporary, path));
+        named.with_context(|| format!("give {} its name", path.display()))
     }
 }
 
-/// A file beside `path` that another program fills, with [`Filled::publish`] for when it has. Dropped without, it is removed.
+/// A file beside `path` that is filled bit by bit, with [`Filled::publish`] for when all is in it. Dropped without, it is removed.
 #[derive(Debug)]
 pub struct Filled {
-    temporary: PathBuf,
+    /// Its name meanwhile, if it has one.
+    temporary: Option<PathBuf>,
     path: PathBuf,
     /// As in [`Staged`].
     file: File,
 }
 
 impl Filled {
-    /// Makes the file, empty and private.
+    /// Makes the file, empty and private, with a name by which another program can fill it. One that a killed process left for the same path goes.
     pub fn begin(path: &Path) -> Result<Self> {
         let temporary = temporary_name(path)?;
+        remove_abandoned_for(path);
         let file = create_private(&temporary, PRIVATE_FILE).with_context(|| format!("create a file beside {}", path.display()))?;
-        let filled = Self { temporary, path: path.to_owned(), file };
-        if let Err(TryLockError::WouldBlock) = filled.file.try_lock() {
-            bail!("{} was taken for a leftover", filled.temporary.display());
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            bail!("{} was taken for a leftover", temporary.display());
         }
-        Ok(filled)
+        Ok(Self { temporary: Some(temporary), path: path.to_owned(), file })
     }
 
-    /// Where to write meanwhile.
-    pub fn temporary(&self) -> &Path {
-        &self.temporary
+    /// The same without a name where the file system knows that: whoever is killed leaves nothing.
+    pub fn begin_unnamed(path: &Path) -> Result<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match Unnamed::begin(folder) {
+            // By that path it gets its name.
+            Ok(Unnamed { file, .. }) if by_descriptor(&file).exists() => {
+                remove_abandoned_for(path);
+                Ok(Self { temporary: None, path: path.to_owned(), file })
+            }
+            _ => Self::begin(path),
+        }
+    }
+
+    /// Where to write meanwhile, if it has a name.
+    pub fn temporary(&self) -> Option<&Path> {
+        self.temporary.as_deref()
     }
 
     /// To write into.
@@ -190,8 +197,14 @@ impl Filled {
 
     /// Makes the content durable and gives it the name, in the place of a file that has it only if `replace`.
     pub fn publish(self, replace: bool) -> Result<()> {
-        self.file.sync_all().with_context(|| format!("fsync {}", self.temporary.display()))?;
-        let named = if replace { std::fs::rename(&self.temporary, &self.path) } else { std::fs::hard_link(&self.temporary, &self.path) };
+        self.file.sync_all().with_context(|| format!("fsync what is to be {}", self.path.display()))?;
+        let temporary = temporary_name(&self.path)?;
+        let named = match (&self.temporary, replace) {
+            (Some(temporary), true) => std::fs::rename(temporary, &self.path),
+            (Some(temporary), false) => std::fs::hard_link(temporary, &self.path),
+            (None, true) => self.file.lock().and_then(|()| link_over(&self.file, &temporary, &self.path)),
+            (None, false) => link(&self.file, &self.path),
+        };
         named.with_context(|| format!("give {} its name", self.path.display()))?;
         sync_parent(&self.path)
     }
@@ -199,7 +212,50 @@ impl Filled {
 
 impl Drop for Filled {
     fn drop(&mut self) {
-        remove_leftover(&self.temporary);
+        self.temporary.iter().for_each(|temporary| remove_leftover(temporary));
+    }
+}
+
+fn by_descriptor(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Gives a file without a name one that is free.
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, linkat};
+    Ok(linkat(CWD, by_descriptor(file), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// The same in the place of a file that has it: a link cannot take that, a name beside it can.
+fn link_over(file: &File, temporary: &Path, path: &Path) -> io::Result<()> {
+    link(file, temporary)?;
+    std::fs::rename(temporary, path).inspect_err(|_| remove_leftover(temporary))
+}
+
+/// Removes the temporary files of this path whose writers died. What hinders that hinders nothing else.
+fn remove_abandoned_for(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (Some(name), Ok(entries)) = (path.file_name(), std::fs::read_dir(folder)) else { return };
+    let begins = [b".", name.as_encoded_bytes(), b"."].concat();
+    let is_numbers =
+        |text: &[u8]| text.split(|byte| *byte == b'-').all(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit));
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        let middle = found.as_encoded_bytes().strip_prefix(begins.as_slice()).and_then(|rest| rest.strip_suffix(TEMPORARY.as_bytes()));
+        if middle.is_some_and(is_numbers) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            remove_if_abandoned(&entry.path());
+        }
+    }
+}
+
+fn remove_if_abandoned(path: &Path) {
+    // Its writer may just have given it its name.
+    if let Ok(file) = File::open(path)
+        && file.try_lock().is_ok()
+    {
+        tracing::info!(path = %path.display(), "removing what a killed process left");
+        remove_leftover(path);
     }
 }
 
@@ -210,12 +266,7 @@ pub fn remove_abandoned(folder: &Path) -> io::Result<()> {
         let name = entry.file_name();
         let ours = name.as_encoded_bytes().starts_with(b".") && name.as_encoded_bytes().ends_with(TEMPORARY.as_bytes());
         if ours && entry.file_type()?.is_file() {
-            // Its writer may just have given it its name.
-            let Ok(file) = File::open(entry.path()) else { continue };
-            if file.try_lock().is_ok() {
-                tracing::info!(path = %entry.path().display(), "removing what a killed process left");
-                remove_leftover(&entry.path());
-            }
+            remove_if_abandoned(&entry.path());
         }
     }
     Ok(())
@@ -365,6 +416,49 @@ mod tests {
         let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["a", "b.walkeep-tmp"]);
+    }
+
+    #[test]
+    fn what_is_filled_has_its_name_when_it_is_whole_and_nothing_is_left() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let names = || {
+            let mut names: Vec<_> =
+                std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        // Of killed processes: two for this path, and what is not for it or not ours.
+        let others = [".a.b.1-1.walkeep-tmp", ".a.x-1.walkeep-tmp", ".b.1-1.walkeep-tmp", "a.1-1.walkeep-tmp"];
+        for name in others.iter().chain(&[".a.1-1.walkeep-tmp", ".a.77-0.walkeep-tmp"]) {
+            std::fs::write(dir.path().join(name), b"torn").unwrap();
+        }
+        let running = Filled::begin(&path).unwrap();
+        let its_name = running.temporary().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        let mut there: Vec<String> = others.iter().map(|name| (*name).to_owned()).chain([its_name]).collect();
+        there.sort();
+        assert_eq!(names(), there);
+        let filled = |content: &[u8], unnamed: bool| {
+            let filled = if unnamed { Filled::begin_unnamed(&path) } else { Filled::begin(&path) }.unwrap();
+            filled.file().write_all(content).unwrap();
+            filled
+        };
+        let one = filled(b"one", true);
+        assert!(one.temporary().is_none(), "this file system knows files without a name");
+        assert_eq!(names(), there, "a running one's stays, and this has none");
+        one.publish(false).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        for unnamed in [true, false] {
+            assert!(filled(b"two", unnamed).publish(false).is_err(), "nothing is overwritten");
+            assert_eq!(std::fs::read(&path).unwrap(), b"one");
+            filled(b"three", unnamed).publish(true).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"three");
+            filled(b"one", unnamed).publish(true).unwrap();
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(running);
+        assert_eq!(names(), [&others[..3], &["a", "a.1-1.walkeep-tmp"]].concat());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod codec;
 pub mod config;
 pub mod copies;
 pub mod daemon;
+pub mod drill;
 pub mod durable;
 pub mod encryption;
 pub mod expire;
@@ -37,6 +38,7 @@ pub mod recent;
 pub mod repository;
 pub mod restore;
 pub mod retry;
+pub mod sample;
 pub mod scratch_server;
 pub mod server;
 mod server_conf;
@@ -47,6 +49,7 @@ pub mod transfer;
 pub mod verify;
 pub mod wal_path;
 pub mod wal_walk;
+mod web;
 pub mod writer;
 
 /// An error with all its causes, as one sentence.

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod backups;
+mod drills;
 mod host;
 mod notify;
 mod repositories;
@@ -19,6 +20,7 @@ use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVe
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
+pub use drills::DrillMetrics;
 pub use host::{Disk, HostMetrics};
 pub use notify::NotifyMetrics;
 pub use repositories::RepositoryMetrics;
@@ -127,6 +129,8 @@ pub struct Metrics {
     pub backups: BackupMetrics,
     /// Of artifacts.
     pub artifacts: ArtifactMetrics,
+    /// Of drills.
+    pub drills: DrillMetrics,
     /// Of what the agent verifies.
     pub verify: VerifyMetrics,
     /// Of each of several repositories.
@@ -199,6 +203,7 @@ impl Metrics {
             host: HostMetrics::new(&maker)?,
             backups: BackupMetrics::new(&maker)?,
             artifacts: ArtifactMetrics::new(&maker)?,
+            drills: DrillMetrics::new(&maker)?,
             verify: VerifyMetrics::new(&maker)?,
             repositories: RepositoryMetrics::new(&maker)?,
             notify: NotifyMetrics::new(&maker)?,

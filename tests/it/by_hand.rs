@@ -39,6 +39,16 @@ fn copied(bucket: &Bucket, to: &Path) {
     }
 }
 
+/// How the shell of PostgreSQL ends, with so much memory.
+fn restore_command(data: &Path, name: &str, to: &str, megabytes: u64) -> Option<i32> {
+    let conf = std::fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+    let line = conf.lines().find_map(|line| line.strip_prefix("restore_command = '")?.strip_suffix('\'')).unwrap();
+    let line = line.replace("''", "'").replace(r"\\", r"\");
+    let asked = line.replace("%%", "\0").replace("%f", name).replace("%p", to).replace('\0', "%");
+    let mut command = user::command("prlimit");
+    run(command.arg(format!("--as={megabytes}000000")).args(["/bin/sh", "-c", &asked])).code
+}
+
 /// A backup, an incremental one, whole segments and an unfinished one, read by nobody but the script.
 #[test]
 fn a_cluster_is_restored_with_python_zstd_and_age() {
@@ -61,7 +71,11 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         cluster.archive_by(Some(&walkeep.archive_command()));
         cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
         cluster.sql("CREATE TABLE large AS SELECT g, md5(g::text) FROM generate_series(1, 50000) g");
-        story::backup(&walkeep);
+        let first = story::backup(&walkeep);
+        // What an earlier restore left, which would end this one's recovery at the backup.
+        cluster.sql("ALTER SYSTEM SET recovery_target = 'immediate'");
+        cluster.sql("ALTER SYSTEM SET recovery_target_action = 'promote'");
+        cluster.sql("ALTER SYSTEM SET recovery_end_command = 'false'");
         cluster.sql("UPDATE large SET md5 = 'changed' WHERE g % 5000 = 1");
         let backup = story::backup(&walkeep);
         story::insert(&cluster, 10);
@@ -70,7 +84,7 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         wait_durable(&agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), PATIENCE);
         let digest = cluster.sql(DIGEST);
         let scratch = Scratch::new();
-        let (copy, data) = (scratch.dir("copy"), scratch.join("restored"));
+        let (copy, data) = (scratch.dir(r#"copy o'f "100%p" \\n"#), scratch.join("restored"));
         match encrypted {
             true => drop(run(Command::new("cp").arg("-a").arg(walkeep.local_repository().join("main")).arg(&copy)).expect_code(0)),
             false => copied(&bucket, &copy),
@@ -78,16 +92,34 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         agent.stop();
         run(Command::new("chown").arg("-R").arg(&user::account().name).arg(scratch.path())).expect_code(0);
         let root = root(&copy);
-        let identity = scratch.write("identity.txt", &pair.identity, 0o600).to_string_lossy().into_owned();
+        let identity = scratch.write("it's %f.txt", &pair.identity, 0o600).to_string_lossy().into_owned();
         let keys: &[&str] = if encrypted { &["--identity", &identity] } else { &[] };
         let run = |args: &[&str]| by_hand(&root, &[args, keys].concat());
 
         assert!(by_hand(&root, &["backups"]).expect_code(0).stdout.lines().last().unwrap().starts_with(&backup));
+        // One damaged record is no other's trouble.
+        let record = root.join("backups").join(&first).join("backup.json");
+        std::fs::write(&record, std::fs::read_to_string(&record).unwrap().replacen("\"timeline\": 1", "\"timeline\": 7", 1)).unwrap();
+        let listed = by_hand(&root, &["backups"]).expect_code(0);
+        assert!(listed.stdout.lines().count() == 1 && listed.stdout.starts_with(&backup) && listed.stderr.contains(&first), "{listed:?}");
+        let refused = run(&["restore", &first, &scratch.join("none").to_string_lossy()]).expect_code(200);
+        assert!(refused.stderr.contains("its own SHA-256"), "{refused:?}");
         let to = data.to_string_lossy().into_owned();
         run(&["restore", &backup, &to]).expect_code(0);
         assert!(run(&["restore", &backup, &to]).expect_code(200).stderr.contains("is not empty"));
         let missing = scratch.join("fetched").to_string_lossy().into_owned();
         run(&["fetch", "0000000100000000000000FE", &missing]).expect_code(1);
+        // PostgreSQL takes 1 to 125 for the end of the archive.
+        for wrong in
+            [&["fetch", "0000000100000000000000FE"][..], &["fetch", "x", &missing], &["fetch", "--nothing"], &["--absent", "x"], &[]]
+        {
+            run(wrong).expect_code(200);
+        }
+        let record = root.parent().unwrap().join("cluster.json");
+        std::fs::rename(&record, scratch.join("aside")).unwrap();
+        let lost = run(&["fetch", "0000000100000000000000FE", &missing]).expect_code(200);
+        assert!(lost.stderr.contains("there is no cluster.json in"), "{lost:?}");
+        std::fs::rename(scratch.join("aside"), record).unwrap();
         // One valid object under another's name.
         let mut whole: Vec<PathBuf> =
             story::listing(&root.join("wal")).iter().filter_map(|line| Some(root.join("wal").join(line.split_once(" f ")?.0))).collect();
@@ -103,6 +135,11 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         let exchanged = run(&["fetch", &name, &missing]).expect_code(200);
         assert!(exchanged.stderr.contains("it was exchanged"), "{exchanged:?}");
         std::fs::write(one, own).unwrap();
+        for megabytes in (8..40).step_by(2) {
+            let code = restore_command(&data, &name, &missing, megabytes);
+            assert!(code.is_none_or(|code| code == 0 || code > 125), "{megabytes} MB: {code:?}");
+        }
+        assert_eq!(restore_command(&data, "0000000100000000000000FE", &missing, 1000), Some(1));
         if encrypted {
             let locked = by_hand(&root, &["restore", &backup, &missing]).expect_code(200);
             assert!(locked.stderr.contains("say --identity"), "{locked:?}");

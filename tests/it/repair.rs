@@ -8,7 +8,7 @@ use serde_json::Value;
 use walkeep_tests::process::Process;
 use walkeep_tests::{Bucket, Fault, FaultProxy, Repository, S3Server, Walkeep, When, wait_until};
 
-use crate::story::{self, PATIENCE, Story};
+use crate::story::{self, PATIENCE, Restored, Story};
 
 const VERSION: u32 = 15;
 
@@ -188,4 +188,109 @@ fn a_repair_that_was_killed_is_finished_by_the_next() {
     two.verify(&["--repair", "--yes"], 0);
     assert_eq!(two.bucket.get(&pack), good);
     two.verify(&["--deep"], 0);
+}
+
+/// What went from one repository with everything that tells of it, before anybody looked there, and a repository that was emptied and begun anew.
+#[test]
+fn what_a_repository_never_had_is_missed_there_and_one_repair_brings_it() {
+    let mut two = Two::begin();
+    two.story.walkeep.more = "[[cluster.main.artifact]]\nname = \"motd\"\ncommand = \"date; sleep 1\"\n".to_owned();
+    two.walkeep().write_config();
+    for _ in 0..2 {
+        two.walkeep().ok(&["artifact", "run", "motd"]);
+    }
+    let backup = two.keys("/backup.json")[0].clone();
+    let folder = backup.strip_suffix("backup.json").unwrap().to_owned();
+    let artifacts = two.keys("/artifact.json");
+    let segments: Vec<String> =
+        two.keys("/wal/00000001/").into_iter().filter(|key| key.ends_with(".zst") && !key.contains(".parts/")).collect();
+    let segments: Vec<String> = segments.into_iter().filter(|key| !key.ends_with(".backup.zst")).collect();
+    let (first, trail) = (segments[0].clone(), two.keys("/audit/").pop().unwrap());
+    let all: Vec<String> = two.keys("main/").into_iter().filter(|key| !key.contains("/audit/")).collect();
+    let goes =
+        |key: &str| key.starts_with(&folder) || key.contains("/packs/") || key.contains("/artifacts/") || key == first || key == trail;
+    for key in two.keys("main/").iter().filter(|key| goes(key)) {
+        two.bucket.delete(key);
+    }
+    let found = wrong(&two.verify(&[], 4));
+    let of = |part: &str| found.iter().filter(|(_, key, _)| key.contains(part)).count();
+    let named = |key: &String| found.iter().any(|(number, named, whole)| (*number, named, whole) == (2, key, &serde_json::json!([1])));
+    for key in [&backup, &first, &trail].into_iter().chain(&artifacts) {
+        assert!(named(key), "{key}: {found:?}");
+    }
+    // Packs that the other backup needs are missed by itself, and those of the first come with it.
+    assert!(of("/packs/") > 0 && found.iter().all(|(number, _, whole)| *number == 2 && *whole == serde_json::json!([1])), "{found:?}");
+    let one = two.walkeep().run(&["verify", "--backup", folder.trim_end_matches('/').rsplit('/').next().unwrap()]).expect_code(4);
+    assert!(one.stdout.contains(&backup), "{}", one.stdout);
+    let mended = two.verify(&["--repair", "--yes"], 0);
+    let steps: Vec<&str> = mended["repair"]["steps"].as_array().unwrap().iter().map(|step| step["key"].as_str().unwrap()).collect();
+    let place = |key: &str| steps.iter().position(|step| *step == key).unwrap();
+    let last_of_data = steps.iter().rposition(|step| !step.ends_with("/backup.json") && !step.ends_with("/artifact.json")).unwrap();
+    assert!(place(&backup) > last_of_data && artifacts.iter().all(|key| place(key) > last_of_data), "{steps:?}");
+    let there: Vec<String> = two.keys("main/");
+    let gone: Vec<&String> = all.iter().filter(|key| !there.contains(key)).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+    two.verify(&["--deep"], 0);
+
+    // Emptied and begun anew: a repository with nothing in it says of itself that all is well.
+    let everything: Vec<String> = two.bucket.list("").into_iter().map(|(key, _)| key).collect();
+    everything.iter().for_each(|key| two.bucket.delete(key));
+    two.walkeep().ok(&["init"]);
+    let found = two.verify(&[], 4);
+    assert!(found["repositories"][0]["whole"] == true && found["repositories"][1]["whole"] == false, "{found}");
+    assert!(wrong(&found).iter().any(|(_, key, whole)| *key == backup && *whole == serde_json::json!([1])), "{found}");
+    two.verify(&["--repair", "--yes"], 0);
+    two.verify(&["--deep"], 0);
+    // It alone has everything now.
+    two.story.walkeep.repositories.remove(0);
+    two.walkeep().write_config();
+    two.walkeep().ok(&["verify", "--deep"]);
+    two.walkeep().ok(&["artifact", "get", "motd", "--to", "-"]);
+    Restored::by(two.walkeep(), VERSION, &["--latest"]).verify();
+}
+
+/// A file that may not be read, and a damaged one.
+#[test]
+fn an_object_that_cannot_be_read_hides_no_other_damage() {
+    let two = Two::begin();
+    let packs = two.keys("/packs/");
+    let proxied = two.proxy.arm(When::get().path(&packs[0]), Fault::Status(403, "AccessDenied"));
+    two.flip(&packs[1]);
+    let output = two.walkeep().run(&["verify", "--deep"]).expect_code(4);
+    assert!(output.stdout.contains("NOT READ: 1 object in repository 2") && output.stdout.contains(&packs[0]), "{}", output.stdout);
+    assert!(output.stdout.contains(&packs[1]), "{}", output.stdout);
+    // The damaged one is mended; that the other was not read is told by the repair too.
+    let mended = two.verify(&["--deep", "--repair", "--yes"], 1);
+    assert!(wrong(&mended).is_empty() && mended["repositories"][1]["refused"] == 1, "{mended}");
+    two.proxy.disarm(proxied);
+    two.verify(&["--deep"], 0);
+}
+
+/// A backup that one lacks and the other has with a damaged pack: nobody can restore it, and that is said.
+#[test]
+fn a_backup_that_no_repository_has_whole_is_not_called_whole_elsewhere() {
+    let two = Two::begin();
+    let backup = two.keys("/backup.json").pop().unwrap();
+    let folder = backup.strip_suffix("backup.json").unwrap().to_owned();
+    let packs = two.keys("/packs/");
+    for key in two.keys("main/").iter().filter(|key| key.starts_with(&folder) || key.contains("/packs/")) {
+        two.bucket.delete(key);
+    }
+    for pack in &packs {
+        fs::write(two.file(pack), flipped(fs::read(two.file(pack)).unwrap())).unwrap();
+    }
+    let mended = two.verify(&["--repair", "--yes"], 4);
+    assert!(!two.bucket.list("main/").iter().any(|(key, _)| *key == backup), "its record is not put without its packs");
+    let damage = |report: &Value| {
+        let all = report["findings"].as_array().unwrap().iter().filter(|finding| finding["severity"] == "damage");
+        all.map(|finding| (finding["repository"].as_u64().unwrap(), finding["key"].as_str().unwrap().to_owned())).collect::<Vec<_>>()
+    };
+    for report in [&mended, &two.verify(&[], 4)] {
+        let told = damage(report);
+        assert!(packs.iter().any(|pack| told.contains(&(1, pack.clone()))), "{report}");
+        assert!(told.contains(&(2, backup.clone())), "{report}");
+    }
+    let output = two.walkeep().run(&["verify"]).expect_code(4);
+    assert!(output.stdout.starts_with("NOT everything is there"), "{}", output.stdout);
+    assert!(two.walkeep().ok(&["status"]).stdout.contains("DAMAGED: "));
 }

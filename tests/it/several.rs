@@ -554,3 +554,47 @@ fn another_clusters_repository_is_refused() {
     }
     assert!(walkeep.try_agent().is_err());
 }
+
+/// A segment that the second lacks is damaged in the only other one: that is told for as long as it is so, and what comes behind it is brought.
+#[test]
+fn what_no_other_one_can_give_stays_known() {
+    let two = Places::begin("primary");
+    let agent = two.walkeep.agent();
+    two.cluster.archive_by(Some(&two.walkeep.archive_command()));
+    story::insert(&two.cluster, 10);
+    let segment = two.cluster.switch_wal();
+    story::settle(&two.cluster, &two.walkeep);
+    two.wait_alike();
+    agent.stop();
+    let listing = two.listing(0);
+    let key = listing.keys().find(|key| key.contains(&format!("{segment}.zst"))).unwrap().clone();
+    let whole = two.buckets[0].get(&key);
+    let mut bytes = whole.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    two.buckets[0].put(&key, &bytes);
+    two.buckets[1].delete(&key);
+
+    let agent = two.walkeep.agent();
+    wait_until("it is known", PATIENCE, || agent.metric(&two.metric_of("stuck_objects", 1)) == Some(1.0));
+    story::insert(&two.cluster, 10);
+    two.cluster.switch_wal();
+    story::backup(&two.walkeep);
+    story::settle(&two.cluster, &two.walkeep);
+    wait_until("what came behind it is there, a backup too", PATIENCE, || {
+        let (one, other) = (two.listing(0), two.listing(1));
+        one.keys().filter(|key| !other.contains_key(*key)).eq([&key]) && one.keys().any(|key| key.ends_with("/backup.json"))
+    });
+    assert_eq!(agent.metric(&two.metric_of("queue_objects", 1)), Some(1.0));
+    assert!(agent.metric(&two.metric_of("behind_seconds", 1)).is_some_and(|seconds| seconds > 1.0), "the alarm sees it");
+    wait_until("status says so", PATIENCE, || {
+        let told = two.walkeep.ok(&["status"]).stdout;
+        told.contains("BEHIND: 1 object wait") && told.contains("1 object of that no other repository can give")
+    });
+    assert!(agent.log().contains("no other one can give") && agent.log().contains(&segment), "{}", agent.log());
+    // Put there meanwhile, it is found by whoever begins anew.
+    two.buckets[1].put(&key, &whole);
+    agent.stop();
+    let agent = two.walkeep.agent();
+    wait_until("nothing is lacking", PATIENCE, || agent.metric(&two.metric_of("stuck_objects", 1)) == Some(0.0));
+    agent.stop();
+}

@@ -191,3 +191,36 @@ fn archived_wal_is_not_the_end_of_wal() {
     let deep = walkeep.ok(&["verify", "--deep", "--json"]).json();
     assert!(deep["read"]["archived"].as_u64().is_some_and(|count| count > 5), "{deep}");
 }
+
+/// A file that is offered again after what is stored of it was archived: nobody says that it is the same before it was compared, and only it is thawed for that.
+#[test]
+fn what_is_offered_again_is_compared_when_it_is_thawed() {
+    let cluster = Cluster::builder().segment_mib(1).archiving().start();
+    let (proxy, bucket) = (S3Server::get().proxy(), S3Server::get().bucket());
+    let walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
+    walkeep.ok(&["init"]);
+    let names = [cluster.switch_wal(), cluster.switch_wal()];
+    let path = |name: &str| cluster.pg_wal().join(name).to_string_lossy().into_owned();
+    for name in &names {
+        walkeep.ok(&["wal", "push", &path(name)]);
+    }
+    let agent = walkeep.agent();
+    proxy.freeze("/wal/", "GLACIER", TAKES);
+    let name = names[0].as_str();
+    let refused = walkeep.run(&["wal", "push", &path(name)]).expect_code(1);
+    assert!(refused.stderr.contains("cannot be told before it is thawed") && refused.stderr.contains("walkeep thaw --wal"), "{refused:?}");
+    let shim = format!("{} {}", walkeep.archive_command(), path(name));
+    let refused = walkeep_tests::walkeep::run(std::process::Command::new("sh").args(["-c", &shim]));
+    assert!(refused.code == Some(1) && refused.stderr.contains("walkeep thaw --wal"), "{refused:?}");
+    agent.stop();
+    let asked = walkeep.ok(&["thaw", "--wal", name, "--no-wait"]);
+    assert!(asked.stdout.contains("1 object") && asked.stdout.contains("not waited for"), "{asked:?}");
+    let thawed = walkeep.ok(&["thaw", "--wal", name]);
+    assert!(thawed.stdout.contains("can be read"), "{thawed:?}");
+    let asked = proxy.thaws();
+    assert!(asked.len() == 1 && asked[0].path.contains(name), "{asked:?}");
+    let pushed = walkeep.ok(&["wal", "push", &path(name)]);
+    assert!(pushed.stdout.contains("was stored already, with the same content"), "{pushed:?}");
+    walkeep.run(&["wal", "push", &path(&names[1])]).expect_code(1);
+    walkeep.run(&["thaw", "--wal", name, "--latest"]).expect_code(2);
+}

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use judge::{Judge, Judged};
 pub use kinds::{AlarmKind, Severity};
 pub use message::{Event, Message, Said};
-pub use signs::{ArtifactSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
+pub use signs::{ArtifactSigns, DrillSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
 pub use teller::{Rules, Teller};
 
 /// Something that is wrong.

@@ -32,6 +32,8 @@ impl Kind {
     pub const RESTORE: Self = Self::of("restore");
     /// What a restore needs was asked for out of an archived storage class.
     pub const THAW: Self = Self::of("thaw");
+    /// A restore was rehearsed.
+    pub const DRILL: Self = Self::of("drill");
     /// Tables or rows were taken out.
     pub const EXTRACT: Self = Self::of("extract");
     /// What the retention policy lets go.

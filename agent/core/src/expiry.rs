@@ -228,6 +228,12 @@ impl Expired {
         rest.into_iter().map(|range| Run { first: size.segment_of(range.from), end: number(range.to) }).collect()
     }
 
+    /// Whether it names everything that the other one does.
+    pub fn has_all(&self, other: &Self) -> bool {
+        let wal = || other.wal().into_iter().all(|wal| self.has_all_of(wal.timeline, WalRange { from: wal.from, to: wal.to }));
+        self.backups.is_superset(&other.backups) && self.artifacts.is_superset(&other.artifacts) && wal()
+    }
+
     /// The WAL of it, merged, as a record keeps it.
     pub fn wal(&self) -> Vec<ExpiredWal> {
         let of = |(timeline, ranges): (&TimelineId, &Vec<WalRange>)| -> Vec<ExpiredWal> {

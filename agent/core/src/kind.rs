@@ -42,12 +42,12 @@ impl ObjectKind {
         }
     }
 
-    /// Whether the object at `key` makes others count that were stored before it: the record of a backup or an artifact.
+    /// Whether the object at `key` makes others count that were stored before it: the record of a backup, an artifact or a drill.
     pub fn commits(key: &str) -> bool {
         let mut steps = key.split('/').skip(2);
         matches!(
             (steps.next(), key.rsplit('/').next()),
-            (Some("backups"), Some("backup.json")) | (Some("artifacts"), Some("artifact.json"))
+            (Some("backups"), Some("backup.json")) | (Some("artifacts"), Some("artifact.json")) | (Some("drills"), Some("drill.json"))
         )
     }
 
@@ -81,9 +81,12 @@ mod tests {
             (format!("{root}/expired/0000000A.json"), ObjectKind::Expiry),
             (format!("{root}/artifacts/etc/1/1.zst.age"), ObjectKind::Artifact),
             (format!("{root}/artifacts/etc/1/artifact.json"), ObjectKind::Record),
+            (format!("{root}/drills/1/drill.json"), ObjectKind::Record),
+            (format!("{root}/drills/1/report.html.zst"), ObjectKind::Record),
         ] {
             assert_eq!(ObjectKind::of_key(&key), kind, "{key}");
-            assert_eq!(ObjectKind::commits(&key), key.ends_with("/artifact.json") || key.ends_with("/backup.json"), "{key}");
+            let commits = ["/artifact.json", "/backup.json", "/drill.json"].iter().any(|name| key.ends_with(name));
+            assert_eq!(ObjectKind::commits(&key), commits, "{key}");
         }
     }
 }

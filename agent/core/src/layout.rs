@@ -10,6 +10,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{ArtifactName, ArtifactPlace};
+use crate::drill::rows::SampleName;
+use crate::drill::{self, DrillId};
 use crate::identity::{SystemIdentifier, TimelineId, parse_hex8};
 use crate::index::{BlocksName, DigestName, Level};
 use crate::lease::LeaseName;
@@ -242,9 +244,20 @@ pub enum ObjectName {
     ArtifactSummary(ArtifactPlace),
     /// Its record, written last: it is what makes the artifact exist.
     ArtifactRecord(ArtifactPlace),
+    /// A drill's report, in one form.
+    DrillReport(DrillId, drill::Form),
+    /// A drill's record, written last.
+    DrillRecord(DrillId),
+    /// How many rows tables had.
+    Sample(SampleName),
 }
 
 impl ObjectName {
+    /// Whether it names other objects, and counts only with these: it is put behind them.
+    pub fn names_others(&self) -> bool {
+        matches!(self, Self::BackupRecord(_) | Self::ArtifactRecord(_) | Self::DrillRecord(_))
+    }
+
     /// Whether the object holds WAL, what the database holds, or what is told of them: where a repository is encrypted, it is. The others are small notes
     /// that say what is stored, and since when; whoever cannot decrypt needs them too.
     pub fn holds_data(&self) -> bool {
@@ -256,6 +269,8 @@ impl ObjectName {
             Self::BackupBegun(_) | Self::BackupRecord(_) | Self::Gap(_) | Self::Lease(_) | Self::GapClosing(_) => false,
             Self::Hold(..) | Self::Expiry(_) | Self::ExpiryEnd(_) | Self::Audit(_) => false,
             Self::ArtifactBegun(_) | Self::ArtifactRecord(_) => false,
+            Self::DrillReport(..) | Self::Sample(_) => true,
+            Self::DrillRecord(_) => false,
         }
     }
 }
@@ -352,6 +367,9 @@ impl ClusterLayout {
             ObjectName::ArtifactPiece(place, number) => format!("{}{number:08}.zst", self.artifact_prefix(place)),
             ObjectName::ArtifactSummary(place) => format!("{}summary.zst", self.artifact_prefix(place)),
             ObjectName::ArtifactRecord(place) => format!("{}artifact.json", self.artifact_prefix(place)),
+            ObjectName::DrillReport(id, form) => format!("{}report.{}.zst", self.drill_prefix(id), form.extension()),
+            ObjectName::DrillRecord(id) => format!("{}drill.json", self.drill_prefix(id)),
+            ObjectName::Sample(sample) => format!("{}{}/{:016X}.zst", self.samples_prefix(), sample.timeline.hex(), sample.lsn.get()),
             ObjectName::Audit(number) => format!("{}{number:08}.json", self.audit_prefix()),
             ObjectName::Names(names) => format!("{}{}/{:016X}.zst", self.names_prefix(), names.timeline.hex(), names.lsn.get()),
         }
@@ -447,6 +465,21 @@ impl ClusterLayout {
         format!("{}{}/", self.artifacts_prefix_of(&place.name), place.id)
     }
 
+    /// The drills.
+    pub fn drills_prefix(&self) -> String {
+        format!("{}drills/", self.root)
+    }
+
+    /// Everything of one drill.
+    pub fn drill_prefix(&self, id: &DrillId) -> String {
+        format!("{}{id}/", self.drills_prefix())
+    }
+
+    /// The samples of rows.
+    pub fn samples_prefix(&self) -> String {
+        format!("{}samples/", self.root)
+    }
+
     /// The audit trail.
     pub fn audit_prefix(&self) -> String {
         format!("{}audit/", self.root)
@@ -512,6 +545,22 @@ fn parse_below_root(path: &str) -> Option<ObjectName> {
             })
         }
         "artifacts" => parse_artifact(rest),
+        "drills" => {
+            let (id, object) = rest.split_once('/')?;
+            let id = id.parse().ok()?;
+            match object.strip_prefix("report.").and_then(|form| form.strip_suffix(".zst")) {
+                Some(extension) => {
+                    let form = drill::Form::ALL.into_iter().find(|form| form.extension() == extension)?;
+                    Some(ObjectName::DrillReport(id, form))
+                }
+                None => (object == "drill.json").then_some(ObjectName::DrillRecord(id)),
+            }
+        }
+        "samples" => {
+            let (timeline, lsn) = rest.strip_suffix(".zst")?.split_once('/')?;
+            let lsn = u64::from_str_radix(lsn, 16).ok().map(Lsn::new)?;
+            Some(ObjectName::Sample(SampleName { timeline: TimelineId::parse_hex(timeline)?, lsn }))
+        }
         "audit" => {
             let number = rest.strip_suffix(".json")?.parse().ok()?;
             (number > 0).then_some(ObjectName::Audit(number))
@@ -622,6 +671,12 @@ mod tests {
             (ObjectName::ArtifactPiece(place.clone(), 12), "artifacts/etc/20261121T034712Z-000000ab/00000012.zst"),
             (ObjectName::ArtifactSummary(place.clone()), "artifacts/etc/20261121T034712Z-000000ab/summary.zst"),
             (ObjectName::ArtifactRecord(place), "artifacts/etc/20261121T034712Z-000000ab/artifact.json"),
+            (ObjectName::DrillReport(DrillId::new(began, 0xab), drill::Form::Text), "drills/20261121T034712Z-000000ab/report.txt.zst"),
+            (ObjectName::DrillRecord(DrillId::new(began, 0xab)), "drills/20261121T034712Z-000000ab/drill.json"),
+            (
+                ObjectName::Sample(SampleName { timeline: TimelineId::FIRST, lsn: Lsn::new(0x300_00D8) }),
+                "samples/00000001/00000000030000D8.zst",
+            ),
             (ObjectName::BackupRecord(id), "backups/20261121T034712Z-0000000002000028/backup.json"),
             (ObjectName::Gap(gap), "gaps/00000001-0000000003000000-0000000104000000.json"),
             (ObjectName::Lease(LeaseName { timeline: TimelineId::FIRST, epoch: 10 }), "leases/00000001/0000000A.json"),
@@ -690,6 +745,8 @@ mod tests {
             &format!("{root}artifacts/etc/20261121T034712Z-000000ab/1.zst"),
             &format!("{root}artifacts/Etc/20261121T034712Z-000000ab/00000001.zst"),
             &format!("{root}artifacts/etc/x/artifact.json"),
+            &format!("{root}drills/20261121T034712Z-000000ab/report.pdf.zst"),
+            &format!("{root}drills/20261121T034712Z-000000ab/report.zst"),
             &format!("{root}wal/00000001.history.zst\n"),
         ] {
             assert_eq!(layout().parse(key), None, "{key}");

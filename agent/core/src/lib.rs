@@ -15,6 +15,7 @@ pub mod changes;
 pub mod control;
 pub mod data_directory;
 pub mod decoder;
+pub mod drill;
 pub mod event;
 pub mod expiry;
 pub mod history;

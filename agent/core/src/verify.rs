@@ -7,6 +7,7 @@
 mod continuity;
 mod finding;
 mod judge;
+mod lacking;
 mod listing;
 mod lost;
 mod sizes;
@@ -16,6 +17,7 @@ mod tests;
 pub use continuity::{continuity, vanished};
 pub use finding::{Finding, Findings, Kind, Severity, Stretch};
 pub use judge::Judge;
-pub use listing::{ArtifactFolder, BackupFolder, Listing};
+pub use lacking::{Side, lacking};
+pub use listing::{ArtifactFolder, BackupFolder, DrillFolder, Listing};
 pub use lost::{Lost, LostWal};
 pub use sizes::possible_bytes;

@@ -117,6 +117,7 @@ pub async fn run(global: &Global, args: BackupArgs, told: &Told<'_>) -> Result<(
     own_stream.stop().await;
     let record = taken.context("take the base backup")?;
     told.of("backup", &record.id);
+    told.of("bytes_stored", record.bytes_stored);
     if args.json {
         output::json(&record)?;
     } else {

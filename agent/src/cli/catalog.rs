@@ -167,6 +167,12 @@ fn print_repository(report: &PlaceReport) {
         (None, _) => ", no agent of this host says how far it is".to_owned(),
     };
     output::say!("{what} {}: {answers}{lag}", report.url);
+    if let Some(stuck) = report.stuck_objects.filter(|stuck| *stuck > 0) {
+        let stuck = output::count(stuck as u64, "object");
+        output::say!(
+            "            {stuck} of that no other repository can give, damaged there or archived: the agent's log names them, and `walkeep verify`"
+        );
+    }
     if let Some(problem) = &report.problem {
         output::say!("            {problem}");
     }

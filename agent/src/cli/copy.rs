@@ -11,6 +11,12 @@ use crate::config::{ByteSize, ClusterConfig, RepositoryConfig};
 use crate::copies::copy::{self, Copied, CopyOptions};
 use crate::repository::ClusterRepository;
 
+/// Archived objects that are named for people: there may be very many.
+const NAMED: usize = 20;
+/// What to do about them.
+const THAW: &str = "`walkeep thaw` with a target makes readable what a restore to there needs; all of a bucket, the store's own batch jobs do. Then run the same \
+                    command again: it goes on with what the target lacks. All else was copied.";
+
 /// Arguments of `walkeep copy`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -21,7 +27,8 @@ Examples:
 
 Interrupted, it goes on where it was when it is run again. Each object is proven before it is stored, nothing is overwritten,
 and no server or agent is needed. Exit code 4: something is damaged, or the target has other content under a name;
-a backup or an artifact that needs such an object is not copied.")]
+a backup or an artifact that needs such an object is not copied. Exit code 1: something lies in an archived storage class
+and was left out, with what needs it; once it is thawed, run again.")]
 pub struct CopyArgs {
     /// The repository to copy from: its number in the configuration, counted from 1, or its url
     #[arg(long, default_value = "1", value_name = "N|URL")]
@@ -81,8 +88,17 @@ pub async fn run(global: &Global, args: CopyArgs, told: &Told<'_>) -> Result<(),
     } else {
         print(&copied, &urls, args.dry_run);
     }
-    if copied.is_whole() {
+    if copied.is_whole() || (args.dry_run && !copied.is_damaged()) {
         return Ok(());
+    }
+    if !copied.is_damaged() && !copied.archived.is_empty() {
+        let (objects, bytes) = (output::count(copied.archived.len() as u64, "object"), output::bytes(copied.archived_bytes));
+        let left = match copied.incomplete.len() {
+            0 => String::new(),
+            records => format!(", and so {records} backups or artifacts without all that they need"),
+        };
+        let error = anyhow::anyhow!("not all was copied: {objects} ({bytes}) in archived storage classes{left}");
+        return Err(Failure::from(error).hint(THAW));
     }
     let (damaged, differing, incomplete) = (copied.damaged.len(), copied.differing.len(), copied.incomplete.len());
     let error = anyhow::anyhow!(
@@ -96,6 +112,11 @@ fn print(copied: &Copied, (from, to): &(String, String), dry_run: bool) {
     match dry_run {
         true => output::say!("{to} lacks {objects} ({bytes}) of {from}, and has {} alike", copied.there_already),
         false => output::say!("copied {objects} ({bytes}) from {from} to {to}; {} were there already", copied.there_already),
+    }
+    let archived = copied.archived.iter().map(String::as_str);
+    archived.clone().take(NAMED).for_each(|key| output::say!("ARCHIVED, to be thawed first: {key}"));
+    if archived.len() > NAMED {
+        output::say!("ARCHIVED, to be thawed first: {} more, which --json names", archived.len() - NAMED);
     }
     copied.damaged.iter().for_each(|damaged| output::say!("DAMAGED in {from}: {damaged}"));
     copied.incomplete.iter().for_each(|record| output::say!("NOT COPIED, as the target lacks what it names: {record}"));

@@ -385,12 +385,19 @@ fn words(reason: &Reason) -> String {
 
 fn print_carried_out(done: &CarriedOut) {
     for waits in &done.waits {
-        match (&waits.until, &waits.for_backup) {
-            (Some(until), _) => output::say!("number {}: its objects go behind {}", waits.number, output::time(*until)),
-            (None, Some(backup)) => {
+        match (&waits.until, &waits.known, &waits.for_backup) {
+            (Some(until), None, _) => output::say!("number {}: its objects go behind {}", waits.number, output::time(*until)),
+            (Some(until), Some(known), _) => output::tell!(
+                "note: number {}: its objects stay until {}: by this host's clock that is over, but the newest that is known of the server and the store is of {}; \
+                 the next backup may settle it",
+                waits.number,
+                output::time(*until),
+                output::time(*known)
+            ),
+            (None, _, Some(backup)) => {
                 output::say!("number {}: its objects stay while backup {backup} is under way, which may use them", waits.number)
             }
-            (None, None) => {}
+            (None, _, None) => {}
         }
     }
     if done.objects > 0 || done.packs > 0 {

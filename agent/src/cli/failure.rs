@@ -27,16 +27,22 @@ impl Exit {
     pub const NOT_FETCHED: u8 = 126;
 }
 
+impl Exit {
+    /// The exit code.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Failed | Self::Absent => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::Damaged => 4,
+            Self::NotFetched => Self::NOT_FETCHED,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        ExitCode::from(match exit {
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Refused => 3,
-            Exit::Damaged => 4,
-            Exit::Absent => 1,
-            Exit::NotFetched => Exit::NOT_FETCHED,
-        })
+        ExitCode::from(exit.number())
     }
 }
 

@@ -13,6 +13,7 @@ mod check;
 mod closed;
 mod copy;
 mod demo;
+mod drill;
 mod expire;
 mod extract;
 pub mod failure;
@@ -31,7 +32,9 @@ mod plan;
 mod progress;
 mod removal;
 mod restore;
+mod runs;
 mod schedules;
+mod scratch;
 mod setup;
 mod slot;
 mod target;
@@ -131,6 +134,10 @@ enum Command {
     Thaw(thaw::ThawArgs),
     /// One table, or the rows of a query, out of the past, beside the running server
     Extract(extract::ExtractArgs),
+    /// Rehearse a restore: carry it out beside the running server, look at it, throw it away, write a report
+    Drill(drill::DrillArgs),
+    /// What drills said
+    Drills(drill::ListArgs),
     /// Let go what the retention policy does not keep: print it, ask, take it out of the catalog, remove it later
     Expire(expire::ExpireArgs),
     /// Keep a backup beyond the retention policy
@@ -164,7 +171,7 @@ enum Command {
     /// Serve restore_command where no agent runs; started by walkeep-restore-cmd, leaves after idling
     #[command(hide = true)]
     FetchService(agent::FetchServiceArgs),
-    /// Remove a scratch folder when its owner has died; started by extract
+    /// Remove a scratch folder when its owner has died; started by extract and drill
     #[command(hide = true)]
     ScratchWatch(extract::WatchArgs),
 }
@@ -235,6 +242,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Extract(args) => {
                 recorded_as(&global, "extract", Kind::EXTRACT, async |told| extract::run(&global, args, told).await).await
             }
+            Command::Drill(args) => recorded_as(&global, "drill", Kind::DRILL, async |told| drill::run(&global, args, told).await).await,
+            Command::Drills(args) => drill::list(&global, args).await,
             Command::ScratchWatch(args) => extract::watch(&args),
             Command::Expire(args) => {
                 let kind = args.kind();
@@ -254,9 +263,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Artifacts(args) => artifact::list(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) if args.repairs() => {
-                recorded_as(&global, "verify --repair", Kind::REPAIR, async |told| verify::mend(&global, args, told).await).await
+                let mended = recorded_as(&global, "verify --repair", Kind::REPAIR, async |told| verify::mend(&global, args, told).await);
+                runs::told(&global, "verify", mended).await
             }
-            Command::Verify(args) => verify::run(&global, args).await,
+            Command::Verify(args) => runs::told(&global, "verify", verify::run(&global, args)).await,
             Command::Copy(args) => recorded_as(&global, "copy", Kind::COPY, async |told| copy::run(&global, args, told).await).await,
             Command::Notify(args) => notify::run(&global, args).await,
             Command::Wal(command) => wal::run(&global, command).await,

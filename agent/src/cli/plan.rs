@@ -17,6 +17,7 @@ use super::target::TargetArgs;
 use super::{Global, output, setup, thaw};
 use crate::config::ClusterConfig;
 use crate::planning::{Around, Share, View};
+use crate::postgres::ConnectionParams;
 use crate::rates::RatesFile;
 use crate::repository::ClusterRepository;
 
@@ -91,7 +92,20 @@ pub async fn make(
     target: &TargetArgs,
     share: Share,
 ) -> Result<RestorePlan, Failure> {
-    planned(repository, cluster, target, share).await.map_err(thaw::refuse)
+    // A plan is made without a server, and on hosts where its connection cannot be used: then it is not asked.
+    let server = setup::connection(cluster).map_err(|failure| format!("{:#}", failure.error));
+    planned(repository, cluster, target, share, server).await.map_err(thaw::refuse)
+}
+
+/// The same without asking the server anything.
+pub async fn make_alone(
+    repository: &Arc<ClusterRepository>,
+    cluster: &ClusterConfig,
+    target: &TargetArgs,
+    share: Share,
+) -> Result<RestorePlan, Failure> {
+    let server = Err("it is not asked by a drill".to_owned());
+    planned(repository, cluster, target, share, server).await.map_err(thaw::refuse)
 }
 
 async fn planned(
@@ -99,9 +113,8 @@ async fn planned(
     cluster: &ClusterConfig,
     target: &TargetArgs,
     share: Share,
+    server: Result<ConnectionParams, String>,
 ) -> Result<RestorePlan, Failure> {
-    // A plan is made without a server, and on hosts where its connection cannot be used: then it is not asked.
-    let server = setup::connection(cluster).map_err(|failure| format!("{:#}", failure.error));
     let around = Around { server, rates: RatesFile::of(cluster).load(), share };
     let mut waits = 0;
     loop {

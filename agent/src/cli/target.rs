@@ -56,6 +56,33 @@ struct KindArgs {
 }
 
 impl TargetArgs {
+    /// The end of what is stored.
+    pub fn latest() -> Self {
+        let kind = KindArgs {
+            latest: true,
+            at: None,
+            lsn: None,
+            xid: None,
+            restore_point: None,
+            immediate: false,
+            before_drop: None,
+            before_truncate: None,
+            before_drop_database: None,
+        };
+        Self { kind, timeline: None, exclusive: false, backup: None }
+    }
+
+    /// A position.
+    pub fn at_lsn(lsn: Lsn) -> Self {
+        let latest = Self::latest();
+        Self { kind: KindArgs { latest: false, lsn: Some(lsn), ..latest.kind }, ..latest }
+    }
+
+    /// Whether nothing at all was said.
+    pub fn says_nothing(&self) -> bool {
+        !self.kind.latest && self.words() == "--latest"
+    }
+
     /// Refuses what cannot be meant, before anything is read.
     pub fn check(&self) -> Result<()> {
         if self.sought()?.is_some() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::WalFileName;
 use walkeep_core::partial::Needed;
 use walkeep_core::plan::RestorePlan;
 use walkeep_store::{Thaw, Tier};
@@ -41,12 +42,16 @@ Examples:
   walkeep thaw                                         all that a restore to the end of what is stored needs
   walkeep thaw --at '2026-03-01 14:30:00+01' --tier bulk --no-wait
   walkeep restore --at '2026-03-01 14:30:00+01' --to /srv/restored --thaw
+  walkeep thaw --wal 000000010000000000000004          a file that archive_command offers again, to be compared
 
 Asked for again it goes on where it is: what is being thawed or can be read is not asked for twice. `walkeep plan` says how much it is, and how long
 it takes.")]
 pub struct ThawArgs {
     #[command(flatten)]
     target: TargetArgs,
+    /// Only this file of the archive, by its name; may be given several times
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["TargetArgs", "KindArgs"])]
+    wal: Vec<WalFileName>,
     #[command(flatten)]
     how: HowArgs,
     /// Print JSON
@@ -131,6 +136,9 @@ pub struct Thawed {
 /// Runs the command.
 pub async fn run(global: &Global, args: ThawArgs, told: &Told<'_>) -> Result<(), Failure> {
     args.target.check().map_err(Failure::usage)?;
+    if !args.wal.is_empty() {
+        return run_for_files(global, args, told).await;
+    }
     told.of("target", args.target.words());
     let config = setup::config(global)?;
     let stop = setup::stop_on_signals()?;
@@ -155,6 +163,44 @@ pub async fn run(global: &Global, args: ThawArgs, told: &Told<'_>) -> Result<(),
             output::say!("everything that a restore to this target needs can be read: walkeep restore with the same target and --to DIR")
         }
         (false, false) => output::say!("not waited for: `walkeep thaw` with the same target waits, and `walkeep plan` says how far it is"),
+    }
+    Ok(())
+}
+
+/// Thaws single files of the archive.
+async fn run_for_files(global: &Global, args: ThawArgs, told: &Told<'_>) -> Result<(), Failure> {
+    told.of("wal", args.wal.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    let config = setup::config(global)?;
+    let stop = setup::stop_on_signals()?;
+    let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
+    let mut objects = Vec::new();
+    for file in &args.wal {
+        objects.extend(repository.archived_at(&repository.layout().wal_key(*file), 0).await?);
+    }
+    let frozen = thaw::look(&repository, objects, &stop).await?;
+    let job = Job {
+        repository: &repository,
+        cluster: &config.cluster,
+        target: &args.target,
+        share: Share::Whole,
+        how: &args.how,
+        stop: &stop,
+        quiet: args.json,
+    };
+    let (asked, mut rest) = request(&job, frozen, told).await?;
+    told.of("objects", asked.objects);
+    told.of("bytes", asked.bytes);
+    if asked.objects + asked.prolonged == 0 {
+        told.nothing();
+    }
+    if !args.how.no_wait {
+        wait(&job, &mut rest).await?;
+    }
+    let is_ready = rest.is_nothing();
+    match args.json {
+        true => output::json(&Thawed { asked, waiting_for: rest.shares(), plan: None })?,
+        false if is_ready => output::say!("what is stored of these files can be read"),
+        false => output::say!("not waited for: the same without --no-wait waits"),
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use walkeep_core::audit::{Kind, Outcome, recorded};
 use walkeep_core::layout::ObjectName;
 
 use super::failure::{Exit, Failure};
-use super::{Global, output, setup};
+use super::{Global, output, runs, setup};
 use crate::audit::{DEADLINE, Deed, Trail, in_public};
 use crate::config::{Config, RepositoryConfig};
 use crate::repository::{self, ClusterRepository};
@@ -58,7 +59,12 @@ pub async fn recorded_as<'a>(
 ) -> Result<(), Failure> {
     let (state, writing) = (Mutex::default(), tokio::sync::Mutex::new(None));
     let told = Told { global, command, kind, state, writing };
+    let began = Instant::now();
     let ended = run(&told).await;
+    if !told.state().nothing {
+        let bytes = told.state().subject.get("bytes_stored").and_then(|bytes| bytes.parse().ok());
+        runs::tell(global, command, began, &ended, bytes).await;
+    }
     let (outcome, message) = match &ended {
         Ok(()) => (Outcome::Done, None),
         // Nothing was tried.

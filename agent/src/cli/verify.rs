@@ -129,7 +129,7 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
             Err(error) => Err(error.into()),
         };
         match behind {
-            Ok((after, _)) => report = after,
+            Ok((after, _)) => report = after.with_unread_of(&report),
             Err(failure) => {
                 // What was done until then was done.
                 match args.json {
@@ -318,11 +318,15 @@ fn print(report: &Overall) {
         (0, minor) => output::say!("{what} that restores need is there; {} damaged or missing that none needs", are(minor)),
         (broken, _) => output::say!("NOT everything is there: {} damaged or missing that restores need", are(broken)),
     }
-    for OfOne { number, url, listed, damaged, problem, .. } in &report.repositories {
+    for OfOne { number, url, listed, damaged, refused, problem, .. } in &report.repositories {
         let place = if report.repositories.len() > 1 { format!("repository {number}, {url}") } else { url.clone() };
-        if let Some(problem) = problem {
-            output::say!("NOT LOOKED AT: {place}: {problem}");
-            continue;
+        match problem {
+            Some(problem) if *refused == 0 => {
+                output::say!("NOT LOOKED AT: {place}: {problem}");
+                continue;
+            }
+            Some(problem) => output::say!("NOT READ: {} in {place}: {problem}", output::count(*refused, "object")),
+            None => {}
         }
         let bad =
             if report.repositories.len() > 1 && *damaged > 0 { format!("; {} damaged or missing", are(*damaged)) } else { String::new() };
@@ -333,16 +337,6 @@ fn print(report: &Overall) {
             output::count(listed.backups, "backup"),
             output::count(listed.segments, "segment")
         );
-    }
-    // What one never had is missed by nobody who looks at that one.
-    let looked: Vec<&OfOne> = report.repositories.iter().filter(|one| one.problem.is_none()).collect();
-    if let Some(fullest) = looked.iter().max_by_key(|one| (one.listed.backups, one.listed.segments, one.listed.objects)) {
-        for fewer in
-            looked.iter().filter(|one| one.listed.backups < fullest.listed.backups || one.listed.segments < fullest.listed.segments)
-        {
-            let (from, to) = (fullest.number, fewer.number);
-            output::say!("repository {to} HAS FEWER than {from}: `walkeep copy --from {from} --to {to} --dry-run` says what it lacks");
-        }
     }
     if let Some(read) = &report.read {
         output::say!(

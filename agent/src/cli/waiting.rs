@@ -73,6 +73,10 @@ impl Store for WaitedFor {
         self.wait("put", key.as_str(), self.inner.put_if_absent(key, body)).await
     }
 
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> Result<bool> {
+        self.wait("replace", key.as_str(), self.inner.replace_in_doubt(key, body)).await
+    }
+
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
         self.wait("get", key.as_str(), self.inner.get(key, range)).await
     }

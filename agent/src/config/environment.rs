@@ -179,6 +179,8 @@ pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str
         ("listen", "token_file", Text),
         ("log", "format", Text),
         ("log", "level", Text),
+        ("metrics", "textfile", Text),
+        ("metrics", "pushgateway", Text),
     ];
     for (section, key, kind) in of_all {
         if let Some(value) = given(&format!("{}_", section.to_uppercase()), (key, kind))? {

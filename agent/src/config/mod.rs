@@ -5,9 +5,11 @@
 //! never appear in `Debug`.
 
 mod artifacts;
+mod drill;
 mod encryption;
 mod environment;
 mod listen;
+mod metrics;
 mod notify;
 mod raw;
 mod repositories;
@@ -27,8 +29,10 @@ use walkeep_store::s3::Lock;
 use walkeep_store::several::StoredWhen;
 
 pub use artifacts::{ArtifactConfig, ArtifactSource, DumpConfig, Runs};
+pub use drill::{Amcheck, DrillCheck, DrillConfig, DrillPoint, Wish};
 pub use encryption::EncryptionConfig;
 pub use listen::ListenConfig;
+pub use metrics::MetricsConfig;
 pub use notify::{EmailConfig, MailTls, NotifyConfig, check_url};
 pub use retention::{GRACE, Retention};
 pub use schedules::{ScheduledBackup, keep_for};
@@ -48,6 +52,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Where metrics, health and the page are served, and to whom.
     pub listen: ListenConfig,
+    /// Where it goes how commands ended.
+    pub metrics: MetricsConfig,
     /// Who is told what is wrong.
     pub notify: NotifyConfig,
     /// Logging.
@@ -111,6 +117,8 @@ pub struct ClusterConfig {
     pub dump: Option<DumpConfig>,
     /// What the agent verifies by itself.
     pub verify: Verify,
+    /// Drills.
+    pub drill: DrillConfig,
 }
 
 impl ClusterConfig {

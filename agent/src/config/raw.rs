@@ -1,13 +1,17 @@
 //! The configuration file as it is written: names and types of keys, nothing decided.
 
 pub mod artifacts;
+pub mod drill;
 pub mod notify;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 use artifacts::{RawArtifact, RawDump};
+use drill::RawDrill;
 use notify::RawNotify;
+
+use super::metrics::RawMetrics;
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -19,6 +23,8 @@ pub struct Raw {
     pub listen: RawListen,
     #[serde(default)]
     pub log: RawLog,
+    #[serde(default)]
+    pub metrics: RawMetrics,
     #[serde(default)]
     pub notify: RawNotify,
 }
@@ -56,6 +62,8 @@ pub struct RawCluster {
     pub dump: Option<RawDump>,
     #[serde(default)]
     pub verify: RawVerify,
+    #[serde(default)]
+    pub drill: RawDrill,
 }
 
 /// What the agent looks at by itself.

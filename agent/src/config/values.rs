@@ -10,14 +10,15 @@ use walkeep_core::target::parse_time;
 use walkeep_store::s3::{Lock, LockMode};
 
 use super::artifacts;
+use super::drill;
 use super::encryption;
 use super::listen;
-use super::notify;
 use super::raw::{Raw, RawCluster, RawRepository};
 use super::repositories;
 use super::retention;
 use super::verify;
 use super::{Acknowledge, ClusterConfig, Config, LogConfig, Protect, RepositoryConfig, S3Config, ScheduledBackup, ServerSideEncryption};
+use super::{metrics, notify};
 
 /// A text that must not be shown.
 #[derive(Clone, Default)]
@@ -87,7 +88,7 @@ pub fn check(
     backups: Vec<ScheduledBackup>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config> {
-    let Raw { mut cluster, listen, log, notify } = raw;
+    let Raw { mut cluster, listen, log, metrics, notify } = raw;
     let written = cluster.remove(name.as_str()).unwrap_or_default();
     let cluster = check_cluster(written, name, backups, env).with_context(|| format!("[cluster.{name}]"))?;
     let listen = listen::check(listen, env).context("[listen]")?;
@@ -96,10 +97,12 @@ pub fn check(
         Some("json") => true,
         Some(other) => bail!("[log] format: {other:?} is neither text nor json"),
     };
+    let metrics = metrics::check(metrics).context("[metrics]")?;
     let notify = notify::check(notify, env).context("[notify]")?;
     Ok(Config {
         path,
         cluster,
+        metrics,
         notify,
         listen,
         log: LogConfig { json, level: log.level.unwrap_or_else(|| "info".into()) },
@@ -148,9 +151,11 @@ fn check_cluster(
     let stream = raw.stream.unwrap_or(true);
     let protect = protect(raw.protect.as_deref(), raw.slot_limit.as_deref(), spool_limit, stream)?;
     let (artifacts, dump) = artifacts::check(&raw.artifact, raw.dump.as_ref(), name)?;
+    let drill = drill::check(&raw.drill, name).context("[drill]")?;
     Ok(ClusterConfig {
         artifacts,
         dump,
+        drill,
         name: name.clone(),
         connection: raw.connection.unwrap_or_default().into(),
         data_directory: raw.data_directory.map(|path| absolute("data_directory", &path)).transpose()?,

@@ -14,16 +14,14 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::backup::BackupRecord;
 use walkeep_core::layout::{ClusterName, ObjectName};
-use walkeep_core::manifest::EntryKind;
 use walkeep_store::several::{Compared, Guide, Mark, Sink, compare};
-use walkeep_store::{ErrorKind, Key, Put, SharedStore};
+use walkeep_store::{ArchiveClass, ErrorKind, Key, Listed, Put, SharedStore};
 
 use super::Contents;
 use crate::pace::Pace;
 use crate::repository::several::Proven;
-use crate::repository::{self, ClusterIdentity, ClusterRepository, Repository};
+use crate::repository::{self, ClusterIdentity, ClusterRepository, Repository, trail};
 use crate::retry::{Backoff, retry};
 
 /// Objects on their way at the same time.
@@ -57,6 +55,10 @@ pub struct Copied {
     pub damaged: Vec<String>,
     /// Objects that the target has with other content: left as they are.
     pub differing: Vec<String>,
+    /// Objects that lie in an archived storage class, in one of the two, and were not copied: they have to be thawed.
+    pub archived: Vec<String>,
+    /// Their bytes.
+    pub archived_bytes: u64,
     /// Records of backups and artifacts of which the target does not have all, because of those: not copied.
     pub incomplete: Vec<String>,
 }
@@ -64,7 +66,12 @@ pub struct Copied {
 impl Copied {
     /// Whether the target has all that the source has.
     pub fn is_whole(&self) -> bool {
-        self.damaged.is_empty() && self.differing.is_empty() && self.incomplete.is_empty()
+        !self.is_damaged() && self.archived.is_empty() && self.incomplete.is_empty()
+    }
+
+    /// Whether anything is not what it should be; what is archived will be had as it was.
+    pub fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty() || !self.differing.is_empty()
     }
 }
 
@@ -130,7 +137,7 @@ struct Work<'a> {
     tell: &'a (dyn Fn(&Copied) + Sync),
     pace: Mutex<Pace>,
     copied: Copied,
-    pending: Vec<Key>,
+    pending: Vec<Listed>,
     guide: Option<(Arc<ClusterRepository>, Contents)>,
     /// Objects that both have: of the passes before, and of this one.
     alike: (u64, u64),
@@ -148,6 +155,7 @@ enum Outcome {
     Gone,
     Damaged(String),
     Differs,
+    Archived,
     Incomplete(String),
 }
 
@@ -160,18 +168,18 @@ impl Work<'_> {
         while let Some(first) = rest.first() {
             ensure!(!self.cancel.is_cancelled(), "interrupted; run again, it goes on where it was");
             // Those that name others by themselves, the others side by side.
-            let together = match guide.alone(first) {
+            let together = match guide.alone(&first.key) {
                 true => 1,
-                false => rest.iter().take_while(|key| !guide.alone(key)).count(),
+                false => rest.iter().take_while(|listed| !guide.alone(&listed.key)).count(),
             };
             let (now, later) = rest.split_at(together);
             rest = later;
             let this = &*self;
-            let outcomes = stream::iter(now.iter().cloned()).map(|key| this.bring_one(&repository, &guide, key)).buffered(PARALLEL);
-            let outcomes: Vec<(Key, Result<Outcome>)> = outcomes.collect().await;
-            for (key, outcome) in outcomes {
+            let outcomes = stream::iter(now.iter().cloned()).map(|listed| this.bring_one(&repository, &guide, listed)).buffered(PARALLEL);
+            let outcomes: Vec<(Listed, Result<Outcome>)> = outcomes.collect().await;
+            for (Listed { key, size, .. }, outcome) in outcomes {
                 let outcome = outcome?;
-                if matches!(outcome, Outcome::Gone | Outcome::Damaged(_) | Outcome::Differs) {
+                if matches!(outcome, Outcome::Gone | Outcome::Damaged(_) | Outcome::Differs | Outcome::Archived) {
                     self.lacking.insert(key.to_string());
                 }
                 match outcome {
@@ -182,6 +190,10 @@ impl Work<'_> {
                     Outcome::Gone => self.copied.gone += 1,
                     Outcome::Damaged(reason) => self.copied.damaged.push(format!("{key}: {reason}")),
                     Outcome::Differs => self.copied.differing.push(key.to_string()),
+                    Outcome::Archived => {
+                        self.copied.archived.push(key.to_string());
+                        self.copied.archived_bytes += size;
+                    }
                     Outcome::Incomplete(reason) => self.copied.incomplete.push(format!("{key}: {reason}")),
                 }
             }
@@ -195,9 +207,13 @@ impl Work<'_> {
         (self.tell)(&self.copied);
     }
 
-    async fn bring_one(&self, repository: &ClusterRepository, guide: &Contents, key: Key) -> (Key, Result<Outcome>) {
-        let outcome = self.try_one(repository, guide, &key).await;
-        (key, outcome)
+    async fn bring_one(&self, repository: &ClusterRepository, guide: &Contents, listed: Listed) -> (Listed, Result<Outcome>) {
+        let outcome = match self.try_one(repository, guide, &listed.key).await {
+            // The others are to be had all the same.
+            Err(error) if error.chain().any(is_archived) => Ok(Outcome::Archived),
+            outcome => outcome,
+        };
+        (listed, outcome)
     }
 
     async fn try_one(&self, repository: &ClusterRepository, guide: &Contents, key: &Key) -> Result<Outcome> {
@@ -213,14 +229,27 @@ impl Work<'_> {
             Err(error) if error.is_damage() => return Ok(Outcome::Damaged(error.to_string())),
             Err(error) => return Err(error.into()),
         };
-        if let Some(reason) = self.lacks(repository, &name, &body).await? {
+        if let ObjectName::Audit(number) = name {
+            let prove = || trail::misplaced(repository, number, &body);
+            let misplaced =
+                retry("proving a record of the audit trail", PATIENCE, self.cancel, repository::Error::is_transient, prove).await?;
+            if let Some(reason) = misplaced {
+                return Ok(Outcome::Damaged(reason));
+            }
+        }
+        if let Some(reason) = guide.lacking_of(key, &body, &self.lacking).await? {
             return Ok(Outcome::Incomplete(reason));
         }
         self.pace.lock().await.pass(body.len() as u64).await;
         match patiently("storing an object", self.cancel, || self.to.put_if_absent(key, body.clone())).await {
             Ok(Put::Created) => {}
             Ok(Put::AlreadySame) => return Ok(Outcome::There),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return self.other_bytes(guide, key, &body).await,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return match self.other_bytes(guide, key, &body).await? {
+                    Outcome::There if error.is_in_doubt() => self.put_in_doubt(key, body).await,
+                    outcome => Ok(outcome),
+                };
+            }
             Err(error) => return Err(error).with_context(|| format!("store {key} in {}", self.to.url())),
         }
         if proven == Proven::Outside {
@@ -232,42 +261,12 @@ impl Work<'_> {
         Ok(Outcome::Copied(body.len() as u64))
     }
 
-    /// What of that which a record names the target does not get, if that is so.
-    async fn lacks(&self, repository: &ClusterRepository, name: &ObjectName, body: &Bytes) -> Result<Option<String>> {
-        let layout = repository.layout();
-        let below = |prefix: String| self.lacking.iter().find(|key| key.starts_with(&prefix)).cloned();
-        let backup = match name {
-            ObjectName::ArtifactRecord(place) => return Ok(below(layout.artifact_prefix(place))),
-            ObjectName::BackupRecord(id) => id,
-            _ => return Ok(None),
-        };
-        let piece = below(layout.backup_prefix(backup));
-        if piece.is_some() || below(layout.packs_prefix()).is_none() {
-            return Ok(piece);
-        }
-        let record = BackupRecord::parse(backup, body)?;
-        let manifest = match repository.get_manifest(&record).await {
-            Ok(manifest) => manifest,
-            Err(error) if error.is_transient() => return Err(error.into()),
-            // Whether it names what is lacking cannot be told here.
-            Err(error) => return Ok(Some(error.to_string())),
-        };
-        let (lacking, layout) = (self.lacking.clone(), layout.clone());
-        let named = tokio::task::spawn_blocking(move || {
-            for entry in manifest.iter()? {
-                let EntryKind::File { content, .. } = entry?.kind else { continue };
-                let mut packs = content.extents().iter().map(|extent| layout.key(&ObjectName::Pack(extent.pack)));
-                if let Some(pack) = packs.find(|pack| lacking.contains(pack)) {
-                    return Ok(Some(pack));
-                }
-            }
-            Ok(None)
-        });
-        match named.await? {
-            Err(repository::Error::Store(error)) if error.kind().is_transient() => Err(repository::Error::Store(error).into()),
-            Err(error) => Ok(Some(error.to_string())),
-            Ok(pack) => Ok(pack),
-        }
+    /// The target cannot vouch for what it has.
+    async fn put_in_doubt(&self, key: &Key, body: Bytes) -> Result<Outcome> {
+        let replace = || self.to.replace_in_doubt(key, body.clone());
+        let replaced = patiently("storing an object once more", self.cancel, replace).await;
+        replaced.with_context(|| format!("store {key} in {}", self.to.url()))?;
+        Ok(Outcome::Copied(body.len() as u64))
     }
 
     async fn other_bytes(&self, guide: &Contents, key: &Key, body: &Bytes) -> Result<Outcome> {
@@ -292,9 +291,14 @@ impl Sink for Work<'_> {
             Compared::OnlyFirst(listed) if self.options.dry_run => {
                 self.copied.objects += 1;
                 self.copied.bytes += listed.size;
+                // Of Intelligent-Tiering a listing does not tell.
+                if listed.class.is_some_and(|class| class != ArchiveClass::IntelligentTiering) {
+                    self.copied.archived.push(listed.key.to_string());
+                    self.copied.archived_bytes += listed.size;
+                }
             }
             // Of other sizes they may still hold the same.
-            Compared::OnlyFirst(listed) | Compared::Differs(listed, _) => self.pending.push(listed.key),
+            Compared::OnlyFirst(listed) | Compared::Differs(listed, _) => self.pending.push(listed),
             Compared::OnlySecond(_) => {}
         }
         if self.pending.len() >= BATCH {
@@ -317,6 +321,11 @@ impl Sink for Work<'_> {
         self.tell();
         Ok(())
     }
+}
+
+fn is_archived(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let of_store = || cause.downcast_ref::<walkeep_store::Error>().is_some_and(|error| error.kind() == ErrorKind::Archived);
+    cause.downcast_ref::<repository::Error>().map_or_else(of_store, |error| error.archived().is_some())
 }
 
 /// The comparison ends with the copy's own error, and says it.

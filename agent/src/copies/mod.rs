@@ -53,7 +53,7 @@ pub async fn follow(repository: Arc<ClusterRepository>, cluster: ClusterConfig, 
     let never = CancellationToken::new();
     let rest = async {
         last.cancelled().await;
-        while several.states().get(index).is_some_and(|state| state.queued > state.aside && state.down.is_none()) {
+        while several.states().get(index).is_some_and(|state| state.queued > state.aside + state.stuck && state.down.is_none()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -27,6 +27,12 @@ struct Noted {
     url: String,
     queued: usize,
     behind_since: Option<DateTime<Utc>>,
+    /// The same of what can still be brought.
+    #[serde(default)]
+    waits_since: Option<DateTime<Utc>>,
+    /// So many of the queued cannot.
+    #[serde(default)]
+    stuck: usize,
     problem: Option<String>,
 }
 
@@ -43,6 +49,8 @@ pub struct PlaceReport {
     pub problem: Option<String>,
     /// Objects that wait to be brought there, as the agent says; `None` if no agent of this host says.
     pub queue_objects: Option<usize>,
+    /// So many of them no other repository can give whole.
+    pub stuck_objects: Option<usize>,
     /// For how long the oldest of them has been waiting.
     pub behind_seconds: Option<u64>,
     /// When the last comparison began that found out all that it lacks.
@@ -78,8 +86,9 @@ pub async fn note_states(repository: Arc<ClusterRepository>, cluster: ClusterCon
 }
 
 fn noted(state: PlaceState) -> Noted {
-    let PlaceState { url, down, queued, behind_since, .. } = state;
-    Noted { url, queued, behind_since: behind_since.map(Into::into), problem: down.map(|(reason, _)| reason) }
+    let PlaceState { url, down, queued, behind_since, waits_since, stuck, .. } = state;
+    let (behind_since, waits_since) = (behind_since.map(Into::into), waits_since.map(Into::into));
+    Noted { url, queued, behind_since, waits_since, stuck, problem: down.map(|(reason, _)| reason) }
 }
 
 /// What the agent noted, if it did a moment ago.
@@ -92,9 +101,9 @@ fn noted_lately(cluster: &ClusterConfig) -> Vec<Noted> {
     }
 }
 
-/// Since when a repository lacks what is queued for it, as the agent of this host noted a moment ago.
+/// Since when a repository lacks what will be brought there, as the agent of this host noted a moment ago. What nobody can give is none of that.
 pub fn behind_since(cluster: &ClusterConfig, url: &str) -> Option<SystemTime> {
-    noted_lately(cluster).into_iter().find(|noted| noted.url == url)?.behind_since.map(Into::into)
+    noted_lately(cluster).into_iter().find(|noted| noted.url == url)?.waits_since.map(Into::into)
 }
 
 /// How each repository is, as far as this process has asked them and the agent of this host says; nothing with one repository.
@@ -109,6 +118,7 @@ pub fn reports(cluster: &ClusterConfig, several: Option<&Several>) -> Vec<PlaceR
             answers: state.down.is_none(),
             problem: state.down.map(|(reason, _)| reason).or_else(|| told.and_then(|told| told.problem.clone())),
             queue_objects: told.map(|told| told.queued),
+            stuck_objects: told.map(|told| told.stuck),
             behind_seconds: behind,
             compared_at: if index == 0 { None } else { Cursor::load(cluster, &state.url).complete_at() },
             url: state.url,

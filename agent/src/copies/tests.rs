@@ -358,6 +358,78 @@ async fn damage_is_not_copied_and_nothing_is_overwritten() {
     assert_eq!(keys(&strange).await, before);
 }
 
+/// A record that was edited is as good JSON as before: the records beside it tell.
+#[tokio::test]
+async fn a_record_of_the_trail_that_was_edited_is_not_copied() {
+    let (repository, store) = filled().await;
+    let mut head = None;
+    for pid in 1..=6 {
+        repository.append_audit(&mut head, &crate::repository::audit::tests::entry(pid)).await.unwrap();
+    }
+    let key = |number| -> Key { repository.layout().key(&ObjectName::Audit(number)).parse().unwrap() };
+    let whole = copied(store.clone(), Arc::new(MemoryStore::new()), false, None).await.unwrap();
+    assert!(whole.is_whole() && whole.objects == 38, "{whole:?}");
+    let guide = Contents::new(Arc::new(repository.clone()));
+    // One in the middle, one that cannot be read any more, the first, and the last, with whom it or the one before may have been changed.
+    for (number, from, to, told) in
+        [(3, "db1", "db2", vec![3]), (3, "{", "", vec![3]), (1, "db1", "db2", vec![1]), (4, "", "", vec![]), (5, "db1", "db2", vec![5, 6])]
+    {
+        let before = store.get(&key(number), None).await.unwrap();
+        let edited = String::from_utf8(before.to_vec()).unwrap().replacen(from, to, 1);
+        store.overwrite(&key(number), edited.clone().into());
+        let target = Arc::new(MemoryStore::new());
+        let done = copied(store.clone(), target.clone(), false, None).await.unwrap();
+        let names = |number: &u32| done.damaged.iter().any(|damaged| damaged.starts_with(key(*number).as_str()));
+        assert!(done.damaged.len() == told.len() && told.iter().all(names), "{number}: {done:?}");
+        assert!((1..=6).all(|number| target.contains(&key(number)) != told.contains(&number)), "{number}");
+        assert_eq!(guide.prove(&key(number), &edited.into()).await.is_err(), !told.is_empty(), "nor is it brought by the agent");
+        store.overwrite(&key(number), before);
+    }
+}
+
+/// What is archived is left out with what needs it, and comes when it is thawed; all else is copied at once.
+#[tokio::test]
+async fn a_copy_goes_on_behind_what_is_archived() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    repository.repository().add_identity(&"main".parse().unwrap(), 1, repository.identity()).await.unwrap();
+    for number in 1..=5 {
+        put(&repository, number).await;
+    }
+    let ids = [crate::expire::tests::backup(&repository, 1).await, crate::expire::tests::backup(&repository, 2).await];
+    let key = |name: &ObjectName| -> Key { repository.layout().key(name).parse().unwrap() };
+    let cold = key(&ObjectName::Wal(WalFileName::Segment(segment(2))));
+    let manifest = key(&ObjectName::BackupManifest(ids[1].clone(), 1));
+    let source = Arc::new(FaultyStore::new(store.clone()));
+    let freeze = || {
+        for key in [&cold, &manifest] {
+            source.inject(Rule::new(Operation::Get, Fault::Fail(walkeep_store::ErrorKind::Archived)).on(key.as_str()));
+        }
+    };
+    freeze();
+    let target = Arc::new(MemoryStore::new());
+    let done = copied(source.clone(), target.clone(), false, None).await.unwrap();
+    let mut archived = vec![cold.to_string(), manifest.to_string()];
+    archived.sort();
+    let mut told = done.archived.clone();
+    told.sort();
+    assert_eq!((told, done.is_whole(), done.is_damaged()), (archived, false, false), "{done:?}");
+    let stored = [store.get(&cold, None).await.unwrap().len(), store.get(&manifest, None).await.unwrap().len()];
+    assert_eq!(done.archived_bytes, stored.iter().sum::<usize>() as u64);
+    assert!(done.incomplete.len() == 1 && done.incomplete[0].contains(manifest.as_str()), "{done:?}");
+    let has = |id: &walkeep_core::layout::BackupId| target.contains(&key(&ObjectName::BackupRecord(id.clone())));
+    assert!(has(&ids[0]) && !has(&ids[1]) && !target.contains(&cold) && !target.contains(&manifest));
+    assert_eq!(store.len() - target.len(), 3, "all else is there");
+    source.heal();
+    let rest = copied(source.clone(), target.clone(), false, None).await.unwrap();
+    assert_eq!((rest.objects, rest.is_whole(), keys(&store).await), (3, true, keys(&target).await), "{rest:?}");
+    // What the target has archived, in another size, cannot be compared: told, and nothing is lost.
+    target.overwrite(&cold, Bytes::from_static(b"short"));
+    let frozen = Arc::new(FaultyStore::new(target.clone()));
+    frozen.inject(Rule::new(Operation::Put, Fault::Fail(walkeep_store::ErrorKind::Archived)).on(cold.as_str()));
+    assert_eq!(copied(store, frozen, false, None).await.unwrap().archived, [cold.to_string()]);
+}
+
 #[tokio::test]
 async fn the_guide_knows_what_is_kept() {
     let (repository, _) = memory().await;

@@ -235,9 +235,12 @@ impl Artifacts {
     /// What its `keep` lets go, where the agent does that by itself. Nothing that hinders it makes the new one less.
     async fn let_go(&self, name: &ArtifactName) {
         let Some(retention) = self.cluster.retention.as_ref().filter(|retention| retention.automatic) else { return };
-        let let_go = self.try_let_go(name).await;
-        // Also where none goes now: of earlier ones the time may be over.
-        if let Err(error) = let_go.and(self.remove(retention.grace).await) {
+        let work = async {
+            let let_go = self.try_let_go(name).await;
+            // Also where none goes now: of earlier ones the time may be over.
+            let_go.and(self.remove(retention.grace).await)
+        };
+        if let Err(error) = expire::in_time(work).await {
             tracing::error!(artifact = %name, error = format!("{error:#}"), "older artifacts are not let go, or not all of them");
             let deed = Deed::new("agent", Kind::EXPIRE, Outcome::Failed).of("artifact", name);
             self.recorder.done(deed.saying(format!("{error:#}")));
@@ -268,6 +271,7 @@ impl Artifacts {
     async fn remove(&self, grace: Duration) -> Result<()> {
         let repository = Arc::new(self.maker.repository().demanding(Proof::Every));
         let done = expire::carry_out(&repository, Scope::Artifacts, grace, Utc::now(), &self.stop, &|_| {}).await?;
+        done.log_doubts();
         if !done.artifacts.is_empty() {
             let artifacts = done.artifacts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
             tracing::info!(artifacts, objects = done.objects, "removed what was let go of artifacts");

@@ -6,8 +6,10 @@
 mod alarms;
 mod artifacts;
 mod backups;
+mod drills;
 mod handler;
 mod names;
+mod samples;
 mod verify;
 mod watch;
 
@@ -347,6 +349,12 @@ async fn bring_up(
             if !made.is_empty() {
                 tasks.spawn(supervise("artifacts", made.run(), crashed.clone(), stop.clone()));
             }
+            let counting = samples::Samples::new(config.cluster.clone(), params.clone(), repository.clone(), progress.clone());
+            let (counting, sampling) = (Arc::new(counting), stop.clone());
+            let (cluster, path) = (config.cluster.clone(), config.path.clone());
+            let rehearsed = drills::Drills::new(cluster, path, repository.clone(), metrics.clone(), counting.clone(), stop.clone());
+            tasks.spawn(supervise("drills", rehearsed.run(), crashed.clone(), stop.clone()));
+            tasks.spawn(async move { counting.run(sampling).await });
             if !config.cluster.stream {
                 progress.set_phase(Phase::Off);
                 return;

@@ -15,7 +15,7 @@ use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::BackupId;
 use walkeep_store::Key;
 
-use super::{alive, held};
+use super::{alive, held, present};
 use crate::backup::sweep::{self, Swept};
 use crate::repository::ClusterRepository;
 use crate::repository::expiry::KnownExpiry;
@@ -59,13 +59,30 @@ pub enum Scope {
     Artifacts,
 }
 
+impl CarriedOut {
+    /// Logs what stays since no other clock bears out this host's.
+    pub fn log_doubts(&self) {
+        for Waits { number, until, known, .. } in &self.waits {
+            if let (Some(until), Some(known)) = (until, known) {
+                tracing::info!(
+                    number, until = %until.to_rfc3339(), known = %known.to_rfc3339(),
+                    "retention: the time of grace is over by this host's clock, and by nothing that is known of the server and the store: the objects stay"
+                );
+            }
+        }
+    }
+}
+
 /// A record whose objects stay for now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Waits {
     /// Its number.
     pub number: u32,
-    /// When its time of grace is over, by this host's clock.
+    /// When its time of grace is over.
     pub until: Option<DateTime<Utc>>,
+    /// What is known of the present, where it is over by this host's clock and by nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known: Option<DateTime<Utc>>,
     /// The backup under way that may refer to them.
     pub for_backup: Option<BackupId>,
 }
@@ -82,6 +99,9 @@ pub async fn carry_out(
     let (known, _) = repository.expiries().await.context("read what left the catalog")?;
     let mut work = Work { repository, cancel, tell, done: CarriedOut::default() };
     let mut over = Vec::new();
+    // Asked for where something would go, and not before.
+    let mut now = None;
+    let all = known.clone();
     for known in known {
         let number = known.record.number;
         // Memories too: or each run would add one.
@@ -93,11 +113,22 @@ pub async fn carry_out(
             continue;
         }
         if known.end.is_none() {
-            if let Some(waits) = work.waits(&known, grace, host_now).await? {
+            let mut waits = Work::in_grace(&known, grace, host_now, None)?;
+            if waits.is_none() {
+                let now = match now {
+                    Some(now) => now,
+                    None => *now.insert(present::known(repository, &all, host_now).await.context("find out how late it is")?),
+                };
+                waits = match Work::in_grace(&known, grace, now, Some(now))? {
+                    None => work.waits_for_backup(&known).await?,
+                    doubted => doubted,
+                };
+            }
+            if let Some(waits) = waits {
                 work.done.waits.push(waits);
                 continue;
             }
-            if let Some(kept) = held(repository, &known.record, host_now).await? {
+            if let Some(kept) = held(repository, &known.record, now.unwrap_or(host_now)).await? {
                 tracing::warn!(number, %kept, "retention: a backup that left the catalog is to be kept: all that left with it is taken back");
                 super::undo(repository, number, host_now).await?;
                 continue;
@@ -139,22 +170,24 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Why the objects of a record stay for now.
-    async fn waits(&self, known: &KnownExpiry, grace: Duration, host_now: DateTime<Utc>) -> Result<Option<Waits>> {
-        let number = known.record.number;
+    /// Whether the time of grace of a record still runs at `now`; `known` if that is not this host's clock.
+    fn in_grace(record: &KnownExpiry, grace: Duration, now: DateTime<Utc>, known: Option<DateTime<Utc>>) -> Result<Option<Waits>> {
         // Of two clocks the one by which it is younger.
-        let began = known.record.at.max(known.put.into());
+        let began = record.record.at.max(record.put.into());
         let over = began.checked_add_signed(chrono::TimeDelta::from_std(grace)?).context("a time of grace beyond all years")?;
-        // Without a grace it does not matter by how little the store's clock is ahead.
-        if host_now < over && !grace.is_zero() {
-            return Ok(Some(Waits { number, until: Some(over), for_backup: None }));
-        }
+        // Without a grace it does not matter by how little a clock is ahead.
+        let runs = now < over && !grace.is_zero();
+        Ok(runs.then_some(Waits { number: record.record.number, until: Some(over), known, for_backup: None }))
+    }
+
+    /// The backup under way for which the objects of a record stay for now.
+    async fn waits_for_backup(&self, known: &KnownExpiry) -> Result<Option<Waits>> {
         if known.record.is_of_artifacts() {
             return Ok(None);
         }
         let may_refer = |began: SystemTime| began <= known.put + UNSEEN;
         let alive = alive(self.repository).await?.into_iter().find(|found| may_refer(found.first));
-        Ok(alive.map(|backup| Waits { number, until: None, for_backup: Some(backup.id) }))
+        Ok(alive.map(|backup| Waits { number: known.record.number, until: None, known: None, for_backup: Some(backup.id) }))
     }
 
     /// Removes what a record names; whether all of it is gone.

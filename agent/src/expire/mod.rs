@@ -6,6 +6,7 @@
 //! doubt nothing goes: a record that cannot be read, a backup under way that began before the record was put.
 
 mod carry_out;
+mod present;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ use crate::repository::{self, ClusterRepository};
 
 pub use carry_out::{CarriedOut, Scope, Waits, carry_out};
 
+/// So long the agent lets go by itself, at most: what it takes beside waits meanwhile. What is left is carried on by the next one.
+const BY_ITSELF: Duration = Duration::from_secs(6 * 3600);
 /// Tries to find a free number for a record while others take them.
 const TRIES: usize = 5;
 
@@ -74,6 +77,12 @@ pub struct Look {
     pub clock_ahead: Option<DateTime<Utc>>,
 }
 
+/// What the agent does by itself, within its time. It may be broken off anywhere, as by a kill.
+pub async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let too_long = |_| anyhow::anyhow!("not done within {} hours: broken off, and carried on the next time", BY_ITSELF.as_secs() / 3600);
+    tokio::time::timeout(BY_ITSELF, work).await.map_err(too_long)?
+}
+
 /// Looks at what is stored. Changes nothing.
 pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now: DateTime<Utc>) -> Result<Look> {
     // Before everything else: who begins a backup behind this has a start that is kept anyway.
@@ -92,9 +101,7 @@ pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now
     let newest_backup = catalog.backups().iter().map(|backup| backup.ended_at).max();
     let newest_commit = catalog.newest_timeline().and_then(|timeline| last_moments.get(&timeline).copied());
     let stored_at = repository.backup_times().await.context("ask when backups were stored")?.into_iter().map(|found| found.last).max();
-    // S3 tells whole seconds.
-    let stored_at = stored_at.map(|at| (at + Duration::from_secs(1)).into());
-    let now = retention::present(host_now, newest_backup.max(newest_commit), stored_at);
+    let now = retention::present(host_now, newest_backup.max(newest_commit), stored_at.map(present::by_whole_seconds));
     let holds = holds.into_iter().map(|(id, Hold { keep, .. })| (id, keep)).collect();
     let plan =
         retention::plan(policy, &Facts { catalog: &catalog, now, holds: &holds, last_moments: &last_moments, under_way: &under_way });

@@ -113,6 +113,39 @@ async fn what_goes_leaves_the_catalog_first_and_its_objects_go_behind_the_grace(
     assert!(repository.load_catalog().await.unwrap().catalog.holes(TimelineId::FIRST).is_empty());
 }
 
+/// This host's clock alone does not end a time of grace: what the server and the store say has to bear it out.
+#[tokio::test]
+async fn a_clock_that_is_ahead_ends_no_grace() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    five(&repository).await;
+    let objects = keys(&store, "").await.len();
+    let let_go = letting_go(&repository).await;
+    let at = async |host_now| carry_out(&repository, Scope::Everything, HOUR, host_now, &CancellationToken::new(), &|_| {}).await.unwrap();
+    let newest = async |number| {
+        let mut record = packed(&repository, number).await;
+        (record.started_at, record.ended_at) = (Utc::now(), Utc::now());
+        repository.commit_backup(&record).await.unwrap();
+    };
+    newest(7).await;
+    let done = at(Utc::now() + 2 * DAY).await;
+    let [Waits { until: Some(until), known: Some(known), for_backup: None, .. }] = &done.waits[..] else { panic!("{done:?}") };
+    assert!(until > known && *known < Utc::now() + DAY && done.objects == 0, "{done:?}");
+    assert!(keys(&store, "").await.len() > objects, "all of it is there");
+    assert!(undo(&repository, let_go.number, Utc::now()).await.unwrap().unwrap().1, "as was promised");
+
+    // Where all clocks say that the grace is over, it is.
+    let look = look(&repository, &policy(), Utc::now()).await.unwrap();
+    take_out(&repository, &look, Utc::now() - 2 * HOUR).await.unwrap();
+    store.age(2 * HOUR);
+    let done = at(Utc::now()).await;
+    assert!(done.waits[0].known.is_some() && done.objects == 0, "nothing was stored since: {done:?}");
+    newest(8).await;
+    let done = at(Utc::now()).await;
+    assert!(done.waits.is_empty() && done.backups.len() == 5, "{done:?}");
+}
+
 #[tokio::test]
 async fn what_is_taken_back_is_as_it_was() {
     let (repository, _) = memory().await;
@@ -166,7 +199,7 @@ async fn a_backup_that_began_before_keeps_everything_until_it_is_over() {
     let under_way = packed(&repository, 6).await;
     let expiry = letting_go(&repository).await;
     let done = carried_out(&repository, Duration::ZERO).await.unwrap();
-    assert_eq!(done.waits, [Waits { number: expiry.number, until: None, for_backup: Some(under_way.id.clone()) }]);
+    assert_eq!(done.waits, [Waits { number: expiry.number, until: None, known: None, for_backup: Some(under_way.id.clone()) }]);
     assert_eq!(keys(&store, "/backup.json").await.len(), 5);
     repository.commit_backup(&under_way).await.unwrap();
     let done = carried_out(&repository, Duration::ZERO).await.unwrap();
@@ -266,4 +299,17 @@ async fn what_is_taken_back_has_its_wal_whatever_left_behind_it() {
         let record = catalog.backup(id).unwrap();
         assert!(catalog.reach(&path, record.start_lsn).to >= record.stop_lsn, "{id}");
     }
+}
+
+/// A store that does not answer must not keep the agent from all that comes behind.
+#[tokio::test(start_paused = true)]
+async fn what_the_agent_does_by_itself_has_an_end() {
+    let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let repository = Arc::new(over(faulty.clone()).await);
+    let began = tokio::time::Instant::now();
+    let look = async || in_time(look(&repository, &policy(), Utc::now())).await.map(drop);
+    look().await.unwrap();
+    faulty.inject(Rule::new(Operation::List, Fault::Hang));
+    let error = look().await.unwrap_err();
+    assert!(error.to_string().contains("6 hours") && began.elapsed() < Duration::from_secs(7 * 3600), "{error:#}");
 }

@@ -8,7 +8,7 @@ mod apart;
 mod copy;
 mod into;
 mod left_out;
-mod look;
+pub(crate) mod look;
 mod name;
 
 use std::collections::BTreeSet;
@@ -24,13 +24,12 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::partial::Needed;
 use walkeep_core::plan::RestorePlan;
-use walkeep_core::target::TargetAction;
 
 use crate::durable::Filled;
 use crate::postgres::{ConnectionParams, connect_sql, without_password};
 use crate::repository::ClusterRepository;
 use crate::restore::{self, Shared};
-use crate::scratch_server::{Clients, Place, Recovery, Server, Settings};
+use crate::scratch_server::{Clients, Filling, Place, Recovery, Server, Settings, fill};
 use crate::transfer::Transfer;
 pub use copy::Format;
 pub use look::Table;
@@ -344,8 +343,8 @@ impl Work<'_> {
             return Ok(Attempt::Whole(reason));
         }
         self.report.passed_over_pages = recovery.invalid.len() as u64;
-        // A whole database, so that it can be asked about the others.
-        let (user, client) = self.superuser(&server).await?;
+        // A whole database, so that it can be asked about the others: the template, if it is as it usually is.
+        let (user, client) = server.superuser(&self.shared.superusers, &["template1", self.first(), "postgres"]).await?;
         let databases = look::databases(&client).await.context("list the databases")?;
         drop(client);
         if let Some(reason) = self.other_database(&databases, needed) {
@@ -356,16 +355,15 @@ impl Work<'_> {
 
     async fn restore(&mut self, needed: &Needed) -> Result<()> {
         let began = Instant::now();
-        let mut restore = restore::Options::new(self.place.data(), self.options.restore_command.clone());
-        restore.tablespaces =
-            self.shared.tablespaces.iter().map(|(oid, old)| (PathBuf::from(old), self.place.path().join(format!("t{oid}")))).collect();
-        restore.action = TargetAction::Promote;
-        restore.throw_away = true;
-        restore.needed = needed.clone();
-        restore.parallelism = self.options.parallelism;
-        let watch = self.watch;
+        let filling = Filling {
+            restore_command: self.options.restore_command.clone(),
+            needed: needed.clone(),
+            parallelism: self.options.parallelism,
+            in_use: Vec::new(),
+        };
+        let (repository, watch) = (self.repository.clone(), self.watch);
         let restored =
-            restore::restore(self.repository.clone(), self.plan, restore, &|state| watch(Told::Restoring(state)), self.cancel).await?;
+            fill(repository, self.plan, &self.shared, self.place, filling, &|state| watch(Told::Restoring(state)), self.cancel).await?;
         self.report.fetched_bytes += restored.fetched;
         self.report.backup_stored_bytes = restored.stored;
         for warning in restored.warnings {
@@ -375,21 +373,6 @@ impl Work<'_> {
         }
         self.step("restore", began);
         Ok(())
-    }
-
-    /// A session as the superuser, in a database that is whole: the template, if it is as it usually is.
-    async fn superuser(&self, server: &Server) -> Result<(String, Client)> {
-        let names = self.shared.superusers.iter().rev().map(String::as_str).chain(["postgres"]);
-        let mut first = None;
-        for name in names {
-            for database in ["template1", self.first(), "postgres"] {
-                match server.connect(name, database).await {
-                    Ok(client) => return Ok((name.to_owned(), client)),
-                    Err(error) => drop(first.get_or_insert(error)),
-                }
-            }
-        }
-        Err(first.context("the backup has no superuser")?).context("connect to the scratch server")
     }
 
     /// Whether the database of that name is, at the target, another than the one that was restored.
@@ -526,7 +509,7 @@ impl Work<'_> {
             }
             (Output::File { path, format }, _) => {
                 let file = Filled::begin(path)?;
-                dump.to_file(*format, Some(file.temporary())).await?;
+                dump.to_file(*format, file.temporary()).await?;
                 file.publish(self.options.replace)?;
                 self.step("dump", began);
             }
@@ -548,7 +531,7 @@ impl Work<'_> {
         (self.watch)(Told::Copying("the query's rows"));
         let rows = match &self.options.output {
             Output::File { path, .. } => {
-                let file = Filled::begin(path)?;
+                let file = Filled::begin_unnamed(path)?;
                 let mut to = std::io::BufWriter::with_capacity(walkeep_store::write::STEP, file.file());
                 let rows = copy::query(client, query, &mut to).await?;
                 to.flush()?;

@@ -16,6 +16,7 @@ pub struct RepositoryMetrics {
     up: IntGaugeVec,
     queue: IntGaugeVec,
     behind: GaugeVec,
+    stuck: IntGaugeVec,
     copied_objects: IntCounterVec,
     copied_bytes: IntCounterVec,
     differing: IntCounterVec,
@@ -37,6 +38,11 @@ impl RepositoryMetrics {
                 Opts::new("walkeep_repository_behind_seconds", "For how long the oldest of them has been waiting, in seconds; 0 if none."),
                 &["repository"],
             )?)?,
+            stuck: maker.int_gauge_vec(
+                "walkeep_repository_stuck_objects",
+                "Those of them that no other repository can give: damaged there, or archived.",
+                "repository",
+            )?,
             copied_objects: counter(
                 "walkeep_repository_copied_objects_total",
                 "Objects brought to a repository that need not have them before they are acknowledged.",
@@ -73,6 +79,7 @@ impl RepositoryMetrics {
         let behind = state.behind_since.map(|since| SystemTime::now().duration_since(since).unwrap_or_default());
         self.up.with_label_values(&url).set(i64::from(state.down.is_none()));
         self.queue.with_label_values(&url).set(i64::try_from(state.queued).unwrap_or(i64::MAX));
+        self.stuck.with_label_values(&url).set(i64::try_from(state.stuck).unwrap_or(i64::MAX));
         self.behind.with_label_values(&url).set(behind.unwrap_or_default().as_secs_f64());
         let fallbacks =
             [("missing", state.fallbacks.missing), ("unreachable", state.fallbacks.unreachable), ("damaged", state.fallbacks.damaged)];

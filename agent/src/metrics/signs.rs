@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use prometheus::proto::MetricType;
-use walkeep_core::alarm::{ArtifactSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
+use walkeep_core::alarm::{ArtifactSigns, DrillSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
 
 use super::Metrics;
 use crate::config::ClusterConfig;
@@ -61,6 +61,7 @@ impl Metrics {
             bad_pages: self.known.backup.load(Ordering::Relaxed).then(|| known(self.backup_bad_pages.get())).flatten(),
             expire: expire(cluster, &samples),
             artifacts: artifacts(cluster, &samples),
+            drill: drill(cluster, &samples),
             repositories: repositories(cluster, &samples),
         }
     }
@@ -100,6 +101,16 @@ fn artifacts(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<ArtifactS
     };
     let all: Vec<_> = samples.labelled("walkeep_artifact_last_run_status").map(one).collect();
     (are_none || !all.is_empty()).then_some(all)
+}
+
+fn drill(cluster: &ClusterConfig, samples: &Samples) -> Option<DrillSigns> {
+    // Its report is read a while after the agent's start.
+    let (overdue, run) = (samples.one("walkeep_drill_overdue") == 1.0, samples.time("walkeep_drill_last_run_timestamp_seconds", ""));
+    (cluster.drill.schedule.is_none() || overdue || run.is_some()).then(|| DrillSigns {
+        failed: samples.one("walkeep_drill_last_run_status") == 0.0,
+        overdue,
+        success: samples.time("walkeep_drill_last_success_timestamp_seconds", ""),
+    })
 }
 
 fn repositories(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<RepositorySigns>> {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{DEADLINE, Standing, over, web};
+use super::{DEADLINE, Standing, over};
 use crate::config::SecretSource;
 use crate::metrics::Metrics;
+use crate::web;
 
 /// What it is called among the channels.
 pub const HEARTBEAT: &str = "heartbeat";

@@ -6,7 +6,6 @@
 mod command;
 mod email;
 mod heartbeat;
-mod web;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +22,7 @@ use crate::config::{ClusterConfig, EmailConfig, NotifyConfig, SecretSource};
 use crate::durable;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
+use crate::web;
 
 pub use heartbeat::HEARTBEAT;
 

@@ -64,6 +64,29 @@ impl ClusterRepository {
         self.audit_records(listed.iter().filter_map(|listed| self.audit_number(listed.key.as_str()))).await
     }
 
+    /// The same, with what cannot be read for being damaged.
+    pub async fn audit_records_and_damaged(
+        &self,
+        numbers: impl IntoIterator<Item = u32>,
+    ) -> Result<(Vec<(u32, Bytes)>, Vec<(u32, String)>)> {
+        let read = |number: u32| async move {
+            match self.audit_bytes(&ObjectName::Audit(number)).await {
+                Err(error) if error.is_damage() => Ok(Some((number, Err(error.to_string())))),
+                read => read.map(|body| body.map(|body| (number, Ok(body)))),
+            }
+        };
+        let numbers: Vec<u32> = numbers.into_iter().collect();
+        let read: Vec<_> = stream::iter(numbers.into_iter().map(read)).buffered(READS).try_collect().await?;
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
+        for (number, read) in read.into_iter().flatten() {
+            match read {
+                Ok(body) => records.push((number, body)),
+                Err(reason) => damaged.push((number, reason)),
+            }
+        }
+        Ok((records, damaged))
+    }
+
     /// These records, as they are stored, without those that are not there.
     pub async fn audit_records(&self, numbers: impl IntoIterator<Item = u32>) -> Result<Vec<(u32, Bytes)>> {
         let read =
@@ -114,7 +137,7 @@ impl ClusterRepository {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
@@ -126,7 +149,7 @@ mod tests {
     use super::*;
     use crate::repository::tests::memory;
 
-    fn entry(pid: u32) -> Entry {
+    pub(crate) fn entry(pid: u32) -> Entry {
         Entry {
             time: DateTime::UNIX_EPOCH,
             actor: Actor { uid: 26, user: None, login: None, sudo_user: None, ssh_from: None, host: "db1".into(), pid },

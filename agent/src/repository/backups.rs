@@ -47,9 +47,14 @@ impl ClusterRepository {
         let (sealer, key, plain, to_seal) = (self.sealer(&name)?, self.key(&name)?, piece.bytes.clone(), described.clone());
         let object = on_blocking_thread(move || sealer.seal(Some(&to_seal), plain)).await?.map_err(Error::encode)?;
         let bytes = object.len() as u64;
-        let stored = match self.store().put_if_absent(&key, object).await {
+        let put = match self.store().put_if_absent(&key, object.clone()).await {
+            Err(error) if error.is_in_doubt() => self.put_in_doubt(&name, &described, object).await?,
+            put => put,
+        };
+        let stored = match put {
             Ok(Put::Created) => Stored::New { bytes },
             Ok(Put::AlreadySame) => Stored::Already,
+            Err(error) if error.is_in_doubt() => return Err(error.into()),
             // What was encrypted twice is not the same bytes.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.likeness(&name, &described).await? {
                 Some(Likeness::Same) => Stored::Already,

@@ -51,6 +51,16 @@ pub enum Error {
         /// What was offered, likewise.
         offered: String,
     },
+    /// The name is taken by an object in an archived storage class. Nothing was overwritten.
+    #[error(
+        "{name} is in the repository already, in an archived storage class: whether with this content cannot be told before it is thawed"
+    )]
+    NotComparable {
+        /// The file's name.
+        name: String,
+        /// The object's key.
+        key: String,
+    },
     /// An object is there, but it is not what its name says.
     #[error("{key} is damaged or was exchanged: {reason}")]
     Corrupt {
@@ -141,7 +151,16 @@ impl Error {
     pub fn archived(&self) -> Option<&str> {
         match self {
             Self::Store(error) if error.kind() == ErrorKind::Archived => Some(error.place()),
+            Self::NotComparable { key, .. } => Some(key),
             _ => None,
+        }
+    }
+
+    /// The same where what is stored was to be compared with what is offered as `name`.
+    pub fn in_comparing(self, name: impl std::fmt::Display) -> Self {
+        match self.archived() {
+            Some(key) => Self::NotComparable { name: name.to_string(), key: key.to_owned() },
+            None => self,
         }
     }
 
@@ -181,8 +200,9 @@ impl Error {
     /// this process (an outage, expired credentials, a lost mount), but not a conflict or a damaged object.
     pub fn is_mendable(&self) -> bool {
         match self {
-            Self::Store(error) => !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
+            Self::Store(error) => error.is_in_doubt() || !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::AlreadyExists),
             Self::NoRepository { .. } | Self::UnknownCluster { .. } | Self::Format { .. } | Self::Keys(_) => true,
+            Self::NotComparable { .. } => true,
             Self::CannotDecrypt { .. } | Self::NotAsConfigured { .. } | Self::Disagree { .. } => false,
             Self::Conflict { .. } | Self::Corrupt { .. } | Self::Overtaken { .. } | Self::LetGo { .. } => false,
             Self::Lease { .. } | Self::Internal(_) => false,
@@ -197,6 +217,7 @@ impl Error {
             Self::Store(error) => error.kind() == ErrorKind::Misconfigured,
             Self::NoRepository { .. }
             | Self::Conflict { .. }
+            | Self::NotComparable { .. }
             | Self::Corrupt { .. }
             | Self::Overtaken { .. }
             | Self::Lease { .. }
@@ -221,6 +242,7 @@ impl Error {
             Self::UnknownCluster { .. } => "unknown_cluster",
             Self::Format { .. } => "format",
             Self::Conflict { .. } => "conflict",
+            Self::NotComparable { .. } => "archived",
             Self::Corrupt { .. } => "corrupt",
             Self::CannotDecrypt { .. } => "cannot_decrypt",
             Self::Keys(_) => "keys",
@@ -236,6 +258,9 @@ impl Error {
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Store(error) if error.is_in_doubt() => {
+                "Look at the repository's disk. The host that stored the object stores it anew when it is offered there; if it is of no other use, remove the file and it is stored when it is offered again."
+            }
             Self::Store(error) => match error.kind() {
                 ErrorKind::Denied if error.is_of_a_directory() => {
                     "The repository must belong to the user who runs the agent: run every command as that user, and give back what root made (chown -R)."
@@ -265,6 +290,9 @@ impl Error {
             Self::Format { .. } => "Upgrade Walkeep on this host.",
             Self::Conflict { .. } => {
                 "Two servers write one archive, or a file changed after it was archived. Find the second writer before anything else; `walkeep timelines` shows what is stored."
+            }
+            Self::NotComparable { .. } => {
+                "Nothing was overwritten, and nothing is called archived that was not compared. `walkeep thaw --wal NAME` makes what is stored readable: minutes to hours. The next offer of the file settles it."
             }
             Self::Corrupt { .. } => {
                 "The stored object must not be trusted; restore it from a copy of the repository, or take a new base backup that builds on nothing stored (`walkeep backup --full`)."

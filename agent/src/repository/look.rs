@@ -195,6 +195,7 @@ impl ClusterRepository {
                     |body: &[u8]| sealed::from_json::<BackupBegun>(body).map_err(|error| Error::corrupt(self.layout().key(name), error));
                 self.parsed(name, parse).await.map(|begun| gone(begun.is_some()))
             }
+            ObjectName::DrillRecord(id) => self.drill(id).await.map(|record| gone(record.is_some())),
             _ => Ok(Found::Whole),
         };
         match checked {

@@ -88,6 +88,10 @@ impl<O: Open> Store for OpenedStore<O> {
         self.store().await?.put_if_absent(key, body).await
     }
 
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> StoreResult<bool> {
+        self.store().await?.replace_in_doubt(key, body).await
+    }
+
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> StoreResult<Bytes> {
         self.store().await?.get(key, range).await
     }

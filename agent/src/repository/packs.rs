@@ -64,6 +64,11 @@ impl Packs {
         self.listed.get(&extent.pack).is_some_and(|bytes| extent.offset.saturating_add(extent.stored) <= holds(*bytes))
     }
 
+    /// The bytes of one that is there.
+    pub fn bytes_of(&self, pack: &PackId) -> Option<u64> {
+        self.listed.get(pack).copied()
+    }
+
     /// Whether any are not read at once.
     pub fn any_archived(&self) -> bool {
         !self.archived.is_empty()
@@ -171,7 +176,15 @@ impl ClusterRepository {
     /// Stores a pack under its name.
     pub async fn put_pack(&self, PackObject { id, object }: &PackObject) -> Result<Stored> {
         let (id, bytes) = (*id, object.len() as u64);
-        match self.store().put_if_absent(&self.key(&ObjectName::Pack(id))?, object.clone()).await {
+        let key = self.key(&ObjectName::Pack(id))?;
+        let put = match self.store().put_if_absent(&key, object.clone()).await {
+            // The name says what it was to hold.
+            Err(error) if error.is_in_doubt() && self.store().replace_in_doubt(&key, object.clone()).await? => {
+                self.store().put_if_absent(&key, object.clone()).await
+            }
+            put => put,
+        };
+        match put {
             Ok(Put::Created) => Ok(Stored::New { bytes }),
             Ok(Put::AlreadySame) => Ok(Stored::Already),
             // The name is the content's hash: other bytes there are damage, not another pack.

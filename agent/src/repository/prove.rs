@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use walkeep_core::artifact::PIECE;
 use walkeep_core::blake3::Blake3Sum;
+use walkeep_core::drill::rows::RowSample;
 use walkeep_core::index::{BlockMap, Digest};
 use walkeep_core::layout::{Form, ObjectName, PackId};
 use walkeep_core::manifest::{EXTENT_LIMIT, Extent};
@@ -13,7 +14,7 @@ use walkeep_core::names::{Snapshot, SnapshotWriter};
 use walkeep_core::{Lsn, TimelineHistory, WalFileName, page};
 use walkeep_store::ErrorKind;
 
-use super::{ClusterRepository, Error, Result, artifacts, index, names, on_blocking_thread, wal};
+use super::{ClusterRepository, Error, Result, artifacts, drills, index, names, on_blocking_thread, wal};
 use crate::codec::{self, CodecError, Decompressor};
 
 /// Text of an object that is looked through beyond its hash has at most so many bytes.
@@ -37,6 +38,8 @@ pub struct PackProof {
     pub proof: Proof,
     /// Which of the extents that were asked for are not in it: their manifests say something else than what is stored.
     pub others: Vec<usize>,
+    /// Of any other object: the sum of what it holds, where it has one.
+    pub content: Option<Blake3Sum>,
 }
 
 /// What an object must say of itself.
@@ -51,17 +54,22 @@ struct Expected {
 impl ClusterRepository {
     /// Reads an object, not a pack, and believes nothing of it unchecked.
     pub async fn prove(&self, name: &ObjectName) -> Result<Proof> {
-        let object = match self.read_stored(name).await {
-            Ok(Some(object)) => object,
-            Ok(None) => return Ok(Proof::Gone),
-            Err(Error::CannotDecrypt { .. }) => return Ok(Proof::Unreadable),
-            Err(error) => return Err(self.corrupt_if_store_says_so(name, error)),
-        };
-        self.prove_opened(name, object).await.map(|()| Proof::Whole)
+        Ok(self.prove_with_content(name).await?.0)
     }
 
-    /// Whether an object that was read, and decrypted, is what its name says.
-    pub(super) async fn prove_opened(&self, name: &ObjectName, object: Bytes) -> Result<()> {
+    /// The same, with the sum of what it holds where it has one.
+    pub async fn prove_with_content(&self, name: &ObjectName) -> Result<(Proof, Option<Blake3Sum>)> {
+        let object = match self.read_stored(name).await {
+            Ok(Some(object)) => object,
+            Ok(None) => return Ok((Proof::Gone, None)),
+            Err(Error::CannotDecrypt { .. }) => return Ok((Proof::Unreadable, None)),
+            Err(error) => return Err(self.corrupt_if_store_says_so(name, error)),
+        };
+        Ok((Proof::Whole, self.prove_opened(name, object).await?))
+    }
+
+    /// Whether an object that was read, and decrypted, is what its name says. Answers the sum of what it holds where it has one.
+    pub(super) async fn prove_opened(&self, name: &ObjectName, object: Bytes) -> Result<Option<Blake3Sum>> {
         let (repository, name) = (self.clone(), name.clone());
         on_blocking_thread(move || repository.prove_plain(&name, &object)).await?
     }
@@ -70,7 +78,7 @@ impl ClusterRepository {
     pub async fn prove_pack(&self, pack: PackId, extents: Vec<Extent>) -> Result<PackProof> {
         let name = ObjectName::Pack(pack);
         let key = self.key(&name)?;
-        let of = |proof| PackProof { proof, others: Vec::new() };
+        let of = |proof| PackProof { proof, others: Vec::new(), content: None };
         let stored = match self.store().get(&key, None).await {
             Ok(stored) => stored,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(of(Proof::Gone)),
@@ -93,12 +101,12 @@ impl ClusterRepository {
             let is_other = |(index, extent): (usize, &Extent)| (!holds(&mut zstd, &plain, extent)).then_some(index);
             Ok(extents.iter().enumerate().filter_map(is_other).collect())
         });
-        Ok(PackProof { proof: Proof::Whole, others: others.await?.map_err(Error::encode)? })
+        Ok(PackProof { proof: Proof::Whole, others: others.await?.map_err(Error::encode)?, content: None })
     }
 
-    fn prove_plain(&self, name: &ObjectName, object: &Bytes) -> Result<()> {
+    fn prove_plain(&self, name: &ObjectName, object: &Bytes) -> Result<Option<Blake3Sum>> {
         let corrupt = |reason: &dyn std::fmt::Display| Error::corrupt(self.layout().key(name), reason);
-        let Some(expected) = self.expected(name) else { return Ok(()) };
+        let Some(expected) = self.expected(name) else { return Ok(None) };
         let (found, _) = codec::describe(object).map_err(|error| corrupt(&error))?;
         if found.name != expected.title {
             return Err(corrupt(&format!("it holds {}", shown(&found.name))));
@@ -121,7 +129,8 @@ impl ClusterRepository {
             Ok(())
         })
         .map_err(|error| corrupt(&error))?;
-        self.look_through(name, &kept, found.blake3, whole).map_err(|reason| corrupt(&reason))
+        self.look_through(name, &kept, found.blake3, whole).map_err(|reason| corrupt(&reason))?;
+        Ok(Some(found.blake3))
     }
 
     /// Whether more is asked of what it holds than its hash and its first page.
@@ -189,6 +198,12 @@ impl ClusterRepository {
             }
             ObjectName::ArtifactSummary(place) => {
                 Expected { title: artifacts::summary_title(place), start: None, limit: artifacts::SUMMARY, length: None }
+            }
+            ObjectName::DrillReport(id, form) => {
+                Expected { title: drills::report_title(id, *form), start: None, limit: drills::REPORT, length: None }
+            }
+            ObjectName::Sample(sample) => {
+                Expected { title: drills::sample_title(*sample), start: Some(sample.lsn), limit: RowSample::LONGEST, length: None }
             }
             _ => return None,
         })

@@ -44,6 +44,12 @@ impl ClusterRepository {
         places.into_iter().map(|store| self.at(store)).collect()
     }
 
+    /// The same cluster, asked through another store around its own.
+    pub fn through(&self, around: impl FnOnce(SharedStore) -> SharedStore) -> Self {
+        let pack_headers = Arc::new(encrypted::PackHeaders::default());
+        Self { repository: Repository { store: around(self.repository.store.clone()) }, pack_headers, ..self.clone() }
+    }
+
     /// The same cluster in another store.
     fn at(&self, store: SharedStore) -> Self {
         let store: SharedStore = match &self.observer {
@@ -186,6 +192,7 @@ mod tests {
 
     use super::*;
     use crate::repository::tests::{over, record, segment};
+    use crate::repository::wal::Stored;
 
     /// A repository in two places, each of them with everything.
     async fn two() -> (ClusterRepository, Arc<FaultyStore>, Arc<MemoryStore>, Arc<MemoryStore>) {
@@ -225,6 +232,39 @@ mod tests {
         let whole = one.get(&repository.key(&name).unwrap(), None).await.unwrap();
         damage(&repository, &name, &other, whole);
         repository.put_wal(file, content).await.unwrap();
+    }
+
+    /// What is there may be something else: only who has it at hand can say.
+    #[tokio::test]
+    async fn what_is_archived_is_not_called_stored_unread() {
+        let file = WalFileName::Segment(segment(1));
+        let content = Bytes::from(vec![7; 1 << 20]);
+        let freeze = |faulty: &FaultyStore| {
+            for operation in [Operation::Put, Operation::Get] {
+                faulty.inject(Rule::new(operation, Fault::Fail(ErrorKind::Archived)).on("/wal/"));
+            }
+        };
+        let (repository, faulty, ..) = two().await;
+        repository.put_wal(file, content.clone()).await.unwrap();
+        freeze(&faulty);
+        let refused = repository.put_wal(file, content.clone()).await.unwrap_err();
+        assert!(matches!(&refused, Error::NotComparable { name, .. } if *name == file.to_string()), "{refused:?}");
+        assert!(refused.archived().is_some() && refused.hint().contains("walkeep thaw --wal"), "{refused}");
+        faulty.heal();
+        assert_eq!(repository.put_wal(file, content.clone()).await.unwrap(), Stored::Already);
+        // Where one is enough, another that has it at hand says whether it is the same.
+        let (other, one) = (Arc::new(MemoryStore::new()), Arc::new(FaultyStore::new(Arc::new(MemoryStore::new()))));
+        let several = Several::new(vec![one.clone(), other.clone()], StoredWhen::Primary, Follow::Queued);
+        let repository = over(Arc::new(several)).await;
+        repository.put_wal(file, content.clone()).await.unwrap();
+        freeze(&one);
+        assert!(matches!(repository.put_wal(file, content.clone()).await, Err(Error::NotComparable { .. })));
+        let key = repository.key(&ObjectName::Wal(file)).unwrap();
+        one.heal();
+        other.overwrite(&key, one.get(&key, None).await.unwrap());
+        freeze(&one);
+        assert_eq!(repository.put_wal(file, content).await.unwrap(), Stored::Already);
+        assert!(matches!(repository.put_wal(file, Bytes::from(vec![8; 1 << 20])).await, Err(Error::Conflict { .. })));
     }
 
     #[tokio::test]

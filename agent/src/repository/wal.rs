@@ -169,12 +169,60 @@ impl ClusterRepository {
     async fn put_packed(&self, name: &ObjectName, limit: u64, description: &Description, object: Bytes) -> Result<Stored> {
         let key = self.key(name)?;
         let bytes = object.len() as u64;
-        match self.store().put_if_absent(&key, object).await {
+        let put = match self.store().put_if_absent(&key, object.clone()).await {
+            Err(error) if error.is_in_doubt() => self.put_in_doubt(name, description, object).await?,
+            put => put,
+        };
+        match put {
             Ok(Put::Created) => Ok(Stored::New { bytes }),
             Ok(Put::AlreadySame) => Ok(Stored::Already),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle_conflict(name, limit, description).await,
+            // Whether it is whole nobody can say who does not have its bytes: that it begins as it should is not enough.
+            Err(error) if error.is_in_doubt() => match self.settle_conflict(name, limit, description).await {
+                Err(conflict @ Error::Conflict { .. }) => Err(conflict),
+                _ => Err(error.into()),
+            },
+            // Archived: something is there, and another repository may have it at hand.
+            Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Archived) => {
+                self.settle_conflict(name, limit, description).await.map_err(|error| error.in_comparing(&description.name))
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Puts the object once more, where the store cannot vouch for the one that is there: in its place, if that was to hold the same. Whether it does is asked
+    /// where it lies.
+    pub(super) async fn put_in_doubt(&self, name: &ObjectName, offered: &Description, object: Bytes) -> Result<walkeep_store::Result<Put>> {
+        let key = self.key(name)?;
+        let each = self.each();
+        let places = if each.is_empty() { std::slice::from_ref(self) } else { each.as_slice() };
+        for place in places {
+            match place.is_meant_to_be(name, offered).await {
+                Ok(true) if place.store().replace_in_doubt(&key, object.clone()).await? => {
+                    tracing::warn!(%key, repository = place.repository().url(), "an fsync of what was stored had failed: it is put once more, with the same content");
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%key, %error, "whether it is in doubt there cannot be asked"),
+            }
+        }
+        Ok(self.store().put_if_absent(&key, object).await)
+    }
+
+    /// Whether what is there says of itself, in its first bytes, that it holds this; where this host can tell it only by reading all of it, whether it does.
+    async fn is_meant_to_be(&self, name: &ObjectName, offered: &Description) -> Result<bool> {
+        match self.likeness(name, offered).await? {
+            Some(Likeness::Unknown) if !self.is_sealed(name) => {}
+            Some(Likeness::Unknown) if self.can_read() => {
+                let there = self.read(name, &offered.name, offered.length).await?;
+                return Ok(there.is_some_and(|there| there.description.blake3 == offered.blake3));
+            }
+            likeness => return Ok(likeness == Some(Likeness::Same)),
+        }
+        let front = self.store().get(&self.key(name)?, Some(0..FRONT)).await?;
+        Ok(codec::describe(&front).is_ok_and(|(there, _)| there.name == offered.name && there.blake3 == offered.blake3))
+    }
+
+    fn is_sealed(&self, name: &ObjectName) -> bool {
+        self.identity().form == Form::Age && name.holds_data()
     }
 
     /// The key is taken by other bytes: the same content compressed differently, or another content?

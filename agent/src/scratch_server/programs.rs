@@ -70,6 +70,17 @@ impl Programs {
         found.ok_or_else(|| self.not_found("pg_dump and psql", format!("{} or later", self.major), false))
     }
 
+    /// pg_amcheck, of this version or a later one; there is none before 14.
+    pub fn pg_amcheck(&self) -> Option<PathBuf> {
+        let new_enough = |path: &PathBuf| version(path).is_some_and(|found| found >= self.major.get().max(14));
+        self.folders.iter().map(|folder| folder.join("pg_amcheck")).find(new_enough)
+    }
+
+    /// pg_checksums, of exactly this version.
+    pub fn pg_checksums(&self) -> Option<PathBuf> {
+        self.folders.iter().map(|folder| folder.join("pg_checksums")).find(|path| version(path) == Some(self.major.get()))
+    }
+
     fn not_found(&self, program: &str, wanted: String, server: bool) -> NotFound {
         let mut looked: Vec<String> = self.folders.iter().map(|folder| folder.display().to_string()).collect();
         looked.dedup();

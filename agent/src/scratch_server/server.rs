@@ -11,6 +11,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use walkeep_core::partial::{Reference, reference};
 use walkeep_core::target::quote_conf;
@@ -20,6 +21,8 @@ use super::Place;
 use crate::durable;
 use crate::postgres::{ConnectionParams, connect_sql};
 
+/// Libraries that the original loads into sessions of a database or a role: they may not be here, and are none of a scratch server's business.
+pub const NO_LIBRARIES: &str = "-c session_preload_libraries= -c local_preload_libraries=";
 /// The port is only the socket's number: nothing listens on the network.
 const PORT: u16 = 5432;
 /// A server that logs nothing for so long, and is not ready, is given up. It tells each WAL file that it fetched, and from 15 on each 10 s of replay.
@@ -222,7 +225,7 @@ impl Server {
     pub fn params(&self, user: &str, database: &str) -> Result<ConnectionParams> {
         let quote = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
         let text = format!(
-            "host={} port={PORT} user={} dbname={} application_name=walkeep-extract sslmode=disable",
+            "host={} port={PORT} user={} dbname={} options='{NO_LIBRARIES}' application_name=walkeep sslmode=disable",
             quote(&self.sockets.to_string_lossy()),
             quote(user),
             quote(database)
@@ -235,6 +238,32 @@ impl Server {
         Ok(connect_sql(&self.params(user, database)?).await?)
     }
 
+    /// A session as the superuser, in the first of these databases that lets it in: its name, and the session.
+    pub async fn superuser(&self, superusers: &[String], databases: &[&str]) -> Result<(String, tokio_postgres::Client)> {
+        let names = superusers.iter().rev().map(String::as_str).chain(["postgres"]);
+        let mut first = None;
+        for name in names {
+            for database in databases {
+                match self.connect(name, database).await {
+                    Ok(client) => return Ok((name.to_owned(), client)),
+                    Err(error) => drop(first.get_or_insert(error)),
+                }
+            }
+        }
+        Err(first.context("the backup has no superuser")?).context("connect to the scratch server")
+    }
+
+    /// Shuts the server down, so that its files say all that it knew.
+    pub async fn shut_down(&mut self) -> Result<()> {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).context("the scratch server has ended")?;
+        kill_process(pid, Signal::INT).context("shut the scratch server down")?;
+        let status = self.child.wait().await.context("wait for the scratch server's end")?;
+        if !status.success() {
+            bail!(Ended { status, said: self.last_words()? });
+        }
+        Ok(())
+    }
+
     /// What libpq's programs find the server by.
     pub fn environment(&self, user: &str, database: &str) -> Vec<(&'static str, std::ffi::OsString)> {
         vec![
@@ -242,6 +271,7 @@ impl Server {
             ("PGPORT", PORT.to_string().into()),
             ("PGUSER", user.into()),
             ("PGDATABASE", database.into()),
+            ("PGOPTIONS", NO_LIBRARIES.into()),
         ]
     }
 }

@@ -211,6 +211,7 @@ impl World {
         ClusterConfig {
             artifacts: Vec::new(),
             dump: None,
+            drill: crate::config::DrillConfig::default(),
             name: "main".parse().unwrap(),
             connection: "host=/nonexistent".to_owned().into(),
             data_directory: None,

@@ -1,10 +1,11 @@
-//! What lies beside WAL and backups: artifacts with all their pieces, and the audit trail.
+//! What lies beside WAL and backups: artifacts with all their pieces, drills with their reports, and the audit trail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::audit::{Head, chain};
+use walkeep_core::drill::Form;
 use walkeep_core::layout::ObjectName;
 use walkeep_core::verify::{ArtifactFolder, Finding, Judge, Kind};
 use walkeep_store::Listed;
@@ -24,6 +25,11 @@ pub async fn findings(repository: &ClusterRepository, seen: &Seen, judge: &Judge
     let stays = |place: &ArtifactPlace| !seen.catalog.expired().has_artifact(place);
     for (place, folder) in seen.listing.artifacts.iter().filter(|(place, folder)| folder.recorded && stays(place)) {
         found.extend(artifact(repository, place, folder).await?);
+    }
+    for (id, folder) in seen.listing.drills.iter().filter(|(_, folder)| folder.recorded) {
+        let gone = Form::ALL.into_iter().filter(|form| !folder.forms.contains(form));
+        let reason = || "the drill has a record, and this form of its report is gone".to_owned();
+        found.extend(gone.map(|form| (Kind::Missing, ObjectName::DrillReport(id.clone(), form), reason())));
     }
     Ok(found.into_iter().filter_map(|(kind, name, reason)| judge.finding(kind, &name, reason)).collect())
 }
@@ -72,7 +78,8 @@ pub async fn trail(
     let beside = due.iter().flat_map(|number| [number.saturating_sub(1), *number, number.saturating_add(1)]);
     let ends = [last].into_iter().chain(before.map(|head| head.number));
     let wanted: BTreeSet<u32> = beside.chain(ends).filter(|number| listed.contains_key(number)).collect();
-    let records = repository.audit_records(wanted).await?;
+    let (records, damaged) = repository.audit_records_and_damaged(wanted).await?;
+    found.extend(damaged.into_iter().map(|(number, reason)| (Kind::Content, ObjectName::Audit(number), reason)));
     let bodies = records.iter().map(|(number, body)| (*number, body.as_ref()));
     let checked = chain::check(repository.cluster().as_str(), repository.identity().system_identifier, bodies, None);
     // What is missing was told by the listing, and between the records that were read there are others.

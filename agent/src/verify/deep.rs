@@ -13,6 +13,7 @@ use futures::{StreamExt, stream};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::legs;
 use walkeep_core::layout::{BackupId, ObjectName, PackId};
 use walkeep_core::manifest::{EntryKind, Extent};
@@ -20,6 +21,7 @@ use walkeep_core::verify::{Finding, Findings, Judge, Kind, Severity, possible_by
 use walkeep_core::{TimelineHistory, WalFileName};
 use walkeep_store::{ListRequest, Listed};
 
+use super::contents::Contents;
 use super::memory::Memory;
 use super::pace::{Pace, Room};
 use super::quick::Quick;
@@ -45,6 +47,7 @@ pub fn is_read(name: &ObjectName) -> bool {
     matches!(name, ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Part(_) | ObjectName::Pack(_))
         || matches!(name, ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
         || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::ArtifactSummary(_))
+        || matches!(name, ObjectName::DrillReport(..) | ObjectName::Sample(_))
 }
 
 /// How it is read.
@@ -63,6 +66,8 @@ pub struct Deep<'a> {
     pub most: Option<u64>,
     /// Whether to wait, as something else is more urgent.
     pub hold: &'a (dyn Fn() -> bool + Sync),
+    /// What the other repositories hold, and this one's number.
+    pub contents: Option<(&'a Contents, usize)>,
     /// Set when nobody lets us look at locks.
     pub locks_are_hidden: &'a AtomicBool,
     /// Ends it; what was read until then is remembered.
@@ -164,10 +169,11 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
         unlocked: Vec::new(),
         not_seen: Vec::new(),
         wrong: BTreeMap::new(),
+        differs: Vec::new(),
         kept: Instant::now(),
     };
     let read = reading.everything(quick, wanted.as_ref()).await;
-    let Reading { damage, unlocked, not_seen, wrong, counts, .. } = reading;
+    let Reading { damage, unlocked, not_seen, wrong, differs, counts, .. } = reading;
     memory.keep().await;
     let interrupted = match read {
         Ok(is_all) => !is_all,
@@ -177,6 +183,7 @@ pub async fn deep(how: &Deep<'_>, quick: &Quick, memory: &mut Memory, findings: 
     let mut judged = judge(how, quick, damage, wrong).await?;
     let judge = Judge::new(&quick.seen.catalog, how.repository.layout());
     judged.extend(unlocked.into_iter().map(|(name, reason)| judge.unlocked(&name, reason)));
+    judged.extend(differs.into_iter().map(|(name, other)| judge.differs(&name, other)));
     judged.extend(not_seen);
     judged.iter().for_each(|finding| memory.damaged(finding));
     findings.extend(judged);
@@ -195,6 +202,8 @@ struct Reading<'a, 'h> {
     not_seen: Vec<Finding>,
     /// Backups whose manifests say something else than packs that are whole, with the first pack.
     wrong: BTreeMap<BackupId, PackId>,
+    /// What holds something else than in another repository.
+    differs: Vec<(ObjectName, usize)>,
     kept: Instant,
 }
 
@@ -354,9 +363,13 @@ impl Reading<'_, '_> {
             };
             self.unlocked.extend(lock.iter().map(|reason| (name.clone(), reason.clone())));
             match read {
-                Ok(PackProof { proof: Proof::Whole, others }) => {
+                Ok(PackProof { proof: Proof::Whole, others, content }) => {
+                    let compared = how.contents.zip(content);
+                    let differs =
+                        compared.and_then(|((contents, number), content)| contents.differs(number, &name, listed.key.as_str(), &content));
+                    self.differs.extend(differs.map(|other| (name.clone(), other)));
                     // With a manifest that says something else of it than it has it is to be read again: which of them, only that tells.
-                    if others.is_empty() && lock.is_none() {
+                    if others.is_empty() && lock.is_none() && differs.is_none() {
                         self.memory.whole(&listed);
                     }
                     if let (ObjectName::Pack(pack), false) = (&name, others.is_empty()) {
@@ -407,7 +420,10 @@ async fn prove(how: &Deep<'_>, name: &ObjectName, listed: &Listed, extents: &Ext
                 let of_pack = extents.get(pack).map(|of_pack| of_pack.iter().map(|(extent, _)| *extent).collect());
                 repository.prove_pack(*pack, of_pack.unwrap_or_default()).await
             }
-            name => repository.prove(name).await.map(|proof| PackProof { proof, others: Vec::new() }),
+            name => {
+                let proven = repository.prove_with_content(name).await;
+                proven.map(|(proof, content)| PackProof { proof, others: Vec::new(), content })
+            }
         }
     };
     for read in 1.. {
@@ -487,19 +503,27 @@ async fn judge(how: &Deep<'_>, quick: &Quick, damage: Vec<Damage>, wrong: BTreeM
 }
 
 /// The packs that a backup needs, as far as its manifest can be read.
-async fn packs_of(repository: &ClusterRepository, record: &walkeep_core::backup::BackupRecord) -> Result<HashSet<PackId>> {
+async fn packs_of(repository: &ClusterRepository, record: &BackupRecord) -> Result<HashSet<PackId>> {
+    Ok(packs_named_by(repository, record).await?.0)
+}
+
+/// The packs that a backup's manifest names, and whether all of it could be read.
+pub(super) async fn packs_named_by(repository: &ClusterRepository, record: &BackupRecord) -> Result<(HashSet<PackId>, bool)> {
     let manifest = match repository.get_manifest(record).await {
         Ok(manifest) => manifest,
-        Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => return Ok(HashSet::new()),
+        Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => return Ok((HashSet::new(), false)),
         Err(error) => return Err(error),
     };
     let gathered = spawn_blocking(move || {
-        let entries = manifest.iter().into_iter().flatten().map_while(std::result::Result::ok);
-        let contents = entries.filter_map(|entry| match entry.kind {
-            EntryKind::File { content, .. } => Some(content),
-            _ => None,
-        });
-        contents.flat_map(|content| content.extents().iter().map(|extent| extent.pack).collect::<Vec<_>>()).collect()
+        let mut packs = HashSet::new();
+        for entry in manifest.iter().into_iter().flatten() {
+            match entry.map(|entry| entry.kind) {
+                Ok(EntryKind::File { content, .. }) => packs.extend(content.extents().iter().map(|extent| extent.pack)),
+                Ok(_) => {}
+                Err(_) => return (packs, false),
+            }
+        }
+        (packs, true)
     });
     gathered.await.map_err(|error| Error::Internal(error.to_string()))
 }

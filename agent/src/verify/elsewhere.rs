@@ -1,15 +1,18 @@
 //! Where else something is that is damaged or missing in one repository, and whether it is whole there.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
+use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::catalog::{Catalog, WalRange};
-use walkeep_core::layout::ObjectName;
-use walkeep_core::verify::{Finding, Stretch};
-use walkeep_core::{Lsn, SegmentNumber, WalFileName};
+use walkeep_core::drill::{DrillId, Form};
+use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::verify::{Finding, Kind, Stretch};
+use walkeep_core::{Lsn, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ListRequest, Listed};
 
+use super::deep::packs_named_by;
 use super::places::{Everywhere, SeenPlace};
 use crate::repository::{Error, Result};
 
@@ -17,8 +20,8 @@ use crate::repository::{Error, Result};
 const LONGEST: u64 = 100_000;
 /// So many objects are read by a verification to see whether they are whole elsewhere; behind that the other repository's own verification is believed.
 const PROVEN: usize = 256;
-/// Requests at a time.
-const PARALLEL: usize = 8;
+/// Objects read at a time.
+const PARALLEL: usize = 4;
 /// A repository is known to be behind a little later than it is.
 const LATE: Duration = Duration::from_secs(60);
 
@@ -47,13 +50,33 @@ pub struct Copies {
     pub objects: Vec<Wanted>,
     /// Whether that is all of it.
     pub complete: bool,
+    /// Whether that cannot be told by a host that reads nothing: what it names is encrypted.
+    pub blind: bool,
 }
 
 impl Copies {
+    fn add(&mut self, name: ObjectName, at: Vec<(usize, Listed)>) {
+        match at.is_empty() {
+            true => self.complete = false,
+            false => self.objects.push(Wanted { name, at }),
+        }
+    }
+
     /// Whether all of them were put elsewhere only when the repository was behind.
     pub fn were_put_behind(&self, since: SystemTime) -> bool {
         let is_new = |wanted: &Wanted| wanted.at.iter().any(|(_, listed)| listed.modified + LATE >= since);
         self.complete && !self.objects.is_empty() && self.objects.iter().all(is_new)
+    }
+
+    /// When the last of them was put.
+    pub fn last_put(&self) -> Option<SystemTime> {
+        self.objects.iter().flat_map(|wanted| &wanted.at).map(|(_, listed)| listed.modified).max()
+    }
+
+    /// The repositories that list them; none if something of it is known to be nowhere.
+    pub fn listed_by(&self) -> Vec<usize> {
+        let numbers: BTreeSet<usize> = self.objects.iter().flat_map(|wanted| &wanted.at).map(|(number, _)| *number).collect();
+        if self.complete || self.blind { numbers.into_iter().collect() } else { Vec::new() }
     }
 }
 
@@ -66,6 +89,12 @@ impl Everywhere {
             return of_wal(&own.catalog, &others, stretch).await;
         }
         let Some(name) = own.repository.layout().parse(&finding.key) else { return Ok(Copies::default()) };
+        match &name {
+            ObjectName::BackupRecord(id) if finding.kind == Kind::Missing => return of_backup(own, &others, id).await,
+            ObjectName::ArtifactRecord(place) if finding.kind == Kind::Missing => return of_artifact(own, &others, place).await,
+            ObjectName::DrillRecord(id) if finding.kind == Kind::Missing => return of_drill(own, &others, id).await,
+            _ => {}
+        }
         // Of two records of the trail that do not fit together either may be the changed one.
         let mut names = vec![name.clone()];
         if let ObjectName::Audit(record) = name {
@@ -91,7 +120,7 @@ impl Everywhere {
         budget.0 -= read;
         let (proven, listed) = copies.objects.split_at(read);
         let reads: Vec<_> = proven.iter().map(|wanted| self.first_whole(wanted)).collect();
-        let found: Vec<Option<usize>> = stream::iter(reads).buffered(PARALLEL / 2).collect().await;
+        let found: Vec<Option<usize>> = stream::iter(reads).buffered(PARALLEL).collect().await;
         let believed = listed.iter().map(|wanted| wanted.at.first().map(|(number, _)| *number));
         let all: Option<BTreeSet<usize>> = found.into_iter().chain(believed).collect();
         all.unwrap_or_default().into_iter().collect()
@@ -111,6 +140,82 @@ impl Everywhere {
     }
 }
 
+/// A backup whose record is missing: all that the first other repository that has one has of it and this one does not, the record last. It is complete only
+/// if everything that its manifest names is there or can be brought.
+async fn of_backup(own: &SeenPlace, others: &[&SeenPlace], id: &BackupId) -> Result<Copies> {
+    let record = ObjectName::BackupRecord(id.clone());
+    let of_record = listed_in(others, &record).await?;
+    let having = others.iter().find(|other| of_record.iter().any(|(number, _)| *number == other.number));
+    let Some((other, backup)) = having.and_then(|other| Some((other, other.catalog.backup(id)?))) else { return Ok(Copies::default()) };
+    let folder = own.listing.backups.get(id).cloned().unwrap_or_default();
+    let pieces = (1..=backup.manifest_pieces.max(1)).filter(|piece| !folder.pieces.contains(piece));
+    let begun = others.iter().any(|other| other.listing.backups.get(id).is_some_and(|folder| folder.begun)) && !folder.begun;
+    let lacks = pieces.map(|piece| ObjectName::BackupManifest(id.clone(), piece)).chain(begun.then(|| ObjectName::BackupBegun(id.clone())));
+    let (packs, all_known) = packs_named_by(&other.repository, backup).await?;
+    let mut copies = Copies { objects: Vec::new(), complete: all_known, blind: !all_known && !other.repository.can_read() };
+    for name in lacks {
+        let at = listed_in(others, &name).await?;
+        copies.add(name, at);
+    }
+    let put = of_record.first().map_or(SystemTime::UNIX_EPOCH, |(_, listed)| listed.modified);
+    for pack in packs.into_iter().filter(|pack| own.packs.bytes_of(pack).is_none()) {
+        let name = ObjectName::Pack(pack);
+        let at = others.iter().filter_map(|other| {
+            let key = other.repository.layout().key(&name);
+            let bytes = other.packs.bytes_of(&pack).filter(|_| !other.bad.contains(&key))?;
+            // It was put before the record, and may be older.
+            Some((other.number, Listed { key: key.parse().ok()?, size: bytes, modified: put, class: None }))
+        });
+        copies.add(name.clone(), at.collect());
+    }
+    copies.add(record, of_record);
+    Ok(copies)
+}
+
+/// An artifact whose record is missing, in the same way.
+async fn of_artifact(own: &SeenPlace, others: &[&SeenPlace], place: &ArtifactPlace) -> Result<Copies> {
+    let record = ObjectName::ArtifactRecord(place.clone());
+    let of_record = listed_in(others, &record).await?;
+    let having = others.iter().find(|other| of_record.iter().any(|(number, _)| *number == other.number));
+    let Some(other) = having else { return Ok(Copies::default()) };
+    let artifact = match other.repository.artifact(place).await {
+        Ok(Some(artifact)) => artifact,
+        Ok(None) | Err(Error::Corrupt { .. }) => return Ok(Copies::default()),
+        Err(error) => return Err(error),
+    };
+    let there = own.listing.artifacts.get(place).cloned().unwrap_or_default();
+    let pieces = (1..=artifact.pieces).filter(|piece| !there.pieces.contains(piece));
+    let pieces = pieces.map(|piece| ObjectName::ArtifactPiece(place.clone(), piece));
+    let begun = ObjectName::ArtifactBegun(place.clone());
+    let of_begun = listed_in(others, &begun).await?;
+    let summary = (!there.summary).then(|| ObjectName::ArtifactSummary(place.clone()));
+    let mut copies = Copies { complete: true, ..Copies::default() };
+    if !of_begun.is_empty() && listed_in(&[own], &begun).await?.is_empty() {
+        copies.add(begun, of_begun);
+    }
+    for name in pieces.chain(summary) {
+        let at = listed_in(others, &name).await?;
+        copies.add(name, at);
+    }
+    copies.add(record, of_record);
+    Ok(copies)
+}
+
+/// A drill whose record is missing, with its report.
+async fn of_drill(own: &SeenPlace, others: &[&SeenPlace], id: &DrillId) -> Result<Copies> {
+    let there = own.listing.drills.get(id).cloned().unwrap_or_default();
+    let record = ObjectName::DrillRecord(id.clone());
+    let of_record = listed_in(others, &record).await?;
+    let mut copies = Copies { complete: true, ..Copies::default() };
+    for form in Form::ALL.into_iter().filter(|form| !there.forms.contains(form)) {
+        let name = ObjectName::DrillReport(id.clone(), form);
+        let at = listed_in(others, &name).await?;
+        copies.add(name, at);
+    }
+    copies.add(record, of_record);
+    Ok(copies)
+}
+
 /// Those of them that list it and have nothing to say against it.
 async fn listed_in(others: &[&SeenPlace], name: &ObjectName) -> Result<Vec<(usize, Listed)>> {
     let mut at = Vec::new();
@@ -125,52 +230,77 @@ async fn listed_in(others: &[&SeenPlace], name: &ObjectName) -> Result<Vec<(usiz
     Ok(at)
 }
 
-/// Segment by segment: whole where one of the others has it whole, else its parts.
+/// Segment by segment: whole where one of the others has it whole, else its parts. One listing of each other repository for each 4 GiB.
 async fn of_wal(own: &Catalog, others: &[&SeenPlace], stretch: Stretch) -> Result<Copies> {
     let size = own.segment_size();
     let (first, last) = (size.segment_of(stretch.from).get(), size.segment_of(Lsn::new(stretch.to.get().saturating_sub(1))).get());
     if last < first || last - first >= LONGEST {
         return Ok(Copies::default());
     }
-    let whole: Vec<HashSet<SegmentNumber>> = others.iter().map(|other| other.catalog.segments(stretch.timeline).collect()).collect();
     let lacks = |number: &SegmentNumber| {
         let part = part_of(stretch, number.start(size), number.end(size));
         part.from < part.to && !covers(own, stretch, part)
     };
-    let numbers = (first..=last).map(SegmentNumber::new).filter(lacks);
-    let of_one = |number: SegmentNumber| {
-        let whole = &whole;
-        async move {
-            let segment = number.name(stretch.timeline, size);
-            let name = ObjectName::Wal(WalFileName::Segment(segment));
-            let having: Vec<&SeenPlace> =
-                others.iter().zip(whole).filter(|(_, whole)| whole.contains(&number)).map(|(other, _)| *other).collect();
-            let at = listed_in(&having, &name).await?;
-            if !at.is_empty() {
-                return Ok(Some(vec![Wanted { name, at }]));
-            }
-            let part = part_of(stretch, number.start(size), number.end(size));
-            for other in others.iter().filter(|other| covers(&other.catalog, stretch, part)) {
-                let prefix = other.repository.layout().parts_prefix(segment);
-                let page = other.repository.list_page(&ListRequest { prefix, ..ListRequest::default() }).await?;
-                let parts: Vec<Wanted> = page
-                    .objects
-                    .into_iter()
-                    .filter_map(|listed| {
-                        let name = other.repository.layout().parse(listed.key.as_str())?;
-                        Some(Wanted { name, at: vec![(other.number, listed)] })
-                    })
-                    .collect();
-                if !parts.is_empty() {
-                    return Ok(Some(parts));
+    let numbers: Vec<SegmentNumber> = (first..=last).map(SegmentNumber::new).filter(lacks).collect();
+    let mut having = Vec::new();
+    for other in others {
+        having.push((*other, files_of(other, stretch.timeline, &numbers).await?));
+    }
+    let of_one = |number: &SegmentNumber| {
+        let whole = ObjectName::Wal(WalFileName::Segment(number.name(stretch.timeline, size)));
+        let at: Vec<_> = having.iter().filter_map(|(other, files)| Some((other.number, files.get(number)?.whole.clone()?))).collect();
+        if !at.is_empty() {
+            return Some(vec![Wanted { name: whole, at }]);
+        }
+        let part = part_of(stretch, number.start(size), number.end(size));
+        let (other, files) = having.iter().find(|(other, files)| {
+            covers(&other.catalog, stretch, part) && files.get(number).is_some_and(|files| !files.parts.is_empty())
+        })?;
+        let parts = files.get(number)?.parts.iter();
+        Some(parts.map(|(name, listed)| Wanted { name: name.clone(), at: vec![(other.number, listed.clone())] }).collect())
+    };
+    let found: Vec<Option<Vec<Wanted>>> = numbers.iter().map(of_one).collect();
+    let complete = !found.is_empty() && found.iter().all(Option::is_some);
+    Ok(Copies { objects: found.into_iter().flatten().flatten().collect(), complete, blind: false })
+}
+
+/// What is listed of a segment.
+#[derive(Default)]
+struct Files {
+    whole: Option<Listed>,
+    parts: Vec<(ObjectName, Listed)>,
+}
+
+/// What another repository lists of these segments and has nothing to say against.
+async fn files_of(other: &SeenPlace, timeline: TimelineId, numbers: &[SegmentNumber]) -> Result<HashMap<SegmentNumber, Files>> {
+    let (layout, size) = (other.repository.layout(), other.repository.identity().segment_size);
+    let mut files: HashMap<SegmentNumber, Files> = numbers.iter().map(|number| (*number, Files::default())).collect();
+    let logs: BTreeSet<u32> = numbers.iter().map(|number| number.name(timeline, size).log()).collect();
+    for log in logs {
+        let mut request = ListRequest { prefix: layout.log_prefix(timeline, log), ..ListRequest::default() };
+        loop {
+            let page = other.repository.list_page(&request).await?;
+            for listed in page.objects.into_iter().filter(|listed| !other.bad.contains(listed.key.as_str())) {
+                let name = layout.parse(listed.key.as_str());
+                match &name {
+                    Some(ObjectName::Wal(WalFileName::Segment(segment))) => {
+                        let known = segment.number(size).and_then(|number| files.get_mut(&number));
+                        known.into_iter().for_each(|files| files.whole = Some(listed.clone()));
+                    }
+                    Some(ObjectName::Part(part)) => {
+                        let known = part.segment.number(size).and_then(|number| files.get_mut(&number));
+                        known.into_iter().for_each(|files| files.parts.extend(name.clone().map(|name| (name, listed.clone()))));
+                    }
+                    _ => {}
                 }
             }
-            Ok::<_, Error>(None)
+            match page.next {
+                Some(next) => request.start_after = Some(next),
+                None => break,
+            }
         }
-    };
-    let found: Vec<Option<Vec<Wanted>>> = stream::iter(numbers.map(of_one).collect::<Vec<_>>()).buffered(PARALLEL).try_collect().await?;
-    let complete = !found.is_empty() && found.iter().all(Option::is_some);
-    Ok(Copies { objects: found.into_iter().flatten().flatten().collect(), complete })
+    }
+    Ok(files)
 }
 
 /// What of a stretch lies in a segment.

@@ -216,6 +216,12 @@ impl Memory {
         }
     }
 
+    /// What other repositories have and this one does not. It is looked for anew by each look.
+    pub fn lacks<'a>(&mut self, lacking: impl Iterator<Item = &'a Finding>) {
+        let room = MOST_FINDINGS.saturating_sub(self.outcome.damage.len());
+        self.outcome.damage.extend(lacking.take(room).cloned());
+    }
+
     /// What was there when it was last looked at, should be there still, and is not. `mended`: of what a repair took away, what is there again.
     pub fn vanished(&self, seen: &Seen, mended: &BTreeSet<String>) -> Findings {
         let (outcome, layout, listing) = (&self.outcome, seen.layout(), &seen.listing);

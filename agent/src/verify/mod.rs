@@ -4,21 +4,24 @@
 //! parts are rolled up, what retention let go is removed, segments come. So what seems to be wrong is looked at again, from the beginning, and only what is so
 //! each time is told. Nothing is changed by it, and nothing of it is needed by anybody else.
 //!
-//! Of several repositories each is verified by itself (`places`), and what is wrong in one is looked for in the others (`elsewhere`): lost is only what none has.
+//! Of several repositories each is verified by itself (`places`), what one lacks of the others is found by comparing them (`lacking`), and what is wrong in one is
+//! looked for in the others (`elsewhere`): lost is only what none has.
 
 mod beside;
+mod contents;
 mod deep;
 mod elsewhere;
+mod lacking;
 mod manifests;
 pub mod memory;
 pub mod pace;
 mod places;
 mod quick;
+mod refused;
 pub mod repair;
 mod run;
 #[cfg(test)]
 mod tests;
-mod trail;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -84,6 +87,8 @@ pub struct OfOne {
     pub read: Option<Done>,
     /// What could not be checked.
     pub not_checked: u64,
+    /// Objects that the store does not let this host read; all others were looked at.
+    pub refused: u64,
     /// How long it took.
     pub seconds: f64,
     /// Why it could not be looked at to the end.
@@ -110,6 +115,23 @@ impl Overall {
     /// How much is damaged, at least as badly as `least` says.
     pub fn damaged(&self, least: Severity) -> u64 {
         self.findings.iter().filter(|found| found.finding.severity >= least).count() as u64 + self.more_findings
+    }
+
+    /// Whether nothing is damaged or missing in the repository of this number, which was looked at to the end.
+    pub fn is_unharmed(&self, number: usize) -> bool {
+        self.repositories.iter().any(|one| one.number == number && one.damaged == 0 && one.problem.is_none())
+    }
+
+    /// With what could not be read before: a look that does not read says nothing of it.
+    pub fn with_unread_of(mut self, before: &Self) -> Self {
+        for one in self.repositories.iter_mut().filter(|one| one.problem.is_none()) {
+            let unread = before.repositories.iter().find(|other| other.number == one.number && other.refused > 0);
+            if let Some(unread) = unread {
+                (one.refused, one.problem, one.whole) = (unread.refused, unread.problem.clone(), false);
+                self.whole = false;
+            }
+        }
+        self
     }
 
     /// Why a repository could not be looked at to the end.
@@ -143,6 +165,10 @@ pub struct Report {
     pub read: Option<Done>,
     /// What could not be checked, as this host cannot decrypt it.
     pub not_checked: u64,
+    /// Objects that the store does not let this host read.
+    pub refused: u64,
+    /// The first of them, and why.
+    pub problem: Option<String>,
     /// What was found, the worst first.
     pub findings: Vec<Finding>,
     /// Findings beyond those that are named.

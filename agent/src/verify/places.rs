@@ -1,18 +1,21 @@
 //! Each of several repositories verified by itself, and what that means of all of them together.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::Utc;
-use walkeep_core::catalog::Catalog;
-use walkeep_core::verify::{Finding, Kind, Lost, Severity};
+use walkeep_core::catalog::{Catalog, WalRange};
+use walkeep_core::verify::{Finding, Kind, Listing, Lost, Severity, Stretch};
 
-use super::elsewhere::Budget;
+use super::contents::Contents;
+use super::elsewhere::{Budget, Copies};
 use super::memory::Memory;
 use super::run::{Wish, verify_one};
 use super::{Found, Listed, OfOne, Overall, Report};
 use crate::config::ClusterConfig;
+use crate::repository::look::Seen;
+use crate::repository::packs::Packs;
 use crate::repository::{ClusterRepository, Error, Result};
 
 /// A repository of a cluster, and what is remembered of it.
@@ -58,8 +61,12 @@ pub(super) struct SeenPlace {
     pub number: usize,
     pub repository: Arc<ClusterRepository>,
     pub catalog: Catalog,
+    pub listing: Listing,
+    pub packs: Packs,
     /// The keys of what is damaged or missing there.
     pub bad: HashSet<String>,
+    /// Where WAL is missing there, as it tells by itself.
+    pub holes: Vec<Stretch>,
     /// The keys of what a repair took away there: of that nothing is on its way but by the next one.
     pub mending: BTreeSet<String>,
 }
@@ -68,14 +75,22 @@ pub(super) struct SeenPlace {
 pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overall, Everywhere)> {
     let (began, clock) = (Utc::now(), Instant::now());
     let (mut seen, mut reports, mut of_each, mut failed) = (Vec::new(), Vec::new(), Vec::new(), None);
+    let (several, contents) = (places.len() > 1, Contents::default());
     for place in places.iter_mut() {
         let (clock, url) = (Instant::now(), place.url());
-        match verify_one(&place.repository, place.number, wish, &mut place.memory).await {
-            Ok((report, catalog)) => {
-                let bad = report.findings.iter().filter(|finding| finding.severity > Severity::Note && finding.kind != Kind::Lock);
-                let bad = bad.map(|finding| finding.key.clone()).collect();
-                let mending = place.memory.mending().clone();
-                seen.push(SeenPlace { number: place.number, repository: place.repository.clone(), catalog, bad, mending });
+        match verify_one(&place.repository, place.number, wish, &mut place.memory, several.then_some(&contents)).await {
+            Ok((report, Seen { catalog, listing, packs, .. })) => {
+                let wrong = || report.findings.iter().filter(|finding| finding.severity > Severity::Note && finding.kind != Kind::Lock);
+                seen.push(SeenPlace {
+                    number: place.number,
+                    repository: place.repository.clone(),
+                    catalog,
+                    listing,
+                    packs,
+                    bad: wrong().map(|finding| finding.key.clone()).collect(),
+                    holes: wrong().filter_map(|finding| finding.stretch).collect(),
+                    mending: place.memory.mending().clone(),
+                });
                 of_each.push(of_one(place.number, &report));
                 reports.push((place.number, report));
             }
@@ -90,20 +105,24 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
         return Err(error);
     }
     let everywhere = Everywhere { seen };
-    let overall = everywhere.judge(wish, reports, of_each, began, clock).await?;
-    for place in places.iter_mut() {
+    let lacking = everywhere.lacking(wish).await?;
+    let overall = everywhere.judge(wish, reports, &lacking, of_each, began, clock).await?;
+    for place in places.iter_mut().filter(|place| everywhere.seen.iter().any(|seen| seen.number == place.number)) {
         let elsewhere = overall.findings.iter().filter(|found| found.repository == place.number && !found.whole_in.is_empty());
         let keys = elsewhere.map(|found| found.finding.key.clone()).collect();
         // What is on its way is not damaged.
         let on_its_way: HashSet<&str> =
             overall.findings.iter().filter(|found| found.repository == place.number).filter(is_note).map(key).collect();
-        let outcome = &mut place.memory.outcome;
-        let before = outcome.damage.len();
-        outcome.damage.retain(|finding| !on_its_way.contains(finding.key.as_str()));
-        if outcome.whole_elsewhere != keys || outcome.damage.len() != before {
-            outcome.whole_elsewhere = keys;
-            place.memory.keep().await;
+        place.memory.outcome.damage.retain(|finding| !on_its_way.contains(finding.key.as_str()));
+        place.memory.outcome.whole_elsewhere = keys;
+        if wish.backup.is_none() {
+            let lacks = lacking.iter().filter(|(number, finding)| *number == place.number && !on_its_way.contains(finding.key.as_str()));
+            place.memory.lacks(lacks.map(|(_, finding)| finding));
+            if overall.is_unharmed(place.number) {
+                place.memory.outcome.whole_at = Some(began);
+            }
         }
+        place.memory.keep().await;
     }
     Ok((overall, everywhere))
 }
@@ -125,8 +144,9 @@ fn of_one(number: usize, report: &Report) -> OfOne {
         listed: report.listed,
         read: report.read,
         not_checked: report.not_checked,
+        refused: report.refused,
         seconds: report.seconds,
-        problem: None,
+        problem: report.problem.clone(),
     }
 }
 
@@ -139,23 +159,44 @@ fn not_looked_at(number: usize, url: String, began: Instant, error: &Error) -> O
         listed: Listed::default(),
         read: None,
         not_checked: 0,
+        refused: 0,
         seconds: began.elapsed().as_secs_f64(),
         problem: Some(format!("{error:#}")),
     }
 }
 
 impl Everywhere {
+    /// Whether it is missing only because the repository is behind since then. Of what a repair took away nothing is on its way.
+    fn is_on_its_way(&self, found: &Found, copies: &Copies, since: Option<std::time::SystemTime>) -> bool {
+        let is_taken = || self.seen.iter().any(|seen| seen.number == found.repository && seen.mending.contains(&found.finding.key));
+        since.is_some_and(|since| found.finding.kind == Kind::Missing && copies.were_put_behind(since)) && !is_taken()
+    }
+
+    /// Whether it is WAL that one of them knows to have been let go.
+    fn was_let_go(&self, finding: &Finding) -> bool {
+        let is_gone = |stretch: Stretch| {
+            let mut rest = vec![WalRange { from: stretch.from, to: stretch.to }];
+            for seen in &self.seen {
+                rest = rest.into_iter().flat_map(|range| seen.catalog.expired().without(stretch.timeline, range)).collect();
+            }
+            rest.is_empty()
+        };
+        self.seen.len() > 1 && finding.stretch.is_some_and(is_gone)
+    }
+
     /// What is wrong in each, together: lost is only what no other has whole.
     async fn judge(
         &self,
         wish: &Wish<'_>,
         reports: Vec<(usize, Report)>,
-        repositories: Vec<OfOne>,
+        lacking: &[(usize, Finding)],
+        mut repositories: Vec<OfOne>,
         began: chrono::DateTime<Utc>,
         clock: Instant,
     ) -> Result<Overall> {
         let (mut findings, mut budget) = (Vec::new(), Budget::default());
         let (mut listed, mut read, mut more, mut not_checked) = (Listed::default(), None, 0, 0);
+        let mut more_in: BTreeMap<usize, u64> = BTreeMap::new();
         let (first, urls) = (&reports[0].1, repositories.iter().map(|one| one.url.as_str()).collect::<Vec<_>>().join(" and "));
         let (cluster, system_identifier) = (first.cluster.clone(), first.system_identifier);
         let backup_is_known = reports.iter().any(|(_, report)| report.backup_is_known);
@@ -163,19 +204,16 @@ impl Everywhere {
             listed = listed.and(report.listed);
             read = read.into_iter().chain(report.read).reduce(super::Done::and);
             (more, not_checked) = (more + report.more_findings, not_checked + report.not_checked);
+            more_in.insert(number, report.more_findings);
             let since = (wish.behind)(&report.repository);
-            let is_taken = |key: &String| self.seen.iter().any(|seen| seen.number == number && seen.mending.contains(key));
             for finding in report.findings {
+                let finding = if self.was_let_go(&finding) { let_go(finding) } else { finding };
                 let mut found = Found { repository: number, url: report.repository.clone(), finding, whole_in: Vec::new() };
-                if found.finding.severity > Severity::Note && found.finding.kind != Kind::Lock && self.seen.len() > 1 {
+                if found.finding.severity > Severity::Note && found.finding.kind.is_mendable() && self.seen.len() > 1 {
                     let copies = self.copies(number, &found.finding).await?;
-                    let since = since.filter(|_| !is_taken(&found.finding.key));
-                    if since.is_some_and(|since| found.finding.kind == Kind::Missing && copies.were_put_behind(since)) {
-                        let reason = format!("not here yet, as this repository is behind: {}", found.finding.reason);
-                        found.finding =
-                            Finding { severity: Severity::Note, reason, lost: Lost::default(), advice: String::new(), ..found.finding };
-                    } else {
-                        found.whole_in = self.whole_in(&copies, &mut budget).await;
+                    match self.is_on_its_way(&found, &copies, since) {
+                        true => found.finding = on_its_way(found.finding),
+                        false => found.whole_in = self.whole_in(&copies, &mut budget).await,
                     }
                 }
                 if !found.whole_in.is_empty() {
@@ -183,6 +221,30 @@ impl Everywhere {
                 }
                 findings.push(found);
             }
+        }
+        for (number, finding) in lacking {
+            let Some(own) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
+            let url = own.repository.repository().url();
+            let since = (wish.behind)(&url);
+            let copies = self.copies(*number, finding).await?;
+            let mut found = Found { repository: *number, url, finding: finding.clone(), whole_in: Vec::new() };
+            match self.is_on_its_way(&found, &copies, since) {
+                true => found.finding = on_its_way(found.finding),
+                false => {
+                    // Nobody said anything against it there. A repair reads it.
+                    found.whole_in = copies.listed_by();
+                    if !found.whole_in.is_empty() {
+                        found.finding = mendable(found.finding, *number, &found.whole_in);
+                    }
+                }
+            }
+            findings.push(found);
+        }
+        let looked_at = |one: &&mut OfOne| self.seen.iter().any(|seen| seen.number == one.number);
+        for one in repositories.iter_mut().filter(looked_at) {
+            let wrong = findings.iter().filter(|found| found.repository == one.number && found.finding.severity > Severity::Note).count();
+            one.damaged = wrong as u64 + more_in.get(&one.number).copied().unwrap_or_default();
+            one.whole = one.damaged == 0 && one.problem.is_none() && one.not_checked == 0 && one.read.is_none_or(|read| read.archived == 0);
         }
         findings.sort_by(|a, b| {
             let by_severity = b.finding.severity.cmp(&a.finding.severity);
@@ -206,6 +268,18 @@ impl Everywhere {
             more_findings: more,
         })
     }
+}
+
+/// What is missing for a good reason.
+fn let_go(finding: Finding) -> Finding {
+    let reason = format!("let go, as another repository says; the record of that is missing here: {}", finding.reason);
+    Finding { severity: Severity::Note, reason, lost: Lost::default(), advice: String::new(), ..finding }
+}
+
+/// What is only late.
+fn on_its_way(finding: Finding) -> Finding {
+    let reason = format!("not here yet, as this repository is behind: {}", finding.reason);
+    Finding { severity: Severity::Note, reason, lost: Lost::default(), advice: String::new(), ..finding }
 }
 
 /// Something that another repository has whole: nothing is lost with it, and it is to be mended all the same.

@@ -5,20 +5,20 @@
 //! that what is killed between the two is told as missing, and put by the next run. The good copy itself is never removed: only the repository that is mended is
 //! written to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::ObjectName;
-use walkeep_core::verify::{Kind, Severity};
+use walkeep_core::verify::{Finding, Judge, Kind, Severity};
 use walkeep_store::ErrorKind;
 
 use super::Overall;
 use super::elsewhere::Wanted;
-use super::places::{Everywhere, Place};
-use super::trail;
-use crate::repository::{ClusterRepository, Error, Result};
+use super::places::{Everywhere, Place, SeenPlace};
+use crate::repository::{ClusterRepository, Error, Result, trail};
 use crate::retry::{Backoff, retry};
 
 /// For so long a repository may be out of reach.
@@ -53,6 +53,9 @@ pub struct Step {
     pub outcome: Option<Outcome>,
     #[serde(skip)]
     wanted: Wanted,
+    /// The keys of what has to be there before it.
+    #[serde(skip)]
+    behind: Arc<[String]>,
 }
 
 /// Something without a good copy.
@@ -81,13 +84,20 @@ pub enum Outcome {
 /// What can be mended of what was found.
 pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
     let (mut plan, mut planned) = (Plan::default(), BTreeSet::new());
-    let is_wrong = |found: &&super::Found| found.finding.severity > Severity::Note && found.finding.kind != Kind::Lock;
+    let is_wrong = |found: &&super::Found| found.finding.severity > Severity::Note && found.finding.kind.is_mendable();
     for found in overall.findings.iter().filter(is_wrong) {
         let copies = everywhere.copies(found.repository, &found.finding).await?;
         if !copies.complete {
             plan.without.push(Without { repository: found.repository, key: found.finding.key.clone() });
         }
+        let data = copies.objects.iter().filter(|wanted| !wanted.name.names_others()).map(|wanted| everywhere.key(&wanted.name));
+        let data: Arc<[String]> = data.collect();
         for wanted in copies.objects {
+            let names_others = wanted.name.names_others();
+            // What it names is not all there to be brought.
+            if names_others && !copies.complete {
+                continue;
+            }
             let key = everywhere.key(&wanted.name);
             if !planned.insert((found.repository, key.clone())) {
                 continue;
@@ -101,12 +111,13 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
                 from: wanted.at.iter().map(|(number, _)| *number).collect(),
                 outcome: None,
                 wanted,
+                behind: if names_others { data.clone() } else { Arc::default() },
             });
         }
     }
-    // What names others comes behind them.
-    plan.steps.sort_by_key(|step| match step.wanted.name {
-        ObjectName::BackupRecord(_) | ObjectName::ArtifactRecord(_) => 2,
+    // What names others comes behind them, and not at all where one of them does not come.
+    plan.steps.sort_by_key(|step| match &step.wanted.name {
+        name if name.names_others() => 2,
         ObjectName::BackupManifest(..) => 1,
         _ => 0,
     });
@@ -121,23 +132,59 @@ pub async fn carry_out(
     cancel: &CancellationToken,
     tell: &(dyn Fn(&Step) + Sync),
 ) -> Result<()> {
+    let done = steps(plan, everywhere, places, cancel, tell).await;
+    for place in places {
+        place.memory.keep().await;
+    }
+    done
+}
+
+async fn steps(
+    plan: &mut Plan,
+    everywhere: &Everywhere,
+    places: &mut [Place],
+    cancel: &CancellationToken,
+    tell: &(dyn Fn(&Step) + Sync),
+) -> Result<()> {
+    let (mut failed, mut rotten) = (HashSet::new(), Vec::new());
     for step in &mut plan.steps {
         if cancel.is_cancelled() {
             return Err(Error::cancelled("repair", &step.key));
         }
         let Some(place) = places.iter_mut().find(|place| place.number == step.repository) else { continue };
-        step.outcome = Some(match mend(step, everywhere, place, cancel).await {
-            Ok(outcome) => outcome,
-            Err(error) if cancel.is_cancelled() => return Err(error),
-            // What one object hinders is no reason to leave the others as they are.
-            Err(error) => Outcome::NotDone(format!("it could not be looked at: {}", chain(&error))),
-        });
+        let lacks = step.behind.iter().find(|key| failed.contains(&(step.repository, (*key).clone())));
+        let outcome = match lacks {
+            Some(key) => Outcome::NotDone(format!("it is put behind all that it names, and {key} is not there")),
+            None => match mend(step, everywhere, place, &mut rotten, cancel).await {
+                Ok(outcome) => outcome,
+                Err(error) if cancel.is_cancelled() => return Err(error),
+                // What one object hinders is no reason to leave the others as they are.
+                Err(error) => Outcome::NotDone(format!("it could not be looked at: {}", chain(&error))),
+            },
+        };
+        if !matches!(outcome, Outcome::Put | Outcome::WasWhole) {
+            failed.insert((step.repository, step.key.clone()));
+        }
+        step.outcome = Some(outcome);
         tell(step);
+        // What was to be the good copy: that is known from now on.
+        for (number, reason) in rotten.drain(..) {
+            let (Some(place), Some(seen)) = (places.iter_mut().find(|place| place.number == number), everywhere.at(number)) else {
+                continue;
+            };
+            seen.damaged(&step.wanted.name, reason).iter().for_each(|finding| place.memory.damaged(finding));
+        }
     }
     Ok(())
 }
 
-async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &CancellationToken) -> Result<Outcome> {
+async fn mend(
+    step: &Step,
+    everywhere: &Everywhere,
+    place: &mut Place,
+    rotten: &mut Vec<(usize, String)>,
+    cancel: &CancellationToken,
+) -> Result<Outcome> {
     let (name, target) = (&step.wanted.name, place.repository.clone());
     let lying = lying(&target, name, cancel).await?;
     if let (ObjectName::Audit(number), Lying::Bytes(bytes)) = (name, &lying)
@@ -145,7 +192,7 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
     {
         return Ok(Outcome::WasWhole);
     }
-    let (good, reasons) = everywhere.good_copy(&step.wanted, &target, &lying).await;
+    let (good, reasons) = everywhere.good_copy(&step.wanted, &target, &lying, rotten).await;
     let Some(good) = good else { return Ok(Outcome::NotDone(format!("no other repository has it whole: {reasons}"))) };
     let there = match lying {
         Lying::Nothing => false,
@@ -181,9 +228,10 @@ async fn mend(step: &Step, everywhere: &Everywhere, place: &mut Place, cancel: &
         Ok(_) => return Ok(Outcome::Unfinished("what was stored did not come back as it was".into())),
         Err(error) => return Ok(Outcome::Unfinished(format!("it cannot be read back: {}", chain(&error)))),
     }
-    place.memory.note_mending(&step.key, false).await;
+    if place.memory.mending().contains(&step.key) {
+        place.memory.note_mending(&step.key, false).await;
+    }
     place.memory.forget_damage(&step.key);
-    place.memory.keep().await;
     Ok(Outcome::Put)
 }
 
@@ -231,6 +279,7 @@ async fn lying(target: &ClusterRepository, name: &ObjectName, cancel: &Cancellat
 fn proves_itself(name: &ObjectName) -> bool {
     matches!(name, ObjectName::Pack(_) | ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Part(_))
         || matches!(name, ObjectName::ArtifactPiece(..) | ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_))
+        || matches!(name, ObjectName::DrillReport(..) | ObjectName::Sample(_))
 }
 
 /// Why a copy that was proven as far as its own bytes go must not be put instead of what lies there.
@@ -255,7 +304,14 @@ fn chain(error: &Error) -> String {
 
 impl Everywhere {
     /// The first copy that is proven whole and may take the place of what lies in `target`, else why each is not.
-    async fn good_copy(&self, wanted: &Wanted, target: &ClusterRepository, lying: &Lying) -> (Option<bytes::Bytes>, String) {
+    /// Those that are damaged are noted with their repositories' numbers.
+    async fn good_copy(
+        &self,
+        wanted: &Wanted,
+        target: &ClusterRepository,
+        lying: &Lying,
+        rotten: &mut Vec<(usize, String)>,
+    ) -> (Option<bytes::Bytes>, String) {
         let mut reasons = Vec::new();
         for (number, _) in &wanted.at {
             let Some(seen) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
@@ -266,14 +322,33 @@ impl Everywhere {
                     Err(error) => reasons.push(format!("repository {number}: {error}")),
                 },
                 Ok(None) => reasons.push(format!("repository {number} does not have it any more")),
+                Err(error) if error.is_damage() => {
+                    rotten.push((*number, error.to_string()));
+                    reasons.push(format!("repository {number}: {error}"));
+                }
                 Err(error) => reasons.push(format!("repository {number}: {error}")),
             }
         }
         (None, reasons.join("; "))
     }
 
+    fn at(&self, number: usize) -> Option<&SeenPlace> {
+        self.seen.iter().find(|seen| seen.number == number)
+    }
+
     fn key(&self, name: &ObjectName) -> String {
         self.seen.first().map_or_else(String::new, |seen| seen.repository.layout().key(name))
+    }
+}
+
+impl SeenPlace {
+    /// That an object there is damaged.
+    fn damaged(&self, name: &ObjectName, reason: String) -> Option<Finding> {
+        let judge = Judge::new(&self.catalog, self.repository.layout());
+        let ObjectName::Pack(_) = name else { return judge.finding(Kind::Content, name, reason) };
+        let finding = judge.pack(Kind::Content, self.repository.layout().key(name), reason, []);
+        let advice = "which backups need it `walkeep verify --deep` says".to_owned();
+        Some(Finding { severity: Severity::Damage, advice, ..finding })
     }
 }
 

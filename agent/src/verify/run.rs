@@ -6,16 +6,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
-use walkeep_core::catalog::Catalog;
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::verify::{Findings, Kind, Severity};
+use walkeep_core::verify::{Finding, Findings, Kind, Severity};
 use walkeep_core::{Lsn, TimelineId};
 
 use super::Report;
+use super::contents::Contents;
 use super::deep::{Deep, Done, deep};
 use super::memory::Memory;
 use super::pace::Pace;
 use super::quick::{Look, Quick, confirmed};
+use super::refused::Refused;
+use crate::repository::look::Seen;
 use crate::repository::prove::Proof;
 use crate::repository::{ClusterRepository, Error, Result};
 
@@ -72,21 +74,24 @@ impl<'a> Read<'a> {
 
 /// Verifies one repository, and remembers what came of it.
 pub async fn verify(repository: &Arc<ClusterRepository>, wish: &Wish<'_>, memory: &mut Memory) -> Result<Report> {
-    verify_one(repository, 1, wish, memory).await.map(|(report, _)| report)
+    verify_one(repository, 1, wish, memory, None).await.map(|(report, _)| report)
 }
 
-/// The same, of the one with this number, and with what it has.
+/// The same, of the one with this number, and with what was seen there.
 pub(super) async fn verify_one(
     repository: &Arc<ClusterRepository>,
     number: usize,
     wish: &Wish<'_>,
     memory: &mut Memory,
-) -> Result<(Report, Catalog)> {
+    contents: Option<&Contents>,
+) -> Result<(Report, Seen)> {
     let (began, clock) = (Utc::now(), Instant::now());
+    let (repository, refused) = Refused::over(repository);
+    let repository = &repository;
     let reading = wish.read.as_ref().filter(|reading| (reading.of)(number));
     let older_than = reading.map_or(Some(Duration::MAX), |reading| reading.older_than);
     let look = Look { repository, backup: wish.backup, cancel: wish.cancel, tell: wish.listed, older_than, durable: wish.durable };
-    let mut quick = looked(&look, memory).await?;
+    let mut quick = looked(&look, &refused, memory).await?;
     let mut read = None;
     if let Some(reading) = reading {
         let total = quick.seen.listing.bytes;
@@ -97,13 +102,19 @@ pub(super) async fn verify_one(
             pace: reading.pace,
             parallel: reading.parallel,
             most: reading.most.map(|most| most(total)),
+            // Only where all of each is read.
+            contents: contents.filter(|_| reading.older_than.is_none() && reading.most.is_none()).map(|contents| (contents, number)),
             hold: reading.hold,
             locks_are_hidden: &AtomicBool::new(false),
             cancel: wish.cancel,
             tell: &|done| (wish.reading)(done, total),
         };
-        let mut damaged = Findings::default();
+        let (mut damaged, known) = (Findings::default(), memory.outcome.read_damage.clone());
         let done = deep(&how, &quick, memory, &mut damaged).await?;
+        // Whether it is damaged nobody knows; what was, is until it was read.
+        let was_known = |finding: &Finding| known.iter().any(|known| known.key == finding.key);
+        damaged.retain(|finding| !refused.has(&finding.key) || was_known(finding));
+        memory.outcome.read_damage.retain(|finding| !refused.has(&finding.key) || was_known(finding));
         if !done.interrupted && wish.backup.is_none() && reading.most.is_none() {
             // All of it was seen now, and what could not be read stays as it was known.
             memory.outcome.read_damage = damaged.iter().cloned().collect();
@@ -114,7 +125,7 @@ pub(super) async fn verify_one(
         }
         if done.gone > 0 && !done.interrupted {
             // On its way out, or lost.
-            quick = looked(&look, memory).await?;
+            quick = looked(&look, &refused, memory).await?;
         }
         quick.not_checked += done.unreadable;
         read = Some(done);
@@ -134,12 +145,9 @@ pub(super) async fn verify_one(
     }
     let unharmed = findings.count(Severity::Minor) == 0;
     // What nobody here can open is not called whole.
-    let whole = unharmed && quick.not_checked == 0 && read.as_ref().is_none_or(|read| read.archived == 0);
+    let whole = unharmed && quick.not_checked == 0 && refused.count() == 0 && read.as_ref().is_none_or(|read| read.archived == 0);
     if read.is_some() {
         memory.outcome.not_checked = quick.not_checked;
-    }
-    if unharmed && wish.backup.is_none() {
-        memory.outcome.whole_at = Some(began);
     }
     memory.keep().await;
     let (listed, more_findings) = (quick.listed(), findings.unnamed());
@@ -155,20 +163,27 @@ pub(super) async fn verify_one(
         listed,
         read,
         not_checked: quick.not_checked,
+        refused: refused.count(),
+        problem: refused.words(),
         findings: findings.into_sorted(),
         more_findings,
     };
-    Ok((report, quick.seen.catalog))
+    Ok((report, quick.seen))
 }
 
 /// A look, with what was there before and has vanished.
-async fn looked(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
-    let mut quick = confirmed(look, memory).await?;
+async fn looked(look: &Look<'_>, refused: &Refused, memory: &mut Memory) -> Result<Quick> {
+    let known = async |memory: &mut Memory| {
+        let mut quick = confirmed(look, memory).await?;
+        quick.findings.retain(|finding| !refused.has(&finding.key));
+        Ok::<_, Error>(quick)
+    };
+    let mut quick = known(memory).await?;
     if look.backup.is_none() {
         let mut vanished = memory.vanished(&quick.seen, &quick.mended);
         if vanished.count(Severity::Minor) > 0 {
             // What let it go may have been noted between two of the look's listings.
-            quick = confirmed(look, memory).await?;
+            quick = known(memory).await?;
             vanished = memory.vanished(&quick.seen, &quick.mended).seen_by(&vanished);
         }
         quick.findings.extend(vanished.into_sorted());
@@ -180,8 +195,8 @@ async fn looked(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
 
 /// Reads again what was damaged when it was last read: it may have been mended.
 async fn read_again(repository: &Arc<ClusterRepository>, memory: &mut Memory, cancel: &CancellationToken) -> Result<()> {
-    // Of locks only a reading knows until when they are to last.
-    let damaged = memory.outcome.read_damage.iter().filter(|finding| finding.kind != Kind::Lock);
+    // Of locks only a reading knows until when they are to last, and what others hold.
+    let damaged = memory.outcome.read_damage.iter().filter(|finding| !matches!(finding.kind, Kind::Lock | Kind::Differs));
     let keys: Vec<String> = damaged.take(READ_AGAIN).map(|finding| finding.key.clone()).collect();
     for key in keys {
         if cancel.is_cancelled() {

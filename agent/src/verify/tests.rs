@@ -279,3 +279,136 @@ async fn damage_that_was_archived_since_stays_known_and_hinders_no_look() {
     store.overwrite(&second, whole);
     assert_eq!(look(false).await, []);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_one_never_had_or_lost_before_anybody_looked_is_missing_there() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    let mut head = None;
+    for _ in 0..3 {
+        two.both.append_audit(&mut head, &entry()).await.unwrap();
+    }
+    let last: Key = two.both.layout().key(&ObjectName::Audit(3)).parse().unwrap();
+    let partial: Key = two.both.layout().wal_key(WalFileName::Partial(segment(6))).parse().unwrap();
+    two.both.put_wal(WalFileName::Partial(segment(6)), content(6)).await.unwrap();
+    let lost = [key(&two.both, 1), key(&two.both, 5), last, partial];
+    for key in &lost {
+        two.stores[1].delete(key).await.unwrap();
+    }
+    let mut places = two.places();
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    let mut told = wrong(&report);
+    let mut expected = lost.clone().map(|key| (2, key.to_string(), Kind::Missing, vec![1]));
+    told.sort();
+    expected.sort();
+    assert_eq!(told, expected);
+    assert!(!report.whole && report.repositories[0].whole && !report.repositories[1].whole && report.repositories[1].damaged == 4);
+    // It is remembered for the status, until it is there.
+    assert_eq!(places[1].memory.outcome.all_damage().count(), 4);
+    assert!(places[0].memory.outcome.whole_at.is_some() && places[1].memory.outcome.whole_at.is_none());
+    for key in &lost {
+        two.stores[1].put_if_absent(key, two.stores[0].get(key, None).await.unwrap()).await.unwrap();
+    }
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    assert!(report.whole && places[1].memory.outcome.all_damage().count() == 0, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_it_is_looked_is_not_lacking() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    let late = key(&two.both, 5);
+    let good = two.stores[1].get(&late, None).await.unwrap();
+    for (place, after) in [(1, 3), (1, 50), (0, 50)] {
+        two.stores[place].delete(&late).await.unwrap();
+        let (store, late, good) = (two.stores[place].clone(), late.clone(), good.clone());
+        let comes = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            store.put_if_absent(&late, good).await.unwrap();
+        });
+        let (report, _) = everywhere(&Wish::look(&cancel), &mut two.places()).await.unwrap();
+        assert!(report.whole, "behind {after} s in {place}: {:?}", report.findings);
+        comes.await.unwrap();
+    }
+    // What went from the other one meanwhile is lacking nowhere.
+    two.stores[1].delete(&late).await.unwrap();
+    let store = two.stores[0].clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        store.delete(&late).await.unwrap();
+    });
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut two.places()).await.unwrap();
+    assert!(report.whole, "{:?}", report.findings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_does_not_let_be_read_hides_no_other_damage() {
+    let (two, cancel, pace) = (Two::begin().await, CancellationToken::new(), Pace::of(None));
+    let deep = || Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+    let mut head = None;
+    for _ in 0..3 {
+        two.both.append_audit(&mut head, &entry()).await.unwrap();
+    }
+    let record = two.both.layout().key(&ObjectName::Audit(2));
+    let (damaged, denied) = (key(&two.both, 2), key(&two.both, 3));
+    two.stores[1].overwrite(&damaged, Bytes::from(vec![7; 4000]));
+    for key in [denied.as_str(), &record] {
+        two.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Denied)).on(key));
+    }
+    let mut places = two.places();
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    assert_eq!(wrong(&report), [(2, damaged.to_string(), Kind::Content, vec![1])]);
+    let (url, problem) = report.problem().unwrap();
+    assert!(url == two.stores[1].url() && problem.contains(&record) && problem.contains("1 more"), "{problem}");
+    assert_eq!((report.whole, report.repositories[0].whole, report.repositories[1].refused), (false, true, 2));
+    assert!(places[1].memory.outcome.read_damage.iter().all(|finding| finding.key == damaged.as_str()));
+    // What was damaged when it could be read stays so.
+    two.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Denied)).on(damaged.as_str()));
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    assert_eq!(wrong(&report), [(2, damaged.to_string(), Kind::Content, vec![1])]);
+    two.faulty.heal();
+    let good = two.stores[0].get(&damaged, None).await.unwrap();
+    two.stores[1].overwrite(&damaged, good);
+    let (report, _) = everywhere(&deep(), &mut places).await.unwrap();
+    assert!(report.whole && report.problem().is_none(), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_that_hold_something_else_under_one_name_are_told_of_by_a_reading() {
+    let (two, cancel, pace) = (Two::begin().await, CancellationToken::new(), Pace::of(None));
+    let deep = || Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+    // As another server would have written it.
+    let mut other = content(2).to_vec();
+    other[500_000] ^= 1;
+    let elsewhere = Arc::new(MemoryStore::new());
+    over(elsewhere.clone()).await.put_wal(WalFileName::Segment(segment(2)), other.into()).await.unwrap();
+    let (second, good) = (key(&two.both, 2), two.stores[1].get(&key(&two.both, 2), None).await.unwrap());
+    two.stores[1].overwrite(&second, elsewhere.get(&second, None).await.unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let mut places = two.remembering(Some(folder.path()));
+    let differs = [(2, second.to_string(), Kind::Differs, vec![])];
+    let (report, seen) = everywhere(&deep(), &mut places).await.unwrap();
+    assert_eq!(wrong(&report), differs);
+    assert!(report.damaged(Severity::Damage) == 1 && report.findings[0].finding.reason.contains("in repository 1"), "{report:?}");
+    // No copy is better than the other one, and it is known until both were read again.
+    assert!(repair::plan(&seen, &report).await.unwrap().steps.is_empty());
+    assert_eq!(wrong(&everywhere(&Wish::look(&cancel), &mut places).await.unwrap().0), differs);
+    two.stores[1].overwrite(&second, good);
+    assert_eq!(wrong(&everywhere(&deep(), &mut places).await.unwrap().0), []);
+    assert_eq!(wrong(&everywhere(&Wish::look(&cancel), &mut places).await.unwrap().0), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_to_be_the_good_copy_and_is_damaged_is_known_from_then_on() {
+    let (two, cancel, folder) = (Two::begin().await, CancellationToken::new(), tempfile::tempdir().unwrap());
+    // At the end, where nothing but the other's listing tells of it; only a repair reads that one.
+    let last = key(&two.both, 5);
+    two.stores[0].overwrite(&last, Bytes::from(vec![7; 4000]));
+    two.stores[1].delete(&last).await.unwrap();
+    let mut places = two.remembering(Some(folder.path()));
+    let (report, seen) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    let mut plan = repair::plan(&seen, &report).await.unwrap();
+    repair::carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    let told = wrong(&report);
+    assert!(told.contains(&(1, last.to_string(), Kind::Content, vec![])), "{told:?}");
+    assert!(told.iter().all(|(_, _, _, whole)| whole.is_empty()), "{told:?}");
+}

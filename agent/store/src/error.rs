@@ -71,6 +71,7 @@ pub struct Error {
     kind: ErrorKind,
     action: &'static str,
     place: String,
+    in_doubt: bool,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -82,13 +83,25 @@ impl Error {
 
     /// A failure while doing `action` at a place that is no key, such as a prefix or a URL.
     pub fn at(kind: ErrorKind, action: &'static str, place: impl Into<String>) -> Self {
-        Self { kind, action, place: place.into(), cause: None }
+        Self { kind, action, place: place.into(), in_doubt: false, cause: None }
     }
 
     /// With its cause.
     pub fn because(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.cause = Some(cause.into());
         self
+    }
+
+    /// The object that is there may not be what was put: see [`Error::is_in_doubt`].
+    pub fn in_doubt(mut self) -> Self {
+        self.in_doubt = true;
+        self
+    }
+
+    /// Of [`ErrorKind::AlreadyExists`]: whether the store cannot vouch for the object that is there. Then that it begins as it should proves nothing of the rest;
+    /// who has its right bytes may put them ([`crate::Store::replace_in_doubt`]).
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     /// The key, or what was asked for instead of one.
@@ -112,6 +125,9 @@ impl fmt::Display for Error {
         let Self { kind, action, place, .. } = self;
         match kind {
             ErrorKind::NotFound => write!(f, "{action} {place}: no such object"),
+            ErrorKind::AlreadyExists if self.in_doubt => {
+                write!(f, "{action} {place}: an object is there already, and an fsync of it has failed: whether it is whole is in doubt")
+            }
             ErrorKind::AlreadyExists => write!(f, "{action} {place}: an object with other content is there already"),
             ErrorKind::Denied => write!(f, "{action} {place}: access denied"),
             ErrorKind::NoCredentials => write!(f, "{action} {place}: no credentials"),

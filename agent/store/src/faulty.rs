@@ -153,6 +153,10 @@ impl Store for FaultyStore {
         self.call(Operation::Put, key.as_str(), self.inner.put_if_absent(key, body)).await
     }
 
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> Result<bool> {
+        self.call(Operation::Put, key.as_str(), self.inner.replace_in_doubt(key, body)).await
+    }
+
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
         let fault = self.before(Operation::Get, key.as_str()).await?;
         let body = self.inner.get(key, range).await?;

@@ -47,6 +47,10 @@ impl Store for GuardedStore {
         self.guard("put", key.as_str(), self.inner.put_if_absent(key, body)).await
     }
 
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> Result<bool> {
+        self.guard("replace", key.as_str(), self.inner.replace_in_doubt(key, body)).await
+    }
+
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
         self.guard("get", key.as_str(), self.inner.get(key, range)).await
     }

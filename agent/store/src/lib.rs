@@ -106,6 +106,12 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Fails with [`ErrorKind::AlreadyExists`] if an object with other bytes is there; that object is untouched.
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put>;
 
+    /// Puts these bytes in the place of an object that the store called in doubt ([`Error::is_in_doubt`]): no other is ever replaced, and then the answer is false.
+    /// That they hold what the object was to hold is the caller's to know.
+    async fn replace_in_doubt(&self, _key: &Key, _body: Bytes) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Reads the object, or the bytes `range` of it. A range that reaches past the end is cut there; one that begins past the end is
     /// answered with no bytes.
     ///

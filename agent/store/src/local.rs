@@ -20,7 +20,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Result, Store};
-use files::Files;
+use files::{Files, Outcome};
 
 /// A store in a local directory.
 #[derive(Debug, Clone)]
@@ -71,7 +71,16 @@ impl Store for LocalStore {
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put> {
         let path = key.clone();
         let put = self.run("put", key.as_str(), move |files| files.create(path.as_str(), &body)).await?;
-        put.ok_or_else(|| Error::new(ErrorKind::AlreadyExists, "put", key))
+        match put {
+            Outcome::Put(put) => Ok(put),
+            Outcome::Other { in_doubt: false } => Err(Error::new(ErrorKind::AlreadyExists, "put", key)),
+            Outcome::Other { in_doubt: true } => Err(Error::new(ErrorKind::AlreadyExists, "put", key).in_doubt()),
+        }
+    }
+
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> Result<bool> {
+        let path = key.clone();
+        self.run("replace", key.as_str(), move |files| files.replace_in_doubt(path.as_str(), &body)).await
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {

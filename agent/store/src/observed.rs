@@ -90,6 +90,11 @@ impl Store for ObservedStore {
         self.watch(Operation::Put, self.inner.put_if_absent(key, body), |_| size).await
     }
 
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> Result<bool> {
+        let size = body.len();
+        self.watch(Operation::Put, self.inner.replace_in_doubt(key, body), |_| size).await
+    }
+
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {
         self.watch(Operation::Get, self.inner.get(key, range), Bytes::len).await
     }

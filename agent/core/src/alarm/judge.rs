@@ -11,6 +11,8 @@ use super::{Alarm, AlarmKind, ExpireSigns, RepositorySigns, Said, Signs, so_long
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// A restore that was tried so long ago says little of one today.
+const OLD_DRILL: Duration = Duration::from_secs(35 * 24 * 3600);
 /// WAL of which it is worth speaking.
 const MUCH: u64 = 1_000_000_000;
 /// Failures within a quarter of an hour that are more than a hiccup.
@@ -66,6 +68,7 @@ impl Judge {
         verified(signs, now, &mut judged);
         backups(signs, now, &mut judged);
         artifacts(signs, &mut judged);
+        drill(signs, now, &mut judged);
         self.repositories(signs.repositories.as_deref(), now, &mut judged);
         self.stand(&mut judged, now);
         judged
@@ -247,6 +250,18 @@ fn artifacts(signs: &Signs, judged: &mut Judged) {
             judged.unknown_of.insert((AlarmKind::ArtifactFailed, name.to_owned()));
         }
     }
+}
+
+fn drill(signs: &Signs, now: DateTime<Utc>, judged: &mut Judged) {
+    let Some(drill) = &signs.drill else {
+        judged.unknown.extend([AlarmKind::DrillFailed, AlarmKind::DrillStale]);
+        return;
+    };
+    judged.add(drill.failed, AlarmKind::DrillFailed, "", || "The last drill failed: a restore may not give what it should".to_owned());
+    let is_old = drill.success.is_some_and(|success| since_then(success, now) > OLD_DRILL);
+    judged.add(drill.overdue || is_old, AlarmKind::DrillStale, "", || {
+        "No drill has passed for long: whether a restore works is not known".to_owned()
+    });
 }
 
 fn since_then(then: DateTime<Utc>, now: DateTime<Utc>) -> Duration {

@@ -122,6 +122,10 @@ kinds! {
     ExpireFails: Warning, DAY, "nothing-is-let-go";
     /// A dump or artifact failed, or is missing.
     ArtifactFailed: Warning, 15 * MINUTE, "a-dump-or-artifact-fails";
+    /// The newest drill failed.
+    DrillFailed: Critical, 5 * MINUTE, "a-drill-fails-or-is-missing";
+    /// No drill has passed for long.
+    DrillStale: Warning, HOUR, "a-drill-fails-or-is-missing";
     /// One of several repositories does not answer.
     RepositoryDown: Warning, 15 * MINUTE, "a-repository-is-behind";
     /// One of several repositories is behind.

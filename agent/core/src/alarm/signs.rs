@@ -54,6 +54,8 @@ pub struct Signs {
     pub expire: Option<ExpireSigns>,
     /// The artifacts, once they were looked at.
     pub artifacts: Option<Vec<ArtifactSigns>>,
+    /// The newest drill, once it was looked at.
+    pub drill: Option<DrillSigns>,
     /// Each of several repositories, once they are open.
     pub repositories: Option<Vec<RepositorySigns>>,
 }
@@ -119,6 +121,17 @@ pub struct ArtifactSigns {
     pub failure: Option<DateTime<Utc>>,
     /// When the next run begins.
     pub next: Option<DateTime<Utc>>,
+}
+
+/// Drills, whoever carried them out.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DrillSigns {
+    /// The newest one failed.
+    pub failed: bool,
+    /// One of the schedule is missing.
+    pub overdue: bool,
+    /// When the newest that passed ended.
+    pub success: Option<DateTime<Utc>>,
 }
 
 /// One of several repositories.

@@ -24,6 +24,7 @@ fn well() -> Signs {
         bad_pages: Some(0),
         expire: Some(ExpireSigns { success: Some(at(0)), failure: None }),
         artifacts: Some(vec![ArtifactSigns { name: "etc".into(), success: Some(at(0)), ..ArtifactSigns::default() }]),
+        drill: Some(DrillSigns { success: Some(at(0)), ..DrillSigns::default() }),
         repositories: Some(vec![RepositorySigns { url: "s3://a".into(), up: true, ..RepositorySigns::default() }]),
         ..Signs::default()
     }
@@ -82,6 +83,10 @@ fn each_kind_has_its_sign() {
     let artifact = |failed, overdue| Some(vec![ArtifactSigns { name: "a".into(), failed, overdue, ..ArtifactSigns::default() }]);
     wrong(&|signs| signs.artifacts = artifact(true, false), &["ArtifactFaileda"]);
     wrong(&|signs| signs.artifacts = artifact(false, true), &["ArtifactFaileda"]);
+    let drill = |failed, overdue, days: i64| Some(DrillSigns { failed, overdue, success: Some(at(-86_400 * days)) });
+    wrong(&|signs| signs.drill = drill(true, false, 0), &["DrillFailed"]);
+    wrong(&|signs| signs.drill = drill(false, true, 0), &["DrillStale"]);
+    wrong(&|signs| signs.drill = drill(false, false, 36), &["DrillStale"]);
     let repository = |up, behind, wrong| Some(vec![RepositorySigns { url: "u".into(), up, behind, wrong }]);
     wrong(&|signs| signs.repositories = repository(false, Duration::ZERO, 0), &["RepositoryDownu"]);
     wrong(&|signs| signs.repositories = repository(true, minutes(90), 0), &["CopyBehindu"]);

@@ -34,12 +34,21 @@ pub enum Kind {
     Size,
     /// Its content is not what its name, or what refers to it, says.
     Content,
+    /// Another repository has something else under its name, and each is whole by itself.
+    Differs,
     /// It is not locked for as long as was promised.
     Lock,
     /// What was never finished, or is on its way out.
     Leftover,
     /// Somebody else's.
     Foreign,
+}
+
+impl Kind {
+    /// Whether a good copy of another repository would mend it.
+    pub const fn is_mendable(self) -> bool {
+        !matches!(self, Self::Lock | Self::Differs)
+    }
 }
 
 /// WAL of a timeline.

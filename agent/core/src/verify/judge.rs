@@ -136,6 +136,10 @@ impl<'a> Judge<'a> {
                     "put it back from a copy of the repository; without one {place} is lost: make another (`walkeep artifact run`, `walkeep dump`)"
                 ),
             ),
+            ObjectName::DrillRecord(_) | ObjectName::DrillReport(..) => {
+                minor("no restore needs it: what was found by that drill is not told any more. `walkeep drill` makes another")
+            }
+            ObjectName::Sample(_) => minor("drills compare with another sample; the agent takes more. It may be removed"),
             ObjectName::ArtifactBegun(_) => minor("it is a note for people: it may be removed once the artifact has its record"),
             ObjectName::Expiry(_) | ObjectName::ExpiryEnd(_) => broken(
                 Lost::default(),
@@ -153,6 +157,20 @@ impl<'a> Judge<'a> {
         };
         let severity = if lost.is_nothing() { Severity::Minor } else { Severity::Damage };
         Finding { severity, kind, key, reason, stretch: None, lost, advice: advice.to_owned() }
+    }
+
+    /// The finding that the repository of this number has something else under the name, and both are whole by themselves.
+    pub fn differs(&self, name: &ObjectName, other: usize) -> Finding {
+        let advice = "two servers wrote one archive, or an object was exchanged. Nothing that is stored says which of the two the server wrote: find the second writer before anything else, compare with pg_wal of the server or with `restore` from each, and take a base backup (`walkeep backup --full`)";
+        Finding {
+            severity: Severity::Damage,
+            kind: Kind::Differs,
+            key: self.layout.key(name),
+            reason: format!("it holds something else than in repository {other}; each is whole by itself"),
+            stretch: None,
+            lost: Lost::default(),
+            advice: advice.to_owned(),
+        }
     }
 
     /// The finding that an object is whole, and not locked as was promised.

@@ -9,6 +9,7 @@ use super::lost::Lost;
 use super::sizes::possible_bytes;
 use crate::artifact::ArtifactPlace;
 use crate::catalog::{CatalogBuilder, WalRange};
+use crate::drill::{self, DrillId};
 use crate::identity::TimelineId;
 use crate::layout::{BackupId, ClusterLayout, Form, ObjectName, PartName};
 use crate::segment::{SegmentName, SegmentSize};
@@ -39,6 +40,15 @@ pub struct ArtifactFolder {
     pub pieces: BTreeSet<u32>,
 }
 
+/// What there is of a drill.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DrillFolder {
+    /// Its record.
+    pub recorded: bool,
+    /// Its report, in these forms.
+    pub forms: BTreeSet<drill::Form>,
+}
+
 /// A listing.
 #[derive(Debug)]
 pub struct Listing {
@@ -60,10 +70,16 @@ pub struct Listing {
     pub backups: BTreeMap<BackupId, BackupFolder>,
     /// Artifacts, by place.
     pub artifacts: BTreeMap<ArtifactPlace, ArtifactFolder>,
+    /// Drills, by ID.
+    pub drills: BTreeMap<DrillId, DrillFolder>,
     /// Parts of segments that may be stored as a whole too.
     pub parts: BTreeMap<SegmentName, Vec<PartName>>,
     /// From where to where the digests of each timeline tell.
     pub told: BTreeMap<TimelineId, WalRange>,
+    /// The records of the audit trail, by number.
+    pub audit: BTreeSet<u32>,
+    /// What the server archives beside segments and histories.
+    pub aside: Vec<ObjectName>,
     /// Those whose size cannot be, by name.
     impossible: Vec<(ObjectName, u64)>,
 }
@@ -83,8 +99,11 @@ impl Listing {
             histories: Vec::new(),
             backups: BTreeMap::new(),
             artifacts: BTreeMap::new(),
+            drills: BTreeMap::new(),
             parts: BTreeMap::new(),
             told: BTreeMap::new(),
+            audit: BTreeSet::new(),
+            aside: Vec::new(),
             impossible: Vec::new(),
         }
     }
@@ -124,11 +143,20 @@ impl Listing {
                 let told = self.told.entry(digest.timeline).or_insert(WalRange { from: digest.from, to: digest.to });
                 *told = WalRange { from: told.from.min(digest.from), to: told.to.max(digest.to) };
             }
-            ObjectName::Wal(_) | ObjectName::OtherPartial { .. } | ObjectName::Pack(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {}
+            ObjectName::Wal(WalFileName::Partial(_) | WalFileName::BackupHistory { .. }) | ObjectName::OtherPartial { .. } => {
+                self.aside.push(name.clone());
+            }
+            ObjectName::Wal(WalFileName::Segment(_)) | ObjectName::Pack(_) | ObjectName::Blocks(_) | ObjectName::Names(_) => {}
             ObjectName::ArtifactRecord(place) => self.artifacts.entry(place.clone()).or_default().recorded = true,
             ObjectName::ArtifactSummary(place) => self.artifacts.entry(place.clone()).or_default().summary = true,
             ObjectName::ArtifactPiece(place, piece) => drop(self.artifacts.entry(place.clone()).or_default().pieces.insert(*piece)),
-            ObjectName::Audit(_) | ObjectName::ArtifactBegun(_) => {}
+            ObjectName::Audit(number) => drop(self.audit.insert(*number)),
+            ObjectName::DrillRecord(id) => {
+                self.drills.entry(id.clone()).or_default().recorded = true;
+                self.records.push(name.clone());
+            }
+            ObjectName::DrillReport(id, form) => drop(self.drills.entry(id.clone()).or_default().forms.insert(*form)),
+            ObjectName::ArtifactBegun(_) | ObjectName::Sample(_) => {}
         }
         Some(name)
     }

@@ -35,6 +35,8 @@ pub fn possible_bytes(name: &ObjectName, size: SegmentSize, form: Form) -> Range
         ObjectName::Audit(_) | ObjectName::ArtifactBegun(_) | ObjectName::ArtifactSummary(_) | ObjectName::ArtifactRecord(_) => {
             (2, 16 * MIB)
         }
+        ObjectName::DrillReport(..) | ObjectName::Sample(_) => of(32 * MIB),
+        ObjectName::DrillRecord(_) => (2, 16 * MIB),
     };
     match form == Form::Age && name.holds_data() {
         true => least + SEALED.0..=most + most / 4000 + SEALED.1,

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::artifact::{ArtifactId, ArtifactPlace};
 use crate::backup::BackupRecord;
 use crate::backup::tests::record;
 use crate::catalog::{Catalog, GapCause, GapRecord, WalRange};
@@ -8,7 +9,7 @@ use crate::expiry::{Expired, ExpiredWal};
 use crate::history::TimelineHistory;
 use crate::identity::{SystemIdentifier, TimelineId};
 use crate::index::{DigestName, Level};
-use crate::layout::{ClusterLayout, Form, GapName, ObjectName, PartName};
+use crate::layout::{BackupId, ClusterLayout, Form, GapName, ObjectName, PartName};
 use crate::lease::LeaseName;
 use crate::lsn::Lsn;
 use crate::segment::{SegmentName, SegmentNumber, SegmentSize};
@@ -59,6 +60,25 @@ impl Stored {
     }
 
     fn found(&self) -> Vec<Finding> {
+        let ((catalog, listing), layout) = (self.seen(), layout());
+        continuity(&Judge::new(&catalog, &layout), &listing, &self.filled).into_sorted()
+    }
+
+    /// What it lacks of the other one.
+    fn lacks(&self, other: &Self) -> Vec<(String, Option<(u64, u64)>)> {
+        self.lacks_of(other, &[], None)
+    }
+
+    fn lacks_of(&self, other: &Self, known: &[Stretch], of: Option<&BackupId>) -> Vec<(String, Option<(u64, u64)>)> {
+        let (own, other, layout) = (self.seen(), other.seen(), layout());
+        let (own, other) = (Side { catalog: &own.0, listing: &own.1 }, Side { catalog: &other.0, listing: &other.1 });
+        let found = lacking(&Judge::new(own.catalog, &layout), own, other, known, of).into_sorted();
+        assert!(found.iter().all(|finding| finding.kind == Kind::Missing));
+        let in_mib = |stretch: Stretch| (stretch.from.get() / MIB, stretch.to.get() / MIB);
+        found.into_iter().map(|finding| (finding.key, finding.stretch.map(in_mib))).collect()
+    }
+
+    fn seen(&self) -> (Catalog, Listing) {
         let mut catalog = Catalog::builder("main".parse().expect("a name"), SystemIdentifier::new(7), size());
         let mut expired = Expired::default();
         self.expired.iter().for_each(|wal| expired.add_wal(*wal));
@@ -73,8 +93,7 @@ impl Stored {
         let at = chrono::DateTime::UNIX_EPOCH;
         let gap = |name: &GapName| GapRecord { name: *name, cause: GapCause::SlotLost, recorded_at: at, closed_at: None };
         self.gaps.iter().for_each(|name| catalog.gap(gap(name)));
-        let (catalog, layout) = (catalog.build(), layout());
-        continuity(&Judge::new(&catalog, &layout), &listing, &self.filled).into_sorted()
+        (catalog.build(), listing)
     }
 }
 
@@ -219,4 +238,71 @@ fn only_what_every_look_finds_is_told() {
     let both = look(&[1, 2, 3]).seen_by(&look(&[2, 4]));
     assert_eq!(both.iter().map(|found| found.key.clone()).collect::<Vec<_>>(), [layout.key(&wal(1, 2))]);
     assert_eq!((both.count(Severity::Minor), both.count(Severity::Damage)), (1, 0));
+}
+
+#[test]
+fn a_repository_lacks_what_another_one_has_also_where_nothing_of_its_own_tells() {
+    let key = |name: &ObjectName| layout().key(name);
+    let all = Stored::of(1..10);
+    assert_eq!(all.lacks(&Stored::of(1..10)), []);
+    // At both ends, where there is no hole.
+    let short = Stored { backups: vec![all.backups[0].clone()], ..Stored::of(3..8) };
+    let record = key(&ObjectName::BackupRecord(all.backups[1].id.clone()));
+    let mut lacks = short.lacks(&all);
+    lacks.sort();
+    assert_eq!(lacks, [(record.clone(), None), (key(&wal(1, 1)), Some((1, 3))), (key(&wal(1, 8)), Some((8, 10)))]);
+    assert_eq!(all.lacks(&short), []);
+    // All of it, to the last name.
+    let small = |name: ObjectName| Stored { objects: vec![name], backups: Vec::new(), ..Stored::default() };
+    let (lease, expiry) = (LeaseName { timeline: timeline(1), epoch: 1 }, |number| ObjectName::Expiry(number));
+    let artifact = ArtifactPlace { name: "etc".parse().expect("a name"), id: ArtifactId::new(chrono::DateTime::UNIX_EPOCH, 1) };
+    for name in [
+        ObjectName::Lease(lease),
+        ObjectName::Gap(gap(3, 4)),
+        ObjectName::GapClosing(gap(3, 4)),
+        ObjectName::Audit(7),
+        ObjectName::ArtifactRecord(artifact.clone()),
+        ObjectName::Wal(WalFileName::Partial(segment(1, 5))),
+        ObjectName::Wal(WalFileName::History(timeline(2))),
+        expiry(4),
+    ] {
+        assert_eq!(Stored::default().lacks(&small(name.clone())), [(key(&name), None)], "{name:?}");
+        assert_eq!(small(name.clone()).lacks(&small(name.clone())), [], "{name:?}");
+    }
+    // What was never finished, what can be made again, and what a later one took over has to be nowhere.
+    let digest = DigestName { timeline: timeline(1), from: Lsn::new(MIB), to: Lsn::new(2 * MIB), level: Level::SEGMENTS };
+    for name in [ObjectName::ArtifactPiece(artifact, 1), ObjectName::BackupBegun(all.backups[0].id.clone()), ObjectName::Digest(digest)] {
+        assert_eq!(Stored::default().lacks(&small(name.clone())), [], "{name:?}");
+    }
+    assert_eq!(small(expiry(5)).lacks(&small(expiry(4))), []);
+    assert_eq!(small(expiry(5)).lacks(&small(ObjectName::ExpiryEnd(5))), [(key(&ObjectName::ExpiryEnd(5)), None)]);
+    // Unless that one does not say what it said.
+    let let_go = vec![ExpiredWal { timeline: timeline(1), from: Lsn::new(MIB), to: Lsn::new(4 * MIB) }];
+    let knows = |number, expired: &[ExpiredWal]| Stored { expired: expired.to_vec(), ..small(expiry(number)) };
+    assert_eq!(small(expiry(5)).lacks(&knows(4, &let_go)), [(key(&expiry(4)), None)]);
+    assert_eq!(knows(5, &let_go).lacks(&knows(4, &let_go)), []);
+}
+
+#[test]
+fn what_was_let_go_or_is_known_to_be_missing_is_not_lacking() {
+    let all = Stored::of(1..10);
+    let let_go = || vec![ExpiredWal { timeline: timeline(1), from: Lsn::new(MIB), to: Lsn::new(4 * MIB) }];
+    let one = |segments: std::ops::Range<u64>| Stored { backups: all.backups.clone(), ..Stored::of(segments) };
+    // By either of the two.
+    assert_eq!(Stored { expired: let_go(), ..one(4..10) }.lacks(&all), []);
+    assert_eq!(one(4..10).lacks(&Stored { expired: let_go(), ..one(1..10) }), []);
+    assert_eq!(Stored { expired: let_go(), ..one(5..10) }.lacks(&all), [(layout().key(&wal(1, 4)), Some((4, 5)))]);
+    let known = Stretch { timeline: timeline(1), from: Lsn::new(4 * MIB), to: Lsn::new(5 * MIB) };
+    let mut holey = one(3..10);
+    holey.objects.retain(|name| *name != wal(1, 4));
+    assert_eq!(holey.lacks_of(&one(3..10), &[known], None), []);
+    assert_eq!(holey.lacks(&one(3..10)).len(), 1);
+    // Of one backup: it, and its own WAL.
+    let late = &all.backups[1];
+    let record = layout().key(&ObjectName::BackupRecord(late.id.clone()));
+    let early = Stored { backups: vec![all.backups[0].clone()], ..Stored::of(1..6) };
+    let mut lacks = early.lacks_of(&all, &[], Some(&late.id));
+    lacks.sort();
+    assert_eq!(lacks, [(record, None), (layout().key(&wal(1, 6)), Some((6, 6)))]);
+    assert_eq!(early.lacks_of(&all, &[], Some(&all.backups[0].id)), []);
 }

@@ -58,7 +58,7 @@ pub async fn get(global: &Global, args: GetArgs, told: &Told<'_>) -> Result<(), 
         get::write(&repository, &record, &mut std::io::stdout()).await.map_err(failure)?;
         return Ok(());
     }
-    let file = Filled::begin(&args.to)?;
+    let file = Filled::begin_unnamed(&args.to)?;
     let mut to = std::io::BufWriter::with_capacity(1 << 20, file.file());
     get::write(&repository, &record, &mut to).await.map_err(failure)?;
     to.flush().context("write it")?;
@@ -72,7 +72,8 @@ pub async fn get(global: &Global, args: GetArgs, told: &Told<'_>) -> Result<(), 
 fn failure(error: anyhow::Error) -> Failure {
     let damaged = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(repository::Error::Corrupt { .. })));
     let failure = Failure::from(error);
-    if damaged { Failure { exit: Exit::Damaged, ..failure } } else { failure }
+    let another = "Another one of the name may be whole: `walkeep artifacts` lists them, NAME@ID takes one. Of several repositories `walkeep verify --deep --repair` mends what one of them has whole.";
+    if damaged { Failure { exit: Exit::Damaged, ..failure }.hint(another) } else { failure }
 }
 
 impl GetArgs {
@@ -90,5 +91,20 @@ impl GetArgs {
             (None, None) => Which::Newest,
         };
         Ok((name, which))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_helps_with_damage_is_another_artifact() {
+        let damaged = anyhow::Error::new(repository::Error::corrupt("main/7/artifacts/etc/1/00000001.zst", "its hash is another one"));
+        let failure = failure(damaged.context("read it"));
+        assert!(
+            failure.exit == Exit::Damaged
+                && failure.hint.as_deref().is_some_and(|hint| hint.contains("NAME@ID") && !hint.contains("base backup"))
+        );
     }
 }

@@ -1,6 +1,5 @@
 //! `walkeep extract`: tables, or the rows of a query, out of a moment of the past, beside the running server.
 
-mod account;
 mod show;
 
 use std::ffi::OsStr;
@@ -14,16 +13,16 @@ use walkeep_core::identifier::printable;
 use walkeep_core::plan::RestorePlan;
 
 use super::failure::Failure;
-use super::restore::{in_use, restore_command};
+use super::restore::restore_command;
 use super::target::TargetArgs;
 use super::trail::Told;
-use super::{Global, ask, output, plan, setup};
+use super::{Global, ask, output, plan, scratch, setup};
 use crate::config::Config;
 use crate::extract::{self, Format, Options, Output, Refused, Report, TableName, Target, Wanted};
 use crate::planning::Share;
 use crate::postgres::{ConnectionParams, without_password};
 use crate::restore;
-use crate::scratch_server::{self, NotFound, Place, Programs};
+use crate::scratch_server::{self, Place, Programs};
 
 /// Arguments of `walkeep extract`.
 #[derive(Debug, Args)]
@@ -127,7 +126,7 @@ pub async fn run(global: &Global, args: ExtractArgs, told: &Told<'_>) -> Result<
     }
     let config = setup::config(global)?;
     if rustix::process::geteuid().is_root() {
-        return account::go_on_as_server_account(&config);
+        return scratch::go_on_as_server_account(&config, "extract");
     }
     asked(&args)?;
     let stop = setup::stop_on_signals()?;
@@ -152,7 +151,7 @@ pub async fn run(global: &Global, args: ExtractArgs, told: &Told<'_>) -> Result<
     // Standard output is for the rows, or for JSON.
     let shown = show::Shown::new(!args.json && !matches!(options.output, Output::Stdout));
     shown.plan(&plan);
-    let parent = parent(args.scratch.as_deref(), &config, &plan);
+    let parent = scratch::parent(args.scratch.as_deref(), &config, &plan);
     let (place, removed) = Place::make(&parent, &format!("walkeep extract of cluster {}", config.cluster.name))?;
     for path in removed {
         output::tell!("removed {}, which an extract that was killed had left", path.display());
@@ -245,13 +244,9 @@ impl ExtractArgs {
 
     fn options(&self, config: &Config, plan: &RestorePlan, wanted: Wanted, output: Output) -> Result<Options, Failure> {
         let programs = Programs::new(plan.backup.major_version, &self.bin_dir, config.cluster.data_directory.as_deref());
-        let missing = |error: NotFound| {
-            let hint = error.hint();
-            Failure::refused(error.to_string()).hint(hint)
-        };
         let clients = match &wanted {
             Wanted::Query(_) => None,
-            Wanted::Tables { .. } => Some(programs.clients().map_err(missing)?),
+            Wanted::Tables { .. } => Some(programs.clients().map_err(scratch::missing)?),
         };
         Ok(Options {
             wanted,
@@ -265,7 +260,7 @@ impl ExtractArgs {
             everything: self.everything,
             parallelism: self.parallel.clamp(1, 64),
             restore_command: restore_command(config)?,
-            postgres: programs.postgres().map_err(missing)?,
+            postgres: programs.postgres().map_err(scratch::missing)?,
             clients,
         })
     }
@@ -285,26 +280,6 @@ fn asked(args: &ExtractArgs) -> Result<(), Failure> {
 async fn confirm(tables: Vec<String>) -> Result<bool> {
     let tables = tables.join(", ");
     ask::ask(format!("in the database of --into these tables are dropped and made anew, in one transaction: {tables}.")).await
-}
-
-/// Where the scratch folder is made: where it was said, else beside the spool, where the agent may write too, or among the system's temporary files;
-/// the first with room for the whole backup, or the one with the most room.
-fn parent(named: Option<&Path>, config: &Config, plan: &RestorePlan) -> PathBuf {
-    if let Some(named) = named {
-        return std::path::absolute(named).unwrap_or_else(|_| named.to_owned());
-    }
-    let beside = config.cluster.spool.parent().map(Path::to_owned);
-    let in_use = in_use(&config.cluster, None);
-    let places: Vec<_> = beside.into_iter().chain([std::env::temp_dir()]).collect();
-    let usable = places.iter().filter(|place| place.is_dir() && restore::check_directory(&place.join("walkeep-scratch"), &in_use).is_ok());
-    let with_room: Vec<_> = usable.map(|place| (place, room(place))).collect();
-    let first = with_room.iter().find(|(_, room)| *room > plan.restore_bytes + (2 << 30));
-    let most = with_room.iter().max_by_key(|(_, room)| *room);
-    first.or(most).map_or_else(std::env::temp_dir, |(place, _)| (*place).clone())
-}
-
-fn room(path: &Path) -> u64 {
-    rustix::fs::statvfs(path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 fn failure(error: anyhow::Error) -> Failure {

@@ -17,7 +17,7 @@ use crate::expire::{self, CarriedOut, Scope};
 /// Lets go; nothing that hinders it makes the backup less.
 pub async fn let_go(taker: &Taker) {
     let Some(retention) = taker.cluster.retention.as_ref().filter(|retention| retention.automatic) else { return };
-    let succeeded = match run(taker, retention).await {
+    let succeeded = match expire::in_time(run(taker, retention)).await {
         Ok(succeeded) => succeeded,
         Err(_) if taker.stop.is_cancelled() => return,
         Err(error) => {
@@ -65,8 +65,9 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
             "retention: left the catalog; `walkeep expire --undo` with its number brings it back within the grace"
         );
     }
-    let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } =
-        expire::carry_out(&repository, Scope::Everything, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+    let done = expire::carry_out(&repository, Scope::Everything, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+    done.log_doubts();
+    let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } = done;
     if objects > 0 || packs > 0 || refused > 0 {
         let outcome = if refused == 0 { Outcome::Done } else { Outcome::Failed };
         let removed = Deed::new("agent", Kind::EXPIRE, outcome).of("objects_removed", objects + packs);

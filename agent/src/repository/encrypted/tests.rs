@@ -237,3 +237,76 @@ async fn the_catalog_needs_no_identity() {
     assert_eq!(loaded.catalog.stored_ranges(TimelineId::FIRST).len(), 1);
     assert_eq!(loaded.catalog.newest_timeline(), TimelineId::new(2));
 }
+
+/// The store lost an fsync of what another writer had put: it begins as it should, and what is behind that nobody knows.
+#[tokio::test]
+async fn what_is_in_doubt_is_not_called_stored_by_its_fingerprint() {
+    let (folder, keys) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Arc::new(walkeep_store::LocalStore::create(folder.path().join("r")).await.unwrap());
+    let (writer, reader) = writer_and_reader(keys.path());
+    let (writer, reader) = (encrypted(store.clone(), writer).await, encrypted(store.clone(), reader).await);
+    let key = writer.layout().wal_key(whole(1));
+    let (object, doubt) = (folder.path().join("r").join(&key), folder.path().join("r/.doubt~").join(&key));
+    let lose = || {
+        let mut bytes = std::fs::read(&object).unwrap();
+        let front = bytes.len() / 2;
+        assert!(front > 300, "its header stays whole");
+        bytes[front..].fill(0);
+        std::fs::write(&object, bytes).unwrap();
+        std::fs::create_dir_all(doubt.parent().unwrap()).unwrap();
+        std::fs::write(&doubt, b"").unwrap();
+    };
+    let noise = |seed: u8| -> Bytes {
+        let mut state = u64::from(seed) + 1;
+        let next = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        (0..SIZE).map(next).collect::<Vec<u8>>().into()
+    };
+    writer.put_wal(whole(1), noise(1)).await.unwrap();
+    lose();
+    // Other content is a conflict all the same, and nothing is overwritten.
+    let before = std::fs::read(&object).unwrap();
+    assert!(matches!(writer.put_wal(whole(1), noise(2)).await, Err(Error::Conflict { .. })));
+    assert!(std::fs::read(&object).unwrap() == before && doubt.exists());
+    assert!(reader.get_wal(whole(1)).await.is_err(), "it was lost");
+    // Who has the content puts it where it was lost; without an identity.
+    assert_eq!(writer.put_wal(whole(1), noise(1)).await.unwrap(), Stored::Already);
+    assert_eq!(reader.get_wal(whole(1)).await.unwrap().unwrap().content, noise(1));
+    assert!(!doubt.exists());
+    assert_eq!(writer.put_wal(whole(1), noise(1)).await.unwrap(), Stored::Already);
+    // Whose fingerprints are others cannot tell what it was to be: refused, not called stored.
+    lose();
+    let strange = tempfile::tempdir().unwrap();
+    let stranger = encrypted(store.clone(), writer_and_reader(strange.path()).0).await;
+    let refused = stranger.put_wal(whole(1), noise(1)).await.unwrap_err();
+    assert!(refused.to_string().contains("in doubt") && doubt.exists() && refused.is_mendable(), "{refused}");
+    // Nor who reads it and finds that it was lost; and what was not lost is proven by that.
+    let refused = reader.put_wal(whole(1), noise(1)).await.unwrap_err();
+    assert!(refused.to_string().contains("in doubt") && doubt.exists(), "{refused}");
+    assert_eq!(writer.put_wal(whole(1), noise(1)).await.unwrap(), Stored::Already);
+    std::fs::write(&doubt, b"").unwrap();
+    assert_eq!(reader.put_wal(whole(1), noise(1)).await.unwrap(), Stored::Already);
+    assert!(!doubt.exists());
+
+    // The same in a repository that is not encrypted, where the content is compressed otherwise.
+    let plain = Arc::new(walkeep_store::LocalStore::create(folder.path().join("p")).await.unwrap());
+    let usual = crate::repository::tests::over(plain.clone()).await;
+    let other_level =
+        ClusterRepository::new(usual.repository().clone(), usual.cluster().clone(), usual.identity().clone(), 3).with_wal_level(9);
+    usual.put_wal(whole(1), noise(1)).await.unwrap();
+    let (object, doubt) = {
+        let key = usual.layout().wal_key(whole(1));
+        (folder.path().join("p").join(&key), folder.path().join("p/.doubt~").join(&key))
+    };
+    let mut bytes = std::fs::read(&object).unwrap();
+    let last = bytes.len() - 9;
+    bytes[last] ^= 1;
+    std::fs::write(&object, bytes).unwrap();
+    std::fs::create_dir_all(doubt.parent().unwrap()).unwrap();
+    std::fs::write(&doubt, b"").unwrap();
+    assert_eq!(other_level.put_wal(whole(1), noise(1)).await.unwrap(), Stored::Already);
+    assert_eq!(usual.get_wal(whole(1)).await.unwrap().unwrap().content, noise(1));
+    assert!(!doubt.exists());
+}

@@ -8,23 +8,28 @@
 //! - a folder's own entry is fsynced in its parent before the first object below it is reported.
 //!
 //! An fsync that failed is never repeated in the hope that it succeeds: Linux reports a lost write once and forgets it. The bytes are
-//! written again from the start.
+//! written again from the start. Where that was another writer's object and its bytes are not at hand, what can be read of it is written again, and it is in
+//! doubt from then on, for every process: an empty file below [`DOUBT`] says so until somebody puts the right bytes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::temporary::FILE_MODE;
 use super::{parent, relative};
 use crate::Put;
 
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o700);
+/// What lies below it says that the object of the same path is in doubt. Not a key's component.
+pub(super) const DOUBT: &str = ".doubt~";
 
 /// The root, opened.
 #[derive(Debug)]
@@ -34,25 +39,40 @@ pub(super) struct Files {
     pub(super) durable: Mutex<HashSet<String>>,
     /// Objects whose bytes are durable but whose name is not: the fsync of their folder failed.
     doubtful: Mutex<HashSet<String>>,
+    /// Whether any object was in doubt, as far as this process has seen.
+    any_in_doubt: AtomicBool,
+}
+
+/// What a put found, where the name is taken or was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is there, durably.
+    Put(Put),
+    /// Other bytes are.
+    Other {
+        /// Nobody knows whether they are what was put.
+        in_doubt: bool,
+    },
 }
 
 impl Files {
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         let root = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let files = Self { root, durable: Mutex::default(), doubtful: Mutex::default() };
+        let files = Self { root, durable: Mutex::default(), doubtful: Mutex::default(), any_in_doubt: AtomicBool::default() };
+        files.any_in_doubt.store(files.stat(DOUBT)?.is_some(), Ordering::Relaxed);
         files.remove_old_temporaries();
         Ok(files)
     }
 
-    /// Creates the file durably. `None` if one with other bytes is there.
-    pub(super) fn create(&self, path: &str, body: &[u8]) -> io::Result<Option<Put>> {
+    /// Creates the file durably, unless one is there.
+    pub(super) fn create(&self, path: &str, body: &[u8]) -> io::Result<Outcome> {
         self.create_or_compare(path, body).map_err(|error| self.blame_root(error))
     }
 
-    fn create_or_compare(&self, path: &str, body: &[u8]) -> io::Result<Option<Put>> {
+    fn create_or_compare(&self, path: &str, body: &[u8]) -> io::Result<Outcome> {
         // Asked first, so that a repeated put costs no second writing. The rename below decides.
         if let Some(answer) = self.compare(path, body)? {
-            return Ok(answer.then_some(Put::AlreadySame));
+            return Ok(answer);
         }
         let temporary = self.write_temporary(body)?;
         let renamed = self.rename_into_place(&temporary, path);
@@ -61,10 +81,10 @@ impl Files {
         }
         if renamed? {
             self.sync_name(path)?;
-            return Ok(Some(Put::Created));
+            return Ok(Outcome::Put(Put::Created));
         }
         match self.compare(path, body)? {
-            Some(same) => Ok(same.then_some(Put::AlreadySame)),
+            Some(answer) => Ok(answer),
             None => Err(io::Error::other("the object came and went while it was being created")),
         }
     }
@@ -90,7 +110,11 @@ impl Files {
     /// Removes the file, durably; folders stay, for another writer may be about to use them.
     pub(super) fn delete(&self, path: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.root, path, AtFlags::empty()) {
-            Ok(()) => self.sync_folder(parent(path)),
+            Ok(()) => {
+                self.sync_folder(parent(path))?;
+                self.end_doubt(path);
+                Ok(())
+            }
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR) => self.prove_root(),
             Err(error) => Err(error.into()),
         }
@@ -122,6 +146,10 @@ impl Files {
                 failed.get_or_insert(error);
             }
         }
+        if failed.is_none() {
+            let gone = paths.iter().enumerate().filter(|(number, _)| !stay.iter().any(|(stays, _)| stays == number));
+            gone.for_each(|(_, path)| self.end_doubt(path));
+        }
         failed.map_or(Ok(stay), Err)
     }
 
@@ -143,8 +171,8 @@ impl Files {
         }
     }
 
-    /// Whether the file's bytes are these, and then durably so; `None` if there is no file.
-    fn compare(&self, path: &str, body: &[u8]) -> io::Result<Option<bool>> {
+    /// Whether the file's bytes are these, and durable; `None` if there is no file.
+    fn compare(&self, path: &str, body: &[u8]) -> io::Result<Option<Outcome>> {
         let mut file = loop {
             match self.open_object(path)? {
                 Some(file) => break file,
@@ -153,38 +181,86 @@ impl Files {
                     // Created since it was looked for.
                     Some(FileType::RegularFile) => {}
                     // A folder, a link, a device: whatever it is, it is not to be overwritten.
-                    Some(_) => return Ok(Some(false)),
+                    Some(_) => return Ok(Some(Outcome::Other { in_doubt: false })),
                 },
             }
         };
         if !same_bytes(&mut file, body)? {
             // Compressed or encrypted otherwise they may hold the same: whoever finds that counts on them.
             self.sync_other(path, &file)?;
-            return Ok(Some(false));
+            return Ok(Some(Outcome::Other { in_doubt: self.is_in_doubt(path)? }));
         }
         // Another writer may have put it there and not have come to its folder's fsync yet, or have died before.
-        if file.sync_all().is_err() || locked(&self.doubtful).contains(path) {
+        if file.sync_all().is_err() || locked(&self.doubtful).contains(path) || self.is_in_doubt(path)? {
             // The bytes or the name were lost once already, and a second fsync, a later process's too, would not say so: write it again, now. The
             // bytes are the same.
-            let temporary = self.write_temporary(body)?;
-            if let Err(error) = rustix::fs::renameat(&self.root, &temporary, &self.root, path) {
-                self.remove_quietly(&temporary);
-                return Err(error.into());
-            }
+            self.put_over(path, body)?;
         }
         self.make_folder(parent(path))?;
         self.sync_name(path)?;
-        Ok(Some(true))
+        Ok(Some(Outcome::Put(Put::AlreadySame)))
+    }
+
+    /// Puts these bytes in the place of an object that is in doubt; false if it is not.
+    pub(super) fn replace_in_doubt(&self, path: &str, body: &[u8]) -> io::Result<bool> {
+        if !self.is_in_doubt(path)? {
+            return Ok(false);
+        }
+        self.put_over(path, body).map(|()| true)
+    }
+
+    /// Puts the right bytes in the place of an object's, durably, and ends any doubt.
+    fn put_over(&self, path: &str, body: &[u8]) -> io::Result<()> {
+        let temporary = self.write_temporary(body)?;
+        let renamed = self.make_folder(parent(path)).and_then(|()| Ok(rustix::fs::renameat(&self.root, &temporary, &self.root, path)?));
+        if let Err(error) = renamed {
+            self.remove_quietly(&temporary);
+            return Err(error);
+        }
+        self.sync_name(path)?;
+        self.end_doubt(path);
+        Ok(())
+    }
+
+    /// Whether an fsync of the object has failed, in any process, and nobody has put it since who had its bytes.
+    fn is_in_doubt(&self, path: &str) -> io::Result<bool> {
+        let in_doubt = self.stat(&doubt(path))?.is_some();
+        self.any_in_doubt.fetch_or(in_doubt, Ordering::Relaxed);
+        Ok(in_doubt)
+    }
+
+    /// From now on it is, durably.
+    fn begin_doubt(&self, path: &str) -> io::Result<()> {
+        let doubt = doubt(path);
+        self.any_in_doubt.store(true, Ordering::Relaxed);
+        self.make_folder(parent(&doubt))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        File::from(rustix::fs::openat(&self.root, doubt.as_str(), flags, FILE_MODE)?).sync_all()?;
+        self.sync_folder(parent(&doubt))
+    }
+
+    /// The object has its right bytes, or is gone. One that stays in doubt all the same, after a crash, is put once more.
+    fn end_doubt(&self, path: &str) {
+        if self.any_in_doubt.load(Ordering::Relaxed)
+            && let Err(error) = rustix::fs::unlinkat(&self.root, doubt(path), AtFlags::empty())
+            && !matches!(error, Errno::NOENT | Errno::NOTDIR)
+        {
+            tracing::warn!(path, %error, "an object is in doubt no more, and that could not be noted");
+        }
     }
 
     /// Makes an object durable that another writer may have left before it was. Its right bytes are not at hand: where an fsync fails, what can be read of
-    /// it is written anew, as a second fsync, a later process's too, would not tell of the loss. Nobody counts on that before it was looked at once more.
+    /// it is written anew, as a second fsync, a later process's too, would not tell of the loss. What the kernel has dropped by then is not in that, so it is in
+    /// doubt.
     fn sync_other(&self, path: &str, file: &File) -> io::Result<()> {
         if locked(&self.doubtful).contains(path) {
-            return Err(io::Error::other("an fsync of the object that is there has failed: it may be lost when the machine stops"));
+            if !self.is_in_doubt(path)? {
+                return Err(io::Error::other("an fsync of the object that is there has failed: it may be lost when the machine stops"));
+            }
+            self.write_again(path, file)?;
         }
         if let Err(error) = file.sync_all() {
-            if let Err(again) = self.write_again(path, file) {
+            if let Err(again) = self.begin_doubt(path).and_then(|()| self.write_again(path, file)) {
                 tracing::warn!(path, error = %again, "an object could not be written anew after an fsync of it had failed");
                 locked(&self.doubtful).insert(path.to_owned());
             }
@@ -307,6 +383,10 @@ impl Files {
             _ => error,
         }
     }
+}
+
+fn doubt(path: &str) -> String {
+    format!("{DOUBT}/{path}")
 }
 
 /// Creates the root and the folders above it that are missing, durably.

@@ -16,7 +16,7 @@ pub(super) const TEMP: &str = ".tmp~";
 const TEMP_PREFIX: &str = "put-";
 /// A temporary file so old has no writer any more: every put has a deadline far below, and of two hosts' clocks one may be a day ahead.
 const TEMP_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
-const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
+pub(super) const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 
 impl Files {
     /// A new file with these bytes, fsynced; its path. Removed again if anything fails.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::FileType;
 
-use super::files::Files;
+use super::files::{DOUBT, Files};
 use super::temporary::TEMP;
 use crate::listing::PageBuilder;
 use crate::{Key, ListRequest, Listed, Page};
@@ -95,7 +95,7 @@ fn sorted_entries(files: &Files, folder: &str) -> io::Result<Vec<Entry>> {
     for entry in read {
         let entry = entry?;
         let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") || (folder.is_empty() && name.to_bytes() == TEMP.as_bytes()) {
+        if matches!(name.to_bytes(), b"." | b"..") || (folder.is_empty() && is_not_listed(name.to_bytes())) {
             continue;
         }
         let Some(path) = name.to_str().ok().map(|name| format!("{folder}{name}")).filter(|path| path.parse::<Key>().is_ok()) else {
@@ -117,6 +117,11 @@ fn sorted_entries(files: &Files, folder: &str) -> io::Result<Vec<Entry>> {
     }
     entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(entries)
+}
+
+/// What the store itself keeps beside its objects.
+fn is_not_listed(name: &[u8]) -> bool {
+    name == TEMP.as_bytes() || name == DOUBT.as_bytes()
 }
 
 /// Tells of a file that no store has put there; once, for a folder is read often.

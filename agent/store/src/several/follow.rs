@@ -1,5 +1,6 @@
 //! Bringing to a place what it lacks: empties its queue, with patience for as long as it does not answer.
 
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
+use super::place::Place;
 use super::queue::{Item, Turn};
 use super::{Several, StoredWhen};
 use crate::{ErrorKind, Key};
@@ -23,6 +25,8 @@ const FIRST: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(30);
 /// After so long what was set aside is looked for again.
 const ASIDE: Duration = Duration::from_secs(10);
+/// And what nobody could give: for that it has to be read wherever it lies.
+const STUCK: Duration = Duration::from_secs(900);
 
 /// What whoever brings objects from place to place has to know of their meaning.
 #[async_trait]
@@ -42,6 +46,9 @@ pub trait Guide: Send + Sync + 'static {
     /// Whether the object names others, and is to be believed only where these are: then it is not brought while anything is missing that was put before it.
     fn names_others(&self, key: &Key) -> bool;
 
+    /// What of the objects `lacking` one that names others needs, or may need: with that missing it is not to be believed. Fails if that cannot be told at present.
+    async fn lacks(&self, key: &Key, body: &Bytes, lacking: &BTreeSet<String>) -> Result<Option<String>, String>;
+
     /// Whether these bytes are what was stored under this key; else what is wrong.
     async fn prove(&self, key: &Key, body: &Bytes) -> Result<(), String>;
 
@@ -55,8 +62,10 @@ enum Brought {
     There { bytes: u64 },
     /// It is nowhere any more.
     Gone,
-    /// Nobody has it whole, or the place has other bytes: told, and nothing that trying again would help.
-    Left,
+    /// The place has other bytes: told, and nothing that trying again would help.
+    Differs,
+    /// Nobody can give it whole before somebody does something about it.
+    Stuck(String),
     /// The place could not be asked.
     Later(String),
     /// Somebody who may have it could not be asked.
@@ -67,9 +76,10 @@ impl Several {
     /// Brings to a place what is in its queue, until `stop`.
     pub async fn follow(&self, index: usize, guide: &dyn Guide, stop: &CancellationToken) {
         let Some(place) = self.place(index) else { return };
-        let mut under_way = FuturesUnordered::new();
+        let (mut under_way, mut told_stuck) = (FuturesUnordered::new(), HashSet::new());
         let (mut failures, mut not_before) = (0u32, tokio::time::Instant::now());
         let (mut settled, mut look_again) = (false, tokio::time::Instant::now());
+        let mut look_for_stuck = tokio::time::Instant::now() + STUCK;
         let turn = |key: &Key| match (guide.names_others(key), guide.alone(key)) {
             (true, _) => Turn::Last,
             (false, true) => Turn::Alone,
@@ -83,6 +93,10 @@ impl Several {
                     place.queue.take_up();
                 }
             }
+            if tokio::time::Instant::now() >= look_for_stuck {
+                look_for_stuck = tokio::time::Instant::now() + STUCK;
+                place.queue.take_up_stuck();
+            }
             let room = if failures == 0 { PARALLEL } else { 1 };
             while under_way.len() < room && tokio::time::Instant::now() >= not_before {
                 let Some(item) = place.queue.take(turn, settled) else { break };
@@ -91,7 +105,8 @@ impl Several {
                     let brought = self.bring(index, &item, guide).await;
                     let forgotten = match &brought {
                         Brought::There { .. } => place.queue.done(&item),
-                        Brought::Gone | Brought::Left => place.queue.done(&item),
+                        Brought::Gone | Brought::Differs => place.queue.done(&item),
+                        Brought::Stuck(_) => place.queue.set_stuck(item.clone()),
                         Brought::Later(_) => place.queue.put_back(item.clone()),
                         Brought::Aside(_) => place.queue.set_aside(item.clone()),
                     };
@@ -105,22 +120,36 @@ impl Several {
                 });
             }
             let waits = tokio::time::Instant::now() < not_before;
-            let is_aside = place.queue.aside() > 0;
+            let (is_aside, is_stuck) = (place.queue.aside() > 0, place.queue.has_stuck());
             let (key, brought) = tokio::select! {
                 () = stop.cancelled() => return,
                 Some(ended) = under_way.next() => ended,
                 () = tokio::time::sleep_until(not_before), if waits => continue,
                 () = tokio::time::sleep_until(look_again), if is_aside => continue,
+                () = tokio::time::sleep_until(look_for_stuck), if is_stuck => continue,
                 () = place.queue.until(|| place.queue.has_waiting() || (is_aside && settled != self.is_settled(index))), if !waits && under_way.is_empty() => continue,
                 () = place.queue.next_change(), if !waits && !under_way.is_empty() => continue,
             };
             match brought {
                 Brought::There { bytes } => {
                     failures = 0;
+                    if told_stuck.remove(&key) {
+                        tracing::info!(%key, repository = place.url, "this repository has the object that no other one could give");
+                    }
                     place.counts.carried_objects.fetch_add(u64::from(bytes > 0), Ordering::Relaxed);
                     place.counts.carried_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
-                Brought::Gone | Brought::Left => failures = 0,
+                Brought::Gone | Brought::Differs => {
+                    failures = 0;
+                    told_stuck.remove(&key);
+                }
+                Brought::Stuck(reason) => {
+                    failures = 0;
+                    // Once for each: tried again it is as it was.
+                    if told_stuck.insert(key.clone()) {
+                        tracing::error!(%key, repository = place.url, reason, "this repository lacks an object that no other one can give: it stays without");
+                    }
+                }
                 Brought::Aside(reason) => {
                     failures = 0;
                     tracing::debug!(%key, repository = place.url, reason, "an object cannot be had for this repository at present");
@@ -146,24 +175,50 @@ impl Several {
             Some(body) => body.clone(),
             None => match self.body_for(index, &item.key, guide).await {
                 Ok(body) => body,
+                Err(Brought::Stuck(reason)) => return self.unless_there(place, &item.key, reason).await,
                 Err(brought) => return brought,
             },
         };
+        let stuck = if guide.names_others(&item.key) { place.queue.stuck_keys() } else { BTreeSet::new() };
+        if !stuck.is_empty() {
+            match guide.lacks(&item.key, &body, &stuck).await {
+                Ok(None) => {}
+                Ok(Some(lacks)) => return Brought::Stuck(format!("it needs {lacks}, which this repository lacks")),
+                Err(reason) => return Brought::Aside(reason),
+            }
+        }
         let (bytes, front) = (body.len() as u64, body.slice(..body.len().min(FRONT as usize)));
-        match place.insist(place.store.put_if_absent(&item.key, body)).await {
+        match place.insist(place.store.put_if_absent(&item.key, body.clone())).await {
             Ok(crate::Put::Created) => Brought::There { bytes },
             Ok(crate::Put::AlreadySame) => Brought::There { bytes: 0 },
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 match place.insist(place.store.get(&item.key, Some(0..FRONT))).await {
-                    Ok(there) if guide.alike(&item.key, &there, &front) => Brought::There { bytes: 0 },
+                    Ok(there) if guide.alike(&item.key, &there, &front) => match error.is_in_doubt() {
+                        true => match place.insist(place.store.replace_in_doubt(&item.key, body)).await {
+                            Ok(_) => Brought::There { bytes },
+                            Err(error) => Brought::Later(format!("{error:#}")),
+                        },
+                        false => Brought::There { bytes: 0 },
+                    },
                     Err(error) if super::is_no_answer(&error) => Brought::Later(format!("{error:#}")),
                     _ => {
                         place.differs(&item.key);
-                        Brought::Left
+                        Brought::Differs
                     }
                 }
             }
+            // It is there, and what it holds only a thaw would show.
+            Err(error) if error.kind() == ErrorKind::Archived => Brought::There { bytes: 0 },
             Err(error) => Brought::Later(format!("{error:#}")),
+        }
+    }
+
+    /// Nobody can give an object: then the place lacks it, or it is the only one that has it whole, or somebody has put it there by hand.
+    async fn unless_there(&self, place: &Place, key: &Key, reason: String) -> Brought {
+        match place.insist(place.store.get(key, Some(0..FRONT))).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Brought::Stuck(reason),
+            Err(error) if super::is_no_answer(&error) => Brought::Later(format!("{error:#}")),
+            _ => Brought::There { bytes: 0 },
         }
     }
 
@@ -175,14 +230,14 @@ impl Several {
                 Ok(body) => match guide.prove(key, &body).await {
                     Ok(()) => return Ok(body),
                     Err(reason) => {
-                        tracing::error!(%key, repository = other.url, reason, "not copied: what is stored there is not what its name says");
-                        // Of one that could not be asked it may be had whole later.
-                        if !matches!(otherwise, Brought::Aside(_)) {
-                            otherwise = Brought::Left;
-                        }
+                        tracing::debug!(%key, repository = other.url, reason, "not copied: what is stored there is not what its name says");
+                        stuck(&mut otherwise, format!("damaged in {}: {reason}", other.url));
                     }
                 },
                 Err(error) if error.kind() == ErrorKind::NotFound => not_in_primary |= number == 0,
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Archived) => {
+                    stuck(&mut otherwise, format!("{}: {error:#}", other.url));
+                }
                 Err(error) => otherwise = Brought::Aside(format!("{}: {error:#}", other.url)),
             }
         }
@@ -193,8 +248,17 @@ impl Several {
         }
     }
 
-    /// When something was put that a place lacks the longest; `None` if it lacks nothing.
+    /// When something was put that is still to be brought to a place; `None` if nothing is. What nobody can give is not on its way.
     pub fn behind_since(&self, index: usize) -> Option<SystemTime> {
-        self.place(index).and_then(|place| place.queue.oldest())
+        self.place(index).and_then(|place| place.queue.oldest_on_its_way())
+    }
+}
+
+/// Notes why one of the others cannot give it. Of one that could not be asked it may be had whole later.
+fn stuck(otherwise: &mut Brought, reason: String) {
+    match otherwise {
+        Brought::Stuck(reasons) => *reasons = format!("{reasons}; {reason}"),
+        Brought::Aside(_) => {}
+        _ => *otherwise = Brought::Stuck(reason),
     }
 }

@@ -169,9 +169,9 @@ impl Several {
         self.known().is_known(index) && self.place(index).is_some_and(|place| !place.queue.has_overflowed())
     }
 
-    /// Whether a place has everything, as far as this process knows.
+    /// Whether a place has everything, as far as this process knows, but what no place can give: for that nobody can wait.
     fn is_complete(&self, index: usize) -> bool {
-        self.is_known(index) && self.place(index).is_some_and(|place| place.queue.depth() == 0)
+        self.is_known(index) && self.place(index).is_some_and(|place| place.queue.depth() == place.queue.stuck())
     }
 
     /// Whether something counts as stored that some place may lack, by a rule that wants it in all.
@@ -246,6 +246,18 @@ impl Store for Several {
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put> {
         self.put(key, body).await
+    }
+
+    /// Wherever it is in doubt.
+    async fn replace_in_doubt(&self, key: &Key, body: Bytes) -> Result<bool> {
+        let (mut replaced, mut failed) = (false, None);
+        for place in self.all() {
+            match place.ask(place.store.replace_in_doubt(key, body.clone())).await {
+                Ok(there) => replaced |= there,
+                Err(error) => drop(failed.get_or_insert_with(|| place.name_it(error, "replace", key.as_str()))),
+            }
+        }
+        if replaced { Ok(true) } else { failed.map_or(Ok(false), Err) }
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes> {

@@ -79,8 +79,12 @@ pub struct PlaceState {
     pub queued: usize,
     /// So many of them wait for another place, or for a comparison.
     pub aside: usize,
-    /// When the oldest of them was put elsewhere.
+    /// And so many no other place can give whole: damaged there, or archived.
+    pub stuck: usize,
+    /// When the oldest of all of them was put elsewhere.
     pub behind_since: Option<SystemTime>,
+    /// The same of those that can still be brought.
+    pub waits_since: Option<SystemTime>,
     /// Objects that were brought to it.
     pub carried_objects: u64,
     /// Their bytes.
@@ -238,7 +242,9 @@ impl Place {
 
     /// The error with the place's name.
     pub fn name_it(&self, error: Error, action: &'static str, place: &str) -> Error {
-        Error::at(error.kind(), action, place).because(format!("{}: {error:#}", self.url))
+        let named = Error::at(error.kind(), action, place);
+        let named = if error.is_in_doubt() { named.in_doubt() } else { named };
+        named.because(format!("{}: {error:#}", self.url))
     }
 
     /// Another place had to answer for this one.
@@ -283,7 +289,9 @@ impl Place {
             down: self.health().down(Instant::now()),
             queued: self.queue.depth(),
             aside: self.queue.aside(),
+            stuck: self.queue.stuck(),
             behind_since: self.queue.oldest(),
+            waits_since: self.queue.oldest_on_its_way(),
             carried_objects: count(carried_objects),
             carried_bytes: count(carried_bytes),
             differing: count(differing),

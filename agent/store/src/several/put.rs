@@ -44,7 +44,8 @@ impl Several {
     async fn put_everywhere(&self, key: &Key, body: &Bytes) -> Result<Put> {
         let put = match self.put_at(0, key, body).await {
             // It may be an earlier try's, with the same content in other bytes. Whoever finds that out calls it stored, so it is everywhere before.
-            Err(taken) if taken.kind() == ErrorKind::AlreadyExists => {
+            // What is in doubt there is brought nowhere.
+            Err(taken) if taken.kind() == ErrorKind::AlreadyExists && !taken.is_in_doubt() => {
                 let place = self.place(0).ok_or_else(|| Error::new(ErrorKind::Unusable, "put", key))?;
                 let there = place.insist(place.store.get(key, None)).await.map_err(|error| place.name_it(error, "get", key.as_str()))?;
                 return match self.put_at_others(key, &there).await {
@@ -81,7 +82,7 @@ impl Several {
     /// What is there under a key is to be wherever it is not: whose put was answered by nobody did not see to that, and who finds the same content there will
     /// not put it again.
     fn bring_what_is_there(&self, key: &Key, error: &Error, at: usize) {
-        if error.kind() == ErrorKind::AlreadyExists && matches!(self.shared.follow, Follow::Queued) {
+        if error.kind() == ErrorKind::AlreadyExists && !error.is_in_doubt() && matches!(self.shared.follow, Follow::Queued) {
             let others = self.all().iter().enumerate().filter(|(index, _)| *index != at);
             others.for_each(|(_, place)| place.queue.add(Lacking::there(key)));
         }
@@ -119,6 +120,10 @@ impl Several {
                         Some(place) => place.name_it(error, "put", key.as_str()),
                         None => error,
                     };
+                    // Archived, it is there and cannot be compared: what may be other bytes must not be put into another place.
+                    if named.kind() == ErrorKind::Archived {
+                        return Err(named);
+                    }
                     if named.kind() == ErrorKind::AlreadyExists {
                         self.bring_what_is_there(key, &named, index);
                         return Err(named);

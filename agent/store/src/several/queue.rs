@@ -2,7 +2,7 @@
 //!
 //! It lives in memory. What is lost with the process a comparison finds again; bytes for which there is no room are read from another place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -74,6 +74,8 @@ pub struct Item {
     tried: bool,
     /// Whether it was set aside because it names others.
     last: bool,
+    /// Whether nobody could give it when it was looked for last.
+    stuck: bool,
 }
 
 /// What became of an object that is to be removed.
@@ -100,6 +102,8 @@ struct State {
     waiting: BTreeMap<u64, Item>,
     /// What waits for something else than this place.
     aside: BTreeMap<u64, Item>,
+    /// What no other place can give until somebody does something about it.
+    stuck: BTreeMap<u64, Item>,
     numbers: HashMap<Key, u64>,
     bytes: usize,
     flying: HashMap<Key, Flying>,
@@ -111,6 +115,7 @@ struct Flying {
     size: u64,
     since: SystemTime,
     alone: bool,
+    stuck: bool,
     /// It was removed meanwhile.
     forgotten: bool,
 }
@@ -130,7 +135,7 @@ impl Queue {
         if state.numbers.contains_key(&key) || state.flying.get(&key).is_some_and(|flying| !flying.forgotten) {
             return;
         }
-        if state.waiting.len() + state.aside.len() >= KEYS {
+        if state.waiting.len() + state.aside.len() + state.stuck.len() >= KEYS {
             state.overflowed.get_or_insert(since);
             return;
         }
@@ -139,7 +144,7 @@ impl Queue {
         let number = state.next;
         state.next += 1;
         state.numbers.insert(key.clone(), number);
-        state.waiting.insert(number, Item { key, body, size, since, number, tried: !new, last: false });
+        state.waiting.insert(number, Item { key, body, size, since, number, tried: !new, last: false, stuck: false });
         drop(state);
         self.changed.notify_waiters();
     }
@@ -154,7 +159,7 @@ impl Queue {
             let behind_others = state.aside.first_key_value().is_some_and(|(first, _)| *first < number);
             if turn == Turn::Last && (!settled || behind_others) {
                 let item = state.waiting.remove(&number)?;
-                state.aside.insert(number, Item { last: true, ..item });
+                state.aside.insert(number, Item { last: true, stuck: false, ..item });
                 continue;
             }
             let is_alone = turn != Turn::Any;
@@ -164,7 +169,10 @@ impl Queue {
             }
             let item = state.waiting.remove(&number)?;
             state.numbers.remove(&item.key);
-            state.flying.insert(item.key.clone(), Flying { size: item.size, since: item.since, alone: is_alone, forgotten: false });
+            state.flying.insert(
+                item.key.clone(),
+                Flying { size: item.size, since: item.since, alone: is_alone, stuck: item.stuck, forgotten: false },
+            );
             return Some(item);
         }
     }
@@ -196,7 +204,12 @@ impl Queue {
 
     /// An object cannot be had at present: the others are brought before it. Whether it was removed meanwhile.
     pub fn set_aside(&self, item: Item) -> bool {
-        self.keep(item, |state| &mut state.aside)
+        self.keep(Item { stuck: false, ..item }, |state| &mut state.aside)
+    }
+
+    /// No other place can give an object: it holds up nothing, and is looked for again by [`Self::take_up_stuck`]. Whether it was removed meanwhile.
+    pub fn set_stuck(&self, item: Item) -> bool {
+        self.keep(Item { stuck: true, ..item }, |state| &mut state.stuck)
     }
 
     fn keep(&self, item: Item, among: impl Fn(&mut State) -> &mut BTreeMap<u64, Item>) -> bool {
@@ -230,9 +243,37 @@ impl Queue {
         self.changed.notify_waiters();
     }
 
+    /// What nobody could give is looked for again.
+    pub fn take_up_stuck(&self) {
+        let mut state = self.state();
+        let stuck = std::mem::take(&mut state.stuck);
+        state.waiting.extend(stuck);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     /// How many are set aside.
     pub fn aside(&self) -> usize {
         self.state().aside.len()
+    }
+
+    /// Whether any waits for [`Self::take_up_stuck`].
+    pub fn has_stuck(&self) -> bool {
+        !self.state().stuck.is_empty()
+    }
+
+    /// How many nobody could give, those among them that are being looked for again.
+    pub fn stuck(&self) -> usize {
+        let state = self.state();
+        let looked_for = state.waiting.values().filter(|item| item.stuck).count();
+        state.stuck.len() + looked_for + state.flying.values().filter(|flying| flying.stuck).count()
+    }
+
+    /// The keys of those that are not on their way.
+    pub fn stuck_keys(&self) -> BTreeSet<String> {
+        let state = self.state();
+        let looked_for = state.waiting.values().filter(|item| item.stuck);
+        state.stuck.values().chain(looked_for).map(|item| item.key.to_string()).collect()
     }
 
     /// Somebody has to look again.
@@ -245,7 +286,10 @@ impl Queue {
         let mut state = self.state();
         let is_flying = state.flying.get_mut(key).map(|flying| flying.forgotten = true).is_some();
         let number = state.numbers.remove(key);
-        let item = number.and_then(|number| state.waiting.remove(&number).or_else(|| state.aside.remove(&number)));
+        let item = number.and_then(|number| {
+            let waits = state.waiting.remove(&number);
+            waits.or_else(|| state.aside.remove(&number)).or_else(|| state.stuck.remove(&number))
+        });
         let Some(item) = item else { return if is_flying { Forgotten::OnItsWay } else { Forgotten::Unknown } };
         state.bytes -= item.body.as_ref().map_or(0, Bytes::len);
         drop(state);
@@ -262,7 +306,8 @@ impl Queue {
     /// The objects that the place may lack whose keys begin with this.
     pub fn below(&self, prefix: &str) -> Vec<Listed> {
         let state = self.state();
-        let waiting = state.waiting.values().chain(state.aside.values()).map(|item| (&item.key, item.size, item.since));
+        let kept = state.waiting.values().chain(state.aside.values()).chain(state.stuck.values());
+        let waiting = kept.map(|item| (&item.key, item.size, item.since));
         let flying = state.flying.iter().filter(|(_, flying)| !flying.forgotten).map(|(key, flying)| (key, flying.size, flying.since));
         let below = waiting.chain(flying).filter(|(key, ..)| key.as_str().starts_with(prefix));
         below.map(|(key, size, modified)| Listed { key: key.clone(), size, modified, class: None }).collect()
@@ -271,14 +316,24 @@ impl Queue {
     /// How many wait or are on their way.
     pub fn depth(&self) -> usize {
         let state = self.state();
-        state.waiting.len() + state.aside.len() + state.flying.len()
+        state.waiting.len() + state.aside.len() + state.stuck.len() + state.flying.len()
     }
 
     /// When the oldest of them was put elsewhere.
     pub fn oldest(&self) -> Option<SystemTime> {
+        self.oldest_of(|_| true)
+    }
+
+    /// The same without those that nobody can give.
+    pub fn oldest_on_its_way(&self) -> Option<SystemTime> {
+        self.oldest_of(|stuck| !stuck)
+    }
+
+    fn oldest_of(&self, wanted: impl Fn(bool) -> bool) -> Option<SystemTime> {
         let state = self.state();
-        let waiting = state.waiting.values().chain(state.aside.values()).map(|item| item.since);
-        waiting.chain(state.flying.values().map(|flying| flying.since)).chain(state.overflowed).min()
+        let kept = state.waiting.values().chain(state.aside.values()).chain(state.stuck.values()).map(|item| (item.stuck, item.since));
+        let all = kept.chain(state.flying.values().map(|flying| (flying.stuck, flying.since)));
+        all.filter(|(stuck, _)| wanted(*stuck)).map(|(_, since)| since).chain(state.overflowed).min()
     }
 
     /// Whether more had to be added than there was room for.
@@ -389,6 +444,37 @@ mod tests {
         assert!(queue.holds(&a.key) && queue.below("record/").len() == 1 && queue.depth() == 3);
         queue.take_up();
         assert_eq!((take(&queue).unwrap(), take(&queue)), ("a".into(), None));
+    }
+
+    #[test]
+    fn what_nobody_can_give_holds_up_nothing_and_is_not_forgotten() {
+        let queue = Queue::default();
+        for text in ["a", "record/1", "b"] {
+            add(&queue, text);
+        }
+        let a = queue.take(turn, true).unwrap();
+        assert!(!queue.set_stuck(a.clone()));
+        assert_eq!((queue.stuck(), queue.aside(), queue.depth()), (1, 0, 3));
+        add(&queue, "a");
+        assert_eq!(queue.depth(), 3, "a comparison finds it again");
+        queue.take_up();
+        for text in ["record/1", "b"] {
+            let item = queue.take(turn, true).unwrap();
+            assert_eq!(item.key.as_str(), text);
+            queue.done(&item);
+        }
+        assert!(queue.take(turn, true).is_none() && queue.holds(&a.key) && queue.below("a").len() == 1);
+        assert!(queue.oldest().is_some() && queue.oldest_on_its_way().is_none());
+        queue.take_up_stuck();
+        assert_eq!((queue.stuck(), queue.has_stuck(), queue.stuck_keys().len(), queue.oldest_on_its_way()), (1, false, 1, None));
+        let again = queue.take(turn, true).unwrap();
+        assert_eq!(
+            (again.key.as_str(), queue.stuck(), queue.oldest_on_its_way()),
+            ("a", 1, None),
+            "looked for, and not on its way as others are"
+        );
+        assert!(!queue.set_stuck(again));
+        assert_eq!((queue.forget(&a.key), queue.depth()), (Forgotten::OnItsWay, 0));
     }
 
     #[test]

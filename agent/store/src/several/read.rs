@@ -211,7 +211,7 @@ impl Several {
                 Ok(readiness) if best.is_none() || readiness == Readiness::Thawing => best = Some(readiness),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
-                Err(error) => drop(failed.get_or_insert(error)),
+                Err(error) => note(&mut failed, error),
             }
         }
         best.ok_or_else(|| failed.unwrap_or_else(|| Error::new(ErrorKind::NotFound, "head", key)))
@@ -228,7 +228,7 @@ impl Several {
             match place.ask(place.store.thaw(key, thaw)).await {
                 Ok(readiness) => return Ok(readiness),
                 Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
-                Err(error) => drop(failed.get_or_insert(error)),
+                Err(error) => note(&mut failed, error),
             }
         }
         Err(failed.unwrap_or_else(|| Error::new(ErrorKind::NotFound, "thaw", key)))
@@ -252,6 +252,13 @@ impl Several {
         let silent: Vec<_> = failed.iter().map(|(index, error)| format!("{} could not be asked ({error:#})", url(*index))).collect();
         let says = not_there.into_iter().chain(silent).collect::<Vec<_>>().join(", ");
         Error::at(kind, action, what).because(format!("{says}; a repository that is gone for good can be taken out of the configuration"))
+    }
+}
+
+/// Keeps the first failure, but for that of a place that does not have it: another one may.
+fn note(failed: &mut Option<Error>, error: Error) {
+    if failed.as_ref().is_none_or(|failed| failed.kind() == ErrorKind::NotFound) {
+        *failed = Some(error);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Each rule and each fault, over stores in memory.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -18,12 +19,20 @@ struct Named {
     faulty: FaultyStore,
     /// How its objects are, where they are archived.
     frozen: Mutex<Option<Readiness>>,
+    /// What it answers who asks about that.
+    failing: Mutex<Option<ErrorKind>>,
 }
 
 impl Named {
     fn new(url: &'static str) -> Arc<Self> {
         let memory = Arc::new(MemoryStore::new());
-        Arc::new(Self { url, memory: memory.clone(), faulty: FaultyStore::new(memory), frozen: Mutex::default() })
+        Arc::new(Self {
+            url,
+            memory: memory.clone(),
+            faulty: FaultyStore::new(memory),
+            frozen: Mutex::default(),
+            failing: Mutex::default(),
+        })
     }
 
     fn fail(&self, kind: ErrorKind) {
@@ -65,11 +74,17 @@ impl Store for Named {
         self.faulty.delete(key).await
     }
 
-    async fn readiness(&self, _: &Key) -> Result<Readiness> {
+    async fn readiness(&self, key: &Key) -> Result<Readiness> {
+        if let Some(kind) = *self.failing.lock().unwrap() {
+            return Err(Error::new(kind, "head", key));
+        }
         Ok(self.frozen.lock().unwrap().unwrap_or(Readiness::Ready))
     }
 
-    async fn thaw(&self, _: &Key, _: Thaw) -> Result<Readiness> {
+    async fn thaw(&self, key: &Key, _: Thaw) -> Result<Readiness> {
+        if let Some(kind) = *self.failing.lock().unwrap() {
+            return Err(Error::new(kind, "thaw", key));
+        }
         *self.frozen.lock().unwrap() = Some(Readiness::Thawing);
         Ok(Readiness::Thawing)
     }
@@ -102,6 +117,10 @@ impl Guide for Plain {
 
     fn names_others(&self, key: &Key) -> bool {
         self.alone(key)
+    }
+
+    async fn lacks(&self, _: &Key, body: &Bytes, lacking: &BTreeSet<String>) -> std::result::Result<Option<String>, String> {
+        Ok(lacking.iter().find(|key| body.ends_with(key.as_bytes())).cloned())
     }
 
     async fn prove(&self, _: &Key, body: &Bytes) -> std::result::Result<(), String> {
@@ -246,6 +265,27 @@ async fn what_is_archived_in_one_place_is_read_from_another() {
     );
     other.fail(ErrorKind::Transient);
     assert_eq!(several.get(&key("data/a"), None).await.unwrap_err().kind(), ErrorKind::Archived, "it is there, whatever the others say");
+}
+
+/// Absent is only what no place may have.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_have_it_says_nothing_of_the_others() {
+    let (several, one, other) = two(StoredWhen::Primary);
+    *one.failing.lock().unwrap() = Some(ErrorKind::NotFound);
+    *other.failing.lock().unwrap() = Some(ErrorKind::Transient);
+    let thaw = Thaw { days: 1, tier: crate::Tier::Bulk };
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap_err().kind(), ErrorKind::Transient);
+    assert_eq!(several.thaw(&key("data/a"), thaw).await.unwrap_err().kind(), ErrorKind::Transient);
+    let (several, one, other) = two(StoredWhen::Primary);
+    for store in [&one, &other] {
+        *store.failing.lock().unwrap() = Some(ErrorKind::NotFound);
+    }
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    *one.failing.lock().unwrap() = Some(ErrorKind::Denied);
+    *other.failing.lock().unwrap() = None;
+    assert_eq!(several.readiness(&key("data/a")).await.unwrap(), Readiness::Ready);
+    other.freeze();
+    assert_eq!(several.thaw(&key("data/a"), thaw).await.unwrap(), Readiness::Thawing);
 }
 
 #[tokio::test(start_paused = true)]
@@ -543,8 +583,105 @@ async fn what_is_copied_is_proven() {
     one.memory.put_if_absent(&key("data/c"), body("bad")).await.unwrap();
     several.queue(1, listed("data/c"));
     let _stop = following(&several, 1);
-    several.drained(1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!other.has("data/c"));
+}
+
+/// What may be other bytes than those at hand: nobody puts these elsewhere, and nobody waits for it.
+#[tokio::test(start_paused = true)]
+async fn what_is_archived_under_the_name_is_there() {
+    let archived = || Rule::new(Operation::Put, Fault::Fail(ErrorKind::Archived)).on("data/a");
+    let (several, one, other) = two(StoredWhen::Any);
+    one.faulty.inject(archived());
+    assert_eq!(several.put_if_absent(&key("data/a"), body("a")).await.unwrap_err().kind(), ErrorKind::Archived);
+    assert!(!other.has("data/a"));
+    let (several, _, other) = two(StoredWhen::Primary);
+    other.faulty.inject(archived());
+    let _stop = following(&several, 1);
+    for text in ["data/a", "data/b"] {
+        several.put_if_absent(&key(text), body("a")).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(other.has("data/b") && several.states()[1].queued == 0);
+}
+
+/// A place that lost an fsync of an object gets it anew from who has its bytes, and nobody gets it from there.
+#[tokio::test]
+async fn what_is_in_doubt_is_put_anew_and_brought_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = Arc::new(crate::LocalStore::open(folder.path()).await.unwrap());
+    let (data, doubt) = (folder.path().join("data"), folder.path().join(".doubt~/data"));
+    for (place, text) in [(&data, "ALIKE"), (&doubt, "")] {
+        std::fs::create_dir_all(place).unwrap();
+        std::fs::write(place.join("a"), text).unwrap();
+    }
+    let one = Named::new("one");
+    // As the primary: what it has goes nowhere, and it is said.
+    for when in [StoredWhen::Primary, StoredWhen::All, StoredWhen::Any] {
+        let several = Several::new(vec![local.clone(), one.clone()], when, Follow::Queued);
+        let _stop = following(&several, 1);
+        assert!(several.put_if_absent(&key("data/a"), body("alike")).await.unwrap_err().is_in_doubt(), "{when:?}");
+        assert!(several.states()[1].queued == 0 && !one.has("data/a"), "{when:?}");
+    }
+    one.memory.put_if_absent(&key("data/a"), body("alike")).await.unwrap();
+    let several = Several::new(vec![one.clone(), local.clone()], StoredWhen::Primary, Follow::Queued);
+    several.queue(1, listed("data/a"));
+    let _stop = following(&several, 1);
+    several.drained(1).await;
+    assert_eq!(local.get(&key("data/a"), None).await.unwrap(), "alike");
+    assert!(!doubt.join("a").exists());
+    // By hand, where one of them cannot be asked.
+    std::fs::write(doubt.join("a"), "").unwrap();
+    assert!(several.replace_in_doubt(&key("data/a"), body("Alike")).await.unwrap());
+    assert!(!several.replace_in_doubt(&key("data/a"), body("other")).await.unwrap(), "it is in doubt no more");
+    assert_eq!(local.get(&key("data/a"), None).await.unwrap(), "Alike");
+}
+
+/// Damaged or archived wherever else it is: the place goes on lacking it, which stays known, and holds up only what needs it.
+#[tokio::test(start_paused = true)]
+async fn what_no_other_place_can_give_stays_known_until_it_is_there() {
+    let (several, one, other) = two(StoredWhen::All);
+    for (text, bytes) in [("data/bad", "bad"), ("data/cold", "c"), ("data/only-here", "bad"), ("data/x", "x")] {
+        one.memory.put_if_absent(&key(text), body(bytes)).await.unwrap();
+        several.queue(1, listed(text));
+    }
+    other.memory.put_if_absent(&key("data/only-here"), body("good")).await.unwrap();
+    one.faulty.inject(Rule::new(Operation::Get, Fault::Fail(ErrorKind::Archived)).on("data/cold"));
+    for (text, bytes) in [("records/1", "names data/x"), ("records/2", "names data/bad")] {
+        one.memory.put_if_absent(&key(text), body(bytes)).await.unwrap();
+        several.queue(1, listed(text));
+    }
+    several.note_compared(1, several.begin_comparing());
+    let _stop = following(&several, 1);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let state = || several.states().remove(1);
+    let there = |texts: &[&str]| texts.iter().map(|text| other.has(text)).collect::<Vec<_>>();
+    assert_eq!(there(&["data/bad", "data/cold", "data/x", "records/1", "records/2"]), [false, false, true, true, false]);
+    assert_eq!((state().queued, state().aside, state().stuck), (3, 0, 3), "{:?}", state());
+    assert!(state().behind_since.is_some() && state().waits_since.is_none() && several.behind_since(1).is_none());
+    assert!(!several.counts_too_early(), "nobody waits for what cannot come");
+    // A comparison finds it again, and nothing new is held up.
+    several.queue(1, listed("data/bad"));
+    one.memory.put_if_absent(&key("data/y"), body("y")).await.unwrap();
+    several.queue(1, listed("data/y"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(other.has("data/y") && state().queued == 3);
+    let asked = one.faulty.calls().iter().filter(|(operation, key)| *operation == Operation::Get && key == "data/bad").count();
+    assert_eq!(asked, 1, "it is not read again and again");
+    // One is thawed, the other is put where it was missing.
+    one.faulty.heal();
+    other.memory.put_if_absent(&key("data/bad"), body("good")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert_eq!(there(&["data/bad", "data/cold", "records/2"]), [true; 3]);
+    assert_eq!((state().queued, state().stuck, state().behind_since), (0, 0, None));
+    // What is gone from everywhere is missed nowhere.
+    one.memory.put_if_absent(&key("data/z"), body("bad")).await.unwrap();
+    several.queue(1, listed("data/z"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(state().stuck, 1);
+    one.memory.delete(&key("data/z")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert_eq!((state().queued, other.has("data/z")), (0, false));
 }
 
 /// Writes down what was found.

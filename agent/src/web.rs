@@ -1,4 +1,4 @@
-//! Requests to URLs that are secrets: they are in no error and no log.
+//! Requests to others by HTTP, mostly to URLs that are secrets: they are in no error and no log.
 //!
 //! No redirect is followed, as it would carry the message to somebody whom nobody named.
 
@@ -50,34 +50,39 @@ fn without(text: &str, url: &str) -> String {
 
 /// Puts JSON there.
 pub async fn post(url: &Secret, json: &str) -> Result<()> {
-    ask(Method::POST, url, Bytes::copy_from_slice(json.as_bytes())).await
+    ask(Method::POST, url.reveal(), "application/json", Bytes::copy_from_slice(json.as_bytes())).await
+}
+
+/// Puts metrics there, in Prometheus' text format.
+pub async fn post_text(url: &str, text: String) -> Result<()> {
+    ask(Method::POST, url, "text/plain; version=0.0.4", Bytes::from(text)).await
 }
 
 /// Asks for it.
 pub async fn get(url: &Secret) -> Result<()> {
-    ask(Method::GET, url, Bytes::new()).await
+    ask(Method::GET, url.reveal(), "", Bytes::new()).await
 }
 
-async fn ask(method: Method, url: &Secret, body: Bytes) -> Result<()> {
-    let uri = check_url(url.reveal())?;
+async fn ask(method: Method, url: &str, kind: &'static str, body: Bytes) -> Result<()> {
+    let uri = check_url(url)?;
     let builder = HttpsConnectorBuilder::new();
     // Anew each time: authorities that were added are trusted, and a request a minute keeps no connection.
     let tls = builder.with_provider_and_native_roots(rustls::crypto::ring::default_provider()).context("read the system's authorities")?;
     let client = Client::builder(TokioExecutor::new()).build(tls.https_or_http().enable_http1().build());
     let mut request = Request::builder().method(method).uri(uri).header(USER_AGENT, concat!("walkeep/", env!("CARGO_PKG_VERSION")));
     if !body.is_empty() {
-        request = request.header(CONTENT_TYPE, "application/json");
+        request = request.header(CONTENT_TYPE, kind);
     }
     let request = request.body(Full::new(body)).context("write the request")?;
-    let answer = client.request(request).await.with_context(|| format!("ask {}", shown(url.reveal())))?;
+    let answer = client.request(request).await.with_context(|| format!("ask {}", shown(url)))?;
     let status = answer.status();
     if status.is_success() {
         return Ok(());
     }
     let said = Limited::new(answer.into_body(), READ).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let said = without(&String::from_utf8_lossy(&said), url.reveal());
+    let said = without(&String::from_utf8_lossy(&said), url);
     let told: String = printable(said.trim()).chars().take(TOLD).collect();
-    bail!("{} answers {status}: {told}", shown(url.reveal()))
+    bail!("{} answers {status}: {told}", shown(url))
 }
 
 #[cfg(test)]

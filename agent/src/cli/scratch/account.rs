@@ -1,4 +1,4 @@
-//! PostgreSQL refuses root, so that an extract begun by root goes on as the account of the server it is about.
+//! PostgreSQL refuses root, so that an extract or a drill begun by root goes on as the account of the server it is about.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -17,8 +17,8 @@ struct Account {
 }
 
 /// Replaces this process by the same command as the owner of the data directory, or as user postgres where that is not known.
-pub fn go_on_as_server_account(config: &Config) -> Result<(), Failure> {
-    let advice = "run it as the server's account: setpriv --reuid=postgres --regid=postgres --init-groups walkeep extract …";
+pub fn go_on_as_server_account(config: &Config, command: &str) -> Result<(), Failure> {
+    let advice = format!("run it as the server's account: setpriv --reuid=postgres --regid=postgres --init-groups walkeep {command} …");
     let owner = config.cluster.data_directory.as_ref().and_then(|data| std::fs::metadata(data).ok()).map(|found| found.uid());
     let account = find(&std::fs::read_to_string("/etc/passwd").unwrap_or_default(), owner.filter(|uid| *uid != 0));
     let Some(account) = account else {
