@@ -38,6 +38,7 @@ mod local_backup;
 mod log;
 mod many_relations;
 mod minimal;
+mod missed_expiry;
 mod names;
 mod notify;
 mod other_history;
