@@ -22,7 +22,7 @@ impl Contents {
         if matches!(name, ObjectName::Digest(_) | ObjectName::Blocks(_) | ObjectName::Names(_)) {
             return None;
         }
-        let (place, content) = (first(blake3::hash(key.as_bytes()).as_bytes()), first(&content.bytes()));
+        let (place, content) = (first(blake3::hash(key.as_bytes()).as_bytes()), first(content.bytes()));
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get(&place) {
             Some((there, other)) => (*there != content && *other != number).then_some(*other),
