@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::Value;
+use walkeep_tests::postgres::{bin, client};
 use walkeep_tests::walkeep::{binary, run};
 use walkeep_tests::{Browser, Repository, Scratch, Stop, Walkeep, http, user, wait_for, wait_until};
 
@@ -38,6 +39,11 @@ fn it_says_what_status_says_and_gives_the_command() {
     story.cluster.sql(&format!("SELECT pg_create_restore_point('{}')", POINT.replace('\'', "''")));
     story.insert(5);
     story.settle();
+    // A restore is rehearsed.
+    let bin_dirs =
+        [bin(VERSION).unwrap(), client(VERSION, "pg_amcheck").parent().unwrap().to_owned()].map(|folder| folder.display().to_string());
+    let scratch = story.walkeep.scratch().dir("x");
+    story.walkeep.ok(&["drill", "--bin-dir", &bin_dirs.join(":"), "--scratch", &scratch.to_string_lossy(), "--json"]);
     let status = story.walkeep.ok(&["status", "--json"]).json();
     let log = story.walkeep.ok(&["log", "--json"]).json();
     let accident =
@@ -174,6 +180,8 @@ fn says_what_status_says(browser: &mut Browser, status: &Value) {
     assert_eq!(browser.text("#from"), format!("{} {} UTC", &time[..10], &time[11..19]));
     assert!(browser.text("#from-more").contains(earliest["backup"].as_str().unwrap()));
     assert_eq!(status["gaps"], serde_json::json!([]));
+    let drills = browser.text("#drills");
+    assert!(drills.contains("passed") && drills.contains("timeline 1 up to ") && !drills.contains("None yet"), "{drills}");
     assert!(browser.text("#gaps").contains("None"));
     assert_eq!(browser.text("#cluster"), "main");
     let lanes = browser.eval("[...document.querySelectorAll('#timeline svg .name')].map((name) => name.textContent)");

@@ -110,6 +110,7 @@ fn drill(cluster: &ClusterConfig, samples: &Samples) -> Option<DrillSigns> {
         failed: samples.one("walkeep_drill_last_run_status") == 0.0,
         overdue,
         success: samples.time("walkeep_drill_last_success_timestamp_seconds", ""),
+        next: samples.time("walkeep_drill_next_timestamp_seconds", ""),
     })
 }
 

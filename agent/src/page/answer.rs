@@ -7,7 +7,9 @@ use serde::Serialize;
 use walkeep_core::alarm::{Said, Signs};
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{GapReport, TimelineReport};
+use walkeep_core::drill::{DrillId, Facts, Verdict};
 use walkeep_core::lag::Worst;
+use walkeep_core::layout::BackupId;
 use walkeep_core::picture::Picture;
 use walkeep_core::{Lsn, TimelineId};
 
@@ -34,6 +36,8 @@ pub struct Answer {
     alarms: Option<Vec<Said>>,
     /// The worst of each minute, oldest first.
     lag: Vec<Worst>,
+    /// Of the schedule, if there is one.
+    drill: Option<NextDrill>,
     schedules: Vec<Scheduled>,
     artifacts: Vec<Scheduled>,
     verified: Option<Verified>,
@@ -82,6 +86,16 @@ struct Scheduled {
     overdue: bool,
 }
 
+/// Drills by the clock.
+#[derive(Debug, Serialize)]
+struct NextDrill {
+    next: DateTime<Utc>,
+    /// When the newest that passed ended.
+    last: Option<DateTime<Utc>>,
+    failed: bool,
+    overdue: bool,
+}
+
 #[derive(Debug, Serialize)]
 struct Verified {
     looked_at: Option<DateTime<Utc>>,
@@ -98,11 +112,27 @@ struct Shown {
     backups: Vec<BackupRecord>,
     timelines: Vec<TimelineReport>,
     gaps: Vec<GapReport>,
+    /// The newest ones, newest first.
+    drills: Vec<Drill>,
     damaged_records: usize,
     picture: Option<Picture>,
     left_out: usize,
     log_from: Option<DateTime<Utc>>,
     log_problem: Option<String>,
+}
+
+/// A drill, as its record tells it to everybody.
+#[derive(Debug, Serialize)]
+struct Drill {
+    id: DrillId,
+    verdict: Verdict,
+    reason: Option<String>,
+    asked: String,
+    ended_at: DateTime<Utc>,
+    /// What was restored: from which backup, along which timeline, up to where.
+    restored: Option<(BackupId, TimelineId, Lsn)>,
+    rto_seconds: Option<f64>,
+    rpo_seconds: Option<f64>,
 }
 
 /// The answer now.
@@ -122,6 +152,7 @@ pub fn of(page: &Page) -> Answer {
         live: live(page, &signs),
         alarms: page.standing.borrow().as_ref().map(|judged| judged.standing.clone()),
         lag: page.lag(),
+        drill: next_drill(&signs),
         schedules: schedules(&signs),
         artifacts: artifacts(&signs),
         verified: verified.map(|verify| Verified { looked_at: verify.looked_at, damaged: verify.damaged, short_locks: verify.short_locks }),
@@ -167,6 +198,11 @@ fn schedules(signs: &Signs) -> Vec<Scheduled> {
     signs.schedules.iter().flatten().map(one).collect()
 }
 
+fn next_drill(signs: &Signs) -> Option<NextDrill> {
+    let sign = signs.drill.as_ref()?;
+    Some(NextDrill { next: sign.next?, last: sign.success, failed: sign.failed, overdue: sign.overdue })
+}
+
 fn artifacts(signs: &Signs) -> Vec<Scheduled> {
     let one = |sign: &walkeep_core::alarm::ArtifactSigns| Scheduled {
         name: sign.name.clone(),
@@ -178,6 +214,20 @@ fn artifacts(signs: &Signs) -> Vec<Scheduled> {
     signs.artifacts.iter().flatten().map(one).collect()
 }
 
+fn drill(facts: &Facts) -> Drill {
+    let restored = facts.restored.as_ref().map(|restored| (restored.backup.clone(), restored.timeline, restored.stop_lsn));
+    Drill {
+        id: facts.id.clone(),
+        verdict: facts.verdict,
+        reason: facts.reason.clone(),
+        asked: facts.asked.clone(),
+        ended_at: facts.ended_at,
+        restored,
+        rto_seconds: facts.rto_seconds,
+        rpo_seconds: facts.rpo_seconds,
+    }
+}
+
 fn shown(seen: &Seen) -> Shown {
     Shown {
         at: seen.at,
@@ -185,6 +235,7 @@ fn shown(seen: &Seen) -> Shown {
         backups: seen.backups.iter().rev().take(LISTED).cloned().collect(),
         timelines: seen.timelines.clone(),
         gaps: seen.gaps.clone(),
+        drills: seen.drills.iter().rev().map(drill).collect(),
         damaged_records: seen.damaged,
         picture: seen.picture.clone(),
         left_out: seen.left_out,

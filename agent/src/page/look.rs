@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use walkeep_core::PgTimestamp;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, GapReport, TimelineReport, WalRange};
+use walkeep_core::drill::Facts;
 use walkeep_core::journal::{Edge, Entry, Window};
 use walkeep_core::picture::{Picture, Told};
 use walkeep_core::{Lsn, TimelineHistory, TimelineId};
@@ -33,6 +34,8 @@ const LOG_DEADLINE: Duration = Duration::from_secs(30);
 const LOG_FRESH: Duration = Duration::from_secs(120);
 /// ... and where it could not be read, after this.
 const LOG_RETRY: Duration = Duration::from_secs(600);
+/// Drills that are listed.
+const DRILLS: usize = 20;
 /// Marks and stretches of one timeline that are drawn, the newest.
 const DRAWN: usize = 1000;
 
@@ -61,6 +64,8 @@ pub struct Seen {
     pub gaps: Vec<GapReport>,
     /// The backups.
     pub backups: Vec<BackupRecord>,
+    /// The newest drills, oldest first.
+    pub drills: Vec<Facts>,
     /// Records that cannot be believed.
     pub damaged: usize,
     /// What there is to draw.
@@ -160,12 +165,14 @@ async fn look(page: &Page, repository: &Arc<ClusterRepository>, before: Option<A
     for (id, hold) in repository.holds().await.context("read what is kept")? {
         backups.iter_mut().filter(|backup| backup.id == id).for_each(|backup| backup.keep = hold.keep);
     }
+    let (drills, damaged) = repository.drills(DRILLS).await.context("read the drills")?;
     Ok(Seen {
         at: Utc::now(),
         timelines: loaded.catalog.report(),
         gaps: loaded.catalog.gap_reports(),
         backups,
-        damaged: loaded.damaged.len(),
+        drills: drills.into_iter().map(|record| record.facts).collect(),
+        damaged: loaded.damaged.len() + damaged.len(),
         picture,
         left_out,
         log,

@@ -132,6 +132,8 @@ pub struct DrillSigns {
     pub overdue: bool,
     /// When the newest that passed ended.
     pub success: Option<DateTime<Utc>>,
+    /// When the next one begins.
+    pub next: Option<DateTime<Utc>>,
 }
 
 /// One of several repositories.

@@ -83,7 +83,7 @@ fn each_kind_has_its_sign() {
     let artifact = |failed, overdue| Some(vec![ArtifactSigns { name: "a".into(), failed, overdue, ..ArtifactSigns::default() }]);
     wrong(&|signs| signs.artifacts = artifact(true, false), &["ArtifactFaileda"]);
     wrong(&|signs| signs.artifacts = artifact(false, true), &["ArtifactFaileda"]);
-    let drill = |failed, overdue, days: i64| Some(DrillSigns { failed, overdue, success: Some(at(-86_400 * days)) });
+    let drill = |failed, overdue, days: i64| Some(DrillSigns { failed, overdue, success: Some(at(-86_400 * days)), next: None });
     wrong(&|signs| signs.drill = drill(true, false, 0), &["DrillFailed"]);
     wrong(&|signs| signs.drill = drill(false, true, 0), &["DrillStale"]);
     wrong(&|signs| signs.drill = drill(false, false, 36), &["DrillStale"]);

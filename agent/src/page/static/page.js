@@ -100,6 +100,7 @@ function show(answer) {
     picture(seen);
     backups(seen);
     gaps(seen);
+    drills(seen);
   }
 }
 
@@ -182,9 +183,18 @@ function gaps(seen) {
   $("gaps").replaceChildren(rows.length ? table(["Timeline", "From", "To", "Why", "Now"], rows) : element("p", { class: "soft" }, "None: all WAL that was received is there."));
 }
 
-function clock({ schedules, artifacts, now }) {
+function drills(seen) {
+  const words = { passed: "passed", failed: "FAILED", cancelled: "cancelled" };
+  const rows = seen.drills.map((drill) => [moment(drill.ended_at), words[drill.verdict] + (drill.reason ? `: ${drill.reason}` : ""), drill.asked,
+    drill.restored ? `timeline ${drill.restored[1]} up to ${drill.restored[2]}, from ${drill.restored[0]}` : "nothing",
+    drill.rto_seconds === null ? "" : span(drill.rto_seconds), drill.rpo_seconds === null ? "" : span(drill.rpo_seconds), drill.id]);
+  $("drills").replaceChildren(rows.length ? table(["Ended", "Verdict", "Asked for", "Restored", "Time", "Lost", "Drill"], rows) : element("p", { class: "soft" }, "None yet: whether a restore works was not tried. walkeep drill does."));
+}
+
+function clock({ schedules, artifacts, drill, now }) {
   const row = (what) => (one) => [`${what} ${one.name}`, one.last ? `${moment(one.last)} (${ago(one.last, now)})` : "never", one.next ? moment(one.next) : "", one.overdue ? "OVERDUE" : one.failed ? `FAILED ${ago(one.failed, now)}` : "as it should be"];
   const rows = [...schedules.map(row("backup")), ...artifacts.map(row("artifact"))];
+  if (drill) rows.push(["drill", drill.last ? `${moment(drill.last)} (${ago(drill.last, now)})` : "none passed", moment(drill.next), drill.overdue ? "OVERDUE" : drill.failed ? "THE LAST ONE FAILED" : "as it should be"]);
   $("schedules").replaceChildren(rows.length ? table(["What", "Last", "Next", "How it is"], rows) : element("p", { class: "soft" }, "Nothing is done by schedule."));
 }
 
