@@ -351,7 +351,7 @@ fn older_ones_are_let_go_and_the_newest_never() {
     for _ in 0..2 {
         ids.push(story.walkeep.ok(&["artifact", "run", "it", "--json"]).json()[0]["id"].as_str().unwrap().to_owned());
     }
-    configure(&mut story.walkeep, &table("keep_last = 0"));
+    configure(&mut story.walkeep, &table("keep_last = 1"));
     let refused = story.walkeep.run(&["expire", "--yes"]).expect_code(3);
     assert!(refused.stderr.contains("3 of 4 artifacts called it"), "{}", refused.stderr);
     story.walkeep.ok(&["expire", "--yes", "--allow", "3"]);
