@@ -17,6 +17,7 @@ use walkeep_core::plan::RestorePlan;
 
 use super::failure::{Exit, Failure};
 use super::restore::{in_use, restore_command};
+use super::scratch::Shown;
 use super::target::TargetArgs;
 use super::trail::Told;
 use super::{Global, output, scratch, setup};
@@ -97,7 +98,7 @@ pub async fn run(global: &Global, args: DrillArgs, told: &Told<'_>) -> Result<()
     let repository = Arc::new(setup::what_is_left(&config.cluster, &stop).await?);
     let deadline = args.deadline.map_or(config.cluster.drill.deadline, Into::into);
     let (mut place, cancel) = (None, stop.child_token());
-    let shown = show::Shown::new(!args.json);
+    let shown = Shown::new(!args.json);
     let job = Job { args: &args, config: &config, repository: &repository, asked: &asked, shown: &shown, told, cancel: &cancel };
     let ended = tokio::select! {
         ended = job.carry_out(&mut drill, &mut place) => ended,
@@ -185,7 +186,7 @@ struct Job<'j> {
     config: &'j Config,
     repository: &'j Arc<ClusterRepository>,
     asked: &'j Asked,
-    shown: &'j show::Shown,
+    shown: &'j Shown,
     told: &'j Told<'j>,
     cancel: &'j CancellationToken,
 }
@@ -208,7 +209,7 @@ impl Job<'_> {
         for path in removed {
             output::tell!("removed {}, which was left by one that was killed", path.display());
         }
-        let watch = |told: crate::drill::Told<'_>| self.shown.told(&told);
+        let watch = |told: crate::drill::Told<'_>| show::told(self.shown, &told);
         drill.carry_out(self.repository, &plan, &options, place, &watch, self.cancel).await.map_err(failure)
     }
 

@@ -14,6 +14,7 @@ use walkeep_core::plan::RestorePlan;
 
 use super::failure::Failure;
 use super::restore::restore_command;
+use super::scratch::Shown;
 use super::target::TargetArgs;
 use super::trail::Told;
 use super::{Global, ask, output, plan, scratch, setup};
@@ -149,14 +150,14 @@ pub async fn run(global: &Global, args: ExtractArgs, told: &Told<'_>) -> Result<
     let planned_in = began.elapsed().as_secs_f64();
     let options = args.options(&config, &plan, wanted, output)?;
     // Standard output is for the rows, or for JSON.
-    let shown = show::Shown::new(!args.json && !matches!(options.output, Output::Stdout));
+    let shown = Shown::new(!args.json && !matches!(options.output, Output::Stdout));
     shown.plan(&plan);
     let parent = scratch::parent(args.scratch.as_deref(), &config, &plan);
     let (place, removed) = Place::make(&parent, &format!("walkeep extract of cluster {}", config.cluster.name))?;
     for path in removed {
         output::tell!("removed {}, which an extract that was killed had left", path.display());
     }
-    let watch = |told: extract::Told<'_>| shown.told(&told);
+    let watch = |told: extract::Told<'_>| show::told(&shown, &told);
     let extracted = tokio::select! {
         done = extract::extract(repository, &plan, &options, target.as_ref(), &place, &watch, &stop) => done,
         () = stop.cancelled() => Err(anyhow!("cancelled")),
@@ -174,7 +175,7 @@ pub async fn run(global: &Global, args: ExtractArgs, told: &Told<'_>) -> Result<
     finish(&args, &shown, &plan, &report, began)
 }
 
-fn finish(args: &ExtractArgs, shown: &show::Shown, plan: &RestorePlan, report: &Report, began: Instant) -> Result<(), Failure> {
+fn finish(args: &ExtractArgs, shown: &Shown, plan: &RestorePlan, report: &Report, began: Instant) -> Result<(), Failure> {
     let seconds = began.elapsed().as_secs_f64();
     if args.into.as_ref().is_some_and(|text| without_password(text, &[]).is_ok_and(|(_, password)| password.is_some())) {
         output::tell!(
@@ -184,7 +185,7 @@ fn finish(args: &ExtractArgs, shown: &show::Shown, plan: &RestorePlan, report: &
     if args.json {
         output::json(&show::Json::new(plan, report, seconds))?;
     } else {
-        shown.report(report, seconds);
+        show::report(shown, report, seconds);
     }
     Ok(())
 }

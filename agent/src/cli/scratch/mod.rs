@@ -1,6 +1,7 @@
 //! What commands share that start a throw-away server: under which account, in which folder, with which programs.
 
 mod account;
+mod shown;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use crate::config::Config;
 use crate::restore;
 use crate::scratch_server::NotFound;
 pub use account::go_on_as_server_account;
+pub use shown::Shown;
 
 /// Where the scratch folder is made: where it was said, else beside the spool, where the agent may write too, or among the system's temporary files;
 /// the first with room for the whole backup, or the one with the most room.
