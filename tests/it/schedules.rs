@@ -23,7 +23,8 @@ pub fn soon(walkeep: &mut Walkeep) -> Option<i64> {
         return None;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed();
-    let by = 60 - LEAD_S - now.rem_euclid(60);
+    // Ahead of the server's clock, never behind it: what a backup says of the server's time must not lie in the agent's future.
+    let by = (60 - LEAD_S - now).rem_euclid(60);
     shift(walkeep, Some(&format!("{by:+}")));
     Some((now + by + LEAD_S).rem_euclid(86_400) / 60)
 }
