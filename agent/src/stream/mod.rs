@@ -5,6 +5,7 @@
 //! skips anything silently: WAL that the server no longer has is recorded as a gap before the stream goes on behind it, and so is a place behind which
 //! the server's WAL is another history's ([`seam`]).
 
+mod alike;
 pub mod alone;
 mod behind;
 mod ends;
@@ -150,6 +151,10 @@ impl Streamer {
             failures = if began.elapsed() > STABLE { 1 } else { failures + 1 };
             let wait = RECONNECT.wait(failures);
             let text = format!("{error:#}");
+            if stop.is_cancelled() {
+                tracing::info!(error = text, "the stream ended, and the agent stops");
+                break;
+            }
             tracing::error!(error = text, wait_ms = wait.as_millis() as u64, hint = hint(&error), "the stream ended; beginning again");
             if let Some(reason) = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>()?.refusal()) {
                 self.recorder.refused(reason, Deed::refused(Kind::STREAM).saying(&text));
@@ -197,7 +202,7 @@ impl Streamer {
             let identity = connection.identify_system().await?;
             let mut decided = None;
             if reached {
-                decided = self.unless_alone(alone.is_some(), self.decide(&mut connection, &identity)).await?;
+                decided = self.unless_alone(alone.is_some(), self.decide(&mut connection, &identity, stop)).await?;
                 if decided.is_none() {
                     // A question to the server may have been cut off.
                     connection = self.connect().await?;
@@ -331,7 +336,13 @@ impl Streamer {
     }
 
     /// Where to begin, by what the repository and the server have.
-    async fn decide(&self, connection: &mut ReplicationConnection, identity: &Identity) -> Result<(TimelineHistory, Start)> {
+    async fn decide(
+        &self,
+        connection: &mut ReplicationConnection,
+        identity: &Identity,
+        stop: &CancellationToken,
+    ) -> Result<(TimelineHistory, Start)> {
+        self.wait_until_alike(stop).await;
         let history = self.store_histories(connection, identity.timeline).await?;
         let start = self.position(connection, identity, &history).await?;
         Ok((history, start))

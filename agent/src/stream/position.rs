@@ -11,7 +11,6 @@ use walkeep_core::layout::GapName;
 use walkeep_core::parts::{Link, longest_chain};
 use walkeep_core::resume::{self, Position};
 use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
-use walkeep_store::ErrorKind;
 
 use super::Streamer;
 use super::lease::Writing;
@@ -157,13 +156,7 @@ impl Streamer {
             }
             frontier = behind;
         }
-        // What only the primary has would be taken for stored.
-        if self.repository.repository().store().several().is_some_and(|several| several.counts_too_early()) {
-            let waits = walkeep_store::Error::at(ErrorKind::Transient, "begin to stream into", self.repository.repository().url());
-            return Err(
-                Error::Store(waits.because("acknowledge_rule is \"all\", and they have not been found to have the same yet")).into()
-            );
-        }
+        self.refuse_unlike()?;
         let size = self.repository.identity().segment_size;
         self.repository.refuse_let_go(size.segment_of(frontier.lsn).name(frontier.timeline, size)).await?;
         let start = self.back_to_prove(frontier, slot, host, server).await?;
