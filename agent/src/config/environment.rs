@@ -2,8 +2,10 @@
 //!
 //! A key of the chosen cluster is `WALKEEP_<KEY>` (`WALKEEP_SPOOL`, `WALKEEP_UPLOAD_INTERVAL`), one of its repository
 //! `WALKEEP_REPOSITORY_<KEY>` (`WALKEEP_REPOSITORY_URL`, of the second one `WALKEEP_REPOSITORY_2_URL`), one of its first schedule `WALKEEP_BACKUP_<KEY>` (`WALKEEP_BACKUP_SCHEDULE`), of its retention
-//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), of what it verifies `WALKEEP_VERIFY_<KEY>`, the others `WALKEEP_LISTEN_<KEY>`,
-//! `WALKEEP_LOG_FORMAT`, `WALKEEP_LOG_LEVEL`, and of messages `WALKEEP_NOTIFY_<KEY>` and `WALKEEP_NOTIFY_EMAIL_<KEY>`.
+//! `WALKEEP_RETENTION_<KEY>` (`WALKEEP_RETENTION_WINDOW`), of its encryption `WALKEEP_ENCRYPTION_<KEY>` (`WALKEEP_ENCRYPTION_IDENTITY`), of what it verifies `WALKEEP_VERIFY_<KEY>`, of its drills `WALKEEP_DRILL_<KEY>`, the others
+//! `WALKEEP_LISTEN_<KEY>`, `WALKEEP_LOG_<KEY>`, `WALKEEP_METRICS_<KEY>`, and of messages `WALKEEP_NOTIFY_<KEY>` and `WALKEEP_NOTIFY_EMAIL_<KEY>`.
+
+use std::collections::HashSet;
 
 use anyhow::{Context, Result, bail};
 use toml::Value;
@@ -106,8 +108,68 @@ const NOTIFY: [(&str, Kind); 10] = [
 const EMAIL: [(&str, Kind); 6] =
     [("server", Text), ("user", Text), ("password", Text), ("password_file", Text), ("from", Text), ("to", Text)];
 
+const DRILL: [(&str, Kind); 12] = [
+    ("schedule", Text),
+    ("timezone", Text),
+    ("jitter", Text),
+    ("catch_up", Boolean),
+    ("target", Text),
+    ("deadline", Text),
+    ("scratch", Text),
+    ("bin_dir", Text),
+    ("amcheck", Text),
+    ("checksums", Text),
+    ("sample", Text),
+    ("sample_limit", Text),
+];
+
+const LISTEN: [(&str, Kind); 4] = [("http", Text), ("page", Boolean), ("token", Text), ("token_file", Text)];
+
+const LOG: [(&str, Kind); 2] = [("format", Text), ("level", Text)];
+
+const METRICS: [(&str, Kind); 3] = [("textfile", Text), ("pushgateway", Text), ("backup_names", Boolean)];
+
+/// Where the keys of a section are.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In this table of the file.
+    File(&'static [&'static str]),
+    /// In this table of the chosen cluster.
+    Cluster(&'static [&'static str]),
+    /// In the table of this number, counted from 0, in this list of the chosen cluster.
+    Listed(&'static str, usize),
+}
+
+/// Keys that are given alike.
+struct Section {
+    /// Between `WALKEEP_` and the key.
+    prefix: String,
+    place: Place,
+    keys: &'static [(&'static str, Kind)],
+}
+
+/// All of them.
+fn sections() -> Vec<Section> {
+    let section = |prefix: &str, place, keys| Section { prefix: prefix.to_owned(), place, keys };
+    let mut sections = vec![
+        section("LISTEN_", Place::File(&["listen"]), &LISTEN),
+        section("LOG_", Place::File(&["log"]), &LOG),
+        section("METRICS_", Place::File(&["metrics"]), &METRICS),
+        section("NOTIFY_", Place::File(&["notify"]), &NOTIFY),
+        section("NOTIFY_EMAIL_", Place::File(&["notify", "email"]), &EMAIL),
+        section("", Place::Cluster(&[]), &CLUSTER),
+        section("ENCRYPTION_", Place::Cluster(&["encryption"]), &ENCRYPTION),
+        section(OF_BACKUP, Place::Listed("backup", 0), &BACKUP),
+        section("RETENTION_", Place::Cluster(&["retention"]), &RETENTION),
+        section("VERIFY_", Place::Cluster(&["verify"]), &VERIFY),
+        section("DRILL_", Place::Cluster(&["drill"]), &DRILL),
+    ];
+    sections.extend((0..REPOSITORIES).map(|index| section(&of_repository(index), Place::Listed("repository", index), &REPOSITORY)));
+    sections
+}
+
 /// What else Walkeep's programs read.
-const OTHERS: [&str; 13] = [
+const OTHERS: [&str; 8] = [
     "WALKEEP_CONFIG",
     "WALKEEP_CLUSTER",
     "WALKEEP_SOCKET",
@@ -115,20 +177,27 @@ const OTHERS: [&str; 13] = [
     "WALKEEP_PG_BIN",
     "WALKEEP_ARCHIVE_TIMEOUT",
     "WALKEEP_RESTORE_TIMEOUT",
-    "WALKEEP_LISTEN_HTTP",
-    "WALKEEP_LISTEN_PAGE",
-    "WALKEEP_LISTEN_TOKEN",
-    "WALKEEP_LISTEN_TOKEN_FILE",
-    "WALKEEP_LOG_FORMAT",
-    "WALKEEP_LOG_LEVEL",
+    "WALKEEP_TRACEABLE",
 ];
+
+/// What Walkeep gives to the commands that it runs: one of them may run Walkeep.
+const GIVEN: [&str; 8] =
+    ["WALKEEP_RUN", "WALKEEP_EVENT", "WALKEEP_SEVERITY", "WALKEEP_NAME", "WALKEEP_HOST", "WALKEEP_SUBJECT", "WALKEEP_TEXT", "WALKEEP_JSON"];
 
 /// So many repositories can be given by environment.
 const REPOSITORIES: usize = 9;
 
+/// Before a schedule's keys.
+const OF_BACKUP: &str = "BACKUP_";
+
 /// The variable of a key of repository number `index`, the first being 0.
 pub fn variable_of_repository(index: usize, key: &str) -> String {
-    format!("WALKEEP_{}{}", of_repository(index), key.to_uppercase())
+    variable(&of_repository(index), key)
+}
+
+/// The variable of a schedule's key.
+pub fn variable_of_backup(key: &str) -> String {
+    variable(OF_BACKUP, key)
 }
 
 fn of_repository(index: usize) -> String {
@@ -138,29 +207,16 @@ fn of_repository(index: usize) -> String {
     }
 }
 
-/// The variable of a schedule's key.
-pub fn variable_of_backup(key: &str) -> String {
-    format!("WALKEEP_BACKUP_{}", key.to_uppercase())
-}
-
-fn variable_of_retention(key: &str) -> String {
-    format!("WALKEEP_RETENTION_{}", key.to_uppercase())
+fn variable(prefix: &str, key: &str) -> String {
+    format!("WALKEEP_{prefix}{}", key.to_uppercase())
 }
 
 /// A warning for each variable that looks like one of ours and is none. Not an error: Kubernetes sets `WALKEEP_PORT` and others of the
 /// kind in every container beside a service that is called so.
 pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
-    let known = |name: &str| {
-        OTHERS.contains(&name)
-            || CLUSTER.iter().any(|(key, _)| name == format!("WALKEEP_{}", key.to_uppercase()))
-            || REPOSITORY.iter().any(|(key, _)| (0..REPOSITORIES).any(|index| name == variable_of_repository(index, key)))
-            || BACKUP.iter().any(|(key, _)| name == variable_of_backup(key))
-            || VERIFY.iter().any(|(key, _)| name == format!("WALKEEP_VERIFY_{}", key.to_uppercase()))
-            || NOTIFY.iter().any(|(key, _)| name == format!("WALKEEP_NOTIFY_{}", key.to_uppercase()))
-            || EMAIL.iter().any(|(key, _)| name == format!("WALKEEP_NOTIFY_EMAIL_{}", key.to_uppercase()))
-            || RETENTION.iter().any(|(key, _)| name == variable_of_retention(key))
-            || ENCRYPTION.iter().any(|(key, _)| name == format!("WALKEEP_ENCRYPTION_{}", key.to_uppercase()))
-    };
+    let of_section = |section: &Section| section.keys.iter().map(|(key, _)| variable(&section.prefix, key)).collect::<Vec<_>>();
+    let keys: HashSet<String> = sections().iter().flat_map(of_section).collect();
+    let known = |name: &str| OTHERS.contains(&name) || GIVEN.contains(&name) || keys.contains(name);
     let mut unknown: Vec<_> = names.filter(|name| name.starts_with("WALKEEP_") && !known(name)).collect();
     unknown.sort_unstable();
     unknown.iter().map(|name| format!("{name} is set in the environment and means nothing to Walkeep: is it misspelt?")).collect()
@@ -168,66 +224,27 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
 
 /// Lays the environment over `table`.
 pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
-    let given = |prefix: &str, (key, kind): (&str, Kind)| -> Result<Option<Value>> {
-        let variable = format!("WALKEEP_{prefix}{}", key.to_uppercase());
-        env(&variable).map(|text| value(&text, kind).with_context(|| format!("read {variable}"))).transpose()
-    };
-    let of_all = [
-        ("listen", "http", Text),
-        ("listen", "page", Boolean),
-        ("listen", "token", Text),
-        ("listen", "token_file", Text),
-        ("log", "format", Text),
-        ("log", "level", Text),
-        ("metrics", "textfile", Text),
-        ("metrics", "pushgateway", Text),
-    ];
-    for (section, key, kind) in of_all {
-        if let Some(value) = given(&format!("{}_", section.to_uppercase()), (key, kind))? {
-            child(table, section)?.insert(key.into(), value);
-        }
-    }
-    for (key, kind) in NOTIFY {
-        if let Some(value) = given("NOTIFY_", (key, kind))? {
-            child(table, "notify")?.insert(key.into(), value);
-        }
-    }
-    for (key, kind) in EMAIL {
-        if let Some(value) = given("NOTIFY_EMAIL_", (key, kind))? {
-            child(child(table, "notify")?, "email")?.insert(key.into(), value);
-        }
-    }
-    for (key, kind) in CLUSTER {
-        if let Some(value) = given("", (key, kind))? {
-            child(child(table, "cluster")?, cluster.as_str())?.insert(key.into(), value);
-        }
-    }
-    for (index, (key, kind)) in (0..REPOSITORIES).flat_map(|index| REPOSITORY.map(|key| (index, key))) {
-        if let Some(value) = given(&of_repository(index), (key, kind))? {
-            number_of(child(child(table, "cluster")?, cluster.as_str())?, "repository", index)?.insert(key.into(), value);
-        }
-    }
-    for (key, kind) in ENCRYPTION {
-        if let Some(value) = given("ENCRYPTION_", (key, kind))? {
-            child(child(child(table, "cluster")?, cluster.as_str())?, "encryption")?.insert(key.into(), value);
-        }
-    }
-    for (key, kind) in BACKUP {
-        if let Some(value) = given("BACKUP_", (key, kind))? {
-            first_of(child(child(table, "cluster")?, cluster.as_str())?, "backup")?.insert(key.into(), value);
-        }
-    }
-    for (key, kind) in VERIFY {
-        if let Some(value) = given("VERIFY_", (key, kind))? {
-            child(child(child(table, "cluster")?, cluster.as_str())?, "verify")?.insert(key.into(), value);
-        }
-    }
-    for (key, kind) in RETENTION {
-        if let Some(value) = given("RETENTION_", (key, kind))? {
-            child(child(child(table, "cluster")?, cluster.as_str())?, "retention")?.insert(key.into(), value);
+    for Section { prefix, place, keys } in sections() {
+        for (key, kind) in keys {
+            let variable = variable(&prefix, key);
+            let Some(text) = env(&variable) else { continue };
+            let value = value(&text, *kind).with_context(|| format!("read {variable}"))?;
+            place.of(table, cluster)?.insert((*key).into(), value);
         }
     }
     Ok(())
+}
+
+impl Place {
+    /// The table, made if it is not there.
+    fn of<'a>(self, table: &'a mut toml::Table, cluster: &ClusterName) -> Result<&'a mut toml::Table> {
+        let (within, path) = match self {
+            Self::File(path) => (table, path),
+            Self::Cluster(path) => (child(child(table, "cluster")?, cluster.as_str())?, path),
+            Self::Listed(name, index) => return number_of(child(child(table, "cluster")?, cluster.as_str())?, name, index),
+        };
+        path.iter().try_fold(within, |table, name| child(table, name))
+    }
 }
 
 fn value(text: &str, kind: Kind) -> Result<Value> {
@@ -245,10 +262,6 @@ fn value(text: &str, kind: Kind) -> Result<Value> {
 fn child<'a>(table: &'a mut toml::Table, key: &str) -> Result<&'a mut toml::Table> {
     let entry = table.entry(key).or_insert_with(|| Value::Table(toml::Table::new()));
     entry.as_table_mut().with_context(|| format!("{key} is not a table"))
-}
-
-fn first_of<'a>(cluster: &'a mut toml::Table, name: &str) -> Result<&'a mut toml::Table> {
-    number_of(cluster, name, 0)
 }
 
 /// The table of this number, made if it is the next one.

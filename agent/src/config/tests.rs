@@ -246,6 +246,37 @@ fn variables_that_mean_nothing_are_told() {
     assert!(told[0].starts_with("WALKEEP_SPOL is set") && told[1].starts_with("WALKEEP_URL is set"), "{told:?}");
 }
 
+/// A variable of whose effect somebody was told must not be called meaningless.
+#[test]
+fn variables_that_are_documented_mean_something() {
+    for text in [include_str!("../../../README.md"), include_str!("../../../packaging/walkeep.example.toml")] {
+        let of_name = |character: char| character.is_ascii_uppercase() || character.is_ascii_digit() || character == '_';
+        let names = text.match_indices("WALKEEP_").map(|(at, _)| &text[at..]);
+        let names = names.map(|rest| rest.split(|character| !of_name(character)).next().unwrap().to_owned());
+        // Of a whole section, and those that only the tests of the project read. A name that misses is one of an example of what is told.
+        let names: Vec<String> =
+            names.filter(|name| !name.ends_with('_') && !name.starts_with("WALKEEP_TEST_") && name != "WALKEEP_PORT").collect();
+        assert!(names.len() > 5, "{names:?}");
+        assert_eq!(environment::unknown(names.into_iter()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_drill_and_metrics_are_configured_by_environment() {
+    let environment = [
+        ("WALKEEP_DRILL_SCHEDULE", "0 5 * * 0"),
+        ("WALKEEP_DRILL_TARGET", "random"),
+        ("WALKEEP_METRICS_TEXTFILE", "/var/lib/prometheus"),
+        ("WALKEEP_METRICS_BACKUP_NAMES", "on"),
+    ];
+    let config = load(SMALL, &environment).unwrap();
+    assert!(config.cluster.drill.schedule.is_some());
+    assert_eq!(config.cluster.drill.point, DrillPoint::Random);
+    assert_eq!(config.metrics.textfile.as_deref(), Some(Path::new("/var/lib/prometheus")));
+    assert!(config.metrics.backup_names);
+    assert_eq!(environment::unknown(environment.iter().map(|(name, _)| (*name).to_owned())), Vec::<String>::new());
+}
+
 #[test]
 fn several_clusters_need_a_choice() {
     let message = refusal(&format!("{SMALL}[cluster.other]\n"), &[]);
