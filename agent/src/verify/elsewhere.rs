@@ -83,7 +83,7 @@ impl Copies {
 impl Everywhere {
     /// What the others have of that which is wrong in the repository of this number.
     pub async fn copies(&self, number: usize, finding: &Finding) -> Result<Copies> {
-        let Some(own) = self.seen.iter().find(|seen| seen.number == number) else { return Ok(Copies::default()) };
+        let Some(own) = self.at(number) else { return Ok(Copies::default()) };
         let others: Vec<&SeenPlace> = self.seen.iter().filter(|seen| seen.number != number).collect();
         if let Some(stretch) = finding.stretch {
             return of_wal(&own.catalog, &others, stretch).await;
@@ -128,7 +128,7 @@ impl Everywhere {
 
     async fn first_whole(&self, wanted: &Wanted) -> Option<usize> {
         for (number, _) in &wanted.at {
-            let Some(seen) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
+            let Some(seen) = self.at(*number) else { continue };
             match seen.repository.whole_object(&wanted.name).await {
                 Ok(Some(_)) => return Some(*number),
                 Ok(None) => {}

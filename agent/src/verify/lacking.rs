@@ -78,7 +78,7 @@ impl Everywhere {
         }
         let mut still = Vec::new();
         for (number, finding) in lacking {
-            let Some(own) = self.seen.iter().find(|seen| seen.number == number) else { continue };
+            let Some(own) = self.at(number) else { continue };
             let lacks = match finding.stretch {
                 Some(stretch) => lacks_wal(own, stretch, &let_go).await?,
                 None => !is_let_go(own, &finding.key, &let_go) && !is_there(own, &finding.key).await?,

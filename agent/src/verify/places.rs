@@ -107,7 +107,7 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
     let everywhere = Everywhere { seen };
     let lacking = everywhere.lacking(wish).await?;
     let overall = everywhere.judge(wish, reports, &lacking, of_each, began, clock).await?;
-    for place in places.iter_mut().filter(|place| everywhere.seen.iter().any(|seen| seen.number == place.number)) {
+    for place in places.iter_mut().filter(|place| everywhere.at(place.number).is_some()) {
         let elsewhere = overall.findings.iter().filter(|found| found.repository == place.number && !found.whole_in.is_empty());
         let keys = elsewhere.map(|found| found.finding.key.clone()).collect();
         // What is on its way is not damaged.
@@ -166,9 +166,14 @@ fn not_looked_at(number: usize, url: String, began: Instant, error: &Error) -> O
 }
 
 impl Everywhere {
+    /// The repository of this number, if it could be looked at.
+    pub(super) fn at(&self, number: usize) -> Option<&SeenPlace> {
+        self.seen.iter().find(|seen| seen.number == number)
+    }
+
     /// Whether it is missing only because the repository is behind since then. Of what a repair took away nothing is on its way.
     fn is_on_its_way(&self, found: &Found, copies: &Copies, since: Option<std::time::SystemTime>) -> bool {
-        let is_taken = || self.seen.iter().any(|seen| seen.number == found.repository && seen.mending.contains(&found.finding.key));
+        let is_taken = || self.at(found.repository).is_some_and(|seen| seen.mending.contains(&found.finding.key));
         since.is_some_and(|since| found.finding.kind == Kind::Missing && copies.were_put_behind(since)) && !is_taken()
     }
 
@@ -223,7 +228,7 @@ impl Everywhere {
             }
         }
         for (number, finding) in lacking {
-            let Some(own) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
+            let Some(own) = self.at(*number) else { continue };
             let url = own.repository.repository().url();
             let since = (wish.behind)(&url);
             let copies = self.copies(*number, finding).await?;
@@ -240,7 +245,7 @@ impl Everywhere {
             }
             findings.push(found);
         }
-        let looked_at = |one: &&mut OfOne| self.seen.iter().any(|seen| seen.number == one.number);
+        let looked_at = |one: &&mut OfOne| self.at(one.number).is_some();
         for one in repositories.iter_mut().filter(looked_at) {
             let wrong = findings.iter().filter(|found| found.repository == one.number && found.finding.severity > Severity::Note).count();
             one.damaged = wrong as u64 + more_in.get(&one.number).copied().unwrap_or_default();

@@ -314,7 +314,7 @@ impl Everywhere {
     ) -> (Option<bytes::Bytes>, String) {
         let mut reasons = Vec::new();
         for (number, _) in &wanted.at {
-            let Some(seen) = self.seen.iter().find(|seen| seen.number == *number) else { continue };
+            let Some(seen) = self.at(*number) else { continue };
             match seen.repository.whole_object(&wanted.name).await {
                 Ok(Some(good)) => match doubt_about(&wanted.name, &seen.repository, target, lying, &good).await {
                     Ok(None) => return (Some(good), String::new()),
@@ -330,10 +330,6 @@ impl Everywhere {
             }
         }
         (None, reasons.join("; "))
-    }
-
-    fn at(&self, number: usize) -> Option<&SeenPlace> {
-        self.seen.iter().find(|seen| seen.number == number)
     }
 
     fn key(&self, name: &ObjectName) -> String {
