@@ -34,7 +34,7 @@ for page in README.md CHANGELOG.md ARCHITECTURE.md packaging/runbook.md packagin
 put 755 packaging/by-hand.py "$doc/by-hand.py"
 put 644 LICENSE "$doc/copyright"
 put 644 packaging/walkeep.example.toml "$doc/examples/walkeep.toml"
-for kind in iam lifecycle prometheus; do
+for kind in iam lifecycle prometheus grafana; do
   for file in packaging/"$kind"/*; do put 644 "$file" "$doc/examples/$kind/${file##*/}"; done
 done
 for unit in walkeep.service walkeep@.service; do
