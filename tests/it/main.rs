@@ -15,6 +15,7 @@ mod certificates;
 mod clocks;
 mod closed;
 mod conflicts;
+mod dashboard;
 mod decoder;
 mod delta;
 mod disk_faults;
