@@ -58,6 +58,7 @@ mod runs;
 mod same_moment;
 mod schedules;
 mod several;
+mod sizing;
 mod standbys;
 mod store_faults;
 mod story;
