@@ -11,6 +11,7 @@ mod notify;
 mod repositories;
 mod requests;
 mod signs;
+mod stored;
 mod verify;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ pub use host::{Disk, HostMetrics};
 pub use notify::NotifyMetrics;
 pub use repositories::RepositoryMetrics;
 use requests::RequestMetrics;
+pub use stored::StoredMetrics;
 pub use verify::VerifyMetrics;
 use walkeep_core::backup::BackupRecord;
 use walkeep_store::{ErrorKind, Observer, Operation};
@@ -133,6 +135,8 @@ pub struct Metrics {
     pub drills: DrillMetrics,
     /// Of what the agent verifies.
     pub verify: VerifyMetrics,
+    /// Of what is stored.
+    pub stored: StoredMetrics,
     /// Of each of several repositories.
     pub repositories: RepositoryMetrics,
     /// Of what is told to people.
@@ -205,6 +209,7 @@ impl Metrics {
             artifacts: ArtifactMetrics::new(&maker)?,
             drills: DrillMetrics::new(&maker)?,
             verify: VerifyMetrics::new(&maker)?,
+            stored: StoredMetrics::new(&maker)?,
             repositories: RepositoryMetrics::new(&maker)?,
             notify: NotifyMetrics::new(&maker)?,
             registry: registry.clone(),

@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::picture::PictureArgs;
 use super::schedules::{self, ScheduleReport};
 use super::slot::{self, SlotReport};
+use super::stored::Stored;
 use super::verify::Verified;
 use super::{Global, output, setup};
 use crate::backup::lock::BackupLock;
@@ -72,6 +73,8 @@ struct Status {
     slot: Option<SlotReport>,
     /// What was verified from this host, and when.
     verified: Option<Verified>,
+    /// How much is stored, as it was counted then.
+    stored: Vec<Stored>,
     #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<Picture>,
 }
@@ -113,6 +116,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
         verified: Verified::of(&config.cluster, &Arc::new(repository.clone())),
+        stored: Stored::of(&config.cluster, &Arc::new(repository.clone())),
         picture: args.picture.for_json(&picture),
     };
     if args.json {
@@ -126,6 +130,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     }
     if let Some(verified) = &status.verified {
         verified.print();
+    }
+    for stored in &status.stored {
+        output::say!("stored      {}", stored.words(status.stored.len() > 1, chrono::Utc::now()));
     }
     output::say!("agent       {} on {}", status.agent, config.cluster.socket.display());
     if let Some(slot) = &status.slot {

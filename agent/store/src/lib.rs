@@ -61,6 +61,8 @@ pub struct Listed {
     pub modified: SystemTime,
     /// The class by which it may be archived; [`Store::readiness`] tells whether it can be read.
     pub class: Option<ArchiveClass>,
+    /// The class in which it is kept, and by which it is paid for, where the store has such.
+    pub storage_class: Option<&'static str>,
 }
 
 /// What to list.
