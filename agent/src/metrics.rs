@@ -8,6 +8,7 @@ mod backups;
 mod drills;
 mod host;
 mod notify;
+mod outside;
 mod repositories;
 mod requests;
 mod signs;
@@ -24,6 +25,7 @@ pub use backups::BackupMetrics;
 pub use drills::DrillMetrics;
 pub use host::{Disk, HostMetrics};
 pub use notify::NotifyMetrics;
+pub use outside::{Other, OutsideMetrics};
 pub use repositories::RepositoryMetrics;
 use requests::RequestMetrics;
 pub use stored::StoredMetrics;
@@ -139,6 +141,8 @@ pub struct Metrics {
     pub stored: StoredMetrics,
     /// Of each of several repositories.
     pub repositories: RepositoryMetrics,
+    /// Of the servers that are talked to.
+    pub outside: OutsideMetrics,
     /// Of what is told to people.
     pub notify: NotifyMetrics,
 }
@@ -211,6 +215,7 @@ impl Metrics {
             verify: VerifyMetrics::new(&maker)?,
             stored: StoredMetrics::new(&maker)?,
             repositories: RepositoryMetrics::new(&maker)?,
+            outside: OutsideMetrics::new(&maker)?,
             notify: NotifyMetrics::new(&maker)?,
             registry: registry.clone(),
         };

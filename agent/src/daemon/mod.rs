@@ -9,6 +9,7 @@ mod backups;
 mod drills;
 mod handler;
 mod names;
+mod outside;
 mod samples;
 mod verify;
 mod watch;
@@ -327,6 +328,7 @@ async fn bring_up(
                 progress.clone(),
                 stop.clone(),
             ));
+            tasks.spawn(outside::run(repository.clone(), metrics.clone(), stop.clone()));
             let verifying = verify::run(config.cluster.clone(), repository.clone(), metrics.clone(), progress.clone(), stop.clone());
             tasks.spawn(supervise("verify", verifying, crashed.clone(), stop.clone()));
             // Whoever sees new relations may ask for a snapshot by a clone of this.
