@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod backups;
+mod common_names;
 mod drills;
 mod host;
 mod notify;
@@ -22,6 +23,7 @@ use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVe
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
+use common_names::CommonNames;
 pub use drills::DrillMetrics;
 pub use host::{Disk, HostMetrics};
 pub use notify::NotifyMetrics;
@@ -145,6 +147,7 @@ pub struct Metrics {
     pub outside: OutsideMetrics,
     /// Of what is told to people.
     pub notify: NotifyMetrics,
+    common_names: CommonNames,
 }
 
 /// Whether something was looked at since this process began.
@@ -217,6 +220,7 @@ impl Metrics {
             repositories: RepositoryMetrics::new(&maker)?,
             outside: OutsideMetrics::new(&maker)?,
             notify: NotifyMetrics::new(&maker)?,
+            common_names: CommonNames::default(),
             registry: registry.clone(),
         };
         metrics.begin_at_zero();
@@ -361,6 +365,7 @@ impl Metrics {
         self.slot_given_up.set(i64::from(progress.slot() != SlotHold::Held));
         self.commits_wait.set(i64::from(progress.commits_wait()));
         self.repositories.refresh();
+        self.refresh_common_names();
     }
 }
 

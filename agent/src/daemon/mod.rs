@@ -78,6 +78,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<()> {
     let metrics = Arc::new(Metrics::new()?);
+    if config.metrics.backup_names {
+        metrics.offer_common_names()?;
+    }
     let progress = Arc::new(Progress::default());
     let listener = Listener::bind(socket).context("open the agent's socket")?;
     let http = match (role, config.listen.http) {
