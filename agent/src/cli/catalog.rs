@@ -8,6 +8,7 @@ use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, GapReport, TimelineReport};
 use walkeep_core::picture::Picture;
 
+use super::drill::LastDrill;
 use super::failure::Failure;
 use super::picture::PictureArgs;
 use super::schedules::{self, ScheduleReport};
@@ -69,6 +70,8 @@ struct Status {
     schedules: Vec<ScheduleReport>,
     /// Who takes a backup on this host now.
     backup_running: Option<String>,
+    /// What the newest drill said, whoever carried it out.
+    last_drill: Option<LastDrill>,
     agent: &'static str,
     slot: Option<SlotReport>,
     /// What was verified from this host, and when.
@@ -100,6 +103,11 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let answers = setup::agent_answers(&config.cluster).await;
     let picture = Picture::of(&catalog, None);
     let backup_running = BackupLock::holder(&config.cluster.spool);
+    let last_drill = LastDrill::of(&repository).await;
+    if let Err(error) = &last_drill {
+        output::tell!("warning: what drills said is not known: {error:#}");
+    }
+    let drills_are_known = last_drill.is_ok();
     let status = Status {
         cluster: catalog.cluster().to_string(),
         repository: config.cluster.repository.url(),
@@ -113,6 +121,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         gaps: catalog.gap_reports(),
         schedules: schedules::report(&config.cluster, catalog.backups(), identity.since, backup_running.is_some()),
         backup_running,
+        last_drill: last_drill.ok().flatten(),
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
         verified: Verified::of(&config.cluster, &Arc::new(repository.clone())),
@@ -149,6 +158,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         output::say!("            one is being taken: {holder}");
     }
     schedules::print(&status.schedules, answers);
+    if drills_are_known {
+        output::say!("drill       {}", LastDrill::words(status.last_drill.as_ref(), chrono::Utc::now()));
+    }
     for report in &status.timelines {
         print_timeline(report);
     }
