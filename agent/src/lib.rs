@@ -10,6 +10,7 @@ pub mod archive;
 pub mod artifact;
 pub mod audit;
 pub mod backup;
+pub mod certificate;
 pub mod cli;
 pub mod codec;
 pub mod config;

@@ -5,13 +5,16 @@
 
 mod artifacts;
 mod backups;
+mod common_names;
 mod drills;
 mod host;
 mod notify;
+mod outside;
 mod page;
 mod repositories;
 mod requests;
 mod signs;
+mod stored;
 mod verify;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +24,15 @@ use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, 
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
+use common_names::CommonNames;
 pub use drills::DrillMetrics;
 pub use host::{Disk, HostMetrics};
 pub use notify::NotifyMetrics;
+pub use outside::{Other, OutsideMetrics};
 pub use page::render;
 pub use repositories::RepositoryMetrics;
 use requests::RequestMetrics;
+pub use stored::StoredMetrics;
 pub use verify::VerifyMetrics;
 use walkeep_core::backup::BackupRecord;
 use walkeep_store::{ErrorKind, Observer, Operation};
@@ -135,10 +141,15 @@ pub struct Metrics {
     pub drills: DrillMetrics,
     /// Of what the agent verifies.
     pub verify: VerifyMetrics,
+    /// Of what is stored.
+    pub stored: StoredMetrics,
     /// Of each of several repositories.
     pub repositories: RepositoryMetrics,
+    /// Of the servers that are talked to.
+    pub outside: OutsideMetrics,
     /// Of what is told to people.
     pub notify: NotifyMetrics,
+    common_names: CommonNames,
 }
 
 /// Whether something was looked at since this process began.
@@ -207,8 +218,11 @@ impl Metrics {
             artifacts: ArtifactMetrics::new(&maker)?,
             drills: DrillMetrics::new(&maker)?,
             verify: VerifyMetrics::new(&maker)?,
+            stored: StoredMetrics::new(&maker)?,
             repositories: RepositoryMetrics::new(&maker)?,
+            outside: OutsideMetrics::new(&maker)?,
             notify: NotifyMetrics::new(&maker)?,
+            common_names: CommonNames::default(),
             registry: registry.clone(),
         };
         metrics.begin_at_zero();
@@ -345,6 +359,7 @@ impl Metrics {
         self.slot_given_up.set(i64::from(progress.slot() != SlotHold::Held));
         self.commits_wait.set(i64::from(progress.commits_wait()));
         self.repositories.refresh();
+        self.refresh_common_names();
     }
 }
 
@@ -398,15 +413,9 @@ mod tests {
     use tokio_util::sync::CancellationToken;
     use walkeep_store::{Fault, FaultyStore, GuardedStore, ListRequest, MemoryStore, ObservedStore, Rule, Store};
 
+    use super::page::page_of;
     use super::*;
     use crate::repository::tests::over;
-
-    /// A scrape, without the cluster's name.
-    fn page_of(metrics: &Metrics) -> String {
-        let (name, progress) = ("main".parse().unwrap(), Progress::default());
-        let text = render(std::iter::once((&name, metrics, &progress))).unwrap();
-        text.replace("{cluster=\"main\"}", "").replace("cluster=\"main\",", "")
-    }
 
     #[test]
     fn a_scrape_shows_every_metric_from_the_start() {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use walkeep::postgres::tar::Entry as TarEntry;
 use walkeep::postgres::{
     BackupError, BackupEvent, BackupOptions, BaseBackupStream, ConnectionParams, Created, Error, Event, Options, ReplicationConnection,
-    ReplicationError, Started, archiver_stats, connect_sql, is_in_recovery, settings, slot_state,
+    ReplicationError, Started, archiver_stats, connect_sql, is_in_recovery, settings, slot_state, sql,
 };
 use walkeep_core::{Lsn, SegmentSize, TimelineId};
 
@@ -128,6 +128,14 @@ async fn tls_and_channel_binding() {
     for text in &good {
         both(text).await.unwrap_or_else(|error| panic!("{text}: {error}"));
     }
+    // It was made for two days a moment ago.
+    let (client, ends) = sql::connect_sql_certified(&params(&good[0])).await.expect("let in");
+    let left = ends.expect("there is TLS") - chrono::Utc::now();
+    assert!(left > chrono::TimeDelta::hours(47) && left <= chrono::TimeDelta::hours(48), "{left}");
+    let ahead = sql::clock_ahead(&client).await.expect("it tells the time");
+    assert!(ahead.abs() < 1.0, "{ahead}");
+    let (_, ends) = sql::connect_sql_certified(&params(&good[6])).await.expect("let in");
+    assert_eq!(ends, None, "there is no TLS");
     let bad = [
         format!("{scram} host=wrong.example hostaddr=127.0.0.1 sslmode=verify-full sslrootcert={ca}"),
         format!("{scram} host=localhost hostaddr=127.0.0.1 sslmode=verify-full sslrootcert={other_ca}"),

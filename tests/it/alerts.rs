@@ -94,7 +94,7 @@ fn the_agent_has_what_they_ask_for() {
     let server = S3Server::get();
     let buckets = [server.bucket(), server.bucket()];
     let mut walkeep = Walkeep::new(&cluster, Repository::s3(server.endpoint(), &buckets[0]));
-    walkeep.repositories.push(Repository::s3(server.endpoint(), &buckets[1]));
+    walkeep.repositories.push(Repository::s3_tls(&buckets[1]));
     let every = "schedule = \"0 3 * * *\"";
     walkeep.more = format!(
         "[[cluster.main.backup]]\n{every}\n[[cluster.main.artifact]]\nname = \"it\"\ncommand = \"echo x\"\n{every}\n\
@@ -114,6 +114,20 @@ fn the_agent_has_what_they_ask_for() {
     wait_until("WAL was seen", PATIENCE, || agent.metric("walkeep_possible_loss_seconds").is_some_and(|loss| loss >= 0.0));
     for name in ["walkeep_recoverable_until_timestamp_seconds", "walkeep_disk_free_bytes{disk=\"spool\"}", "walkeep_spool_limit_bytes"] {
         assert!(agent.metric(name).is_some_and(|value| value > 0.0), "{name} in\n{}", page());
+    }
+    // Of whom there is a certificate, and whose clock that is.
+    let of = |name: &str, labels: &str| agent.metric(&format!("walkeep_{name}{{{labels}}}"));
+    let urls = buckets.each_ref().map(|bucket| format!("repository=\"s3://{}\"", bucket.name));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let ends = |url: &String| of("certificate_expiry_timestamp_seconds", &format!("of=\"repository\",{url}"));
+    wait_until("the certificate was looked at", PATIENCE, || ends(&urls[1]).is_some_and(|at| at > now + 29.0 * 86_400.0));
+    wait_until("there is none without TLS", PATIENCE, || ends(&urls[0]) == Some(0.0));
+    assert_eq!(of("certificate_expiry_timestamp_seconds", "of=\"server\",repository=\"\""), Some(0.0), "over a Unix socket there is none");
+    for url in &urls {
+        assert_eq!(of("credentials_expiry_timestamp_seconds", url), Some(0.0), "a static key has no end");
+        wait_until("its clock was seen", PATIENCE, || {
+            of("clock_offset_seconds", &format!("against=\"repository\",{url}")).is_some_and(|ahead| ahead.abs() < 5.0)
+        });
     }
     if let Some(mut check) = promtool() {
         let mut child =

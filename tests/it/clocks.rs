@@ -44,6 +44,9 @@ fn a_wrong_clock_changes_no_order() {
         wait_durable(&agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), PATIENCE);
         let lag = || agent.metric("walkeep_wal_lag_seconds").unwrap();
         wait_until("a wrong clock is no lag", PATIENCE, || lag() < 60.0);
+        let off = if by == "+2h" { 7200.0 } else { -7200.0 };
+        let against_server = || agent.metric("walkeep_clock_offset_seconds{against=\"server\",repository=\"\"}");
+        wait_until("it is seen to be wrong", PATIENCE, || against_server().is_some_and(|ahead: f64| (ahead - off).abs() < 5.0));
         let said = agent.log();
         assert_calm(&agent, &[]);
         agent.stop();

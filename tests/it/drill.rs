@@ -480,10 +480,12 @@ fn rows_are_compared_with_those_of_the_running_server() {
 fn the_agent_drills_by_the_clock() {
     let cluster = builder(VERSION).start();
     let mut walkeep = Walkeep::local(&cluster);
+    let textfile = walkeep.scratch().dir("textfile");
     let scratch = walkeep.scratch().dir("x");
     let tools = client(VERSION, "pg_amcheck").parent().unwrap().to_owned();
     let drill = format!(
-        "\n[cluster.main.drill]\nschedule = \"* * * * *\"\nscratch = \"{}\"\nbin_dir = \"{}\"\n",
+        "\n[metrics]\ntextfile = \"{}\"\nbackup_names = true\n[cluster.main.drill]\nschedule = \"* * * * *\"\nscratch = \"{}\"\nbin_dir = \"{}\"\n",
+        textfile.display(),
         scratch.display(),
         tools.display()
     );
@@ -511,12 +513,20 @@ fn the_agent_drills_by_the_clock() {
         assert!(story.agent().metric(metric).is_some_and(|value| value > 0.0), "{metric}");
     }
     assert_eq!(story.agent().metric("walkeep_drill_last_run_status"), Some(1.0));
+    assert_eq!(story.agent().metric("backup_recovery_test_last_run_status"), Some(1.0));
+    assert!(story.agent().metric("backup_recovery_test_last_success_timestamp_seconds") > Some(0.0));
+    let told = std::fs::read_to_string(textfile.join("walkeep_main_drill.prom")).unwrap();
+    assert!(told.contains("backup_recovery_test_last_run_status{cluster=\"main\",command=\"drill\"} 1\n"), "{told}");
+    let status = story.walkeep.ok(&["status"]);
+    assert!(status.stdout.lines().any(|line| line.starts_with("drill       ") && line.contains(" passed ")), "{}", status.stdout);
 
     // One that fails, and one that is under way at a stop.
     story.walkeep.more = format!("{drill}[[cluster.main.drill.check]]\nname = \"wrong\"\nquery = \"SELECT pg_sleep(3) IS NULL\"\n");
     story.walkeep.write_config();
     let failed = || story.agent().metric("walkeep_drill_last_run_status") == Some(0.0);
     wait_until("a drill that fails", Duration::from_secs(150), failed);
+    assert_eq!(story.agent().metric("backup_recovery_test_last_run_status"), Some(0.0));
+    assert_eq!(story.walkeep.ok(&["status", "--json"]).json()["last_drill"]["verdict"], "failed");
     assert!(story.agent().log().contains("the drill failed") && story.agent().log().contains("wrong"));
     wait_until("another one", Duration::from_secs(150), || !left(&scratch).is_empty());
     story.stop_agent(&["the drill failed", "the drill could not be carried out"]);

@@ -279,6 +279,21 @@ fn the_agent_says_what_is_damaged() {
     wait_until("everything was read", PATIENCE, || metric(&story, "bytes_total") > Some(0.0));
     wait_until("it is whole", PATIENCE, || metric(&story, "last_success_timestamp_seconds") > Some(0.0));
     assert_eq!(metric(&story, "damaged_objects"), Some(0.0));
+    let url = format!("file://{}", story.walkeep.local_repository().display());
+    let counted =
+        |name: &str, kind: &str| story.agent().metric(&format!("walkeep_repository_{name}{{kind=\"{kind}\",repository=\"{url}\"}}"));
+    let stored = self::objects(&story.walkeep);
+    let packs = stored.iter().filter(|(key, _)| key.contains("/packs/"));
+    let bytes: u64 = packs.clone().map(|(_, path)| path.metadata().unwrap().len()).sum();
+    assert_eq!((counted("objects", "packs"), counted("bytes", "packs")), (Some(packs.count() as f64), Some(bytes as f64)));
+    assert!(counted("objects", "wal") > Some(0.0) && counted("objects", "records") > Some(0.0));
+    let when = story.agent().metric(&format!("walkeep_repository_counted_timestamp_seconds{{repository=\"{url}\"}}"));
+    assert!(when > Some(1_700_000_000.0), "{when:?}");
+    assert!(!story.agent().metrics().contains("walkeep_repository_cost_estimate_usd{"), "nobody knows what a directory costs");
+    let told = &story.walkeep.ok(&["status", "--json"]).json()["stored"][0];
+    assert_eq!((&told["kinds"]["packs"]["bytes"], &told["estimated_usd_per_month"]), (&bytes.into(), &serde_json::Value::Null), "{told}");
+    let status = story.walkeep.ok(&["status"]);
+    assert!(status.stdout.lines().any(|line| line.starts_with("stored      ") && line.contains(" objects, ")), "{}", status.stdout);
     with_change(&pack.1, flip, || {
         wait_until("the damage is counted", PATIENCE, || metric(&story, "damaged_objects") == Some(1.0));
         let status = story.walkeep.ok(&["status"]);

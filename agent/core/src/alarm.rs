@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 pub use judge::{Judge, Judged};
 pub use kinds::{AlarmKind, Severity};
 pub use message::{Event, Message, Said};
-pub use signs::{ArtifactSigns, DrillSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
+pub use signs::{
+    ArtifactSigns, ClockSigns, DrillSigns, EndSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns,
+};
 pub use teller::{Rules, Teller};
 
 /// Something that is wrong.

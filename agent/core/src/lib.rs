@@ -38,6 +38,7 @@ pub mod partial;
 pub mod parts;
 pub mod picture;
 pub mod plan;
+pub mod price;
 pub mod recipe;
 pub mod record;
 pub mod relation_file;

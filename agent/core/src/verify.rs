@@ -11,6 +11,7 @@ mod lacking;
 mod listing;
 mod lost;
 mod sizes;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -21,3 +22,4 @@ pub use lacking::{Side, lacking};
 pub use listing::{ArtifactFolder, BackupFolder, DrillFolder, Listing};
 pub use lost::{Lost, LostWal};
 pub use sizes::possible_bytes;
+pub use tally::{Amount, Group, Tally};

@@ -9,10 +9,12 @@ use walkeep_core::catalog::{Catalog, GapReport, TimelineReport};
 use walkeep_core::picture::Picture;
 use walkeep_core::safety::{self, Safety};
 
+use super::drill::LastDrill;
 use super::failure::Failure;
 use super::picture::PictureArgs;
 use super::schedules::{self, ScheduleReport};
 use super::slot::{self, SlotReport};
+use super::stored::Stored;
 use super::verify::Verified;
 use super::{Global, fleet, output, setup};
 use crate::backup::lock::BackupLock;
@@ -75,10 +77,14 @@ struct Status {
     schedules: Vec<ScheduleReport>,
     /// Who takes a backup on this host now.
     backup_running: Option<String>,
+    /// What the newest drill said, whoever carried it out.
+    last_drill: Option<LastDrill>,
     agent: &'static str,
     slot: Option<SlotReport>,
     /// What was verified from this host, and when.
     verified: Option<Verified>,
+    /// How much is stored, as it was counted then.
+    stored: Vec<Stored>,
     #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<Picture>,
 }
@@ -113,6 +119,11 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     };
     let picture = Picture::of(&catalog, None);
     let backup_running = BackupLock::holder(&config.cluster.spool);
+    let last_drill = LastDrill::of(&repository).await;
+    if let Err(error) = &last_drill {
+        output::tell!("warning: what drills said is not known: {error:#}");
+    }
+    let drills_are_known = last_drill.is_ok();
     let status = Status {
         cluster: catalog.cluster().to_string(),
         safety: safety::judge(&timelines, heard.flatten().as_ref(), stored_at),
@@ -127,9 +138,11 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         gaps: catalog.gap_reports(),
         schedules: schedules::report(&config.cluster, catalog.backups(), identity.since, backup_running.is_some()),
         backup_running,
+        last_drill: last_drill.ok().flatten(),
         agent: if answers { "answers" } else { "does not answer" },
         slot: slot::report(&config.cluster).await,
         verified: Verified::of(&config.cluster, &Arc::new(repository.clone())),
+        stored: Stored::of(&config.cluster, &Arc::new(repository.clone())),
         picture: args.picture.for_json(&picture),
     };
     if args.json {
@@ -146,6 +159,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     if let Some(verified) = &status.verified {
         verified.print();
     }
+    for stored in &status.stored {
+        output::say!("stored      {}", stored.words(status.stored.len() > 1, chrono::Utc::now()));
+    }
     output::say!("agent       {} on {}", status.agent, config.cluster.socket.display());
     if let Some(slot) = &status.slot {
         output::say!("slot        {}", slot.text);
@@ -161,6 +177,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         output::say!("            one is being taken: {holder}");
     }
     schedules::print(&status.schedules, answers);
+    if drills_are_known {
+        output::say!("drill       {}", LastDrill::words(status.last_drill.as_ref(), chrono::Utc::now()));
+    }
     for report in &status.timelines {
         print_timeline(report);
     }

@@ -38,6 +38,7 @@ mod schedules;
 mod scratch;
 mod setup;
 mod slot;
+mod stored;
 mod target;
 mod thaw;
 mod trail;

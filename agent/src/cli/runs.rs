@@ -21,8 +21,15 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const MODE: u32 = 0o644;
 
 /// The commands of which it is told, with the word that is their label.
-const TOLD: [(&str, &str); 6] =
-    [("backup", "backup"), ("verify", "verify"), ("expire", "expire"), ("copy", "copy"), ("dump", "dump"), ("artifact run", "artifact")];
+const TOLD: [(&str, &str); 7] = [
+    ("backup", "backup"),
+    ("verify", "verify"),
+    ("expire", "expire"),
+    ("copy", "copy"),
+    ("drill", "drill"),
+    ("dump", "dump"),
+    ("artifact run", "artifact"),
+];
 
 /// Runs a command and tells how it ended.
 pub async fn told<T>(global: &Global, command: &str, run: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -110,6 +117,13 @@ impl Run<'_> {
                         done,
                     );
                 }
+                "drill" => {
+                    text.gauge("backup_recovery_test_last_run_status", "1 if the last drill passed, else 0.", done);
+                    success.iter().for_each(|at| {
+                        let help = "When the last drill that passed ended, as a Unix time.";
+                        text.gauge("backup_recovery_test_last_success_timestamp_seconds", help, at);
+                    });
+                }
                 _ => {}
             }
         }
@@ -168,5 +182,27 @@ mod tests {
         ] {
             assert!(has(&format!("{name}{labels} {value}")), "{name}: {text}");
         }
+    }
+
+    #[test]
+    fn a_drill_is_a_test_of_recovery() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = MetricsConfig { textfile: Some(folder.path().to_owned()), backup_names: true, ..MetricsConfig::default() };
+        let run = |exit, seconds| {
+            let at = DateTime::from_timestamp(seconds, 0).unwrap();
+            Run { cluster: "main", command: "drill", exit, seconds: 60.0, at, bytes: None }.to_file(&config).unwrap();
+        };
+        run(0, 100);
+        run(1, 200);
+        let text = std::fs::read_to_string(folder.path().join("walkeep_main_drill.prom")).unwrap();
+        let labels = "{cluster=\"main\",command=\"drill\"}";
+        for (name, value) in [
+            ("walkeep_run_last_status", "0"),
+            ("backup_recovery_test_last_run_status", "0"),
+            ("backup_recovery_test_last_success_timestamp_seconds", "100"),
+        ] {
+            assert!(text.lines().any(|line| line == format!("{name}{labels} {value}")), "{name}: {text}");
+        }
+        assert!(!text.contains("backup_last_run_status"), "{text}");
     }
 }

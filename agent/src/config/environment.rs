@@ -42,7 +42,7 @@ const CLUSTER: [(&str, Kind); 18] = [
     ("compare_interval", Text),
 ];
 
-const REPOSITORY: [(&str, Kind); 18] = [
+const REPOSITORY: [(&str, Kind); 19] = [
     ("url", Text),
     ("endpoint", Text),
     ("region", Text),
@@ -61,6 +61,7 @@ const REPOSITORY: [(&str, Kind); 18] = [
     ("secret_access_key_file", Text),
     ("session_token_file", Text),
     ("timeout", Text),
+    ("prices", Text),
 ];
 
 const ENCRYPTION: [(&str, Kind); 5] =

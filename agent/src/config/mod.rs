@@ -27,6 +27,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use walkeep_core::layout::ClusterName;
+use walkeep_core::price::Prices;
 use walkeep_store::s3::Lock;
 use walkeep_store::several::StoredWhen;
 
@@ -129,6 +130,11 @@ impl ClusterConfig {
         std::iter::once(&self.repository).chain(&self.further)
     }
 
+    /// What storing costs in the repository at this URL.
+    pub fn prices_of(&self, url: &str) -> Option<Prices> {
+        self.repositories().find(|repository| repository.url() == url)?.prices()
+    }
+
     /// Where all of them are, as their store tells it once it is open.
     pub fn repository_url(&self) -> String {
         self.repositories().map(RepositoryConfig::url).collect::<Vec<_>>().join(" and ")
@@ -174,6 +180,15 @@ impl RepositoryConfig {
         match self {
             Self::Local { .. } => None,
             Self::S3(s3) => s3.as_of,
+        }
+    }
+
+    /// What storing there costs: nothing that anybody could know of a directory, and of another server than Amazon's only what is configured.
+    pub fn prices(&self) -> Option<Prices> {
+        match self {
+            Self::Local { .. } => None,
+            Self::S3(s3) if s3.endpoint.is_some() => s3.prices.clone(),
+            Self::S3(s3) => Some(Prices::of_aws().but(s3.prices.clone().unwrap_or_default())),
         }
     }
 
@@ -224,6 +239,8 @@ pub struct S3Config {
     pub session_token_file: Option<PathBuf>,
     /// The most one request may take, its retries included.
     pub timeout: Option<Duration>,
+    /// What storing costs, where it is not what Amazon lists.
+    pub prices: Option<Prices>,
 }
 
 /// Encryption by the S3 server.

@@ -167,6 +167,7 @@ pub struct RawRepository {
     pub secret_access_key_file: Option<String>,
     pub session_token_file: Option<String>,
     pub timeout: Option<String>,
+    pub prices: Option<String>,
 }
 
 impl RawRepository {
@@ -190,6 +191,7 @@ impl RawRepository {
             ("secret_access_key_file", self.secret_access_key_file.is_some()),
             ("session_token_file", self.session_token_file.is_some()),
             ("timeout", self.timeout.is_some()),
+            ("prices", self.prices.is_some()),
         ];
         given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key).collect()
     }

@@ -150,9 +150,26 @@ fn what_is_said_of_a_bucket_must_make_sense() {
         ("as_of = \"2026-11-20 03:00:00\"", "zone"),
         ("wal_storage_class = \"DEEP_ARCHIVE\"", "hours later"),
         ("storage_class = \"GLACIER\"", "hours later"),
+        ("prices = \"0.023\"", "prices"),
     ] {
         assert!(refusal(&with(lines), &[]).contains(told), "{lines}: {}", refusal(&with(lines), &[]));
     }
+}
+
+/// What Amazon lists is known, what another server's owner asks for only if he is asked, and a directory costs what nobody knows.
+#[test]
+fn storing_has_a_price_where_one_is_known() {
+    let prices = |lines: &str| {
+        let text = SMALL.replace("url = \"file:///srv/w\"", &format!("{lines}\nurl = \"s3://b\""));
+        load(&text, &[]).unwrap().cluster.prices_of("s3://b")
+    };
+    assert_eq!(prices(""), Some(Prices::of_aws()));
+    let own: Prices = "STANDARD=0.02".parse().unwrap();
+    assert_eq!(prices("prices = \"STANDARD=0.02\""), Some(Prices::of_aws().but(own.clone())));
+    assert_eq!(prices("endpoint = \"https://s3.example\""), None);
+    assert_eq!(prices("endpoint = \"https://s3.example\"\nprices = \"STANDARD=0.02\""), Some(own));
+    let directory = load(SMALL, &[]).unwrap().cluster;
+    assert_eq!(directory.prices_of("file:///srv/w"), None);
 }
 
 /// The mode is the file's own: a private one may have it.

@@ -275,6 +275,7 @@ pub(super) fn check_repository(raw: &RawRepository) -> Result<RepositoryConfig> 
         secret_access_key_file: file("secret_access_key_file", &raw.secret_access_key_file)?,
         session_token_file: file("session_token_file", &raw.session_token_file)?,
         timeout: raw.timeout.as_deref().map(|text| duration("timeout", Some(text), Duration::ZERO)).transpose()?,
+        prices: raw.prices.as_deref().map(str::parse).transpose().context("prices")?,
     })))
 }
 

@@ -17,7 +17,7 @@ use walkeep_core::layout::Form;
 
 use super::handler::{Opening, Services, SocketHandler};
 use super::tasks::Tasks;
-use super::{Role, alarms, artifacts, backups, drills, names, ready, samples, verify, watch};
+use super::{Role, alarms, artifacts, backups, drills, names, outside, ready, samples, verify, watch};
 use crate::archive::Archiver;
 use crate::artifact::maker::{Maker, OpenBucket};
 use crate::audit::Recorder;
@@ -81,6 +81,9 @@ impl Member {
     /// It does nothing yet, but to judge and to tell what is wrong, by `tasks`.
     pub fn new(served: Served, role: Role, open_bucket: OpenBucket, tasks: &Tasks, stop: &CancellationToken) -> Result<Self> {
         let (metrics, progress) = (Arc::new(Metrics::new()?), Arc::new(Progress::default()));
+        if served.config.metrics.backup_names {
+            metrics.offer_common_names()?;
+        }
         let mut member = Self { served, role, open_bucket, metrics, progress, standing: None, page: None };
         if role == Role::Agent {
             let (config, params) = (&member.served.config, &member.served.params);
@@ -345,6 +348,7 @@ async fn bring_up(
                 progress.clone(),
                 stop.clone(),
             ));
+            tasks.spawn(outside::run(repository.clone(), metrics.clone(), stop.clone()));
             let verifying = verify::run(config.cluster.clone(), repository.clone(), metrics.clone(), progress.clone(), stop.clone());
             tasks.spawn(supervise("verify", verifying, crashed.clone(), stop.clone()));
             // Whoever sees new relations may ask for a snapshot by a clone of this.

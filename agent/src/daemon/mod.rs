@@ -11,6 +11,7 @@ mod drills;
 mod handler;
 mod member;
 mod names;
+mod outside;
 mod samples;
 mod tasks;
 mod verify;

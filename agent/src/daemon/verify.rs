@@ -73,6 +73,7 @@ impl Verifying {
             })
             .collect();
         self.metrics.verify.stands(&outcomes);
+        self.metrics.stored.stands(&outcomes, |url| self.cluster.prices_of(url));
         // When a share was last begun is remembered by this process alone; another one reads only what is due.
         let (mut shared_at, mut failed_at) = (None::<Instant>, None::<Instant>);
         loop {
@@ -101,6 +102,7 @@ impl Verifying {
                 Ok(Some((report, now))) => {
                     outcomes = now;
                     self.metrics.verify.stands(&outcomes);
+                    self.metrics.stored.stands(&outcomes, |url| self.cluster.prices_of(url));
                     log(&report);
                     failed_at = report.problem().map(|_| Instant::now());
                     if let Some((repository, error)) = report.problem() {

@@ -1,4 +1,4 @@
-//! What the agent looks at now and then: the slot, whether commits wait for us, the files that wait for archive_command, the gaps.
+//! What the agent looks at now and then: the slot, the server's clock and certificate, whether commits wait for us, the files that wait for archive_command, the gaps.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use walkeep_core::SegmentSize;
 use walkeep_core::slot::{self, Health};
 
 use crate::config::ClusterConfig;
-use crate::metrics::{Disk, Metrics, SlotState};
+use crate::metrics::{Disk, Metrics, Other, SlotState};
 use crate::postgres::sql::Waited;
 use crate::postgres::{ConnectionParams, sql};
 use crate::progress::{Phase, Progress};
@@ -140,7 +140,9 @@ impl Counted {
 }
 
 async fn look_at_server(cluster: &ClusterConfig, params: &ConnectionParams, metrics: &Metrics, health: &mut Health) -> Result<Waited> {
-    let client = sql::connect_sql(params).await.context("connect for SQL")?;
+    let (client, certificate_ends) = sql::connect_sql_certified(params).await.context("connect for SQL")?;
+    metrics.outside.certificate(Other::Server, certificate_ends);
+    metrics.outside.clock(Other::Server, sql::clock_ahead(&client).await?);
     let found = sql::slot_state(&client, &cluster.slot).await?;
     let now = found.as_ref().map_or(Health::Missing, |slot| slot::health(*health, slot.told()));
     if now != *health {

@@ -118,6 +118,7 @@ impl Store for Scripted {
             size: body.len() as u64,
             modified: std::time::UNIX_EPOCH,
             class: None,
+            storage_class: None,
         });
         let next = listed.as_ref().map(|listed| listed.key.to_string());
         Ok(Page { objects: listed.into_iter().collect(), folders: Vec::new(), next, foreign: 0 })

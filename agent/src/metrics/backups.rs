@@ -1,9 +1,14 @@
 //! What is counted of the backups that the agent takes: one row of samples for each schedule, by its label.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use chrono::{DateTime, Utc};
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
+use walkeep_core::backup::BackupRecord;
+
 use super::Maker;
+use super::common_names::LastBackup;
 
 /// The metrics of scheduled backups.
 #[derive(Debug)]
@@ -17,6 +22,7 @@ pub struct BackupMetrics {
     overdue: IntGaugeVec,
     expire_success: IntGauge,
     expire_failure: IntGauge,
+    last: Mutex<LastBackup>,
 }
 
 impl BackupMetrics {
@@ -56,6 +62,7 @@ impl BackupMetrics {
                 "walkeep_expire_last_failure_timestamp_seconds",
                 "When it last did not, or not all of it, as a Unix time; 0 if that did not happen since its start.",
             )?,
+            last: Mutex::default(),
         })
     }
 
@@ -87,11 +94,31 @@ impl BackupMetrics {
         if !done {
             self.failure.with_label_values(&[label]).set(now.timestamp());
         }
+        let mut last = self.locked();
+        *last = LastBackup { ended: Some(now), failed: !done, seconds, ..*last };
     }
 
-    /// The newest one that is recorded ended then.
-    pub fn newest(&self, label: &str, ended: DateTime<Utc>) {
-        self.success.with_label_values(&[label]).set(ended.timestamp());
+    /// The newest one that is recorded.
+    pub fn newest(&self, label: &str, record: &BackupRecord) {
+        self.success.with_label_values(&[label]).set(record.ended_at.timestamp());
+        let mut last = self.locked();
+        if last.ended.is_none_or(|ended| ended < record.ended_at) {
+            // Of an earlier process, or another's.
+            let seconds = (record.ended_at - record.started_at).as_seconds_f64();
+            *last = LastBackup { ended: Some(record.ended_at), failed: false, seconds, ..*last };
+        }
+        if last.success.is_none_or(|success| success < record.ended_at) {
+            *last = LastBackup { success: Some(record.ended_at), bytes: record.bytes_stored, ..*last };
+        }
+    }
+
+    /// The last one of all schedules.
+    pub(super) fn last(&self) -> LastBackup {
+        *self.locked()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, LastBackup> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The retention policy was followed, or not.

@@ -69,6 +69,11 @@ impl DrillMetrics {
         self.rpo.set(newest.rpo_seconds.unwrap_or(-1.0));
     }
 
+    /// The newest one's status, and when the newest that passed ended.
+    pub(super) fn last(&self) -> (i64, i64) {
+        (self.status.get(), self.success.get())
+    }
+
     /// One could not be carried out, and has left no report.
     pub fn failed(&self) {
         self.status.set(0);

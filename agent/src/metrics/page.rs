@@ -41,6 +41,14 @@ fn label(cluster: &ClusterName) -> LabelPair {
     label
 }
 
+/// A scrape of one cluster, without its name.
+#[cfg(test)]
+pub fn page_of(metrics: &Metrics) -> String {
+    let (name, progress) = ("main".parse().unwrap(), Progress::default());
+    let text = render(std::iter::once((&name, metrics, &progress))).unwrap();
+    text.replace("{cluster=\"main\"}", "").replace("cluster=\"main\",", "")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

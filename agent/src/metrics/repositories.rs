@@ -1,13 +1,16 @@
 //! What is counted of each of several repositories: one row of samples for each, by its url. With one repository there are none.
 
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts};
 use walkeep_store::Several;
 use walkeep_store::several::PlaceState;
 
 use super::Maker;
+
+/// What waits for longer is late.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// The metrics of several repositories.
 #[derive(Debug)]
@@ -72,6 +75,13 @@ impl RepositoryMetrics {
         for state in self.several.get().map(Several::states).unwrap_or_default() {
             self.show(&state);
         }
+    }
+
+    /// Whether each answers and lacks nothing for long; `None` with one.
+    pub(super) fn are_alike(&self) -> Option<bool> {
+        let is_behind = |since: SystemTime| SystemTime::now().duration_since(since).unwrap_or_default() > LONG;
+        let states = self.several.get()?.states();
+        Some(states.iter().all(|state| state.down.is_none() && !state.behind_since.is_some_and(is_behind)))
     }
 
     fn show(&self, state: &PlaceState) {

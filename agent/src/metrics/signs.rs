@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use prometheus::proto::MetricType;
-use walkeep_core::alarm::{ArtifactSigns, DrillSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns};
+use walkeep_core::alarm::{
+    ArtifactSigns, ClockSigns, DrillSigns, EndSigns, ExpireSigns, RepositorySigns, ScheduleSigns, Signs, SlotSigns, VerifySigns,
+};
 
 use super::Metrics;
 use crate::config::ClusterConfig;
@@ -63,6 +65,9 @@ impl Metrics {
             artifacts: artifacts(cluster, &samples),
             drill: drill(cluster, &samples),
             repositories: repositories(cluster, &samples),
+            clocks: clocks(&samples),
+            certificates: ends(&samples, "walkeep_certificate_expiry_timestamp_seconds"),
+            credentials: ends(&samples, "walkeep_credentials_expiry_timestamp_seconds"),
         }
     }
 }
@@ -124,6 +129,23 @@ fn repositories(cluster: &ClusterConfig, samples: &Samples) -> Option<Vec<Reposi
     };
     let all: Vec<_> = samples.labelled("walkeep_repository_up").map(one).collect();
     (cluster.further.is_empty() || !all.is_empty()).then_some(all)
+}
+
+fn clocks(samples: &Samples) -> Option<Vec<ClockSigns>> {
+    let name = "walkeep_clock_offset_seconds";
+    let one = |(labels, ahead): (String, f64)| ClockSigns { whose: whose(&labels), ahead };
+    samples.has(name).then(|| samples.labelled(name).map(one).collect())
+}
+
+/// Of what ends: 0 is no end.
+fn ends(samples: &Samples, name: &str) -> Option<Vec<EndSigns>> {
+    let one = |(labels, _): (String, f64)| Some(EndSigns { at: samples.time(name, &labels)?, whose: whose(&labels) });
+    samples.has(name).then(|| samples.labelled(name).filter_map(one).collect())
+}
+
+/// A repository by its URL: it stands before the word that says that it is one.
+fn whose(labels: &str) -> String {
+    labels.trim().split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn seconds(value: f64) -> Duration {

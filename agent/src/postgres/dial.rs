@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use chrono::{DateTime, Utc};
 use postgres_protocol::message::frontend;
 use rustix::net::sockopt;
 use rustls::ClientConfig;
@@ -37,6 +38,8 @@ pub(super) struct Transport {
     pub tls: bool,
     /// The server certificate's hash for channel binding.
     pub endpoint: Option<Vec<u8>>,
+    /// When that certificate ends.
+    pub certificate_ends: Option<DateTime<Utc>>,
 }
 
 impl AsyncRead for Transport {
@@ -225,7 +228,7 @@ impl<'a> Dialer<'a> {
         let failed = |cause| Error::Connect { target: target.clone(), cause };
         let Some(address) = attempt.address else {
             let stream = UnixStream::connect(&target).await.map_err(failed)?;
-            return Ok(Transport { io: Box::new(stream), private: true, tls: false, endpoint: None });
+            return Ok(Transport { io: Box::new(stream), private: true, tls: false, endpoint: None, certificate_ends: None });
         };
         let mut stream = TcpStream::connect(address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
@@ -233,7 +236,7 @@ impl<'a> Dialer<'a> {
         if attempt.encryption == Encryption::Never || !ask_for_tls(&mut stream).await.map_err(failed)? {
             return match attempt.encryption {
                 Encryption::Must => Err(Error::TlsRefused { target }),
-                _ => Ok(Transport { io: Box::new(stream), private: false, tls: false, endpoint: None }),
+                _ => Ok(Transport { io: Box::new(stream), private: false, tls: false, endpoint: None, certificate_ends: None }),
             };
         }
         let config = match &self.config {
@@ -244,7 +247,8 @@ impl<'a> Dialer<'a> {
         let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|cause| Error::Tls { target, cause })?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let endpoint = certificate.and_then(tls::endpoint_hash);
-        Ok(Transport { io: Box::new(stream), private: true, tls: true, endpoint })
+        let certificate_ends = certificate.and_then(|certificate| tls::not_after(certificate));
+        Ok(Transport { io: Box::new(stream), private: true, tls: true, endpoint, certificate_ends })
     }
 }
 

@@ -15,7 +15,7 @@ mod passfile;
 pub mod replication;
 pub mod sql;
 pub mod tar;
-mod tls;
+pub mod tls;
 mod wire;
 
 pub use base_backup::{BackupError, BackupOptions, BaseBackupStream, Event as BackupEvent, Tablespace};

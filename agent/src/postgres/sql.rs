@@ -4,8 +4,9 @@ use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::{Ready, ready};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{ChannelBinding as SqlChannelBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
@@ -13,6 +14,7 @@ use tokio_postgres::{Client, Config};
 use walkeep_core::plan::ServerNow;
 use walkeep_core::slot::Told;
 use walkeep_core::{Lsn, PgTimestamp, SegmentSize, SystemIdentifier, TimelineId};
+use walkeep_store::noticed::ahead;
 
 use super::auth::kind_matches;
 use super::dial::{Dialed, Dialer, Transport};
@@ -41,28 +43,46 @@ impl TlsStream for Transport {
 
 /// Opens a session for SQL with the first host that lets us in. The task that serves it ends when the client is dropped.
 pub async fn connect_sql(params: &ConnectionParams) -> Result<Client, Error> {
-    Ok(connect_sql_served(params).await?.0)
+    Ok(connect(params).await?.client)
 }
 
 /// The same, with the task that serves it. Whoever ends the process soon after drops the client and waits for that task: else the server's log
 /// says that the client was lost.
 pub async fn connect_sql_served(params: &ConnectionParams) -> Result<(Client, JoinHandle<()>), Error> {
+    let Opened { client, serving, .. } = connect(params).await?;
+    Ok((client, serving))
+}
+
+/// The same, with when the server's certificate ends, where there is TLS.
+pub async fn connect_sql_certified(params: &ConnectionParams) -> Result<(Client, Option<DateTime<Utc>>), Error> {
+    let Opened { client, certificate_ends, .. } = connect(params).await?;
+    Ok((client, certificate_ends))
+}
+
+struct Opened {
+    client: Client,
+    serving: JoinHandle<()>,
+    certificate_ends: Option<DateTime<Utc>>,
+}
+
+async fn connect(params: &ConnectionParams) -> Result<Opened, Error> {
     let mut dialer = Dialer::new(params);
     loop {
         let dialed = dialer.next().await?;
         let (deadline, host) = (dialed.deadline(), dialed.host.clone());
         match Dialed::within(deadline, &host, open(dialed, params)).await {
-            Ok(served) => {
+            Ok(opened) => {
                 params.connected(&host);
-                return Ok(served);
+                return Ok(opened);
             }
             Err(error) => dialer.refused(error)?,
         }
     }
 }
 
-async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<(Client, JoinHandle<()>), Error> {
+async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<Opened, Error> {
     let Dialed { transport, host, wanted, .. } = dialed;
+    let certificate_ends = transport.certificate_ends;
     let mut config = Config::new();
     config.user(params.user()).dbname(params.dbname());
     if let Some(password) = params.password(&host, params.dbname()) {
@@ -96,7 +116,7 @@ async fn open(dialed: Dialed, params: &ConnectionParams) -> Result<(Client, Join
             return Err(Error::WrongKind { target: host.to_string(), wanted: wanted.as_str() });
         }
     }
-    Ok((client, serving))
+    Ok(Opened { client, serving, certificate_ends })
 }
 
 /// During the startup a broken connection must be told from a refusal: another host may do.
@@ -132,6 +152,14 @@ pub async fn waited_for(client: &Client, application_name: &str) -> Result<Waite
         )
         .await?;
     Ok(Waited { commits: row.try_get(0)?, remote_apply: row.try_get(1)? })
+}
+
+/// How many seconds this host's clock is ahead of the server's; below 0 if it is behind.
+pub async fn clock_ahead(client: &Client) -> Result<f64, Error> {
+    let asked = SystemTime::now();
+    let row = client.query_one("SELECT clock_timestamp()", &[]).await?;
+    let answered = SystemTime::now();
+    Ok(ahead(asked, answered, row.try_get(0)?, Duration::ZERO))
 }
 
 /// A row of `pg_replication_slots`.

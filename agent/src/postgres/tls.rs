@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature, verify_tls13_signature_with_raw_key};
@@ -44,6 +45,16 @@ pub(super) fn client_config(params: &ConnectionParams) -> Result<Arc<ClientConfi
     };
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// For a connection over which nothing is said: whoever answers is taken at his word.
+pub fn with_anyone() -> Result<ClientConfig, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Verifier { algorithms: provider.signature_verification_algorithms, trust: None, check_name: false };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::TlsSetup(error.to_string()))?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 
 /// Roots as authorities, and as certificates that a server may present itself.
@@ -161,6 +172,12 @@ fn bad_encoding() -> rustls::Error {
 
 fn decode(certificate: &CertificateDer<'_>) -> Result<Certificate, rustls::Error> {
     Certificate::from_der(certificate).map_err(|_| bad_encoding())
+}
+
+/// Until when a certificate is valid; `None` if that cannot be read.
+pub fn not_after(certificate: &[u8]) -> Option<DateTime<Utc>> {
+    let not_after = Certificate::from_der(certificate).ok()?.tbs_certificate.validity.not_after.to_unix_duration();
+    DateTime::from_timestamp(not_after.as_secs().try_into().ok()?, 0)
 }
 
 fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {

@@ -11,7 +11,7 @@ use walkeep_core::catalog::{Catalog, GapClosing, GapRecord};
 use walkeep_core::expiry::{End, Expiry};
 use walkeep_core::layout::{ClusterLayout, GapName, ObjectName};
 use walkeep_core::sealed;
-use walkeep_core::verify::Listing;
+use walkeep_core::verify::{Listing, Tally};
 use walkeep_core::{TimelineHistory, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest, Listed, Page, list_all};
 
@@ -30,6 +30,8 @@ pub struct Seen {
     pub catalog: Catalog,
     /// As a listing.
     pub listing: Listing,
+    /// Counted.
+    pub tally: Tally,
     /// The packs.
     pub packs: Packs,
     /// The gaps of which a note says that they were filled.
@@ -67,6 +69,7 @@ impl ClusterRepository {
         let (identity, mut catalog) = (self.identity(), self.catalog_builder());
         let mut listing = Listing::new(self.layout().clone(), identity.form, identity.segment_size);
         let (mut packs, mut damaged, mut unreadable) = (Packs::none(identity.form), Vec::new(), 0);
+        let mut tally = Tally::default();
         // In the catalog's order: what is taken out or recorded meanwhile is seen whole or not at all.
         match self.expired().await {
             Ok(expired) => catalog.expired(expired),
@@ -87,6 +90,7 @@ impl ClusterRepository {
             if let ObjectName::Pack(id) = name {
                 packs.add(id, listed.size);
             }
+            tally.add(&name, listed.size, listed.storage_class);
             each(&name, &listed);
         })
         .await?;
@@ -122,7 +126,7 @@ impl ClusterRepository {
         drop(records);
         damaged.sort_by(|a, b| a.key.cmp(&b.key));
         damaged.dedup_by(|a, b| a.key == b.key);
-        Ok(Seen { catalog: catalog.build(), listing, packs, filled, undone, damaged, unreadable })
+        Ok(Seen { catalog: catalog.build(), listing, tally, packs, filled, undone, damaged, unreadable })
     }
 
     /// A page of a listing, of what begins with a prefix of the layout's.

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use walkeep_store::several::{Proof, Several};
 use walkeep_store::{
-    Error as StoreError, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result as StoreResult, SharedStore,
-    Store, Thaw,
+    Error as StoreError, ErrorKind, Key, ListRequest, Lock, Locked, Noticed, Page, Probed, Put, Readiness, Result as StoreResult,
+    SharedStore, Store, Thaw,
 };
 
 /// How such a store is opened.
@@ -137,6 +137,13 @@ impl<O: Open> Store for OpenedStore<O> {
 
     async fn probe(&self, scratch: &Key) -> StoreResult<Probed> {
         self.store().await?.probe(scratch).await
+    }
+
+    async fn noticed(&self) -> Noticed {
+        match self.opened.get() {
+            Some(store) => store.noticed().await,
+            None => Noticed::default(),
+        }
     }
 
     fn several(&self) -> Option<&Several> {

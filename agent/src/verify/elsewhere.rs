@@ -164,7 +164,7 @@ async fn of_backup(own: &SeenPlace, others: &[&SeenPlace], id: &BackupId) -> Res
             let key = other.repository.layout().key(&name);
             let bytes = other.packs.bytes_of(&pack).filter(|_| !other.bad.contains(&key))?;
             // It was put before the record, and may be older.
-            Some((other.number, Listed { key: key.parse().ok()?, size: bytes, modified: put, class: None }))
+            Some((other.number, Listed { key: key.parse().ok()?, size: bytes, modified: put, class: None, storage_class: None }))
         });
         copies.add(name.clone(), at.collect());
     }

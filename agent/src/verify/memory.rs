@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::audit::Head;
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Listing, Severity};
+use walkeep_core::verify::{self, Finding, Findings, Judge, Kind, Listing, Severity, Tally};
 use walkeep_core::{Lsn, TimelineId, WalFileName};
 use walkeep_store::Listed;
 
@@ -84,6 +84,9 @@ pub struct Outcome {
     /// What is damaged or missing here and whole in another repository: keys.
     #[serde(default)]
     pub whole_elsewhere: BTreeSet<String>,
+    /// What was stored when it was looked at last.
+    #[serde(default)]
+    pub tally: Option<Tally>,
 }
 
 /// What is remembered.
@@ -193,6 +196,7 @@ impl Memory {
         let outcome = &mut self.outcome;
         outcome.damage = findings.iter().filter(|finding| finding.severity > Severity::Note).take(MOST_FINDINGS).cloned().collect();
         outcome.looked_at = Some(at);
+        outcome.tally = Some(seen.tally.clone());
         let layout = seen.layout();
         let keys = for_ever(&seen.listing).map(|name| layout.key(&name));
         let room = MOST_RECORDS.saturating_sub(outcome.records.len());
@@ -425,7 +429,13 @@ mod tests {
     use super::*;
 
     fn listed(key: &str, size: u64, at: u64) -> Listed {
-        Listed { key: key.parse().unwrap(), size, modified: SystemTime::UNIX_EPOCH + Duration::from_secs(at), class: None }
+        Listed {
+            key: key.parse().unwrap(),
+            size,
+            modified: SystemTime::UNIX_EPOCH + Duration::from_secs(at),
+            class: None,
+            storage_class: None,
+        }
     }
 
     fn finding(key: &str) -> Finding {

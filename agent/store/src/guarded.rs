@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
+use crate::{Error, ErrorKind, Key, ListRequest, Lock, Locked, Noticed, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// A store with a deadline for each call and a way to stop them all.
 ///
@@ -99,5 +99,10 @@ impl Store for GuardedStore {
 
     async fn lock_anew(&self, key: &Key) -> Result<()> {
         self.guard("lock", key.as_str(), self.inner.lock_anew(key)).await
+    }
+
+    /// What it asks the source of credentials has a deadline of its own.
+    async fn noticed(&self) -> Noticed {
+        self.inner.noticed().await
     }
 }

@@ -16,6 +16,7 @@ pub mod key;
 mod listing;
 pub mod local;
 pub mod memory;
+pub mod noticed;
 pub mod observed;
 mod probe;
 pub mod s3;
@@ -37,6 +38,7 @@ pub use guarded::GuardedStore;
 pub use key::Key;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use noticed::{Noticed, TlsServer};
 pub use observed::{ObservedStore, Observer, Operation};
 pub use s3::{Lock, LockMode, Locked, S3Options, S3Store};
 pub use several::Several;
@@ -61,6 +63,8 @@ pub struct Listed {
     pub modified: SystemTime,
     /// The class by which it may be archived; [`Store::readiness`] tells whether it can be read.
     pub class: Option<ArchiveClass>,
+    /// The class in which it is kept, and by which it is paid for, where the store has such.
+    pub storage_class: Option<&'static str>,
 }
 
 /// What to list.
@@ -172,6 +176,11 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// anew where only [`Lock::slack`] is lacking.
     async fn lock_anew(&self, _key: &Key) -> Result<()> {
         Ok(())
+    }
+
+    /// What the calls so far have shown of the server beside their answers. Asks nobody, but the source of credentials where these are due to be renewed.
+    async fn noticed(&self) -> Noticed {
+        Noticed::default()
     }
 
     /// The places, if it lies in several.

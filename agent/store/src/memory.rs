@@ -123,7 +123,9 @@ impl Store for MemoryStore {
                     folder = Some(other.to_owned());
                     page.folder(other.to_owned())
                 }
-                None => page.object(Listed { key: key.clone(), size: body.len() as u64, modified: *modified, class: None }),
+                None => {
+                    page.object(Listed { key: key.clone(), size: body.len() as u64, modified: *modified, class: None, storage_class: None })
+                }
             };
             if !room {
                 break;

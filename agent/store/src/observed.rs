@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::several::{Proof, Several};
-use crate::{Error, ErrorKind, Key, ListRequest, Lock, Locked, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
+use crate::{Error, ErrorKind, Key, ListRequest, Lock, Locked, Noticed, Page, Probed, Put, Readiness, Result, SharedStore, Store, Thaw};
 
 /// A store's calls, for counting them and for naming one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -139,6 +139,10 @@ impl Store for ObservedStore {
 
     async fn lock_anew(&self, key: &Key) -> Result<()> {
         self.watch(Operation::Probe, self.inner.lock_anew(key), |()| 0).await
+    }
+
+    async fn noticed(&self) -> Noticed {
+        self.inner.noticed().await
     }
 
     fn several(&self) -> Option<&Several> {

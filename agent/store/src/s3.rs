@@ -13,6 +13,7 @@ mod credentials;
 mod errors;
 mod listing;
 mod locks;
+mod noticing;
 mod past;
 mod placing;
 mod thaw;
@@ -34,12 +35,13 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{ChecksumMode, Delete, EncodingType, ObjectIdentifier, ServerSideEncryption};
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Key, ListRequest, Page, Probed, Put, Readiness, Result, Store, Thaw};
+use crate::{Error, ErrorKind, Key, ListRequest, Noticed, Page, Probed, Put, Readiness, Result, Store, Thaw};
 use body::collect;
 pub use config::{Credentials, S3Options, Secret, Sse, Timeouts};
 use credentials::Refreshing;
 use errors::{Failure, RetryMore};
 use listing::From;
+use noticing::Noticing;
 pub use past::PastS3Store;
 pub use placing::{Lock, LockMode, Locked, Placement, Placing};
 
@@ -55,6 +57,7 @@ pub struct S3Store {
     prefix: String,
     /// By TLS, and with a checksum.
     body_is_safe: bool,
+    noticing: Noticing,
 }
 
 impl S3Store {
@@ -86,10 +89,11 @@ impl S3Store {
             None => return Err(unusable("no region is configured and none was found in the environment or the profile")),
         };
         let credentials = Refreshing::new(options.credentials.clone(), region.clone(), public);
-        let client = client(&options, http, region, credentials.clone());
+        let noticing = Noticing::default();
+        let client = client(&options, http, region, (credentials.clone(), noticing.clone()));
         let prefix = if prefix.is_empty() { prefix } else { prefix + "/" };
         let body_is_safe = secure && options.send_checksums;
-        Ok(Self { client, credentials, options, prefix, body_is_safe })
+        Ok(Self { client, credentials, options, prefix, body_is_safe, noticing })
     }
 
     fn name(&self, key: &Key) -> String {
@@ -315,6 +319,11 @@ impl Store for S3Store {
         let Some(lock) = self.lock_of(key) else { return Ok(()) };
         self.call("lock", key.as_str(), self.request(|| self.lock_again(key, lock))).await
     }
+
+    async fn noticed(&self) -> Noticed {
+        let end = tokio::time::timeout(self.options.timeouts.operation, self.credentials.end()).await;
+        Noticed { credentials_end: end.ok().flatten(), ..self.noticing.noticed() }
+    }
 }
 
 impl fmt::Debug for S3Store {
@@ -349,7 +358,12 @@ async fn region(options: &S3Options, http: &SharedHttpClient) -> Option<Region> 
     loader.load().await.region().cloned()
 }
 
-fn client(options: &S3Options, http: SharedHttpClient, region: Region, credentials: Refreshing) -> aws_sdk_s3::Client {
+fn client(
+    options: &S3Options,
+    http: SharedHttpClient,
+    region: Region,
+    (credentials, noticing): (Refreshing, Noticing),
+) -> aws_sdk_s3::Client {
     static OPENED: AtomicU64 = AtomicU64::new(0);
     let timeouts = &options.timeouts;
     let timeouts = TimeoutConfig::builder()
@@ -372,6 +386,7 @@ fn client(options: &S3Options, http: SharedHttpClient, region: Region, credentia
         // The SDK's budget of retries is per region and process; the trouble of one store must not take another's.
         .retry_partition(RetryPartition::new(format!("walkeep store {}", OPENED.fetch_add(1, Ordering::Relaxed))))
         .retry_classifier(RetryMore)
+        .interceptor(noticing)
         .timeout_config(timeouts)
         .request_checksum_calculation(checksums)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);

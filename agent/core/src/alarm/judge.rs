@@ -6,13 +6,19 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Alarm, AlarmKind, ExpireSigns, RepositorySigns, Said, Signs, so_long, so_much};
+use super::{Alarm, AlarmKind, ClockSigns, EndSigns, ExpireSigns, RepositorySigns, Said, Signs, so_long, so_much};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A restore that was tried so long ago says little of one today.
 const OLD_DRILL: Duration = Duration::from_secs(35 * 24 * 3600);
+/// A certificate that ends so soon should have been renewed.
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Credentials are renewed five minutes before their end: such as end so soon could not be.
+const NOT_RENEWED: Duration = Duration::from_secs(120);
+/// Seconds by which clocks may differ: S3 refuses requests at 900.
+const OFF: f64 = 30.0;
 /// WAL of which it is worth speaking.
 const MUCH: u64 = 1_000_000_000;
 /// Failures within a quarter of an hour that are more than a hiccup.
@@ -69,6 +75,7 @@ impl Judge {
         backups(signs, now, &mut judged);
         artifacts(signs, &mut judged);
         drill(signs, now, &mut judged);
+        outside(signs, now, &mut judged);
         self.repositories(signs.repositories.as_deref(), now, &mut judged);
         self.stand(&mut judged, now);
         judged
@@ -262,6 +269,49 @@ fn drill(signs: &Signs, now: DateTime<Utc>, judged: &mut Judged) {
     judged.add(drill.overdue || is_old, AlarmKind::DrillStale, "", || {
         "No drill has passed for long: whether a restore works is not known".to_owned()
     });
+}
+
+fn outside(signs: &Signs, now: DateTime<Utc>, judged: &mut Judged) {
+    use AlarmKind::*;
+    match &signs.certificates {
+        Some(certificates) => {
+            for EndSigns { whose, at } in certificates {
+                let (left, other) = (since_then(now, *at), called(whose));
+                judged.add(left < SOON, CertificateExpires, whose, || match left.is_zero() {
+                    true => format!("The TLS certificate of {other} has expired"),
+                    false => format!("The TLS certificate of {other} expires in {}", so_long(left)),
+                });
+            }
+        }
+        None => drop(judged.unknown.insert(CertificateExpires)),
+    }
+    match &signs.credentials {
+        Some(credentials) => {
+            for EndSigns { whose, at } in credentials {
+                judged.add(since_then(now, *at) < NOT_RENEWED, CredentialsExpire, whose, || {
+                    format!("The credentials for {} expire, or have expired, and could not be renewed", called(whose))
+                });
+            }
+        }
+        None => drop(judged.unknown.insert(CredentialsExpire)),
+    }
+    match &signs.clocks {
+        Some(clocks) => {
+            for ClockSigns { whose, ahead } in clocks {
+                let by = so_long(Duration::try_from_secs_f64(ahead.abs()).unwrap_or_default());
+                let word = if *ahead > 0.0 { "ahead of" } else { "behind" };
+                judged.add(ahead.abs() > OFF, ClockOff, whose, || {
+                    format!("The clock of Walkeep's host is {by} {word} that of {}", called(whose))
+                });
+            }
+        }
+        None => drop(judged.unknown.insert(ClockOff)),
+    }
+}
+
+/// Whom a sign is about, in a sentence.
+fn called(whose: &str) -> &str {
+    if whose == "server" { "the server" } else { whose }
 }
 
 fn since_then(then: DateTime<Utc>, now: DateTime<Utc>) -> Duration {

@@ -132,6 +132,12 @@ kinds! {
     CopyBehind: Warning, 5 * MINUTE, "a-repository-is-behind";
     /// Repositories have different content, or one is damaged.
     RepositoriesDiffer: Critical, 0, "damage";
+    /// A TLS certificate ends soon.
+    CertificateExpires: Warning, HOUR, "a-certificate-or-credentials-end";
+    /// Credentials end, and are not renewed.
+    CredentialsExpire: Critical, MINUTE, "a-certificate-or-credentials-end";
+    /// This host's clock is wrong, or another one is.
+    ClockOff: Warning, 5 * MINUTE, "a-clock-is-wrong";
 }
 
 impl AlarmKind {

@@ -58,6 +58,12 @@ pub struct Signs {
     pub drill: Option<DrillSigns>,
     /// Each of several repositories, once they are open.
     pub repositories: Option<Vec<RepositorySigns>>,
+    /// The clocks of others, once they were seen.
+    pub clocks: Option<Vec<ClockSigns>>,
+    /// The certificates of others that have one, once they were looked at.
+    pub certificates: Option<Vec<EndSigns>>,
+    /// The credentials that end, once they were used.
+    pub credentials: Option<Vec<EndSigns>>,
 }
 
 /// The slot.
@@ -134,6 +140,24 @@ pub struct DrillSigns {
     pub success: Option<DateTime<Utc>>,
     /// When the next one begins.
     pub next: Option<DateTime<Utc>>,
+}
+
+/// Somebody else's clock.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ClockSigns {
+    /// Whose: `server`, or a repository's URL.
+    pub whose: String,
+    /// How many seconds this host's is ahead of it.
+    pub ahead: f64,
+}
+
+/// Something that ends.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct EndSigns {
+    /// Whose it is, or for whom: `server`, or a repository's URL.
+    pub whose: String,
+    /// When.
+    pub at: DateTime<Utc>,
 }
 
 /// One of several repositories.

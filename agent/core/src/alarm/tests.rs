@@ -26,6 +26,9 @@ fn well() -> Signs {
         artifacts: Some(vec![ArtifactSigns { name: "etc".into(), success: Some(at(0)), ..ArtifactSigns::default() }]),
         drill: Some(DrillSigns { success: Some(at(0)), ..DrillSigns::default() }),
         repositories: Some(vec![RepositorySigns { url: "s3://a".into(), up: true, ..RepositorySigns::default() }]),
+        clocks: Some(vec![ClockSigns { whose: "server".into(), ahead: -20.0 }]),
+        certificates: Some(vec![EndSigns { whose: "server".into(), at: at(86_400 * 20) }]),
+        credentials: Some(vec![EndSigns { whose: "s3://a".into(), at: at(86_400 * 20) }]),
         ..Signs::default()
     }
 }
@@ -91,6 +94,15 @@ fn each_kind_has_its_sign() {
     wrong(&|signs| signs.repositories = repository(false, Duration::ZERO, 0), &["RepositoryDownu"]);
     wrong(&|signs| signs.repositories = repository(true, minutes(90), 0), &["CopyBehindu"]);
     wrong(&|signs| signs.repositories = repository(true, Duration::ZERO, 1), &["RepositoriesDifferu"]);
+    let clock = |ahead| Some(vec![ClockSigns { whose: "server".into(), ahead }]);
+    wrong(&|signs| signs.clocks = clock(31.0), &["ClockOffserver"]);
+    wrong(&|signs| signs.clocks = clock(-31.0), &["ClockOffserver"]);
+    let ends = |seconds: i64| Some(vec![EndSigns { whose: "s3://a".into(), at: at(60 + seconds) }]);
+    wrong(&|signs| signs.certificates = ends(86_400 * 14 - 1), &["CertificateExpiress3://a"]);
+    wrong(&|signs| signs.certificates = ends(-1), &["CertificateExpiress3://a"]);
+    wrong(&|signs| signs.credentials = ends(121), &[]);
+    wrong(&|signs| signs.credentials = ends(119), &["CredentialsExpires3://a"]);
+    wrong(&|signs| signs.credentials = ends(-1000), &["CredentialsExpires3://a"]);
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), AlarmKind::ALL, "every kind was seen");
 }
 

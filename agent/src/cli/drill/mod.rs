@@ -1,6 +1,7 @@
 //! `walkeep drill`: a restore that is carried out, looked at, and thrown away; and what earlier ones said.
 
 mod choose;
+mod last;
 mod list;
 mod show;
 
@@ -28,6 +29,7 @@ use crate::repository::ClusterRepository;
 use crate::restore;
 use crate::scratch_server::{Place, Programs};
 use choose::Asked;
+pub use last::LastDrill;
 pub use list::{ListArgs, list};
 
 /// Storing the report takes no longer.

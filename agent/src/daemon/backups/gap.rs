@@ -77,7 +77,7 @@ async fn take_if_due(taker: &Taker, reached: Lsn) -> Result<Option<Lsn>> {
                 "no base backup begins behind the gap: taking one"
             );
             let record = taker.take(taker.options(LABEL)).await?;
-            taker.metrics.backups.newest(LABEL, record.ended_at);
+            taker.metrics.backups.newest(LABEL, &record);
         }
     }
     taker.metrics.backup_due(false);

@@ -156,7 +156,7 @@ impl One {
         let runs = self.config.schedule.runs(&records);
         let (now, mut state) = self.now();
         if let Some((_, newest)) = runs.range(..=now).next_back() {
-            taker.metrics.backups.newest(self.label(), newest.ended_at);
+            taker.metrics.backups.newest(self.label(), newest);
         }
         state.past.done = runs.into_keys().collect();
         state.asked = true;
@@ -203,7 +203,7 @@ impl One {
         tracing::info!(label = self.label(), due = %fire.due.to_rfc3339(), late_s, missed, "a scheduled backup begins");
         let record = taker.take(self.options(taker, fire, now)?).await?;
         self.state().past.done.insert(fire.due);
-        taker.metrics.backups.newest(self.label(), record.ended_at);
+        taker.metrics.backups.newest(self.label(), &record);
         self.compare_clocks(now, &record);
         let next = self.config.schedule.next(Utc::now()).map(|fire| fire.at.to_rfc3339());
         tracing::info!(label = self.label(), backup = %record.id, next, "the scheduled backup is done");

@@ -79,7 +79,7 @@ fn object(files: &Files, path: &str) -> io::Result<Option<Listed>> {
         let since_epoch =
             Duration::new(u64::try_from(stat.st_mtime).unwrap_or_default(), u32::try_from(stat.st_mtime_nsec).unwrap_or_default());
         let size = u64::try_from(stat.st_size).unwrap_or_default();
-        Listed { key, size, modified: SystemTime::UNIX_EPOCH + since_epoch, class: None }
+        Listed { key, size, modified: SystemTime::UNIX_EPOCH + since_epoch, class: None, storage_class: None }
     }))
 }
 

@@ -96,6 +96,13 @@ impl Refreshing {
         }
     }
 
+    /// When those in use end, renewed where they are due to be; nothing if there are none yet.
+    pub(super) async fn end(&self) -> Option<Option<SystemTime>> {
+        // Why there are none is told where they are needed.
+        let _ = self.keys().await;
+        self.held.lock().await.as_ref().map(|held| held.keys.expiry())
+    }
+
     async fn load(&self) -> provider::Result {
         let config = ProviderConfig::without_region()
             .with_behavior_version(Some(BehaviorVersion::v2026_01_12()))

@@ -61,7 +61,8 @@ pub(super) fn translate(prefix: &str, floor: &str, output: &ListObjectsV2Output)
                 // Whatever has no time is taken for new: old things are removed.
                 let modified = object.last_modified().and_then(|at| SystemTime::try_from(*at).ok()).unwrap_or_else(SystemTime::now);
                 let class = object.storage_class().and_then(|class| ArchiveClass::named(class.as_str()));
-                page.objects.push(Listed { key, size, modified, class });
+                let storage_class = Some(storage_class(object.storage_class().map(|class| class.as_str())));
+                page.objects.push(Listed { key, size, modified, class, storage_class });
             }
             Ok(_) => {}
             // What stands for a folder is no object to anybody.
@@ -83,6 +84,25 @@ pub(super) fn translate(prefix: &str, floor: &str, output: &ListObjectsV2Output)
     page.objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     page.folders.sort_unstable();
     page
+}
+
+/// S3's name of a class: an object of which a listing does not tell it is an ordinary one.
+pub(super) fn storage_class(told: Option<&str>) -> &'static str {
+    const KNOWN: [&str; 9] = [
+        "STANDARD",
+        "REDUCED_REDUNDANCY",
+        "STANDARD_IA",
+        "ONEZONE_IA",
+        "INTELLIGENT_TIERING",
+        "GLACIER_IR",
+        "GLACIER",
+        "DEEP_ARCHIVE",
+        "EXPRESS_ONEZONE",
+    ];
+    match told {
+        None | Some("") => "STANDARD",
+        Some(told) => KNOWN.into_iter().find(|known| *known == told).unwrap_or("OTHER"),
+    }
 }
 
 /// A name without the store's prefix.

@@ -41,6 +41,7 @@ struct Version {
     size: u64,
     put: SystemTime,
     class: Option<ArchiveClass>,
+    storage_class: &'static str,
 }
 
 /// Versions and removals of a prefix, the latest of each key that is not later than a moment.
@@ -122,7 +123,8 @@ impl PastS3Store {
                 let size = version.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
                 let id = version.version_id().unwrap_or("null").to_owned();
                 let class = version.storage_class().and_then(|class| ArchiveClass::named(class.as_str()));
-                let version = Version { id, size, put, class };
+                let storage_class = listing::storage_class(version.storage_class().map(|class| class.as_str()));
+                let version = Version { id, size, put, class, storage_class };
                 match put <= self.at {
                     true => found.note(name, put, Some(version)),
                     false if (self.timeless)(&name) => found.note_later(name, version),
@@ -186,7 +188,13 @@ impl PastS3Store {
                 continue;
             }
             self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), version.id.clone());
-            if !page.object(Listed { key, size: version.size, modified: version.put, class: version.class }) {
+            if !page.object(Listed {
+                key,
+                size: version.size,
+                modified: version.put,
+                class: version.class,
+                storage_class: Some(version.storage_class),
+            }) {
                 break;
             }
         }

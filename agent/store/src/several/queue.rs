@@ -310,7 +310,7 @@ impl Queue {
         let waiting = kept.map(|item| (&item.key, item.size, item.since));
         let flying = state.flying.iter().filter(|(_, flying)| !flying.forgotten).map(|(key, flying)| (key, flying.size, flying.since));
         let below = waiting.chain(flying).filter(|(key, ..)| key.as_str().starts_with(prefix));
-        below.map(|(key, size, modified)| Listed { key: key.clone(), size, modified, class: None }).collect()
+        below.map(|(key, size, modified)| Listed { key: key.clone(), size, modified, class: None, storage_class: None }).collect()
     }
 
     /// How many wait or are on their way.

@@ -137,7 +137,7 @@ fn key(text: &str) -> Key {
 }
 
 fn listed(text: &str) -> Listed {
-    Listed { key: key(text), size: 3, modified: SystemTime::UNIX_EPOCH, class: None }
+    Listed { key: key(text), size: 3, modified: SystemTime::UNIX_EPOCH, class: None, storage_class: None }
 }
 
 fn body(text: &'static str) -> Bytes {

@@ -318,3 +318,25 @@ async fn rotated_keys_are_picked_up() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
+
+/// What answers tell of the server's clock, whatever else they say.
+#[tokio::test]
+async fn a_clock_that_is_off_is_noticed() {
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    for (status, code) in [(200, ""), (403, "RequestTimeTooSkewed")] {
+        let reply = if status == 200 { Reply::new(200, BODY) } else { Reply::error(status, code) };
+        let stub = Stub::start(move |_, _| reply.clone().header("Date", date)).await;
+        let store = stub.store().await;
+        assert_eq!(store.noticed().await.ahead, None, "nothing was asked yet");
+        assert_eq!(store.get(&key("k"), None).await.is_ok(), status == 200);
+        let noticed = store.noticed().await;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let off = noticed.ahead.unwrap() - (now - 784_111_777.0);
+        assert!(off.abs() < 5.0, "{status}: {noticed:?}");
+        assert_eq!((noticed.credentials_end, noticed.tls), (Some(None), Some(None)), "keys for ever, and no TLS");
+    }
+    let stub = Stub::start(|_, _| Reply::new(200, BODY)).await;
+    let store = stub.store().await;
+    store.get(&key("k"), None).await.unwrap();
+    assert_eq!(store.noticed().await.ahead, None, "it does not say what time it is");
+}
