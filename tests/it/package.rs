@@ -103,9 +103,15 @@ fn it_installs_upgrades_and_goes() {
         tarball.display()
     ));
     assert!(ran.ok() && ran.stdout.contains("licence: MIT"), "{ran:?}");
-    for file in
-        ["README.md", "runbook.md", "migration.md", "sizing.md", "examples/prometheus/walkeep.rules.yml", "examples/grafana/walkeep.json"]
-    {
+    for file in [
+        "README.md",
+        "runbook.md",
+        "migration.md",
+        "sizing.md",
+        "comparison.md",
+        "examples/prometheus/walkeep.rules.yml",
+        "examples/grafana/walkeep.json",
+    ] {
         assert!(ran.stdout.contains(&format!("/doc/walkeep/{file}\n")), "no {file}: {ran:?}");
     }
 }
