@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use walkeep_core::layout::ClusterName;
-use walkeep_core::safety::{self, Heard, Level, Safety};
+use walkeep_core::safety::{self, Heard, Safety};
 use walkeep_core::{Lsn, MajorVersion, TimelineId};
 
 use crate::repository::ClusterRepository;
@@ -64,7 +64,7 @@ pub async fn row(cluster: &ClusterName, repository: Result<ClusterRepository>, h
             Row { cluster, repository, safety, stored: Some(stored) }
         }
         Err(error) => {
-            let safety = Safety { level: Level::Unknown, text: format!("what is stored cannot be read: {error:#}"), more: Vec::new() };
+            let safety = safety::unseen(format!("what is stored cannot be read: {error:#}"), heard);
             Row { cluster, repository: url, safety, stored: None }
         }
     }

@@ -102,6 +102,15 @@ pub fn judge(timelines: &[TimelineReport], agent: Option<&Heard>, stored_at: Opt
     }
 }
 
+/// The answer where what is stored cannot be looked at, and why not: what the agent says holds all the same.
+pub fn unseen(why: String, agent: Option<&Heard>) -> Safety {
+    let wrong = agent.and_then(|agent| agent.alarms.as_deref()).unwrap_or_default();
+    match wrong.first() {
+        Some(first) if first.severity == Severity::Critical => of_wrong(Level::Unsafe, why, wrong),
+        _ => Safety { level: Level::Unknown, text: why, more: agent.map(all_wrong).unwrap_or_default() },
+    }
+}
+
 /// The most urgent is the sentence, if there is one.
 fn of_wrong(level: Level, reach: String, wrong: &[Wrong]) -> Safety {
     let mut texts = wrong.iter().map(|wrong| wrong.text.clone());
@@ -214,6 +223,17 @@ mod tests {
         assert_eq!(of(&whole, Some(heard(None, &[]))).0, Level::Unsafe);
         assert_eq!(of(&whole, Some(Heard { alarms: None, ..heard(Some(1.0), &[]) })).0, Level::Unknown);
         assert_eq!(of(&whole, Some(Heard { streams: false, ..heard(None, &[]) })).0, Level::Safe);
+    }
+
+    #[test]
+    fn an_agent_in_need_is_heard_where_the_repository_cannot_be_seen() {
+        let why = || "no answer".to_owned();
+        let warned = heard(Some(0.1), &[(Severity::Warning, "a backup is overdue")]);
+        let told = Safety { level: Level::Unknown, text: why(), more: vec!["a backup is overdue".to_owned()] };
+        assert_eq!(unseen(why(), Some(&warned)), told);
+        assert_eq!(unseen(why(), None).level, Level::Unknown);
+        let lost = heard(Some(0.1), &[(Severity::Critical, "the slot is lost")]);
+        assert_eq!(unseen(why(), Some(&lost)), Safety { level: Level::Unsafe, text: "the slot is lost".to_owned(), more: vec![why()] });
     }
 
     #[test]

@@ -61,8 +61,8 @@ pub struct TimelinesArgs {
 #[derive(Debug, Serialize)]
 struct Status {
     cluster: String,
-    /// Whether what was committed can be had back.
-    safety: Safety,
+    /// Whether what was committed can be had back; nothing of it as of an earlier time.
+    safety: Option<Safety>,
     repository: String,
     /// Each of several; none with one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -113,7 +113,8 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let heard = setup::ask_agent(&config.cluster).await;
     let answers = heard.is_some();
     let timelines = catalog.report();
-    let stored_at = match catalog.newest_timeline().filter(|_| !answers) {
+    let is_past = config.cluster.repository.as_of().is_some();
+    let stored_at = match catalog.newest_timeline().filter(|_| !answers && !is_past) {
         Some(timeline) => repository.last_stored(timeline).await?.map(Into::into),
         None => None,
     };
@@ -126,7 +127,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let drills_are_known = last_drill.is_ok();
     let status = Status {
         cluster: catalog.cluster().to_string(),
-        safety: safety::judge(&timelines, heard.flatten().as_ref(), stored_at),
+        safety: (!is_past).then(|| safety::judge(&timelines, heard.flatten().as_ref(), stored_at)),
         repository: config.cluster.repository.url(),
         repositories: copies::reports(&config.cluster, repository.repository().store().several()),
         system_identifier: identity.system_identifier,
@@ -149,9 +150,12 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         output::json(&status)?;
         return write_picture(&args, &picture, &status.cluster);
     }
-    output::say!("{}: {}", status.safety.level, status.safety.text);
-    status.safety.more.iter().for_each(|more| output::say!("    {more}"));
-    output::say!("\ncluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
+    if let Some(Safety { level, text, more }) = &status.safety {
+        output::say!("{level}: {text}");
+        more.iter().for_each(|more| output::say!("    {more}"));
+        output::say!("");
+    }
+    output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
     match status.repositories.as_slice() {
         [] => output::say!("repository  {}", status.repository),
         several => several.iter().for_each(print_repository),

@@ -402,7 +402,7 @@ async fn bring_up(
 /// A task that dies of a defect takes the agent with it, loudly: a service manager starts it anew, and silence would be worse.
 async fn supervise(name: &'static str, task: impl Future<Output = ()> + Send + 'static, crashed: Arc<AtomicBool>, stop: CancellationToken) {
     if let Err(error) = tokio::spawn(task.in_current_span()).await {
-        tracing::error!(task = name, %error, "a task of the agent died: leaving, so that a service manager starts the agent anew");
+        tracing::error!(task = name, %error, "a task of the agent died: it ends, to be begun anew");
         crashed.store(true, Ordering::Relaxed);
         stop.cancel();
     }

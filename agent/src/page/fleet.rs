@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use walkeep_core::layout::ClusterName;
-use walkeep_core::safety::{self, Level, Safety};
+use walkeep_core::safety::{self, Safety};
 
 use super::access::Access;
 use super::{Page, axum_json, behind, file, look};
@@ -124,14 +124,11 @@ fn own_line(own: &Own) -> Line {
     let possible_loss_seconds = heard.possible_loss_seconds;
     let safety = match &seen {
         Some(seen) => safety::judge(&seen.timelines, Some(&heard), None),
-        None => Safety {
-            level: Level::Unknown,
-            text: problem.map_or_else(
-                || "the repository is being looked at".to_owned(),
-                |problem| format!("the repository cannot be looked at: {problem}"),
-            ),
-            more: heard.alarms.into_iter().flatten().map(|wrong| wrong.text).collect(),
-        },
+        None => {
+            let looking = || "the repository is being looked at".to_owned();
+            let why = problem.map_or_else(looking, |problem| format!("the repository cannot be looked at: {problem}"));
+            safety::unseen(why, Some(&heard))
+        }
     };
     Line {
         cluster: cluster.name.to_string(),
