@@ -12,17 +12,24 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::layout::ClusterName;
 
-use crate::metrics::Metrics;
+use crate::config::SecretSource;
+use crate::metrics::{self, Metrics};
+use crate::page::{self, Access, Own};
 use crate::progress::{Phase, Progress};
 
-/// What the pages read.
-#[derive(Debug, Clone)]
-pub struct Pages {
+/// What is shown of a cluster.
+#[derive(Clone)]
+pub struct Shown {
+    /// Its name.
+    pub cluster: ClusterName,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// The stream.
     pub progress: Arc<Progress>,
+    /// Its page, unless nobody is to see it.
+    pub page: Option<Own>,
 }
 
 /// Binds the address; an error says which one.
@@ -30,14 +37,16 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listen on http://{address} ([listen] http): is another agent running?"))
 }
 
-/// Serves until `stop`.
-pub async fn serve(listener: TcpListener, pages: Pages, status_page: Option<Router>, stop: CancellationToken) -> Result<()> {
+/// Serves until `stop`; the pages to whoever knows the `token`, if there is one.
+pub async fn serve(listener: TcpListener, clusters: Vec<Shown>, token: Option<SecretSource>, stop: CancellationToken) -> Result<()> {
+    let access = Arc::new(Access::new(listener.local_addr().context("tell the address of [listen] http")?, token));
+    let pages = clusters.iter().filter_map(|shown| shown.page.clone()).collect();
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(pages)
-        .merge(status_page.unwrap_or_default());
+        .with_state(Arc::<[Shown]>::from(clusters))
+        .merge(page::all(pages, &access, &stop));
     // A scraper that keeps its connection open must not hold up the agent's stop: the server's future is dropped soon after.
     let stopped = stop.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await }).into_future();
@@ -51,21 +60,33 @@ pub async fn serve(listener: TcpListener, pages: Pages, status_page: Option<Rout
     }
 }
 
-async fn metrics(State(pages): State<Pages>) -> Response {
-    match pages.metrics.render(&pages.progress) {
+async fn metrics(State(clusters): State<Arc<[Shown]>>) -> Response {
+    match metrics::render(clusters.iter().map(|shown| (&shown.cluster, &*shown.metrics, &*shown.progress))) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
-/// 200 once WAL flows in (or streaming is off), else 503 with the reason.
-async fn ready(State(pages): State<Pages>) -> Response {
-    let now = pages.progress.snapshot();
+/// 200 once WAL flows in of every cluster (or streaming is off), else 503 with the reasons.
+async fn ready(State(clusters): State<Arc<[Shown]>>) -> Response {
+    let reasons: Vec<String> = clusters
+        .iter()
+        .filter_map(|shown| Some((shown, not_ready(&shown.progress)?)))
+        .map(|(shown, reason)| match &*clusters {
+            [_] => format!("{reason}\n"),
+            _ => format!("{}: {reason}\n", shown.cluster),
+        })
+        .collect();
+    match reasons.is_empty() {
+        true => (StatusCode::OK, "ready\n").into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, reasons.concat()).into_response(),
+    }
+}
+
+fn not_ready(progress: &Progress) -> Option<String> {
+    let now = progress.snapshot();
     match now.phase {
-        Phase::Streaming | Phase::Off => (StatusCode::OK, "ready\n").into_response(),
-        phase => {
-            let problem = now.problem.unwrap_or_else(|| "no stream yet".into());
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{}: {problem}\n", phase.as_str())).into_response()
-        }
+        Phase::Streaming | Phase::Off => None,
+        phase => Some(format!("{}: {}", phase.as_str(), now.problem.unwrap_or_else(|| "no stream yet".into()))),
     }
 }

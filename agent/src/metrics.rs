@@ -10,6 +10,7 @@ mod drills;
 mod host;
 mod notify;
 mod outside;
+mod page;
 mod repositories;
 mod requests;
 mod signs;
@@ -19,7 +20,7 @@ mod verify;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 pub use artifacts::ArtifactMetrics;
 pub use backups::BackupMetrics;
@@ -28,6 +29,7 @@ pub use drills::DrillMetrics;
 pub use host::{Disk, HostMetrics};
 pub use notify::NotifyMetrics;
 pub use outside::{Other, OutsideMetrics};
+pub use page::render;
 pub use repositories::RepositoryMetrics;
 use requests::RequestMetrics;
 pub use stored::StoredMetrics;
@@ -337,14 +339,6 @@ impl Metrics {
         self.backup_due.set(i64::from(due));
     }
 
-    /// The text of a scrape.
-    pub fn render(&self, progress: &Progress) -> prometheus::Result<String> {
-        self.refresh(progress);
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    }
-
     /// Sets what follows from elsewhere.
     fn refresh(&self, progress: &Progress) {
         let now = progress.snapshot();
@@ -422,12 +416,19 @@ mod tests {
     use super::*;
     use crate::repository::tests::over;
 
+    /// A scrape, without the cluster's name.
+    pub(super) fn page_of(metrics: &Metrics) -> String {
+        let (name, progress) = ("main".parse().unwrap(), Progress::default());
+        let text = render(std::iter::once((&name, metrics, &progress))).unwrap();
+        text.replace("{cluster=\"main\"}", "").replace("cluster=\"main\",", "")
+    }
+
     #[test]
     fn a_scrape_shows_every_metric_from_the_start() {
         let metrics = Metrics::new().unwrap();
         metrics.stored(Source::Stream, Stored::New { bytes: 7 });
         metrics.error("conflict");
-        let text = metrics.render(&Progress::default()).unwrap();
+        let text = page_of(&metrics);
         for line in [
             "walkeep_stored_bytes_total{source=\"stream\"} 7",
             "walkeep_stored_objects_total{source=\"archive\"} 0",
@@ -446,7 +447,7 @@ mod tests {
 
     /// How often each kind was counted that was at all.
     fn counted(metrics: &Metrics) -> Vec<(String, u64)> {
-        let text = metrics.render(&Progress::default()).unwrap();
+        let text = page_of(metrics);
         let lines = text.lines().filter_map(|line| line.strip_prefix("walkeep_errors_total{kind=\"")?.split_once("\"} "));
         lines.map(|(kind, count)| (kind.to_owned(), count.parse().unwrap())).filter(|(_, count)| *count > 0).collect()
     }

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use tracing::{debug, warn};
 use walkeep_protocol::{Request, Response, Verb, frame};
 
@@ -33,6 +34,8 @@ pub trait Handler: Send + Sync + 'static {
     async fn archive(&self, path: PathBuf) -> Response;
     /// Puts the archived file `name` at `destination`.
     async fn fetch(&self, name: String, destination: PathBuf, standby: bool) -> Response;
+    /// How the agent is.
+    fn status(&self) -> Response;
     /// A request was refused before it came here.
     fn turned_away(&self, _reason: &'static str, _message: &str) {}
 }
@@ -80,7 +83,7 @@ pub async fn serve(listener: Listener, cluster: &str, handler: Arc<dyn Handler>,
             accepted = listener.accept() => accepted,
         };
         match (accepted, Arc::clone(&places).try_acquire_owned()) {
-            (Ok(stream), Ok(place)) => drop(tracker.spawn(converse(stream, place, Arc::clone(&shared)))),
+            (Ok(stream), Ok(place)) => drop(tracker.spawn(converse(stream, place, Arc::clone(&shared)).in_current_span())),
             (Ok(stream), Err(_)) => turn_away(stream, shared.limits.connections),
             (Err(error), _) => {
                 // Out of descriptors, most likely: those that are served now will give some back.
@@ -162,6 +165,7 @@ async fn work(stream: &mut UnixStream, shared: &Shared, verb: Verb) -> Option<Re
     let done = async {
         match verb {
             Verb::Ping => Response::Done,
+            Verb::Status => shared.handler.status(),
             Verb::Archive { path } => shared.handler.archive(path).await,
             Verb::Fetch { name, destination, standby } => shared.handler.fetch(name, destination, standby).await,
         }
@@ -180,7 +184,7 @@ async fn work(stream: &mut UnixStream, shared: &Shared, verb: Verb) -> Option<Re
         }
     };
     match &response {
-        Response::Done => debug!(request = what, "done"),
+        Response::Done | Response::Told { .. } => debug!(request = what, "done"),
         Response::Absent { message } => debug!(request = what, message, "absent"),
         Response::TryLater { message } => warn!(request = what, message, "not now"),
         Response::Elsewhere { message } => debug!(request = what, message, "not here"),
@@ -211,6 +215,7 @@ async fn read_request(stream: &mut UnixStream) -> Result<Request, ReadError> {
 fn describe(verb: &Verb) -> String {
     match verb {
         Verb::Ping => "ping".into(),
+        Verb::Status => "status".into(),
         Verb::Archive { path } => format!("archive {}", path.display()),
         Verb::Fetch { name, destination, .. } => format!("fetch {name:?} to {}", destination.display()),
     }

@@ -105,7 +105,7 @@ fn ask(options: &Options, file: &OsString) -> Result<(), Refusal> {
         Ok(Response::Done) => Ok(()),
         Ok(Response::Failed { message, hint, .. }) => Err(Refusal { reason: message, hint }),
         Ok(Response::TryLater { message }) => Err(Refusal::new(message, "PostgreSQL keeps the file and tries again.")),
-        Ok(Response::Absent { message } | Response::Elsewhere { message }) => {
+        Ok(Response::Absent { message } | Response::Elsewhere { message } | Response::Told { text: message }) => {
             Err(Refusal::new(message, "The agent answered as if to another request; is it of this version?"))
         }
         Err(error) => Err(Refusal::new(

@@ -104,7 +104,9 @@ fn settle(answer: Result<Response, CallError>, socket: &Path) -> Result<Verdict,
         Ok(Response::Done) => return Ok(Verdict::Done),
         Ok(Response::Absent { message }) => return Ok(Verdict::Absent(message)),
         Ok(Response::TryLater { message }) => (message, None),
-        Ok(Response::Elsewhere { message }) => return Ok(Verdict::Refused(Trouble::NoAnswer { message, hint: None })),
+        Ok(Response::Elsewhere { message } | Response::Told { text: message }) => {
+            return Ok(Verdict::Refused(Trouble::NoAnswer { message, hint: None }));
+        }
         Ok(Response::Failed { message, hint, permanent: true }) => return Ok(Verdict::Refused(Trouble::NoAnswer { message, hint })),
         Ok(Response::Failed { message, hint, permanent: false }) => (message, hint),
         Err(error) => (format!("{error} (socket {})", socket.display()), error.hint().map(str::to_owned)),

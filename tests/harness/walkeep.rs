@@ -454,12 +454,12 @@ impl Agent {
         text
     }
 
-    /// The first sample of `/metrics` whose name, with its labels, begins with this. None, too, where nobody answers: an agent that was just launched may
-    /// not listen yet.
+    /// The first sample of `/metrics` whose name, with its labels but the cluster's, begins with this. None, too, where nobody answers: an agent that was
+    /// just launched may not listen yet.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").ok().filter(|(status, _)| *status == 200)?;
-        let sample = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', ','])))?;
-        sample.rsplit(' ').next()?.parse().ok()
+        let begins = |line: &String| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', ',']));
+        text.lines().map(without_cluster).find(begins)?.rsplit(' ').next()?.parse().ok()
     }
 
     /// Log lines of level WARN or ERROR that contain none of `expected`: a story that went well has none.
@@ -467,6 +467,17 @@ impl Agent {
         let log = self.log();
         let lines = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
         lines.filter(|line| !expected.iter().any(|text| line.contains(text))).map(str::to_owned).collect()
+    }
+}
+
+/// A sample without the first of its labels, which says whose it is.
+fn without_cluster(sample: &str) -> String {
+    let Some((name, (_, rest))) = sample.split_once("{cluster=\"").and_then(|(name, rest)| Some((name, rest.split_once('"')?))) else {
+        return sample.to_owned();
+    };
+    match rest.strip_prefix(',') {
+        Some(labels) => format!("{name}{{{labels}"),
+        None => format!("{name}{}", rest.trim_start_matches('}')),
     }
 }
 

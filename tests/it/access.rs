@@ -186,12 +186,7 @@ fn an_unusable_spool_is_told_until_it_is_mended() {
     let walkeep = walkeep(&cluster, Store::Local);
     std::fs::set_permissions(walkeep.spool(), PermissionsExt::from_mode(0o500)).unwrap();
     let agent = walkeep.launch_agent().unwrap();
-    let counted = || {
-        walkeep_tests::http::get(&walkeep.http_address(), "/metrics").is_ok_and(|(_, text)| {
-            let line = text.lines().find_map(|line| line.strip_prefix("walkeep_errors_total{kind=\"spool\"} "));
-            line.is_some_and(|count| count.parse::<f64>().unwrap() >= 3.0)
-        })
-    };
+    let counted = || agent.metric("walkeep_errors_total{kind=\"spool\"}").is_some_and(|count| count >= 3.0);
     wait_until("it is counted again and again", SOON, counted);
     let (status, why) = agent.get("/readyz").unwrap();
     assert!(status == 503 && why.contains("spool") && why.contains("cannot be used"), "{status} {why}");

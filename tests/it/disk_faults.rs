@@ -211,3 +211,34 @@ fn what_is_stored_with_other_bytes_is_made_durable_too() {
     assert!(!output.ok(), "{}\n{output:?}", read_log(&trace));
     run(&mut walkeep.command(&["wal", "push", &file.to_string_lossy()])).expect_code(0);
 }
+
+/// A repository that is moved, or of which an older copy is put back, under a running agent: nothing is called stored that nobody finds there.
+#[test]
+fn nothing_is_stored_in_a_repository_that_was_moved() {
+    let mut story = story::Story::local(15);
+    story.insert(10);
+    story.settle();
+    let (repository, aside) = (story.walkeep.local_repository(), story.walkeep.scratch().join("aside"));
+    let flushed = || story.cluster.sql("SELECT flush_lsn FROM pg_stat_replication WHERE state = 'streaming'");
+    let end = flushed();
+    std::fs::rename(&repository, &aside).unwrap();
+    story.insert(10);
+    let lacking = |agent: &Agent| agent.metric("walkeep_possible_loss_seconds").is_some_and(|loss| loss > 2.0);
+    wait_until("the agent sees that it stores nothing", SOON, || lacking(story.agent()));
+    assert!(story.agent().log().contains("put it back"), "{}", story.agent().log());
+    // Its older copy, as from a backup of the disk.
+    let copied = Command::new("cp").arg("-a").arg(&aside).arg(&repository).status().unwrap();
+    assert!(copied.success());
+    let newest = story::listing(&repository).into_iter().max();
+    story.insert(10);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(lacking(story.agent()));
+    assert_eq!(story::listing(&repository).into_iter().max(), newest, "nothing was stored in the copy");
+    let now = flushed();
+    assert!(now.is_empty() || now == end, "{now} was confirmed, {end} is stored");
+    std::fs::remove_dir_all(&repository).unwrap();
+    std::fs::rename(&aside, &repository).unwrap();
+    story.settle();
+    assert!(compare_fetched(&story.cluster.oracle(), &story.walkeep) >= 1);
+    story.stop_agent(&["was moved, unmounted", "put it back", "trying again", "out of reach"]);
+}

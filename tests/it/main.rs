@@ -24,6 +24,7 @@ mod estimates;
 mod expiry_faults;
 mod extract;
 mod failover;
+mod fleet;
 mod gaps;
 mod harness;
 mod immutable;

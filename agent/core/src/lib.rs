@@ -45,6 +45,7 @@ pub mod relation_file;
 pub mod relative_path;
 pub mod resume;
 pub mod retention;
+pub mod safety;
 pub mod schedule;
 pub mod sealed;
 pub mod seam;

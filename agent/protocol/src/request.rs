@@ -21,6 +21,8 @@ pub struct Request {
 pub enum Verb {
     /// Say that you are there.
     Ping,
+    /// Say how you are.
+    Status,
     /// Store this file, durably.
     Archive {
         /// Its absolute path.
@@ -40,6 +42,7 @@ pub enum Verb {
 const PING: u8 = 1;
 const ARCHIVE: u8 = 2;
 const FETCH: u8 = 3;
+const STATUS: u8 = 4;
 
 impl Request {
     /// The whole frame.
@@ -51,6 +54,7 @@ impl Request {
         };
         let writer = match &self.verb {
             Verb::Ping => begin(PING),
+            Verb::Status => begin(STATUS),
             Verb::Archive { path } => {
                 let mut writer = begin(ARCHIVE);
                 writer.bytes(path.as_os_str().as_bytes());
@@ -69,13 +73,14 @@ impl Request {
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body);
         let kind = reader.byte()?;
-        if !(PING..=FETCH).contains(&kind) {
+        if !(PING..=STATUS).contains(&kind) {
             return Err(DecodeError::UnknownKind { found: kind });
         }
         let cluster = reader.optional_text()?;
         let verb = match kind {
             ARCHIVE => Verb::Archive { path: path(&mut reader)? },
             FETCH => Verb::Fetch { name: reader.text()?, destination: path(&mut reader)?, standby: reader.flag()? },
+            STATUS => Verb::Status,
             _ => Verb::Ping,
         };
         reader.end()?;
@@ -96,6 +101,7 @@ mod tests {
         let odd_path: PathBuf = OsString::from_vec(b"/data\xFF\n/pg_wal/RECOVERYXLOG".to_vec()).into();
         let verbs = [
             Verb::Ping,
+            Verb::Status,
             Verb::Archive { path: "/data/pg_wal/000000010000000000000003".into() },
             Verb::Archive { path: odd_path.clone() },
             Verb::Fetch { name: "00000002.history".into(), destination: odd_path, standby: true },

@@ -8,6 +8,11 @@ use crate::frame;
 pub enum Response {
     /// Done, durably.
     Done,
+    /// How the agent is, as JSON.
+    Told {
+        /// The JSON.
+        text: String,
+    },
     /// The repository was reached and proves that the file is not there. Only this may ever become exit status 1 of
     /// restore_command in a recovery that ends where the archive ends.
     Absent {
@@ -40,6 +45,7 @@ const ABSENT: u8 = 2;
 const TRY_LATER: u8 = 3;
 const FAILED: u8 = 4;
 const ELSEWHERE: u8 = 5;
+const TOLD: u8 = 6;
 
 /// The most bytes of one text, so that every response fits a frame.
 const MAX_TEXT: usize = 8 * 1024;
@@ -54,6 +60,7 @@ impl Response {
         };
         let writer = match self {
             Self::Done => Writer::kind(DONE),
+            Self::Told { text: told } => text(TOLD, told),
             Self::Absent { message } => text(ABSENT, message),
             Self::TryLater { message } => text(TRY_LATER, message),
             Self::Elsewhere { message } => text(ELSEWHERE, message),
@@ -71,6 +78,7 @@ impl Response {
         let mut reader = Reader::new(body);
         let response = match reader.byte()? {
             DONE => Self::Done,
+            TOLD => Self::Told { text: reader.text()? },
             ABSENT => Self::Absent { message: reader.text()? },
             TRY_LATER => Self::TryLater { message: reader.text()? },
             ELSEWHERE => Self::Elsewhere { message: reader.text()? },
@@ -95,6 +103,7 @@ mod tests {
         let message = || "größer".to_owned();
         for response in [
             Response::Done,
+            Response::Told { text: message() },
             Response::Absent { message: message() },
             Response::TryLater { message: String::new() },
             Response::Elsewhere { message: message() },
@@ -114,7 +123,7 @@ mod tests {
 
     #[test]
     fn unknown_kinds_are_refused() {
-        for kind in (0..DONE).chain(ELSEWHERE + 1..=u8::MAX) {
+        for kind in (0..DONE).chain(TOLD + 1..=u8::MAX) {
             assert_eq!(Response::decode(&[kind]), Err(DecodeError::UnknownKind { found: kind }));
         }
     }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tracing::Instrument;
 use walkeep_core::SegmentName;
 
 use super::{ArchiveError, Archives, Because, on_blocking_thread};
@@ -120,12 +121,13 @@ pub(super) fn go_on(ahead: &Arc<Ahead>, path: PathBuf, segment: SegmentName, new
         return;
     }
     let ahead = ahead.clone();
-    tokio::spawn(async move {
+    let looking = async move {
         let cancel = ahead.archives.cancel.clone();
         // What is cut off has told nobody that it is stored.
         let _ = cancel.run_until_cancelled(look(&ahead, &path, segment, new)).await;
         ahead.looking.store(false, Ordering::Release);
-    });
+    };
+    tokio::spawn(looking.in_current_span());
 }
 
 /// Begins with one segment after the other, until one is not ready, or must not go ahead, or enough wait for their question.
@@ -146,7 +148,7 @@ async fn look(ahead: &Arc<Ahead>, path: &Path, mut segment: SegmentName, mut new
         let Some(right) = right_to_store(ahead, segment).await else { return ahead.forget(segment) };
         let store = store(ahead.archives.clone(), path, right, told);
         if new {
-            tokio::spawn(store);
+            tokio::spawn(store.in_current_span());
             continue;
         }
         // Somebody has been here before: if his WAL differs from here on, nothing behind may be mixed with it.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument;
 use walkeep_core::artifact::PIECE;
 use walkeep_core::identifier::printable;
 
@@ -82,7 +83,7 @@ impl Source {
 impl Flow {
     /// What `make` puts in.
     pub fn of<F: Future<Output = Result<Ended>> + Send + 'static>(make: impl FnOnce(Source) -> F) -> Self {
-        Self::with(|source| tokio::spawn(make(source)))
+        Self::with(|source| tokio::spawn(make(source).in_current_span()))
     }
 
     /// The same for what works on a thread of its own.

@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::layout::{BackupId, PackId};
 use walkeep_core::manifest::{Content, Entry, EntryKind, Extent, ManifestTrailer, Run, Source};
@@ -336,12 +337,13 @@ impl Packer {
         let (pack, number) = (Bytes::from(std::mem::take(&mut self.open)), self.packs.len() - 1);
         self.packs.push(None);
         let (repository, cancel) = (self.repository.clone(), self.cancel.clone());
-        self.uploads.spawn(async move {
+        let upload = async move {
             let object = repository.pack_object(pack).await?;
             let put = || repository.put_pack(&object);
             let stored = retry("storing a pack", Backoff::within(PATIENCE), &cancel, repository::Error::is_transient, put).await?;
             Ok(Uploaded::Pack { number, id: object.id(), bytes: new_bytes(&stored) })
-        });
+        };
+        self.uploads.spawn(upload.in_current_span());
         while let Some(done) = self.uploads.try_join_next() {
             self.note_upload(done)?;
         }
@@ -415,12 +417,13 @@ impl Packer {
 
     fn store_piece(&mut self, piece: Piece) {
         let (repository, cancel, backup) = (self.repository.clone(), self.cancel.clone(), self.backup.clone());
-        self.uploads.spawn(async move {
+        let upload = async move {
             let put = || repository.put_manifest(&backup, &piece);
             let what = "storing a piece of the manifest";
             let stored = retry(what, Backoff::within(PATIENCE), &cancel, repository::Error::is_transient, put).await?;
             Ok(Uploaded::Manifest { bytes: new_bytes(&stored) })
-        });
+        };
+        self.uploads.spawn(upload.in_current_span());
     }
 }
 

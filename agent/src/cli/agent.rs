@@ -9,7 +9,7 @@ use futures::FutureExt;
 use super::failure::Failure;
 use super::{Global, setup};
 use crate::config::Config;
-use crate::daemon::{self, Role};
+use crate::daemon::{self, Role, Served};
 use crate::repository::later::OpenRepository;
 
 /// Arguments of `walkeep agent`.
@@ -18,6 +18,7 @@ use crate::repository::later::OpenRepository;
 Examples:
   walkeep agent
   walkeep agent --config /etc/walkeep/walkeep.toml --cluster main
+  walkeep agent                              every [cluster.NAME] of a file that has several, in one process
 
 SIGTERM stores what was received and ends within 5 s; a second one ends at once. With NOTIFY_SOCKET in the
 environment (systemd, Type=notify) readiness is told there; /readyz tells it over HTTP.
@@ -39,11 +40,13 @@ pub struct FetchServiceArgs {
 
 /// Runs the agent until it is told to stop.
 pub async fn run(global: &Global, _args: AgentArgs) -> Result<(), Failure> {
-    let config = setup::config(global)?;
-    setup::refuse_past(&config.cluster)?;
-    crate::logging::start(&config.log).map_err(Failure::usage)?;
-    let socket = config.cluster.socket.clone();
-    serve(config, Role::Agent, socket).await
+    let configs = setup::configs(global)?;
+    configs.iter().try_for_each(|config| setup::refuse_past(&config.cluster))?;
+    if let Some(config) = configs.first() {
+        crate::logging::start(&config.log).map_err(Failure::usage)?;
+    }
+    let with_socket = |config: Config| (config.cluster.socket.clone(), config);
+    serve(configs.into_iter().map(with_socket).collect(), Role::Agent).await
 }
 
 /// Runs the fetch service until it has nothing to do.
@@ -55,17 +58,23 @@ pub async fn fetch_service(global: &Global, args: FetchServiceArgs) -> Result<()
         socket.push(".fetch");
         socket.into()
     });
-    serve(config, Role::FetchService { idle: args.idle }, socket).await
+    serve(vec![(socket, config)], Role::FetchService { idle: args.idle }).await
 }
 
-async fn serve(config: Config, role: Role, socket: PathBuf) -> Result<(), Failure> {
+async fn serve(configs: Vec<(PathBuf, Config)>, role: Role) -> Result<(), Failure> {
     let stop = setup::stop_on_signals()?;
+    let served = configs.into_iter().map(served).collect::<Result<_, _>>()?;
+    Ok(daemon::run(served, role, setup::bucket_opener(), stop).await?)
+}
+
+fn served((socket, config): (PathBuf, Config)) -> Result<Served, Failure> {
     let params = setup::connection(&config.cluster)?;
     setup::check_repository(&config.cluster)?;
     let (cluster, cut) = (config.cluster.clone(), tokio_util::sync::CancellationToken::new());
+    let beside = super::fleet::beside(&config.cluster, &cut);
     let open: OpenRepository = std::sync::Arc::new(move || {
         let (cluster, cut) = (cluster.clone(), cut.clone());
         async move { Ok(setup::agent_repository(&cluster, &cut).await?) }.boxed()
     });
-    Ok(daemon::run(config, role, &socket, params, open, setup::bucket_opener(), stop).await?)
+    Ok(Served { config, socket, params, open, beside })
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, GapReport, TimelineReport};
 use walkeep_core::picture::Picture;
+use walkeep_core::safety::{self, Safety};
 
 use super::drill::LastDrill;
 use super::failure::Failure;
@@ -15,7 +16,7 @@ use super::schedules::{self, ScheduleReport};
 use super::slot::{self, SlotReport};
 use super::stored::Stored;
 use super::verify::Verified;
-use super::{Global, output, setup};
+use super::{Global, fleet, output, setup};
 use crate::backup::lock::BackupLock;
 use crate::copies::{self, PlaceReport};
 
@@ -24,11 +25,15 @@ use crate::copies::{self, PlaceReport};
 #[command(after_help = "\
 Examples:
   walkeep status
-  walkeep status --json | jq '.timelines[].windows'
+  walkeep status --json | jq -r .safety.level
+  walkeep status --all                       every cluster of the configuration and its repositories, a line each
   walkeep status --svg window.svg            the picture of it, for a browser")]
 pub struct StatusArgs {
     #[command(flatten)]
     picture: PictureArgs,
+    /// Every cluster of the configuration, and every other one in their repositories, a line each
+    #[arg(long, conflicts_with = "svg")]
+    all: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,6 +61,8 @@ pub struct TimelinesArgs {
 #[derive(Debug, Serialize)]
 struct Status {
     cluster: String,
+    /// Whether what was committed can be had back.
+    safety: Safety,
     repository: String,
     /// Each of several; none with one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -92,6 +99,9 @@ async fn load(global: &Global) -> Result<(crate::config::Config, crate::reposito
 
 /// Runs `walkeep status`.
 pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
+    if args.all {
+        return fleet::show(global, args.json).await;
+    }
     args.picture.check()?;
     let (config, repository, catalog) = load(global).await.inspect_err(|_| {
         // What it would say of the repository cannot be said; this can.
@@ -100,7 +110,13 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         }
     })?;
     let identity = repository.identity();
-    let answers = setup::agent_answers(&config.cluster).await;
+    let heard = setup::ask_agent(&config.cluster).await;
+    let answers = heard.is_some();
+    let timelines = catalog.report();
+    let stored_at = match catalog.newest_timeline().filter(|_| !answers) {
+        Some(timeline) => repository.last_stored(timeline).await?.map(Into::into),
+        None => None,
+    };
     let picture = Picture::of(&catalog, None);
     let backup_running = BackupLock::holder(&config.cluster.spool);
     let last_drill = LastDrill::of(&repository).await;
@@ -110,6 +126,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let drills_are_known = last_drill.is_ok();
     let status = Status {
         cluster: catalog.cluster().to_string(),
+        safety: safety::judge(&timelines, heard.flatten().as_ref(), stored_at),
         repository: config.cluster.repository.url(),
         repositories: copies::reports(&config.cluster, repository.repository().store().several()),
         system_identifier: identity.system_identifier,
@@ -117,7 +134,7 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         segment_bytes: identity.segment_size.bytes(),
         backups: catalog.backups().len(),
         newest_backup: catalog.backups().last().cloned(),
-        timelines: catalog.report(),
+        timelines,
         gaps: catalog.gap_reports(),
         schedules: schedules::report(&config.cluster, catalog.backups(), identity.since, backup_running.is_some()),
         backup_running,
@@ -132,7 +149,9 @@ pub async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
         output::json(&status)?;
         return write_picture(&args, &picture, &status.cluster);
     }
-    output::say!("cluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
+    output::say!("{}: {}", status.safety.level, status.safety.text);
+    status.safety.more.iter().for_each(|more| output::say!("    {more}"));
+    output::say!("\ncluster     {} (PostgreSQL {}, system identifier {})", status.cluster, status.major_version, status.system_identifier);
     match status.repositories.as_slice() {
         [] => output::say!("repository  {}", status.repository),
         several => several.iter().for_each(print_repository),

@@ -17,6 +17,7 @@ mod drill;
 mod expire;
 mod extract;
 pub mod failure;
+mod fleet;
 mod generate;
 mod index;
 mod init;

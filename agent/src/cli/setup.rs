@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::catalog::Catalog;
 use walkeep_core::kind::ObjectKind;
 use walkeep_core::layout::ClusterName;
+use walkeep_core::safety::Heard;
+use walkeep_protocol::{Response, Verb};
 use walkeep_store::local::LocalStore;
 use walkeep_store::s3::{self, PastS3Store, Placement, Placing, S3Options, S3Store};
 use walkeep_store::several::{Fallbacks, Follow, Proof};
@@ -42,6 +44,15 @@ pub fn config(global: &Global) -> Result<Config, Failure> {
         output::tell!("warning: {warning}");
     }
     Ok(config)
+}
+
+/// The same of every cluster in the file, unless one was chosen.
+pub fn configs(global: &Global) -> Result<Vec<Config>, Failure> {
+    let configs = Config::load_all(&global.selection()).map_err(Failure::usage)?;
+    for warning in configs.iter().take(1).flat_map(|config| &config.warnings) {
+        output::tell!("warning: {warning}");
+    }
+    Ok(configs)
 }
 
 /// Whether a missing directory is created.
@@ -284,11 +295,20 @@ pub async fn agent_repository(cluster: &ClusterConfig, stop: &CancellationToken)
 
 /// [`cluster_repository`] for who only looks: what is left of several repositories is shown, and what could not be asked is told.
 pub async fn what_is_left(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
-    let store = cluster_store(cluster, User::Command, stop).await?;
-    let store = store.demanding(Proof::Reachable).unwrap_or(store);
-    let repository = known_cluster(cluster, store).await?;
+    let repository = left(cluster, User::Command, stop).await?;
     tell_silent(&repository);
     Ok(repository)
+}
+
+/// The same where nobody is told what could not be asked.
+pub async fn what_is_left_quietly(cluster: &ClusterConfig, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
+    left(cluster, User::Aside, stop).await
+}
+
+async fn left(cluster: &ClusterConfig, user: User, stop: &CancellationToken) -> repository::Result<ClusterRepository> {
+    let store = cluster_store(cluster, user, stop).await?;
+    let store = store.demanding(Proof::Reachable).unwrap_or(store);
+    known_cluster(cluster, store).await
 }
 
 /// Tells which of several repositories could not be asked.
@@ -399,10 +419,22 @@ pub fn stop_on_signals() -> Result<CancellationToken> {
 
 /// Whether an agent answers on the cluster's socket.
 pub async fn agent_answers(cluster: &ClusterConfig) -> bool {
+    matches!(call_agent(cluster, Verb::Ping).await, Some(Response::Done))
+}
+
+/// What the agent on the cluster's socket says of itself; `None` if none answers, and nothing within if it says nothing, as an older one does.
+pub async fn ask_agent(cluster: &ClusterConfig) -> Option<Option<Heard>> {
+    match call_agent(cluster, Verb::Status).await {
+        Some(Response::Told { text }) => Some(serde_json::from_str(&text).ok()),
+        _ => agent_answers(cluster).await.then_some(None),
+    }
+}
+
+async fn call_agent(cluster: &ClusterConfig, verb: Verb) -> Option<Response> {
     let (socket, name) = (cluster.socket.clone(), cluster.name.to_string());
     let asked = tokio::task::spawn_blocking(move || {
-        let request = walkeep_protocol::Request { cluster: Some(name), verb: walkeep_protocol::Verb::Ping };
+        let request = walkeep_protocol::Request { cluster: Some(name), verb };
         walkeep_protocol::call(&socket, &request, std::time::Instant::now() + Duration::from_secs(3))
     });
-    matches!(asked.await, Ok(Ok(walkeep_protocol::Response::Done)))
+    asked.await.ok()?.ok()
 }

@@ -223,6 +223,13 @@ pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
     unknown.iter().map(|name| format!("{name} is set in the environment and means nothing to Walkeep: is it misspelt?")).collect()
 }
 
+/// A variable that is set, if one is, and is meant for one cluster.
+pub fn given_to_one(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let of_one = |section: &Section| !matches!(section.place, Place::File(_));
+    let variables = |section: Section| section.keys.iter().map(move |(key, _)| variable(&section.prefix, key));
+    sections().into_iter().filter(of_one).flat_map(variables).find(|name| env(name).is_some())
+}
+
 /// Lays the environment over `table`.
 pub fn overlay(table: &mut toml::Table, cluster: &ClusterName, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
     for Section { prefix, place, keys } in sections() {

@@ -8,6 +8,7 @@ mod artifacts;
 mod drill;
 mod encryption;
 mod environment;
+mod fleet;
 mod listen;
 mod metrics;
 mod notify;
@@ -290,6 +291,14 @@ impl Config {
         Ok(config)
     }
 
+    /// The clusters of the file, by name.
+    fn names(selection: &Selection) -> Result<Vec<String>> {
+        let (path, text) = read_text(selection.path.as_deref())?;
+        let described = path.as_deref().map_or_else(|| "the environment".into(), |path| path.display().to_string());
+        let table = raw::parse_table(&text, &described)?;
+        Ok(clusters(&table).into_iter().cloned().collect())
+    }
+
     fn load_with(selection: &Selection, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let (path, text) = read_text(selection.path.as_deref())?;
         let described = path.as_deref().map_or_else(|| "the environment".into(), |path| path.display().to_string());
@@ -356,8 +365,12 @@ fn refuse_keys_of_s3_beside_a_directory(raw: &raw::Raw, name: &ClusterName, text
     Ok(())
 }
 
+fn clusters(table: &toml::Table) -> Vec<&String> {
+    table.get("cluster").and_then(toml::Value::as_table).map(|clusters| clusters.keys().collect()).unwrap_or_default()
+}
+
 fn choose_cluster(table: &toml::Table, wanted: Option<&str>, described: &str) -> Result<ClusterName> {
-    let names: Vec<&String> = table.get("cluster").and_then(toml::Value::as_table).map(|t| t.keys().collect()).unwrap_or_default();
+    let names = clusters(table);
     let listed = || names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
     let chosen = match (wanted, names.as_slice()) {
         (Some(wanted), []) => wanted,

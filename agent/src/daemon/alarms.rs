@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use walkeep_core::lag::LagHistory;
 
+use super::tasks::Tasks;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::notify::{self, Channel, From, Standing};
@@ -16,7 +16,7 @@ pub fn start(
     config: &Config,
     metrics: &Arc<Metrics>,
     progress: &Arc<Progress>,
-    tasks: &TaskTracker,
+    tasks: &Tasks,
     stop: &CancellationToken,
 ) -> (Standing, Arc<Mutex<LagHistory>>) {
     let (told, standing) = tokio::sync::watch::channel(None);
@@ -26,9 +26,6 @@ pub fn start(
         let file = cluster.spool.join(format!("notify.{}.json", channel.as_str()));
         let telling = notify::tell(channel, notify.rules, from.clone(), file, metrics.clone(), standing.clone(), stop.clone());
         tasks.spawn(telling);
-    }
-    if let Some(url) = notify.heartbeat.clone() {
-        tasks.spawn(notify::beat(url, notify.heartbeat_interval, metrics.clone(), standing.clone(), stop.clone()));
     }
     let lag = Arc::new(Mutex::default());
     tasks.spawn(notify::judge(notify, cluster, metrics.clone(), progress.clone(), told, lag.clone(), stop.clone()));

@@ -16,6 +16,7 @@ use crate::audit::{Deed, Recorder};
 use crate::fetch::{FetchMode, Fetcher, Outcome};
 use crate::metrics::Metrics;
 use crate::server::Handler;
+use crate::state::State;
 use crate::{repository, wal_path};
 
 /// A request that comes while the repository is being opened waits this long for it; then the shim is told why it is not.
@@ -76,12 +77,13 @@ pub struct SocketHandler {
     role: Role,
     metrics: Arc<Metrics>,
     recorder: Recorder,
+    state: State,
 }
 
 impl SocketHandler {
     /// Answers with what is open once it is.
-    pub fn new(opening: Receiver<Opening>, role: Role, metrics: Arc<Metrics>, recorder: Recorder) -> Self {
-        Self { opening, role, metrics, recorder }
+    pub fn new(opening: Receiver<Opening>, role: Role, metrics: Arc<Metrics>, recorder: Recorder, state: State) -> Self {
+        Self { opening, role, metrics, recorder, state }
     }
 
     async fn services(&self) -> Result<Arc<Services>, Response> {
@@ -168,6 +170,13 @@ impl Handler for SocketHandler {
         response
     }
 
+    fn status(&self) -> Response {
+        match serde_json::to_string(&self.state.heard()) {
+            Ok(text) => Response::Told { text },
+            Err(error) => failed(error.to_string(), "This is a defect.", true),
+        }
+    }
+
     fn turned_away(&self, reason: &'static str, message: &str) {
         self.recorder.refused(reason, Deed::refused(Kind::REQUEST).saying(message));
     }
@@ -175,7 +184,7 @@ impl Handler for SocketHandler {
     async fn fetch(&self, name: String, destination: PathBuf, standby: bool) -> Response {
         let response = self.fetch_file(name, destination, standby).await;
         self.metrics.fetch_answer(match response {
-            Response::Done => "done",
+            Response::Done | Response::Told { .. } => "done",
             Response::Absent { .. } => "absent",
             Response::Elsewhere { .. } => "elsewhere",
             Response::TryLater { .. } | Response::Failed { .. } => "failed",
@@ -204,10 +213,14 @@ fn failed(message: impl Into<String>, hint: &str, permanent: bool) -> Response {
 mod tests {
     use super::*;
 
+    fn state() -> State {
+        State { streams: true, progress: Arc::default(), standing: None }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_shim_is_told_why_the_repository_is_not_open() {
         let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
-        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()), Recorder::nobody());
+        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()), Recorder::nobody(), state());
         let fetch = || handler.fetch("00000002.history".into(), "/d/pg_wal/RECOVERYHISTORY".into(), false);
         assert!(matches!(fetch().await, Response::TryLater { .. }));
 
@@ -226,7 +239,7 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_cannot_be_right_is_refused_for_good() {
         let (_told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
-        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()), Recorder::nobody());
+        let handler = SocketHandler::new(opening, Role::Agent, Arc::new(Metrics::new().unwrap()), Recorder::nobody(), state());
         let answer = handler.fetch("nonsense".into(), "/d/pg_wal/RECOVERYXLOG".into(), false).await;
         assert!(matches!(answer, Response::Failed { permanent: true, .. }), "{answer:?}");
     }

@@ -1,59 +1,44 @@
-//! The daemon: builds the parts, starts the long-lived tasks, waits for the signal, drains.
+//! The daemon: one process that serves one cluster, or several.
 //!
-//! The only place that spawns long-lived tasks. The socket is served first, so that archive_command gets a reason while the repository
-//! or the server cannot be reached; the rest starts as soon as the repository was opened.
+//! The only place that spawns long-lived tasks. What a cluster's agent does is [`member`]; here is what they share: the HTTP side, the heartbeat, the
+//! signal and the end. Of several clusters none holds up another: one whose agent ends, because its repository is not what the configuration says or a
+//! task died of a defect, begins again by itself after a while. Of one alone the process ends, and whoever manages the service begins it anew.
 
 mod alarms;
 mod artifacts;
 mod backups;
 mod drills;
 mod handler;
+mod member;
 mod names;
 mod outside;
 mod samples;
+mod tasks;
 mod verify;
 mod watch;
 
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use tokio::sync::watch::Sender;
+use anyhow::Result;
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use walkeep_core::layout::Form;
+use tracing::Instrument;
 
-use crate::archive::Archiver;
-use crate::artifact::maker::{Maker, OpenBucket};
-use crate::audit::Recorder;
-use crate::audit::recorder::{self, Deeds};
-use crate::config::{Acknowledge, Config};
-use crate::copies;
-use crate::encryption::Encryption;
-use crate::fetch::{FetchConfig, Fetcher};
-use crate::http::{self, Pages};
-use crate::index;
-use crate::metrics::Metrics;
-use crate::names::NamesWanted;
-use crate::page::{self, Access, Page};
-use crate::postgres::ConnectionParams;
-use crate::progress::{Phase, Progress};
-use crate::rates::RatesFile;
-use crate::recent::Recent;
-use crate::repository::later::OpenRepository;
-use crate::repository::{self, ClusterRepository};
-use crate::retry::{Backoff, retry};
-use crate::server::{self, Limits, Listener};
-use crate::stream::Streamer;
-use crate::stream::alone::{Note, PATIENCE};
-use crate::stream::guard::SlotGuard;
+use crate::artifact::maker::OpenBucket;
+use crate::config::Config;
+use crate::http::{self, Shown};
+use crate::notify::{self, Pulse};
+use crate::server::Listener;
 pub use handler::Services;
-use handler::{Opening, SocketHandler};
+use member::Member;
+pub use member::Served;
+use tasks::Tasks;
 
-/// SIGTERM has to be over within 5 s; the stream's own drain takes at most 4.
-const DRAIN: Duration = Duration::from_millis(4500);
+/// A cluster's agent that ended begins again after so long, where others go on.
+const AGAIN: Duration = Duration::from_secs(30);
+/// What the clusters' agents share has so long to end behind them.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What a process serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,332 +52,112 @@ pub enum Role {
     },
 }
 
-/// Runs until `stop`, or until the fetch service has nothing to do.
-pub async fn run(
-    config: Config,
-    role: Role,
-    socket: &Path,
-    params: ConnectionParams,
-    open: OpenRepository,
-    open_bucket: OpenBucket,
-    stop: CancellationToken,
-) -> Result<()> {
-    let metrics = Arc::new(Metrics::new()?);
-    if config.metrics.backup_names {
-        metrics.offer_common_names()?;
+/// Runs until `stop`, or until the fetch service has nothing to do. What is not a cluster's is as the first one's configuration says.
+pub async fn run(served: Vec<Served>, role: Role, open_bucket: OpenBucket, stop: CancellationToken) -> Result<()> {
+    let shared = Tasks::default();
+    let several = served.len() > 1;
+    let mut members = Vec::new();
+    for served in served {
+        let span = of_cluster(&served.config, several);
+        let member = span.in_scope(|| Member::new(served, role, open_bucket.clone(), &shared, &stop))?;
+        members.push((Arc::new(member), span));
     }
-    let progress = Arc::new(Progress::default());
-    let listener = Listener::bind(socket).context("open the agent's socket")?;
-    let http = match (role, config.listen.http) {
-        (Role::Agent, Some(address)) => Some(http::bind(address).await?),
-        _ => None,
-    };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), cluster = %config.cluster.name, socket = %socket.display(), "walkeep starts");
-
-    let tasks = TaskTracker::new();
-    // Tasks that carry WAL stop at `stop` and drain; calls to the store that are still out after the drain are cut by `leave`.
-    let leave = CancellationToken::new();
-    let (told, opening) = tokio::sync::watch::channel(Opening::UnderWay);
-    let (recorder, deeds) = match role {
-        Role::Agent => Some(Recorder::new()).unzip(),
-        Role::FetchService { .. } => (None, None),
-    };
-    let recorder = recorder.unwrap_or_else(Recorder::nobody);
-    let handler = Arc::new(SocketHandler::new(opening, role, metrics.clone(), recorder.clone()));
-    let limits = Limits { drain: Duration::from_secs(3), ..Limits::default() };
-    let cluster = config.cluster.name.to_string();
-    let socket_stop = stop.clone();
-    tasks.spawn(async move { server::serve(listener, &cluster, handler, limits, socket_stop).await });
-    let mut page = None;
+    let Some((first, _)) = members.first() else { return Ok(()) };
+    let config = first.config().clone();
+    let mut sockets: Vec<Result<Listener>> = members.iter().map(|(member, _)| member.listen()).collect();
+    if !several && let Some(failed) = sockets.pop_if(|socket| socket.is_err()) {
+        return failed.map(drop);
+    }
     if role == Role::Agent {
-        let alarms = alarms::start(&config, &metrics, &progress, &tasks, &stop);
-        let shown = Page::new(config.clone(), params.clone(), (metrics.clone(), progress.clone()), alarms, stop.clone());
-        page = Some(Arc::new(shown)).filter(|_| config.listen.page);
-    }
-    if let Some(listener) = http {
-        let access = listener.local_addr().map(|address| Access::new(address, config.listen.token.clone()));
-        let status_page = page.clone().zip(access.ok()).map(|(page, access)| page::routes(page, access));
-        let pages = Pages { metrics: metrics.clone(), progress: progress.clone() };
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            if let Err(error) = http::serve(listener, pages, status_page, stop).await {
-                tracing::error!(error = format!("{error:#}"), "the HTTP server ended");
-            }
-        });
-    }
-    // From the first moment on: it has a server to protect, whether the repository can be opened or not.
-    if role == Role::Agent
-        && let Some(guard) = SlotGuard::new(&config.cluster, &params, &metrics, &progress)
-    {
-        tasks.spawn(guard.recording(recorder.clone()).run(stop.clone()));
-    }
-    let crashed = Arc::new(AtomicBool::new(false));
-    let refused = Arc::new(Mutex::new(None));
-    // What the others do in their last moments is recorded, and brought to every repository, if there is time.
-    let followers = Followers::default();
-    let parts = Parts {
-        crashed: crashed.clone(),
-        refused: refused.clone(),
-        config,
-        role,
-        params,
-        metrics,
-        progress,
-        page,
-        leave: leave.clone(),
-        followers: followers.clone(),
-        recorder,
-        deeds,
-    };
-    tasks.spawn(bring_up(parts, (open, open_bucket), told, tasks.clone(), stop.clone()));
-
-    stop.cancelled().await;
-    tracing::info!("stopping: storing what was received");
-    notify(&[sd_notify::NotifyState::Stopping]);
-    tasks.close();
-    let end = tokio::time::Instant::now() + DRAIN;
-    if tokio::time::timeout_at(end, tasks.wait()).await.is_err() {
-        tracing::warn!(tasks = tasks.len(), "leaving with work unfinished; nothing of it was confirmed");
-    }
-    followers.last.cancel();
-    followers.tasks.close();
-    if tokio::time::timeout_at(end, followers.tasks.wait()).await.is_err() {
-        tracing::info!("not everything is recorded, or in every repository yet: the next agent brings it there");
-    }
-    leave.cancel();
-    tracing::info!("stopped");
-    if let Some(error) = refused.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(error);
-    }
-    anyhow::ensure!(!crashed.load(Ordering::Relaxed), "a task of the agent died; see the log above");
-    Ok(())
-}
-
-/// What the tasks are made of.
-struct Parts {
-    config: Config,
-    role: Role,
-    params: ConnectionParams,
-    metrics: Arc<Metrics>,
-    progress: Arc<Progress>,
-    /// Whoever looks at the agent is shown the repository too, once it is open.
-    page: Option<Arc<Page>>,
-    leave: CancellationToken,
-    /// Where jobs tell what they did, and where that is taken from.
-    recorder: Recorder,
-    deeds: Option<Deeds>,
-    followers: Followers,
-    /// A task died.
-    crashed: Arc<AtomicBool>,
-    /// Why the agent must not run at all.
-    refused: Arc<Mutex<Option<anyhow::Error>>>,
-}
-
-/// The tasks that go on until all others have ended: they see to what these leave, several repositories alike and the audit trail.
-#[derive(Clone, Default)]
-struct Followers {
-    tasks: TaskTracker,
-    /// Nothing more will come.
-    last: CancellationToken,
-}
-
-/// Whether the repository is not what the configuration says it is: nothing mends that but a person, here.
-fn is_refused(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref::<repository::Error>(),
-        Some(repository::Error::NotAsConfigured { .. } | repository::Error::Disagree { .. })
-    )
-}
-
-/// Opens the repository, however long that takes, and starts what needs it.
-async fn bring_up(
-    parts: Parts,
-    (open, open_bucket): (OpenRepository, OpenBucket),
-    told: Sender<Opening>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
-    let Parts { config, role, params, metrics, progress, page, leave, recorder, deeds, followers, crashed, refused } = parts;
-    let refuse = |error| {
-        *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        stop.cancel();
-    };
-    let open_once = || async {
-        let opened = tokio::select! {
-            opened = open() => opened,
-            () = stop.cancelled() => Err(anyhow::anyhow!("stopping")),
-        };
-        let opened = opened.inspect_err(|error| {
-            metrics.error("open");
-            progress.set_problem(Some(format!("{error:#}")));
-            told.send_replace(Opening::failing(error));
-        });
-        opened.inspect(|opened| {
-            let system = opened.identity().system_identifier;
-            tracing::info!(repository = opened.repository().url(), system_identifier = %system, "repository opened");
-        })
-    };
-    let into_spool = role == Role::Agent && config.cluster.stream && config.cluster.acknowledge == Acknowledge::Spool;
-    // Of another repository than the configured one it says nothing, nor of one that was encrypted and shall not be, or the other way about.
-    let is_encrypted = config.cluster.encryption.is_some();
-    let of_this = |note: &Note| note.repository == config.cluster.repository_url() && (note.identity.form == Form::Age) == is_encrypted;
-    let note = if into_spool { Note::load(&config.cluster.spool).filter(of_this) } else { None };
-    let repository = match note {
-        // The stream goes on into the spool: it does not wait for the repository.
-        Some(note) => match tokio::time::timeout(PATIENCE, open_once()).await.context("no answer in time").flatten() {
-            Ok(repository) => repository,
-            Err(error) if is_refused(&error) => return refuse(error),
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "the repository is out of reach: starting with what the spool knows of it");
-                let (name, level) = (config.cluster.name.clone(), config.cluster.compression_level);
-                // Looked at when the agent began; a file of keys that went since is told by whoever needs it.
-                let keys = Encryption::of(&config.cluster).unwrap_or_default();
-                let repository = ClusterRepository::later(note.repository, name, note.identity, level, open);
-                repository.with_wal_level(config.cluster.wal_compression_level).with_encryption(keys)
-            }
-        },
-        None => {
-            let warned = AtomicBool::new(!into_spool);
-            let opened = retry(
-                "opening the repository",
-                Backoff::FOREVER,
-                &stop,
-                |error: &anyhow::Error| !is_refused(error),
-                || async {
-                    let opened = open_once().await;
-                    if opened.is_err() && !warned.swap(true, Ordering::Relaxed) {
-                        tracing::warn!(
-                            "nothing is known here of what is stored, so the stream waits for the repository, with `acknowledge = \"spool\"` too"
-                        );
-                    }
-                    opened
-                },
-            );
-            match opened.await {
-                Ok(repository) => repository,
-                Err(error) if is_refused(&error) => return refuse(error),
-                Err(_) => return,
-            }
-        }
-    };
-    // Whoever makes a call to it: that it failed is counted. What fails while it is opened is `open`.
-    let repository = Arc::new(repository.observed(metrics.clone()));
-    let identity = repository.identity();
-    if let Some(page) = page {
-        page.opened(repository.clone());
-    }
-    if let Some(deeds) = deeds {
-        followers.tasks.spawn(recorder::run(repository.clone(), deeds, followers.last.clone()));
-    }
-    let recent = Arc::new(Recent::default());
-    let index = match role {
-        Role::Agent => {
-            let (queue, offers) = index::Queue::new();
-            tasks.spawn(index::writer::run(repository.clone(), offers, metrics.clone(), stop.clone()));
-            queue
-        }
-        Role::FetchService { .. } => index::Queue::nobody(),
-    };
-    let services = Arc::new(Services {
-        archiver: Archiver::new(repository.clone(), recent.clone(), metrics.clone(), index.clone(), leave.clone()).looking_ahead(),
-        fetcher: Fetcher::new(repository.clone(), FetchConfig::for_shims(), &leave).measuring(RatesFile::of(&config.cluster)),
-        system: identity.system_identifier,
-        can_read: repository.can_read(),
-    });
-    told.send_replace(Opening::Done(services.clone()));
-    notify(&[sd_notify::NotifyState::Ready]);
-    match role {
-        Role::FetchService { idle } => {
-            tasks.spawn(async move {
-                if services.fetcher.activity().wait_idle(idle, &stop).await {
-                    tracing::info!(idle_s = idle.as_secs(), "nothing to fetch any more; leaving");
-                    stop.cancel();
+        let shown: Vec<Shown> = members.iter().map(|(member, _)| shown(member)).collect();
+        if let Some(address) = config.listen.http {
+            let listener = http::bind(address).await?;
+            let (token, stop) = (config.listen.token.clone(), stop.clone());
+            shared.spawn(async move {
+                if let Err(error) = http::serve(listener, shown, token, stop).await {
+                    tracing::error!(error = format!("{error:#}"), "the HTTP server ended");
                 }
             });
         }
-        Role::Agent => {
-            for index in 0..=config.cluster.further.len() {
-                if config.cluster.further.is_empty() {
-                    break;
-                }
-                let (repository, cluster) = (repository.clone(), config.cluster.clone());
-                let follow = copies::follow(repository.clone(), cluster.clone(), index, followers.last.clone());
-                followers.tasks.spawn(supervise("copies", follow, crashed.clone(), stop.clone()));
-                match index {
-                    0 => tasks.spawn(copies::note_states(repository, cluster, metrics.clone(), stop.clone())),
-                    index => tasks.spawn(copies::compare(repository, cluster, index, stop.clone())),
-                };
-            }
-            tasks.spawn(watch::run(
-                config.cluster.clone(),
-                params.clone(),
-                repository.clone(),
-                metrics.clone(),
-                progress.clone(),
-                stop.clone(),
-            ));
-            tasks.spawn(outside::run(repository.clone(), metrics.clone(), stop.clone()));
-            let verifying = verify::run(config.cluster.clone(), repository.clone(), metrics.clone(), progress.clone(), stop.clone());
-            tasks.spawn(supervise("verify", verifying, crashed.clone(), stop.clone()));
-            // Whoever sees new relations may ask for a snapshot by a clone of this.
-            let names_wanted = NamesWanted::default();
-            tasks.spawn(names::run(
-                config.cluster.clone(),
-                params.clone(),
-                repository.clone(),
-                progress.clone(),
-                names_wanted,
-                stop.clone(),
-            ));
-            let taker = backups::Taker::new(config.cluster.clone(), params.clone(), repository.clone(), metrics.clone(), stop.clone());
-            let taker = taker.recording(recorder.clone());
-            if taker.has_reasons() {
-                tasks.spawn(supervise("backups", backups::run(taker, progress.clone()), crashed.clone(), stop.clone()));
-            }
-            let maker = Maker::new(repository.clone(), open_bucket);
-            let made = artifacts::Artifacts::new(config.cluster.clone(), &params, maker, metrics.clone(), recorder.clone(), stop.clone());
-            if !made.is_empty() {
-                tasks.spawn(supervise("artifacts", made.run(), crashed.clone(), stop.clone()));
-            }
-            let counting = samples::Samples::new(config.cluster.clone(), params.clone(), repository.clone(), progress.clone());
-            let (counting, sampling) = (Arc::new(counting), stop.clone());
-            let (cluster, path) = (config.cluster.clone(), config.path.clone());
-            let rehearsed = drills::Drills::new(cluster, path, repository.clone(), metrics.clone(), counting.clone(), stop.clone());
-            tasks.spawn(supervise("drills", rehearsed.run(), crashed.clone(), stop.clone()));
-            tasks.spawn(async move { counting.run(sampling).await });
-            if !config.cluster.stream {
-                progress.set_phase(Phase::Off);
-                return;
-            }
-            // Not a reason to leave: archive_command is served all the same, and whoever mends the spool need not think of the agent.
-            let start = || {
-                let (cluster, params, repository, recent) = (config.cluster.clone(), params.clone(), repository.clone(), recent.clone());
-                let streamer = Streamer::new(cluster, params, repository, recent, metrics.clone(), progress.clone(), index.clone());
-                let started = streamer.map(|streamer| streamer.recording(recorder.clone()));
-                let started = started.inspect_err(|error| {
-                    metrics.error("spool");
-                    progress.set_problem(Some(format!("{error:#}")));
-                });
-                std::future::ready(started)
-            };
-            if let Ok(streamer) = retry("starting the stream", Backoff::FOREVER, &stop, |_| true, start).await {
-                tasks.spawn(supervise("stream", streamer.run(stop.clone()), crashed, stop));
-            }
+        if let Some(url) = config.notify.heartbeat.clone() {
+            let pulses = members.iter().filter_map(|(member, _)| pulse(member)).collect();
+            shared.spawn(notify::beat(url, config.notify.heartbeat_interval, pulses, stop.clone()));
         }
+        let stop = stop.clone();
+        shared.spawn(async move {
+            stop.cancelled().await;
+            tell(&[sd_notify::NotifyState::Stopping]);
+        });
+    }
+    let works = members.into_iter().zip(sockets).map(|((member, span), socket)| {
+        let stop = stop.clone();
+        async move { if several { go_on(&member, socket, stop).await } else { once(&member, socket, stop).await } }.instrument(span)
+    });
+    let ended: Result<Vec<()>> = join_all(works).await.into_iter().collect();
+    stop.cancel();
+    shared.close();
+    let _ = tokio::time::timeout(LAST, shared.wait()).await;
+    ended.map(drop)
+}
+
+/// Whoever logs in it says which cluster it is about, where there are several.
+fn of_cluster(config: &Config, several: bool) -> tracing::Span {
+    match several {
+        // As important as the most important line within.
+        true => tracing::error_span!("cluster", name = %config.cluster.name),
+        false => tracing::Span::none(),
     }
 }
 
-/// A task that dies of a defect takes the agent with it, loudly: a service manager starts it anew, and silence would be worse.
-async fn supervise(name: &'static str, task: impl Future<Output = ()> + Send + 'static, crashed: Arc<AtomicBool>, stop: CancellationToken) {
-    if let Err(error) = tokio::spawn(task).await {
-        tracing::error!(task = name, %error, "a task of the agent died: leaving, so that a service manager starts the agent anew");
-        crashed.store(true, Ordering::Relaxed);
-        stop.cancel();
+fn shown(member: &Member) -> Shown {
+    Shown {
+        cluster: member.config().cluster.name.clone(),
+        metrics: member.metrics.clone(),
+        progress: member.progress.clone(),
+        page: member.own(),
     }
+}
+
+fn pulse(member: &Member) -> Option<Pulse> {
+    Some(Pulse { metrics: member.metrics.clone(), standing: member.standing.clone()? })
+}
+
+async fn once(member: &Member, socket: Result<Listener>, stop: CancellationToken) -> Result<()> {
+    member.work(socket?, stop).await
+}
+
+/// Until `stop`, however often it ends.
+async fn go_on(member: &Member, mut socket: Result<Listener>, stop: CancellationToken) -> Result<()> {
+    loop {
+        let ended = match socket {
+            Ok(socket) => member.work(socket, stop.child_token()).await,
+            Err(error) => Err(error),
+        };
+        if stop.is_cancelled() {
+            return ended;
+        }
+        let error = ended.map_or_else(|error| format!("{error:#}"), |()| "it ended by itself".to_owned());
+        tracing::error!(
+            error,
+            again_s = AGAIN.as_secs(),
+            "the agent of this cluster ended; it begins again, and those of the others go on"
+        );
+        member.progress.set_problem(Some(error));
+        tokio::select! {
+            () = tokio::time::sleep(AGAIN) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        socket = member.listen();
+    }
+}
+
+/// A cluster is served.
+fn ready() {
+    tell(&[sd_notify::NotifyState::Ready]);
 }
 
 /// Tells systemd, where it asked to be told.
-fn notify(states: &[sd_notify::NotifyState]) {
+fn tell(states: &[sd_notify::NotifyState]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::debug!(%error, "systemd was not told");
     }

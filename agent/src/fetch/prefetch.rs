@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use walkeep_core::{SegmentName, WalFileName};
 
 use super::content::Content;
@@ -168,7 +169,7 @@ impl Prefetch {
         let stop = self.cancel.child_token();
         let (finder, turns, state) = (Arc::clone(&self.finder), Arc::clone(&self.turns), Arc::clone(&self.state));
         let stopped = stop.clone();
-        self.tasks.spawn(async move {
+        let reading = async move {
             let read = async {
                 let Ok(_turn) = turns.acquire().await else { return };
                 match finder.whole(WalFileName::Segment(segment), folder).await {
@@ -182,7 +183,8 @@ impl Prefetch {
                 () = stopped.cancelled() => {}
                 () = read => {}
             }
-        });
+        };
+        self.tasks.spawn(reading.in_current_span());
         Entry { content, _stop: stop.drop_guard() }
     }
 }

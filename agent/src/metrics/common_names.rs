@@ -90,11 +90,10 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
+    use crate::metrics::tests::page_of;
 
     fn told(metrics: &Metrics) -> Vec<String> {
-        let text = metrics.render(&Progress::default()).unwrap();
-        text.lines().filter(|line| line.starts_with("backup_")).map(str::to_owned).collect()
+        page_of(metrics).lines().filter(|line| line.starts_with("backup_")).map(str::to_owned).collect()
     }
 
     #[test]

@@ -68,7 +68,7 @@ mod tests {
     use walkeep_core::verify::{Amount, Group, Tally};
 
     use crate::metrics::Metrics;
-    use crate::progress::Progress;
+    use crate::metrics::tests::page_of;
     use crate::verify::memory::Outcome;
 
     #[test]
@@ -81,7 +81,7 @@ mod tests {
         let counted = Outcome { tally: Some(tally), looked_at: DateTime::from_timestamp(1_800_000_000, 0), ..Outcome::default() };
         let outcomes = [("s3://a".into(), counted.clone()), ("s3://b".into(), Outcome::default()), ("file:///c".into(), counted)];
         metrics.stored.stands(&outcomes, |url| (url == "s3://a").then(|| "STANDARD=0.5".parse::<Prices>().unwrap()));
-        let text = metrics.render(&Progress::default()).unwrap();
+        let text = page_of(&metrics);
         for line in [
             "walkeep_repository_objects{kind=\"packs\",repository=\"s3://a\"} 3",
             "walkeep_repository_objects{kind=\"wal\",repository=\"s3://a\"} 0",

@@ -14,13 +14,24 @@ use crate::web;
 /// What it is called among the channels.
 pub const HEARTBEAT: &str = "heartbeat";
 
-pub(super) async fn run(url: SecretSource, interval: Duration, metrics: Arc<Metrics>, standing: Standing, stop: CancellationToken) {
-    metrics.notify.begin(HEARTBEAT);
+/// What a cluster says to it.
+#[derive(Debug)]
+pub struct Pulse {
+    /// Where beats are counted.
+    pub metrics: Arc<Metrics>,
+    /// What is wrong.
+    pub standing: Standing,
+}
+
+pub(super) async fn run(url: SecretSource, interval: Duration, clusters: Vec<Pulse>, stop: CancellationToken) {
+    clusters.iter().for_each(|cluster| cluster.metrics.notify.begin(HEARTBEAT));
     let (mut failing, mut silent) = (false, false);
     while !over(interval, &stop).await {
-        let Some(judged) = standing.borrow().clone() else { continue };
-        let stops = judged.alarms.iter().find(|alarm| alarm.kind.stops_the_heartbeat()).map(|alarm| alarm.text.clone());
-        if let Some(text) = stops {
+        // All of them, or none was looked at yet.
+        let judged: Option<Vec<_>> = clusters.iter().map(|cluster| cluster.standing.borrow().clone()).collect();
+        let Some(judged) = judged else { continue };
+        let mut alarms = judged.iter().flat_map(|judged| &judged.alarms);
+        if let Some(text) = alarms.find(|alarm| alarm.kind.stops_the_heartbeat()).map(|alarm| alarm.text.clone()) {
             if !silent {
                 tracing::warn!(why = text, "the heartbeat falls silent");
             }
@@ -33,7 +44,7 @@ pub(super) async fn run(url: SecretSource, interval: Duration, metrics: Arc<Metr
             asked = asked => asked,
             () = stop.cancelled() => return,
         };
-        metrics.notify.ended(HEARTBEAT, asked.is_ok());
+        clusters.iter().for_each(|cluster| cluster.metrics.notify.ended(HEARTBEAT, asked.is_ok()));
         if let Err(error) = &asked {
             match failing {
                 true => tracing::debug!(error = format!("{error:#}"), "the heartbeat does not arrive"),

@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::web;
 
-pub use heartbeat::HEARTBEAT;
+pub use heartbeat::{HEARTBEAT, Pulse};
 
 /// Between two looks at what is wrong.
 const LOOK: Duration = Duration::from_secs(2);
@@ -162,9 +162,9 @@ pub async fn tell(
     }
 }
 
-/// Asks for the heartbeat's URL until `stop`, as long as WAL flows.
-pub async fn beat(url: SecretSource, interval: Duration, metrics: Arc<Metrics>, standing: Standing, stop: CancellationToken) {
-    heartbeat::run(url, interval, metrics, standing, stop).await;
+/// Asks for the heartbeat's URL until `stop`, as long as WAL flows in every cluster.
+pub async fn beat(url: SecretSource, interval: Duration, clusters: Vec<Pulse>, stop: CancellationToken) {
+    heartbeat::run(url, interval, clusters, stop).await;
 }
 
 /// Whether it is over; else `time` has passed.

@@ -140,7 +140,7 @@ pub fn of(page: &Page) -> Answer {
     let cluster = &page.config.cluster;
     let signs = page.metrics.signs(cluster, &page.progress, page.began);
     let (seen, problem, looking) = page.looked.now();
-    let several = page.repository.get().and_then(|repository| repository.repository().store().several().cloned());
+    let several = page.repository().and_then(|repository| repository.repository().store().several().cloned());
     let verified = signs.verify.as_ref().filter(|verify| verify.looked_at.is_some());
     Answer {
         cluster: cluster.name.to_string(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
+use tracing::Instrument;
 use walkeep_core::PgTimestamp;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, GapReport, TimelineReport, WalRange};
@@ -110,7 +111,7 @@ impl Looked {
 
 /// Begins to look, if it is time to.
 pub fn begin(page: &Arc<Page>) {
-    let Some(repository) = page.repository.get().cloned() else { return };
+    let Some(repository) = page.repository() else { return };
     let before = {
         let mut state = page.looked.state();
         if state.running || state.not_before.is_some_and(|at| Instant::now() < at) {
@@ -120,7 +121,7 @@ pub fn begin(page: &Arc<Page>) {
         state.seen.clone()
     };
     let turn = Turn { page: page.clone(), began: Instant::now() };
-    tokio::spawn(async move {
+    let looking = async move {
         let page = &turn.page;
         let looked = tokio::select! {
             looked = tokio::time::timeout(DEADLINE, look(page, &repository, before)) => looked.context("no answer in time").flatten(),
@@ -131,7 +132,8 @@ pub fn begin(page: &Arc<Page>) {
             Ok(seen) => (state.seen, state.error) = (Some(Arc::new(seen)), None),
             Err(error) => state.error = Some(format!("{error:#}")),
         }
-    });
+    };
+    tokio::spawn(looking.in_current_span());
 }
 
 /// Whoever looks. However that ends, somebody may look again later.

@@ -6,10 +6,11 @@
 
 mod access;
 mod answer;
+mod fleet;
 mod look;
 mod restore;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use axum::Router;
@@ -28,9 +29,11 @@ use crate::notify::Standing;
 use crate::postgres::ConnectionParams;
 use crate::progress::Progress;
 use crate::repository::ClusterRepository;
+use fleet::Fleet;
 use look::Looked;
 
 pub use access::Access;
+pub use fleet::Own;
 
 /// What the page is made of.
 #[derive(Debug)]
@@ -42,8 +45,8 @@ pub struct Page {
     standing: Standing,
     lag: Arc<Mutex<LagHistory>>,
     began: DateTime<Utc>,
-    /// Set once it is open.
-    repository: OnceLock<Arc<ClusterRepository>>,
+    /// As it was opened last.
+    repository: Mutex<Option<Arc<ClusterRepository>>>,
     looked: Looked,
     /// One plan at a time.
     planning: tokio::sync::Mutex<()>,
@@ -59,13 +62,17 @@ impl Page {
         (standing, lag): (Standing, Arc<Mutex<LagHistory>>),
         stop: CancellationToken,
     ) -> Self {
-        let (repository, looked, planning) = (OnceLock::new(), Looked::default(), tokio::sync::Mutex::new(()));
+        let (repository, looked, planning) = (Mutex::default(), Looked::default(), tokio::sync::Mutex::new(()));
         Self { config, params, metrics, progress, standing, lag, began: Utc::now(), repository, looked, planning, stop }
     }
 
     /// The repository is open.
     pub fn opened(&self, repository: Arc<ClusterRepository>) {
-        let _ = self.repository.set(repository);
+        *self.repository.lock().unwrap_or_else(PoisonError::into_inner) = Some(repository);
+    }
+
+    fn repository(&self) -> Option<Arc<ClusterRepository>> {
+        self.repository.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn lag(&self) -> Vec<walkeep_core::lag::Worst> {
@@ -73,20 +80,35 @@ impl Page {
     }
 }
 
-/// The paths of the page, with the checks in front of them.
-pub fn routes(page: Arc<Page>, access: Access) -> Router {
-    let access = Arc::new(access);
-    let told = Router::new()
-        .route("/page/status.json", get(status))
-        .route("/page/plan.json", get(plan))
-        .with_state(page)
-        .layer(middleware::from_fn_with_state(access.clone(), access::only_who_may));
+/// The paths of every cluster's page, and of that of all of them. One cluster alone is at the beginning, too; of several all are.
+pub fn all(own: Vec<Own>, access: &Arc<Access>, stop: &CancellationToken) -> Router {
+    if own.is_empty() {
+        return Router::new();
+    }
+    let of_cluster = |own: &Own| routes(own.page.clone(), access, &format!("/cluster/{}", own.page.config.cluster.name));
+    let each = own.iter().map(of_cluster).fold(Router::new(), Router::merge);
+    let only = own.first().filter(|_| own.len() == 1).map(|only| routes(only.page.clone(), access, ""));
+    let fleet = Arc::new(Fleet::new(own, stop.clone()));
+    let first = only.unwrap_or_else(|| fleet::routes(fleet.clone(), access, ""));
+    each.merge(fleet::routes(fleet, access, "/clusters")).merge(first)
+}
+
+/// The paths of a cluster's page below `prefix`, which is empty or begins with a slash, with the checks in front of them.
+fn routes(page: Arc<Page>, access: &Arc<Access>, prefix: &str) -> Router {
+    let below = |path: &str| format!("{prefix}/{path}");
+    let told = Router::new().route(&below("page/status.json"), get(status)).route(&below("page/plan.json"), get(plan)).with_state(page);
     let files = Router::new()
-        .route("/", get(async || file("text/html; charset=utf-8", include_str!("static/index.html"))))
-        .route("/page/page.js", get(async || file("text/javascript; charset=utf-8", include_str!("static/page.js"))))
-        .route("/page/timeline.js", get(async || file("text/javascript; charset=utf-8", include_str!("static/timeline.js"))))
-        .route("/page/page.css", get(async || file("text/css; charset=utf-8", include_str!("static/page.css"))));
-    let all = files.merge(told).layer(middleware::from_fn_with_state(access, access::only_from_here));
+        .route(&below(""), get(async || file("text/html; charset=utf-8", include_str!("static/index.html"))))
+        .route(&below("page/page.js"), get(async || file("text/javascript; charset=utf-8", include_str!("static/page.js"))))
+        .route(&below("page/timeline.js"), get(async || file("text/javascript; charset=utf-8", include_str!("static/timeline.js"))))
+        .route(&below("page/page.css"), get(async || file("text/css; charset=utf-8", include_str!("static/page.css"))));
+    behind(access, files, told)
+}
+
+/// Files for whoever may come, and what is `told` for who may see it.
+fn behind(access: &Arc<Access>, files: Router, told: Router) -> Router {
+    let told = told.layer(middleware::from_fn_with_state(access.clone(), access::only_who_may));
+    let all = files.merge(told).layer(middleware::from_fn_with_state(access.clone(), access::only_from_here));
     all.layer(middleware::from_fn(guarded))
 }
 

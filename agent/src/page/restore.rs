@@ -58,7 +58,7 @@ struct Shown {
 /// Plans it.
 pub async fn plan(page: &Arc<Page>, asked: &Asked) -> Result<Answer> {
     let (target, options) = asked.target()?;
-    let Some(repository) = page.repository.get() else { bail!("the repository is not open yet") };
+    let Some(repository) = page.repository() else { bail!("the repository is not open yet") };
     let planned = tokio::select! {
         planned = tokio::time::timeout(DEADLINE, planned(page, Arc::new(repository.demanding(Proof::Reachable)), &target)) => planned,
         () = page.stop.cancelled() => bail!("the agent stops"),

@@ -1,6 +1,7 @@
 //! How far WAL is stored, asked with a few short listings: what a stream needs to know when it begins.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use walkeep_core::layout::ObjectName;
 use walkeep_core::{Lsn, SegmentName, SegmentNumber, TimelineId, WalFileName};
@@ -16,6 +17,20 @@ impl ClusterRepository {
         for log in logs.into_iter().rev() {
             let page = list_all(self.store().as_ref(), ListRequest { prefix: log, by_folder: true, ..ListRequest::default() }).await?;
             let newest = page.objects.iter().rev().find_map(|listed| self.segment_number(listed.key.as_str(), timeline));
+            if newest.is_some() {
+                return Ok(newest);
+            }
+        }
+        Ok(None)
+    }
+
+    /// When WAL of `timeline` was stored last, by the store's clock: of the newest 4 GiB, where what is stored last lies. Two requests, or three.
+    pub async fn last_stored(&self, timeline: TimelineId) -> Result<Option<SystemTime>> {
+        let request = ListRequest { prefix: self.layout().timeline_prefix(timeline), by_folder: true, ..ListRequest::default() };
+        let logs = list_all(self.store().as_ref(), request).await?.folders;
+        for log in logs.into_iter().rev() {
+            let page = list_all(self.store().as_ref(), ListRequest { prefix: log, ..ListRequest::default() }).await?;
+            let newest = page.objects.iter().map(|listed| listed.modified).max();
             if newest.is_some() {
                 return Ok(newest);
             }

@@ -51,6 +51,10 @@ impl Handler for Echo {
         Response::Done
     }
 
+    fn status(&self) -> Response {
+        Response::Told { text: "well".into() }
+    }
+
     async fn fetch(&self, name: String, destination: PathBuf, standby: bool) -> Response {
         self.wait_if_slow(name == "slow").await;
         Response::Absent { message: format!("{name} {} {standby}", destination.display()) }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use walkeep_core::layout::PartName;
 use walkeep_core::{SegmentName, WalFileName};
 use walkeep_store::ErrorKind;
@@ -34,7 +35,7 @@ impl Reaper {
     /// Begins to work; ends when `stop` fires or nobody can bring anything any more.
     pub(super) fn start(repository: Arc<ClusterRepository>, stop: CancellationToken) -> Self {
         let (names, queue) = mpsc::unbounded_channel();
-        tokio::spawn(async move { stop.run_until_cancelled(work(repository, queue)).await });
+        tokio::spawn(async move { stop.run_until_cancelled(work(repository, queue)).await }.in_current_span());
         Self(names)
     }
 

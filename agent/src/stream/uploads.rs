@@ -21,6 +21,7 @@ use futures::stream::FuturesOrdered;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::Instrument;
 use walkeep_core::SegmentName;
 use walkeep_core::layout::PartName;
 use walkeep_core::parts::Step;
@@ -186,7 +187,7 @@ impl Uploads {
     }
 
     fn push(&mut self, upload: impl Future<Output = Result<Done, Error>> + Send + 'static) {
-        self.under_way.push_back(AbortOnDropHandle::new(self.tasks.spawn(upload)));
+        self.under_way.push_back(AbortOnDropHandle::new(self.tasks.spawn(upload.in_current_span())));
     }
 
     /// A count is enough: a segment behind a part of its own, or behind a barrier, waits as well, so the first `after` to be stored are those that

@@ -1,8 +1,8 @@
 //! Objects as files below a directory: a disk, a mounted NFS or CIFS share.
 //!
 //! The directory is opened once and everything happens relative to that handle. So a root that is unmounted or renamed while the agent
-//! runs is never quietly replaced by whatever lies at its path then; whether the right directory was opened is for the caller to prove
-//! with the repository's marker. How files become durable is in `files`, how they are listed in `walk`.
+//! runs is never quietly replaced by whatever lies at its path then, and nothing is called stored in it any more; whether the right directory was opened is
+//! for the caller to prove with the repository's marker. How files become durable is in `files`, how they are listed in `walk`.
 //!
 //! One key must not be a folder of another (`a` and `a/b`): a file system cannot hold both.
 

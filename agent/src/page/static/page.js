@@ -306,6 +306,9 @@ const given = /^#token=(.+)$/.exec(location.hash);
 if (given) { store("walkeep-token", decodeURIComponent(given[1])); history.replaceState(null, "", location.pathname); }
 token = store("walkeep-token") ?? "";
 
+// One cluster alone is shown at the beginning too.
+$("all-clusters").href = location.pathname.includes("/cluster/") ? "../../clusters/" : "clusters/";
+
 let looking = false;
 async function turn() {
   if (looking || document.hidden || !$("login").hidden) return;

@@ -15,12 +15,12 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::temporary::FILE_MODE;
@@ -35,6 +35,9 @@ pub(super) const DOUBT: &str = ".doubt~";
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) root: OwnedFd,
+    /// Where it lay then, and what lay there.
+    path: PathBuf,
+    place: Place,
     /// Folders whose path from the root is known to be durable.
     pub(super) durable: Mutex<HashSet<String>>,
     /// Objects whose bytes are durable but whose name is not: the fsync of their folder failed.
@@ -55,10 +58,15 @@ pub(super) enum Outcome {
     },
 }
 
+/// A directory, whatever it is called: its file system and its number there.
+type Place = (u64, u64);
+
 impl Files {
     pub(super) fn open(root: &Path) -> io::Result<Self> {
-        let root = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let files = Self { root, durable: Mutex::default(), doubtful: Mutex::default(), any_in_doubt: AtomicBool::default() };
+        let path = std::path::absolute(root)?;
+        let root = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let place = place(&rustix::fs::fstat(&root)?);
+        let files = Self { root, path, place, durable: Mutex::default(), doubtful: Mutex::default(), any_in_doubt: AtomicBool::default() };
         files.any_in_doubt.store(files.stat(DOUBT)?.is_some(), Ordering::Relaxed);
         files.remove_old_temporaries();
         Ok(files)
@@ -66,7 +74,10 @@ impl Files {
 
     /// Creates the file durably, unless one is there.
     pub(super) fn create(&self, path: &str, body: &[u8]) -> io::Result<Outcome> {
-        self.create_or_compare(path, body).map_err(|error| self.blame_root(error))
+        let created = self.create_or_compare(path, body).map_err(|error| self.blame_root(error))?;
+        // Not before it is sure that it lies where everybody else will look for it.
+        self.prove_root()?;
+        Ok(created)
     }
 
     fn create_or_compare(&self, path: &str, body: &[u8]) -> io::Result<Outcome> {
@@ -109,6 +120,7 @@ impl Files {
 
     /// Removes the file, durably; folders stay, for another writer may be about to use them.
     pub(super) fn delete(&self, path: &str) -> io::Result<()> {
+        self.prove_root()?;
         match rustix::fs::unlinkat(&self.root, path, AtFlags::empty()) {
             Ok(()) => {
                 self.sync_folder(parent(path))?;
@@ -123,6 +135,7 @@ impl Files {
     /// The same for many, each folder made durable once. Answers the numbers of those that may not be removed, with the reason; fails at anything else, with
     /// what is gone by then gone durably.
     pub(super) fn delete_all(&self, paths: &[String]) -> io::Result<Vec<(usize, io::Error)>> {
+        self.prove_root()?;
         let (mut stay, mut folders, mut failed) = (Vec::new(), BTreeSet::new(), None::<io::Error>);
         for (number, path) in paths.iter().enumerate() {
             match rustix::fs::unlinkat(&self.root, path, AtFlags::empty()) {
@@ -379,11 +392,17 @@ impl Files {
         Ok(rustix::fs::fsync(folder)?)
     }
 
-    /// Fails if the root was removed: then that a file is not there proves nothing.
+    /// Fails if the root was removed, or lies at its path no more: moved, unmounted, or another one put there. Then that a file is not there proves
+    /// nothing, and one that is there is nowhere for all others.
     pub(super) fn prove_root(&self) -> io::Result<()> {
-        match rustix::fs::fstat(&self.root)?.st_nlink {
-            0 => Err(root_is_gone()),
-            _ => Ok(()),
+        if rustix::fs::fstat(&self.root)?.st_nlink == 0 {
+            return Err(root_is_gone());
+        }
+        match rustix::fs::stat(&self.path) {
+            Ok(there) if place(&there) == self.place => Ok(()),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(root_is_gone()),
+            // Whoever may not look there any more, or cannot for a moment, has the handle.
+            Err(_) => Ok(()),
         }
     }
 
@@ -422,10 +441,15 @@ pub(super) fn create_root(root: &Path) -> io::Result<()> {
     File::open(above)?.sync_all()
 }
 
+fn place(found: &Stat) -> Place {
+    (found.st_dev, found.st_ino)
+}
+
 fn root_is_gone() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
-        "the store's root directory was removed, or another put in its place, since it was opened; once it is back, start this program anew",
+        "the store's root directory was moved, unmounted or removed since it was opened, or another put in its place: put it back, or, if what lies there \
+         now is to be used, start this program anew",
     )
 }
 

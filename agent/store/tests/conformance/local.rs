@@ -41,6 +41,34 @@ async fn a_missing_root_is_unusable_and_never_not_found() {
     assert_eq!(store.get(&key("x/y"), None).await.unwrap_err().kind(), ErrorKind::Unusable);
 }
 
+/// Moved or unmounted under a process that has it open: what is put there would be nowhere for all others.
+#[tokio::test]
+async fn nothing_is_stored_in_a_root_that_was_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, aside) = (folder.path().join("root"), folder.path().join("aside"));
+    let store = LocalStore::create(&root).await.unwrap();
+    store.put_if_absent(&key("x/y"), Bytes::from_static(b"1")).await.unwrap();
+    let refused = async || {
+        let put = store.put_if_absent(&key("x/z"), Bytes::from_static(b"2")).await.unwrap_err();
+        assert_eq!(put.kind(), ErrorKind::Unusable, "{put:#}");
+        assert!(format!("{put:#}").contains("put it back"), "{put:#}");
+        assert_eq!(store.put_if_absent(&key("x/y"), Bytes::from_static(b"1")).await.unwrap_err().kind(), ErrorKind::Unusable);
+        assert_eq!(store.get(&key("x/none"), None).await.unwrap_err().kind(), ErrorKind::Unusable);
+        assert_eq!(store.list(&ListRequest::default()).await.unwrap_err().kind(), ErrorKind::Unusable);
+        assert_eq!(store.delete(&key("x/y")).await.unwrap_err().kind(), ErrorKind::Unusable);
+        assert_eq!(store.delete_many(&[key("x/y")]).await.unwrap_err().kind(), ErrorKind::Unusable);
+    };
+    fs::rename(&root, &aside).unwrap();
+    refused().await;
+    // An older copy of it.
+    LocalStore::create(&root).await.unwrap().put_if_absent(&key("x/old"), Bytes::new()).await.unwrap();
+    refused().await;
+    fs::remove_dir_all(&root).unwrap();
+    fs::rename(&aside, &root).unwrap();
+    assert_eq!(store.get(&key("x/y"), None).await.unwrap(), Bytes::from_static(b"1"));
+    store.put_if_absent(&key("x/z"), Bytes::from_static(b"2")).await.unwrap();
+}
+
 /// Where the test below works when it is run again under another umask.
 const FOLDER: &str = "WALKEEP_TEST_FOLDER";
 
