@@ -30,11 +30,11 @@ umask 022
 put() { install -D -m "$1" "$2" "$root/$3"; }
 for program in walkeep walkeep-archive-cmd walkeep-restore-cmd; do put 755 "$from/$program" "usr/bin/$program"; done
 doc=usr/share/doc/walkeep
-for page in README.md CHANGELOG.md ARCHITECTURE.md packaging/runbook.md packaging/by-hand.md; do put 644 "$page" "$doc/${page##*/}"; done
+for page in README.md CHANGELOG.md ARCHITECTURE.md packaging/runbook.md packaging/migration.md packaging/sizing.md packaging/by-hand.md; do put 644 "$page" "$doc/${page##*/}"; done
 put 755 packaging/by-hand.py "$doc/by-hand.py"
 put 644 LICENSE "$doc/copyright"
 put 644 packaging/walkeep.example.toml "$doc/examples/walkeep.toml"
-for kind in iam lifecycle prometheus; do
+for kind in iam lifecycle prometheus grafana; do
   for file in packaging/"$kind"/*; do put 644 "$file" "$doc/examples/$kind/${file##*/}"; done
 done
 for unit in walkeep.service walkeep@.service; do

@@ -13,7 +13,7 @@ use crate::story::{self, PATIENCE};
 const VERSION: u32 = 15;
 const TESTS: [&str; 2] = ["walkeep.tests.yml", "walkeep.slow.tests.yml"];
 
-fn packaging(name: &str) -> PathBuf {
+pub fn packaging(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging")).join(name)
 }
 
@@ -21,7 +21,7 @@ fn rules() -> String {
     std::fs::read_to_string(packaging("prometheus/walkeep.rules.yml")).unwrap()
 }
 
-fn promtool() -> Option<Command> {
+pub fn promtool() -> Option<Command> {
     let program = cache().join("promtool/promtool");
     if !program.exists() {
         eprintln!("SKIPPED promtool: tests/setup.sh could not have it");
@@ -39,10 +39,16 @@ fn named(text: &str, key: &str) -> Vec<String> {
 }
 
 /// Words that begin so: metrics, in expressions.
-fn metrics_in(text: &str) -> BTreeSet<String> {
+pub fn metrics_in(text: &str) -> BTreeSet<String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c| !is_name(c)).filter(|word| word.starts_with("walkeep_"));
     words.map(str::to_owned).collect()
+}
+
+/// The metrics on an agent's page.
+pub fn told(page: &str) -> BTreeSet<String> {
+    let samples = page.lines().filter(|line| !line.starts_with('#'));
+    samples.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
 }
 
 #[test]
@@ -99,10 +105,6 @@ fn the_agent_has_what_they_ask_for() {
     let agent = walkeep.agent();
     let asked = metrics_in(&named(&rules(), "expr:").join("\n"));
     let page = || agent.get("/metrics").map(|(_, text)| text).unwrap_or_default();
-    let told = |text: &str| -> BTreeSet<String> {
-        let samples = text.lines().filter(|line| !line.starts_with('#'));
-        samples.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
-    };
     let mut missing = BTreeSet::new();
     let complete = walkeep_tests::try_wait_for(PATIENCE, || {
         missing = asked.difference(&told(&page())).cloned().collect();

@@ -98,9 +98,14 @@ fn it_installs_upgrades_and_goes() {
     }
     let unpacked = scratch.dir("unpacked");
     let ran = sh(&format!(
-        "tar -C {0} -xzf {1}; {0}/*/usr/bin/walkeep --version; ls {0}/*/usr/share/doc/walkeep",
+        "tar -C {0} -xzf {1}; {0}/*/usr/bin/walkeep --version; find {0}/*/usr/share/doc/walkeep",
         unpacked.display(),
         tarball.display()
     ));
-    assert!(ran.ok() && ran.stdout.contains("licence: MIT") && ran.stdout.contains("runbook.md"), "{ran:?}");
+    assert!(ran.ok() && ran.stdout.contains("licence: MIT"), "{ran:?}");
+    for file in
+        ["README.md", "runbook.md", "migration.md", "sizing.md", "examples/prometheus/walkeep.rules.yml", "examples/grafana/walkeep.json"]
+    {
+        assert!(ran.stdout.contains(&format!("/doc/walkeep/{file}\n")), "no {file}: {ran:?}");
+    }
 }
