@@ -45,6 +45,7 @@ mod other_history;
 mod package;
 mod page;
 mod parts;
+mod patroni;
 mod picture;
 mod places;
 mod process_faults;
