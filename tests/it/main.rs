@@ -31,6 +31,7 @@ mod incremental;
 mod index;
 mod kill_loop;
 mod killed_steps;
+mod kubernetes;
 mod leases;
 mod least_privilege;
 mod lineage;
