@@ -30,13 +30,14 @@ umask 022
 put() { install -D -m "$1" "$2" "$root/$3"; }
 for program in walkeep walkeep-archive-cmd walkeep-restore-cmd; do put 755 "$from/$program" "usr/bin/$program"; done
 doc=usr/share/doc/walkeep
-for page in README.md CHANGELOG.md ARCHITECTURE.md packaging/runbook.md packaging/migration.md packaging/sizing.md packaging/comparison.md packaging/by-hand.md; do put 644 "$page" "$doc/${page##*/}"; done
+for page in README.md CHANGELOG.md ARCHITECTURE.md packaging/runbook.md packaging/migration.md packaging/sizing.md packaging/comparison.md packaging/by-hand.md packaging/patroni.md packaging/kubernetes.md; do put 644 "$page" "$doc/${page##*/}"; done
 put 755 packaging/by-hand.py "$doc/by-hand.py"
 put 644 LICENSE "$doc/copyright"
 put 644 packaging/walkeep.example.toml "$doc/examples/walkeep.toml"
-for kind in iam lifecycle prometheus grafana; do
+for kind in iam lifecycle prometheus grafana patroni; do
   for file in packaging/"$kind"/*; do put 644 "$file" "$doc/examples/$kind/${file##*/}"; done
 done
+(cd packaging && find kubernetes -type f) | while read -r file; do put 644 "packaging/$file" "$doc/examples/$file"; done
 for unit in walkeep.service walkeep@.service; do
   put 644 "packaging/systemd/$unit" "usr/lib/systemd/system/$unit"
   sed -i 's|/usr/local/bin/|/usr/bin/|' "$root/usr/lib/systemd/system/$unit"

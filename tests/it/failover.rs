@@ -70,7 +70,7 @@ fn assert_whole(walkeep: &Walkeep, server: &Cluster, last: &str) {
 }
 
 #[track_caller]
-fn assert_no_gap(walkeep: &Walkeep) {
+pub fn assert_no_gap(walkeep: &Walkeep) {
     let status = walkeep.ok(&["status", "--json"]).json();
     assert_eq!(status["gaps"], serde_json::json!([]), "{status}");
     for timeline in status["timelines"].as_array().unwrap() {
@@ -325,6 +325,38 @@ fn of_two_promotions_to_one_timeline_the_second_is_refused() {
     assert_whole(&walkeep, &first, &last);
     assert_no_gap(&walkeep);
     assert_calm(&agent, &[&FOLLOWED[..], &["failed request="]].concat());
+    agent.stop();
+}
+
+/// A standby has streamed, and replayed, more of the unfinished segment than the repository has of it, and asks for it by its restore_command. PostgreSQL puts
+/// what that brings in the place of what was streamed: the promotion ended in a panic, and commits were gone that the primary's clients had been told of.
+#[test]
+fn a_standby_keeps_what_it_has_streamed_and_nobody_has_stored() {
+    let primary = builder().start();
+    let standby = primary.standby();
+    let mut walkeep = Walkeep::local(&primary);
+    walkeep.upload_interval = "1h".to_owned();
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
+    switch_and_store(&primary, &agent, 1);
+    primary.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    let written = lsn(&primary.sql("SELECT pg_current_wal_flush_lsn()"));
+    wait_until("it is received", SOON, || agent.metric("walkeep_wal_received_bytes") >= Some(written as f64));
+    agent.stop();
+    // From here on the agent only gives.
+    walkeep.cluster_lines.push_str("stream = false\n");
+    walkeep.write_config();
+    let agent = walkeep.agent();
+    standby.set("restore_command", &walkeep.restore_command());
+    primary.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    primary.wait_replayed(&standby);
+    primary.stop(Stop::Immediate);
+    wait_until("the standby has asked for it", SOON, || standby.log().contains("has nothing that pg_wal lacks"));
+    standby.promote();
+    assert_eq!(standby.sql("SELECT count(*) FROM t"), "3000");
+    assert_calm(&agent, &[]);
     agent.stop();
 }
 

@@ -113,6 +113,10 @@ pub async fn run(taker: Taker, progress: Arc<Progress>) {
         let mut gap = taker.guards().then(|| gap::Behind::new(&taker.metrics));
         loop {
             tokio::time::sleep(schedules.next_look(Utc::now(), PERIOD)).await;
+            // The primary's agent takes them.
+            if progress.stands_by() {
+                continue;
+            }
             if let Some(gap) = &mut gap {
                 gap.look(&taker, &progress).await;
             }

@@ -38,7 +38,12 @@ pub async fn run(
     let (mut complained, mut warned, mut counted_at, mut health) = (false, false, None, Health::Sound);
     for look in 0u32.. {
         let streamed = progress.snapshot().phase == Phase::Streaming;
-        let looked = match cluster.stream {
+        // A standby's slot is nobody's business, until it is the primary's.
+        let stands_by = progress.stands_by();
+        if stands_by {
+            metrics.slot(&SlotState::default());
+        }
+        let looked = match cluster.stream && !stands_by {
             true => tokio::time::timeout(DEADLINE, look_at_server(&cluster, &params, &metrics, &mut health))
                 .await
                 .context("no answer in time")

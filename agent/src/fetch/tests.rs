@@ -435,6 +435,36 @@ async fn an_unfinished_segment_is_filled_up_with_zeros() {
     assert_eq!(rig.fetch(segment).await, "done", "all of it is there");
 }
 
+/// PostgreSQL would put it in the place of what a standby has streamed, and maybe replayed.
+#[tokio::test]
+async fn an_unfinished_segment_is_not_given_to_who_has_as_much() {
+    let rig = Rig::new().await;
+    let segment = rig.segment(1, 3);
+    let own = rig.destination().with_file_name(segment.to_string());
+    rig.put_part(segment, 0..3000).await;
+    let has = |wal: usize| {
+        // A segment that was used before: what is behind its WAL is something else.
+        let mut content = vec![0x5A; 1 << 20];
+        content[..wal].copy_from_slice(&rig.content(segment)[..wal]);
+        std::fs::write(&own, content).unwrap();
+    };
+    for (wal, given) in [(0, true), (2999, true), (3000, false), (8000, false)] {
+        has(wal);
+        let outcome = rig.ask(WalFileName::Segment(segment)).await;
+        assert!(
+            if given { matches!(outcome, Outcome::Done) } else { matches!(outcome, Outcome::Absent { .. }) },
+            "pg_wal has {wal} bytes: {outcome:?}"
+        );
+    }
+    std::fs::write(&own, &rig.content(segment)[..2000]).unwrap();
+    assert!(matches!(rig.ask(WalFileName::Segment(segment)).await, Outcome::Done), "a file that is cut off has less");
+    // A finished one is whole: it is given, whatever lies there.
+    has(8000);
+    rig.put(segment).await;
+    assert!(matches!(rig.ask(WalFileName::Segment(segment)).await, Outcome::Done));
+    assert!(std::fs::read(rig.destination()).unwrap() == rig.content(segment));
+}
+
 #[tokio::test(start_paused = true)]
 async fn parts_that_contradict_each_other_are_damage() {
     let rig = Rig::new().await;

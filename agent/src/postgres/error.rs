@@ -173,6 +173,15 @@ impl Error {
         }
     }
 
+    /// Whether a server answered, and it was a standby where `target_session_attrs` asks for the primary.
+    pub fn is_standby_for_primary(&self) -> bool {
+        match self {
+            Error::WrongKind { wanted, .. } => *wanted == "primary",
+            Error::EveryHost(errors) => errors.iter().any(Error::is_standby_for_primary),
+            _ => false,
+        }
+    }
+
     /// Whether the server (or this client) refused the credentials: class 28, or nothing to answer with.
     pub fn is_authentication(&self) -> bool {
         matches!(self, Error::Auth(_)) || self.sqlstate().is_some_and(|code| code.starts_with("28"))

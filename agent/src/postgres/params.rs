@@ -271,6 +271,11 @@ impl ConnectionParams {
         self.hosts.iter().map(|host| host.server_name(own_host)).collect()
     }
 
+    /// Whether there is one host to connect to, and no other to try.
+    pub fn names_one_server(&self) -> bool {
+        self.hosts.len() == 1
+    }
+
     /// For one of these servers alone, whatever it is at this moment; `None` if it is none of them.
     pub fn only(&self, server: &str, own_host: &str) -> Option<Self> {
         let host = self.hosts.iter().find(|host| host.server_name(own_host) == server)?;

@@ -16,6 +16,7 @@ mod lease;
 mod position;
 #[cfg(test)]
 mod promise;
+mod promotion;
 mod reaper;
 mod refill;
 mod seam;
@@ -154,6 +155,15 @@ impl Streamer {
             if stop.is_cancelled() {
                 tracing::info!(error = text, "the stream ended, and the agent stops");
                 break;
+            }
+            if self.waits_for_promotion(&error) {
+                self.stand_by(text);
+                failures = 0;
+                tokio::select! {
+                    () = tokio::time::sleep(promotion::LOOK) => {}
+                    () = stop.cancelled() => {}
+                }
+                continue;
             }
             tracing::error!(error = text, wait_ms = wait.as_millis() as u64, hint = hint(&error), "the stream ended; beginning again");
             if let Some(reason) = error.chain().find_map(|cause| cause.downcast_ref::<repository::Error>()?.refusal()) {
@@ -350,7 +360,9 @@ impl Streamer {
 
     /// Connects and makes sure that it is the same cluster.
     async fn connect(&self) -> Result<ReplicationConnection> {
-        self.progress.set_phase(Phase::Connecting);
+        if !self.progress.stands_by() {
+            self.progress.set_phase(Phase::Connecting);
+        }
         let options = Options { application_name: Some(self.cluster.application_name.clone()), wal_sender_timeout: None };
         let mut connection = ReplicationConnection::connect(&self.params, &options).await.context("connect for replication")?;
         let identity = connection.identify_system().await?;

@@ -293,8 +293,8 @@ fn they_are_the_alerts_of_prometheus() {
         let section = value("runbook_url:").split_once('#').unwrap().1.to_owned();
         alerts.push((name.to_owned(), severity, holds, section));
     }
-    // Who is down tells nobody: for that there is the heartbeat.
-    alerts.retain(|alert| alert.0 != "AgentDown");
+    // Who is down tells nobody, and who waits for its server's promotion knows of no other: for that there is the heartbeat.
+    alerts.retain(|alert| !["AgentDown", "NoMemberStreams"].contains(&alert.0.as_str()));
     alerts.sort();
     let mut kinds: Vec<_> = AlarmKind::ALL
         .iter()
