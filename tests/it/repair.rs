@@ -294,3 +294,51 @@ fn a_backup_that_no_repository_has_whole_is_not_called_whole_elsewhere() {
     assert!(output.stdout.starts_with("NOT everything is there"), "{}", output.stdout);
     assert!(two.walkeep().ok(&["status"]).stdout.contains("DAMAGED: "));
 }
+
+/// The newest record of the trail, changed in one of three: by whom it was done nobody can tell, so nothing is removed, and it is told until a person has decided.
+#[test]
+fn a_changed_last_record_of_the_trail_is_told_and_no_repair_spreads_it() {
+    let cluster = story::builder(VERSION).start();
+    let mut walkeep = Walkeep::local(&cluster);
+    let folders: Vec<PathBuf> =
+        std::iter::once(walkeep.local_repository()).chain(["second", "third"].map(|name| walkeep.scratch().dir(name))).collect();
+    walkeep.repositories = folders.iter().cloned().map(Repository::Local).collect();
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    for _ in 0..2 {
+        walkeep.ok(&["index", "--rebuild"]);
+    }
+    let system = fs::read_dir(folders[0].join("main")).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    let audit = system.strip_prefix(&folders[0]).unwrap().join("audit");
+    let number = fs::read_dir(folders[0].join(&audit)).unwrap().count();
+    let [record, another] = [number, 1].map(|number| audit.join(format!("{number:08}.json")));
+    let good = fs::read_to_string(folders[1].join(&record)).unwrap();
+    let changed = good.replace("\"user\": \"", "\"user\": \"no");
+    assert_ne!(changed, good);
+    fs::write(folders[0].join(&record), &changed).unwrap();
+    let check = |args: &[&str], code: i32| {
+        let output = walkeep.run(args).expect_code(code);
+        assert!(
+            code == 0 || output.stdout.contains("repositories 2 and 3") || output.stderr.contains("repositories 2 and 3"),
+            "{output:?}"
+        );
+    };
+    check(&["verify"], 4);
+    check(&["verify", "--deep"], 4);
+    check(&["audit", "--check"], 4);
+    // A reason to repair, and records behind it.
+    fs::remove_file(folders[2].join(&another)).unwrap();
+    check(&["verify", "--repair", "--yes"], 4);
+    assert!(folders[2].join(&another).is_file() && fs::read_dir(folders[0].join(&audit)).unwrap().count() > number);
+    for args in [&["verify"][..], &["verify"], &["verify", "--deep", "--repair", "--yes"], &["verify"], &["verify", "--deep"], &["audit"]] {
+        check(args, 4);
+    }
+    let lying: Vec<String> = folders.iter().map(|folder| fs::read_to_string(folder.join(&record)).unwrap()).collect();
+    assert_eq!(lying, [changed, good.clone(), good.clone()]);
+    assert!(walkeep.ok(&["status"]).stdout.contains("DAMAGED: "));
+    // By the hash that was noted a person decides.
+    fs::write(folders[0].join(&record), good).unwrap();
+    for args in [&["verify"][..], &["verify", "--deep"], &["audit", "--check"]] {
+        check(args, 0);
+    }
+}

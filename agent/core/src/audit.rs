@@ -3,6 +3,7 @@
 //! Records are added and never changed. What their chain proves, and what it cannot, is [`chain`]'s to say.
 
 pub mod chain;
+pub mod copies;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -198,6 +199,12 @@ pub struct Record {
     pub cluster: String,
     /// The same by its system identifier.
     pub system_identifier: SystemIdentifier,
+    /// What other repositories had in the place of the one before when this was written. It follows each of them, and proves none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Sha256Sum>,
+    /// Of several repositories only one told of the one before when this was written: it proves nothing against what another one has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
     /// What it tells.
     #[serde(flatten)]
     pub entry: Entry,
@@ -219,14 +226,49 @@ impl Head {
     }
 }
 
+/// Where a trail ends, as the next record will name it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct End {
+    /// The last record.
+    pub head: Head,
+    /// Hashes of what other repositories have in its place.
+    pub others: Vec<Sha256Sum>,
+    /// Whether of several repositories only one told of it.
+    pub unconfirmed: bool,
+}
+
+impl End {
+    /// Of which there is no doubt.
+    pub fn of(head: Head) -> Self {
+        Self { head, ..Self::default() }
+    }
+}
+
 impl Record {
     /// The format of records.
     pub const FORMAT: u32 = 1;
 
     /// What follows `head`; `None` when there are no more numbers.
     pub fn behind(head: Head, cluster: &str, system: SystemIdentifier, entry: Entry) -> Option<Self> {
-        let number = head.number.checked_add(1)?;
-        Some(Self { format: Self::FORMAT, number, previous: head.hash, cluster: cluster.to_owned(), system_identifier: system, entry })
+        Self::at_end(End::of(head), cluster, system, entry)
+    }
+
+    /// The same behind an end that several repositories told of.
+    pub fn at_end(end: End, cluster: &str, system: SystemIdentifier, entry: Entry) -> Option<Self> {
+        let End { head, others, unconfirmed } = end;
+        let (number, cluster) = (head.number.checked_add(1)?, cluster.to_owned());
+        let previous = head.hash;
+        Some(Self { format: Self::FORMAT, number, previous, cluster, system_identifier: system, others, unconfirmed, entry })
+    }
+
+    /// Whether it was written behind a record with this hash, or behind none.
+    pub fn follows(&self, before: Option<Sha256Sum>) -> bool {
+        self.previous == before || before.is_some_and(|before| self.others.contains(&before))
+    }
+
+    /// Whether the record that it names is proven by it: who wrote it had that record itself, or saw no repository with another one and more than one with it.
+    pub fn proves(&self) -> bool {
+        self.others.is_empty() && !self.unconfirmed
     }
 }
 

@@ -1,10 +1,15 @@
 //! The audit trail: records under numbers that are taken by conditional put, each naming the hash of the one before.
 //!
-//! Who comes second takes the next number, behind what the other one wrote; so no record is lost, and the chain has no branches.
+//! Who comes second takes the next number, behind what the other one wrote; so no record is lost, and the chain has no branches. Of several repositories all are
+//! asked for the record before a new one: what one of them lost or changed must not be named by the next record as if it were the only one.
+
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt, stream};
-use walkeep_core::audit::{Entry, Head, Record};
+use walkeep_core::audit::copies::Copies;
+use walkeep_core::audit::{End, Entry, Head, Record, hash};
 use walkeep_core::layout::ObjectName;
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
 
@@ -13,16 +18,19 @@ use super::{ClusterRepository, Error, Result};
 
 /// Records that a page of a listing is sure to have, if there are so many: a tenth of what stores answer.
 const PAGE: u32 = 100;
+/// So long one of several repositories is waited for when all are asked for the last record.
+const ANSWER: Duration = Duration::from_secs(2);
 
 impl ClusterRepository {
     /// Adds a record behind `head`, which is where the trail was seen to end (`None`: it is looked for), and follows it there.
     pub async fn append_audit(&self, head: &mut Option<Head>, entry: &Entry) -> Result<Head> {
         let mut last = match *head {
-            Some(head) => head,
-            None => self.audit_head().await?,
+            // It was written or compared by this process: whatever lies there now.
+            Some(head) => End::of(head),
+            None => self.audit_end().await?,
         };
         loop {
-            let record = Record::behind(last, self.cluster().as_str(), self.identity().system_identifier, entry.clone());
+            let record = Record::at_end(last, self.cluster().as_str(), self.identity().system_identifier, entry.clone());
             let record = record.ok_or_else(|| Error::encode("the audit trail has no more numbers"))?;
             let body = Bytes::from(serde_json::to_vec_pretty(&record).map_err(Error::encode)?);
             let name = ObjectName::Audit(record.number);
@@ -33,23 +41,48 @@ impl ClusterRepository {
                     return Ok(put);
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let taken = self.audit_bytes(&name).await?;
-                    let gone = || Error::corrupt(self.layout().key(&name), "it was there a moment ago and is gone");
-                    last = Head::of(record.number, &taken.ok_or_else(gone)?);
-                    *head = Some(last);
+                    // What was written before this one may differ from place to place as well.
+                    (last, *head) = (self.end_at(record.number).await?, None);
                 }
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// The last record, found with few requests however long the trail is.
-    pub async fn audit_head(&self) -> Result<Head> {
-        let Some(number) = self.last_audit_number().await? else { return Ok(Head::default()) };
+    /// The last record, found with few requests however long the trail is, as all repositories have it.
+    pub async fn audit_end(&self) -> Result<End> {
+        match self.last_audit_number().await? {
+            Some(number) => self.end_at(number).await,
+            None => Ok(End::default()),
+        }
+    }
+
+    async fn end_at(&self, number: u32) -> Result<End> {
+        let copies = self.audit_copies(number).await;
+        if copies.differ() {
+            tracing::warn!(number, %copies, "the last record of the audit trail is not the same in all repositories: `walkeep verify` says what to do");
+        }
+        if let Some(end) = copies.end(number) {
+            return Ok(end);
+        }
         let name = ObjectName::Audit(number);
         let body = self.audit_bytes(&name).await?;
-        let gone = || Error::corrupt(self.layout().key(&name), "it was listed a moment ago and is gone");
-        Ok(Head::of(number, &body.ok_or_else(gone)?))
+        let gone = || Error::corrupt(self.layout().key(&name), "it was there a moment ago and is gone");
+        let head = Head::of(number, &body.ok_or_else(gone)?);
+        Ok(End { unconfirmed: self.store().several().is_some(), ..End::of(head) })
+    }
+
+    /// The hash of a record in each of several repositories that has it and answers soon; nothing with one.
+    pub async fn audit_copies(&self, number: u32) -> Copies {
+        let name = ObjectName::Audit(number);
+        let down: Vec<bool> =
+            self.store().several().map(|several| several.states().iter().map(|state| state.down.is_some()).collect()).unwrap_or_default();
+        let asked = (1..).zip(self.each()).filter(|(place, _)| !down.get(*place - 1).is_some_and(|down| *down));
+        let ask = async |(place, repository): (usize, Self)| {
+            let answer = tokio::time::timeout(ANSWER, repository.stored_object(&name)).await;
+            answer.ok()?.ok()?.map(|bytes| (place, hash(&bytes)))
+        };
+        Copies::of(join_all(asked.map(ask)).await.into_iter().flatten())
     }
 
     /// A record as it is stored: what it says is for the chain to prove, and damage is to be seen there.
@@ -191,7 +224,7 @@ pub(crate) mod tests {
         for pid in 1..=4 {
             assert_eq!(checked.records.iter().filter(|known| known.record.entry.actor.pid == pid).count(), 25);
         }
-        assert_eq!(repository.audit_head().await.unwrap(), checked.head);
+        assert_eq!(repository.audit_end().await.unwrap(), End::of(checked.head));
     }
 
     #[tokio::test]
@@ -204,7 +237,7 @@ pub(crate) mod tests {
             }
             assert_eq!(repository.last_audit_number().await.unwrap(), (records > 0).then_some(records), "{records}");
             let expected = if records == 0 { Head::default() } else { Head::of(records, records.to_string().as_bytes()) };
-            assert_eq!(repository.audit_head().await.unwrap(), expected);
+            assert_eq!(repository.audit_end().await.unwrap(), End::of(expected));
         }
     }
 

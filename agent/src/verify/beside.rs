@@ -60,7 +60,8 @@ async fn artifact(
 }
 
 /// The trail: that no number is missing up to the highest that was ever seen, and of each record that is new, changed or due that it is itself and linked with
-/// those beside it. What was read before and is listed as it was then is not read again, so that a look at a long trail is no long one.
+/// those beside it. What was read before and is listed as it was then is not read again, so that a look at a long trail is no long one; but for what was found
+/// wrong, and what lies beside that: it stays wrong until it is seen to be right. What is to be compared with other repositories is noted.
 pub async fn trail(
     repository: &ClusterRepository,
     listed: &BTreeMap<u32, Listed>,
@@ -90,12 +91,18 @@ pub async fn trail(
         let reason = format!("record {} is not the one that was there when it was looked at before", head.number);
         found.push((Kind::Content, ObjectName::Audit(head.number), reason));
     }
-    let is_told = |number: u32| found.iter().any(|(_, name, _)| *name == ObjectName::Audit(number));
-    for (number, listed) in due.iter().filter(|number| !is_told(**number)).filter_map(|number| Some((number, listed.get(number)?))) {
+    let is_wrong = found.iter().filter(|(kind, ..)| *kind == Kind::Content).filter_map(|(_, name, _)| match name {
+        ObjectName::Audit(number) => Some(*number),
+        _ => None,
+    });
+    let doubtful: BTreeSet<u32> = is_wrong.flat_map(|number| [number.saturating_sub(1), number, number.saturating_add(1)]).collect();
+    doubtful.iter().filter_map(|number| listed.get(number)).for_each(|listed| memory.in_doubt(listed));
+    for (number, listed) in due.difference(&doubtful).filter_map(|number| Some((number, listed.get(number)?))) {
         if records.iter().any(|(read, _)| read == number) {
             memory.whole(listed);
         }
     }
+    memory.outcome.questioned.extend(checked.questioned());
     if found.is_empty() {
         memory.outcome.trail = records.last().map(|(number, body)| Head::of(*number, body)).or(before);
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use walkeep_core::artifact::ArtifactPlace;
 use walkeep_core::catalog::{Catalog, WalRange};
@@ -14,7 +15,8 @@ use walkeep_store::{ListRequest, Listed};
 
 use super::deep::packs_named_by;
 use super::places::{Everywhere, SeenPlace};
-use crate::repository::{Error, Result};
+use crate::repository::trail::{self, Lies};
+use crate::repository::{ClusterRepository, Error, Result};
 
 /// Of a longer stretch nobody looks where its segments are.
 const LONGEST: u64 = 100_000;
@@ -111,32 +113,58 @@ impl Everywhere {
         Ok(copies)
     }
 
-    /// The repositories in which all of it is whole, as it is read there; none if something of it is nowhere.
-    pub async fn whole_in(&self, copies: &Copies, budget: &mut Budget) -> Vec<usize> {
+    /// The repositories in which all of it is whole, as it is read there, and may take the place of what the one of this number has; none if something of it is
+    /// nowhere.
+    pub async fn whole_in(&self, target: usize, copies: &Copies, budget: &mut Budget) -> Vec<usize> {
         if !copies.complete {
             return Vec::new();
         }
         let read = copies.objects.len().min(budget.0);
         budget.0 -= read;
         let (proven, listed) = copies.objects.split_at(read);
-        let reads: Vec<_> = proven.iter().map(|wanted| self.first_whole(wanted)).collect();
+        let reads: Vec<_> = proven.iter().map(|wanted| self.first_whole(target, wanted)).collect();
         let found: Vec<Option<usize>> = stream::iter(reads).buffered(PARALLEL).collect().await;
         let believed = listed.iter().map(|wanted| wanted.at.first().map(|(number, _)| *number));
         let all: Option<BTreeSet<usize>> = found.into_iter().chain(believed).collect();
         all.unwrap_or_default().into_iter().collect()
     }
 
-    async fn first_whole(&self, wanted: &Wanted) -> Option<usize> {
+    async fn first_whole(&self, target: usize, wanted: &Wanted) -> Option<usize> {
         for (number, _) in &wanted.at {
             let Some(seen) = self.at(*number) else { continue };
             match seen.repository.whole_object(&wanted.name).await {
-                Ok(Some(_)) => return Some(*number),
+                Ok(Some(good)) => match self.doubt_of_record(&wanted.name, seen, target, &good).await {
+                    Ok(None) => return Some(*number),
+                    Ok(Some(doubt)) => tracing::debug!(object = ?wanted.name, repository = number, doubt, "not known to be the good one"),
+                    Err(error) => tracing::debug!(object = ?wanted.name, repository = number, %error, "not known to be the good one"),
+                },
                 Ok(None) => {}
                 // Also where it could not be asked: what is not known to be whole is not called so.
                 Err(error) => tracing::debug!(object = ?wanted.name, repository = number, %error, "not known to be whole there"),
             }
         }
         None
+    }
+
+    /// Why a record of the trail must not take the place of what the repository of this number has.
+    async fn doubt_of_record(&self, name: &ObjectName, source: &SeenPlace, target: usize, good: &Bytes) -> Result<Option<String>> {
+        let (ObjectName::Audit(number), Some(own)) = (name, self.at(target)) else { return Ok(None) };
+        let lying = match own.repository.stored_object(name).await {
+            Err(error) if error.is_damage() => Err(()),
+            read => Ok(read?),
+        };
+        let lies = match &lying {
+            Ok(Some(bytes)) => Lies::Bytes(bytes),
+            Ok(None) => Lies::Nothing,
+            Err(()) => Lies::Unreadable,
+        };
+        trail::doubt(&source.repository, &own.repository, &self.beside([source.number, target]), *number, good, lies).await
+    }
+
+    /// All but these, with their numbers.
+    pub(super) fn beside(&self, but: [usize; 2]) -> Vec<(usize, ClusterRepository)> {
+        let others = self.seen.iter().filter(|seen| !but.contains(&seen.number));
+        others.map(|seen| (seen.number, seen.repository.as_ref().clone())).collect()
     }
 }
 

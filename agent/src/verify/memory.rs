@@ -78,6 +78,9 @@ pub struct Outcome {
     /// Where the audit trail ended.
     #[serde(default)]
     pub trail: Option<Head>,
+    /// Records of the trail that were not the same in all repositories, or of which a later one says so.
+    #[serde(default)]
+    pub questioned: BTreeSet<u32>,
     /// Since when the object that was read longest ago was not read, or lies there unread.
     #[serde(default)]
     pub unread_since: Option<DateTime<Utc>>,
@@ -178,6 +181,11 @@ impl Memory {
         self.forget_damage(listed.key.as_str());
     }
 
+    /// An object is to be read again by the next look.
+    pub fn in_doubt(&mut self, listed: &Listed) {
+        self.verified.remove(&place(listed));
+    }
+
     /// What was said of an object is so no more: it is whole, or it is gone, and what that means is another finding.
     pub fn forget_damage(&mut self, key: &str) {
         self.outcome.read_damage.retain(|finding| finding.key != key);
@@ -220,10 +228,10 @@ impl Memory {
         }
     }
 
-    /// What other repositories have and this one does not. It is looked for anew by each look.
-    pub fn lacks<'a>(&mut self, lacking: impl Iterator<Item = &'a Finding>) {
+    /// What a comparison with the other repositories found: what they have and this one does not, and has otherwise. Each look compares anew.
+    pub fn compared<'a>(&mut self, found: impl Iterator<Item = &'a Finding>) {
         let room = MOST_FINDINGS.saturating_sub(self.outcome.damage.len());
-        self.outcome.damage.extend(lacking.take(room).cloned());
+        self.outcome.damage.extend(found.take(room).cloned());
     }
 
     /// What was there when it was last looked at, should be there still, and is not. `mended`: of what a repair took away, what is there again.

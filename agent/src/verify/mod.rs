@@ -5,7 +5,7 @@
 //! each time is told. Nothing is changed by it, and nothing of it is needed by anybody else.
 //!
 //! Of several repositories each is verified by itself (`places`), what one lacks of the others is found by comparing them (`lacking`), and what is wrong in one is
-//! looked for in the others (`elsewhere`): lost is only what none has.
+//! looked for in the others (`elsewhere`): lost is only what none has. Which of two records of the audit trail is the true one none of them may know (`trails`).
 
 mod beside;
 mod contents;
@@ -22,6 +22,7 @@ pub mod repair;
 mod run;
 #[cfg(test)]
 mod tests;
+mod trails;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;

@@ -106,6 +106,10 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
     }
     let everywhere = Everywhere { seen };
     let lacking = everywhere.lacking(wish).await?;
+    let differing = everywhere.trails(wish, places).await?;
+    for (number, report) in &mut reports {
+        report.findings.extend(differing.iter().filter(|(of, _)| of == number).map(|(_, finding)| finding.clone()));
+    }
     let overall = everywhere.judge(wish, reports, &lacking, of_each, began, clock).await?;
     for place in places.iter_mut().filter(|place| everywhere.at(place.number).is_some()) {
         let elsewhere = overall.findings.iter().filter(|found| found.repository == place.number && !found.whole_in.is_empty());
@@ -117,7 +121,8 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
         place.memory.outcome.whole_elsewhere = keys;
         if wish.backup.is_none() {
             let lacks = lacking.iter().filter(|(number, finding)| *number == place.number && !on_its_way.contains(finding.key.as_str()));
-            place.memory.lacks(lacks.map(|(_, finding)| finding));
+            let differs = differing.iter().filter(|(number, _)| *number == place.number);
+            place.memory.compared(lacks.chain(differs).map(|(_, finding)| finding));
             if overall.is_unharmed(place.number) {
                 place.memory.outcome.whole_at = Some(began);
             }
@@ -218,7 +223,7 @@ impl Everywhere {
                     let copies = self.copies(number, &found.finding).await?;
                     match self.is_on_its_way(&found, &copies, since) {
                         true => found.finding = on_its_way(found.finding),
-                        false => found.whole_in = self.whole_in(&copies, &mut budget).await,
+                        false => found.whole_in = self.whole_in(number, &copies, &mut budget).await,
                     }
                 }
                 if !found.whole_in.is_empty() {

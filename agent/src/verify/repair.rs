@@ -18,11 +18,12 @@ use walkeep_store::ErrorKind;
 use super::Overall;
 use super::elsewhere::Wanted;
 use super::places::{Everywhere, Place, SeenPlace};
-use crate::repository::{ClusterRepository, Error, Result, trail};
+use crate::repository::trail::{self, Lies};
+use crate::repository::{ClusterRepository, Error, Result};
 use crate::retry::{Backoff, retry};
 
 /// For so long a repository may be out of reach.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is to be done, in this order.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -192,7 +193,7 @@ async fn mend(
     {
         return Ok(Outcome::WasWhole);
     }
-    let (good, reasons) = everywhere.good_copy(&step.wanted, &target, &lying, rotten).await;
+    let (good, reasons) = everywhere.good_copy(&step.wanted, place, &lying, rotten).await;
     let Some(good) = good else { return Ok(Outcome::NotDone(format!("no other repository has it whole: {reasons}"))) };
     let there = match lying {
         Lying::Nothing => false,
@@ -282,22 +283,6 @@ fn proves_itself(name: &ObjectName) -> bool {
         || matches!(name, ObjectName::DrillReport(..) | ObjectName::Sample(_))
 }
 
-/// Why a copy that was proven as far as its own bytes go must not be put instead of what lies there.
-async fn doubt_about(
-    name: &ObjectName,
-    source: &ClusterRepository,
-    target: &ClusterRepository,
-    lying: &Lying,
-    good: &bytes::Bytes,
-) -> Result<Option<String>> {
-    match (name, lying) {
-        (_, Lying::Nothing) => Ok(None),
-        (_, Lying::Bytes(bytes)) if bytes == good => Ok(None),
-        (ObjectName::Audit(number), _) => trail::doubt(source, target, *number, good).await,
-        _ => Ok(None),
-    }
-}
-
 fn chain(error: &Error) -> String {
     format!("{:#}", anyhow::anyhow!("{error}"))
 }
@@ -308,7 +293,7 @@ impl Everywhere {
     async fn good_copy(
         &self,
         wanted: &Wanted,
-        target: &ClusterRepository,
+        target: &Place,
         lying: &Lying,
         rotten: &mut Vec<(usize, String)>,
     ) -> (Option<bytes::Bytes>, String) {
@@ -316,7 +301,7 @@ impl Everywhere {
         for (number, _) in &wanted.at {
             let Some(seen) = self.at(*number) else { continue };
             match seen.repository.whole_object(&wanted.name).await {
-                Ok(Some(good)) => match doubt_about(&wanted.name, &seen.repository, target, lying, &good).await {
+                Ok(Some(good)) => match self.doubt_about(&wanted.name, seen, target, lying, &good).await {
                     Ok(None) => return (Some(good), String::new()),
                     Ok(Some(doubt)) => reasons.push(format!("repository {number}: {doubt}")),
                     Err(error) => reasons.push(format!("repository {number}: {error}")),
@@ -330,6 +315,25 @@ impl Everywhere {
             }
         }
         (None, reasons.join("; "))
+    }
+
+    /// Why a copy that was proven as far as its own bytes go must not be put instead of what lies there.
+    async fn doubt_about(
+        &self,
+        name: &ObjectName,
+        source: &SeenPlace,
+        target: &Place,
+        lying: &Lying,
+        good: &bytes::Bytes,
+    ) -> Result<Option<String>> {
+        let ObjectName::Audit(number) = name else { return Ok(None) };
+        let lies = match lying {
+            Lying::Nothing => Lies::Nothing,
+            Lying::Bytes(bytes) => Lies::Bytes(bytes),
+            Lying::Unreadable | Lying::Unsteady => Lies::Unreadable,
+        };
+        let others = self.beside([source.number, target.number]);
+        trail::doubt(&source.repository, &target.repository, &others, *number, good, lies).await
     }
 
     fn key(&self, name: &ObjectName) -> String {

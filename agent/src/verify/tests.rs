@@ -9,7 +9,9 @@ use walkeep_core::layout::ObjectName;
 use walkeep_core::verify::{Kind, Severity};
 use walkeep_core::{Lsn, TimelineId, WalFileName};
 use walkeep_store::several::{Follow, StoredWhen};
-use walkeep_store::{ErrorKind, Fault, FaultyStore, Key, Lock, LockMode, Locked, MemoryStore, Operation, Rule, Several, Store};
+use walkeep_store::{
+    ErrorKind, Fault, FaultyStore, Key, Lock, LockMode, Locked, MemoryStore, Operation, Rule, Several, SharedStore, Store,
+};
 
 use super::memory::Memory;
 use super::pace::Pace;
@@ -411,4 +413,93 @@ async fn what_was_to_be_the_good_copy_and_is_damaged_is_known_from_then_on() {
     let told = wrong(&report);
     assert!(told.contains(&(1, last.to_string(), Kind::Content, vec![])), "{told:?}");
     assert!(told.iter().all(|(_, _, _, whole)| whole.is_empty()), "{told:?}");
+}
+
+/// Three places with two records of the trail in each, and the last one changed in the first; its key, as it was, as it is.
+async fn three_with_a_changed_end() -> ([Arc<MemoryStore>; 3], Arc<ClusterRepository>, Key, [Bytes; 2]) {
+    let stores = [(); 3].map(|()| Arc::new(MemoryStore::new()));
+    let several = Several::new(stores.iter().map(|store| store.clone() as SharedStore).collect(), StoredWhen::All, Follow::Queued);
+    let all = Arc::new(over(Arc::new(several)).await);
+    put(&all, 1..3).await;
+    for _ in 0..2 {
+        all.append_audit(&mut None, &entry()).await.unwrap();
+    }
+    let second: Key = all.layout().key(&ObjectName::Audit(2)).parse().unwrap();
+    let good = stores[0].get(&second, None).await.unwrap();
+    let changed = Bytes::from(String::from_utf8(good.to_vec()).unwrap().replace("db1", "db2"));
+    stores[0].overwrite(&second, changed.clone());
+    (stores, all, second, [good, changed])
+}
+
+fn remembered(all: &Arc<ClusterRepository>, folder: &std::path::Path) -> Vec<Place> {
+    let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
+        let memory = Memory::at(Some((folder.to_owned(), String::new())), number, "three");
+        Place { number, repository, memory }
+    };
+    numbered(all).map(place).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_last_record_that_is_not_the_same_everywhere_is_told_and_what_follows_proves_nothing() {
+    let (stores, all, second, [good, changed]) = three_with_a_changed_end().await;
+    let (cancel, pace, folder) = (CancellationToken::new(), Pace::of(None), tempfile::tempdir().unwrap());
+    let differs: Vec<_> = (1..=3).map(|number| (number, second.to_string(), Kind::Differs, vec![])).collect();
+    let look = async |deep: bool| {
+        let read = deep.then(|| Read::all(&pace, 2));
+        let mut places = remembered(&all, folder.path());
+        let (report, seen) = everywhere(&Wish { read, ..Wish::look(&cancel) }, &mut places).await.unwrap();
+        assert!(repair::plan(&seen, &report).await.unwrap().steps.is_empty(), "no repair touches it");
+        report
+    };
+    let report = look(false).await;
+    assert_eq!(wrong(&report), differs);
+    let reason = &report.findings[0].finding.reason;
+    assert!(reason.contains("in repositories 2 and 3, sha256") && reason.ends_with("in repository 1"), "{reason}");
+    // Another one behind it, by somebody who reads all of them.
+    all.append_audit(&mut None, &entry()).await.unwrap();
+    all.append_audit(&mut None, &entry()).await.unwrap();
+    for deep in [false, true, false, false] {
+        assert_eq!(wrong(&look(deep).await), differs);
+    }
+    let at_second = async |store: usize| stores[store].get(&second, None).await.unwrap();
+    assert_eq!([at_second(0).await, at_second(1).await, at_second(2).await], [changed.clone(), good.clone(), good.clone()]);
+    // Put right by hand, whichever it is.
+    for store in &stores[1..] {
+        store.overwrite(&second, changed.clone());
+    }
+    assert_eq!(wrong(&look(false).await), []);
+    assert_eq!(wrong(&look(true).await), []);
+}
+
+/// As an attacker with the credentials, or a version that compares nothing, leaves it: the next record names the changed one as if it were the only one.
+#[tokio::test(start_paused = true)]
+async fn what_the_others_agree_on_is_not_removed_for_a_record_that_the_next_one_names() {
+    let (stores, all, second, [good, changed]) = three_with_a_changed_end().await;
+    let (cancel, folder) = (CancellationToken::new(), tempfile::tempdir().unwrap());
+    let mut head = Some(walkeep_core::audit::Head::of(2, &changed));
+    all.append_audit(&mut head, &entry()).await.unwrap();
+    let damaged = [2, 3].map(|number| (number, second.to_string(), Kind::Content, vec![]));
+    for _ in 0..3 {
+        // Also what a repair found and left is told again and again.
+        let mut places = remembered(&all, folder.path());
+        let (report, seen) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+        assert_eq!(wrong(&report), damaged);
+        let mut plan = repair::plan(&seen, &report).await.unwrap();
+        repair::carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
+        let of_second: Vec<_> =
+            plan.steps.iter().filter(|step| step.key == second.as_str()).map(|step| step.outcome.clone().unwrap()).collect();
+        assert_eq!(of_second.len(), 2);
+        let left = |done: &repair::Outcome| matches!(done, repair::Outcome::NotDone(why) if why.contains("lies in repository"));
+        assert!(of_second.iter().all(left), "{of_second:?}");
+    }
+    for (store, bytes) in stores.iter().zip([&changed, &good, &good]) {
+        assert_eq!(store.get(&second, None).await.unwrap(), *bytes);
+    }
+    // Nor is a lost one taken from whoever comes first.
+    stores[2].delete(&second).await.unwrap();
+    let mut places = remembered(&all, folder.path());
+    let (report, seen) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+    let mut plan = repair::plan(&seen, &report).await.unwrap();
+    repair::carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
+    assert_ne!(stores[2].get(&second, None).await.ok(), Some(changed), "{plan:?}");
 }

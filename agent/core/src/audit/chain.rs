@@ -8,6 +8,7 @@ use std::fmt;
 use chrono::TimeDelta;
 use serde::Serialize;
 
+use super::copies::Copies;
 use super::{Head, Record, hash};
 use crate::identity::SystemIdentifier;
 use crate::sha256::Sha256Sum;
@@ -63,6 +64,13 @@ pub enum Finding {
         /// Why.
         reason: String,
     },
+    /// Several repositories have different records in its place.
+    Differs {
+        /// Its number.
+        number: u32,
+        /// Which hash it has where.
+        copies: Copies,
+    },
     /// No record has the hash that somebody remembers.
     NotThere {
         /// That hash.
@@ -75,7 +83,7 @@ impl Finding {
     pub fn number(&self) -> Option<u32> {
         match self {
             Self::Missing { number, .. } | Self::Changed { number } | Self::Forked { number, .. } => Some(*number),
-            Self::Misplaced { number, .. } | Self::Unreadable { number, .. } => Some(*number),
+            Self::Misplaced { number, .. } | Self::Unreadable { number, .. } | Self::Differs { number, .. } => Some(*number),
             Self::NotThere { .. } => None,
         }
     }
@@ -94,6 +102,7 @@ impl fmt::Display for Finding {
             }
             Self::Misplaced { number, is } => write!(f, "record {number} is {is}"),
             Self::Unreadable { number, reason } => write!(f, "record {number} cannot be read: {reason}"),
+            Self::Differs { number, copies } => write!(f, "record {number} is not the same in all repositories: {copies}"),
             Self::NotThere { sha256 } => {
                 write!(f, "no record has the hash {sha256}: the end was cut off behind an earlier one, or all was written anew")
             }
@@ -112,6 +121,15 @@ pub struct Checked {
     pub backwards: Vec<u32>,
     /// The last record.
     pub head: Head,
+}
+
+impl Checked {
+    /// The records of which one behind them says that it was not the same everywhere. Where they are the same now, and the last one is, and no other repository's
+    /// trail is broken, all records are: each names the one before it.
+    pub fn questioned(&self) -> impl Iterator<Item = u32> + '_ {
+        let doubting = self.records.iter().filter(|known| !known.record.others.is_empty());
+        doubting.filter_map(|known| known.record.number.checked_sub(1))
+    }
 }
 
 /// Looks through the records of a cluster: number and bytes, in their order. `expected` is a hash that somebody noted.
@@ -173,7 +191,7 @@ fn read(cluster: &str, system: SystemIdentifier, number: u32, bytes: &[u8]) -> R
 
 /// Whether the record follows the one that lies before it.
 fn link(record: &Record, before: Head, hashes: &[(u32, Sha256Sum)]) -> Option<Finding> {
-    if record.previous == before.hash {
+    if record.follows(before.hash) {
         return None;
     }
     let number = record.number;
@@ -289,6 +307,26 @@ mod tests {
         assert!(matches!(findings(&odd)[..], [Finding::Unreadable { number: 1, .. }]));
         let later = [(1, behind(Head { number: 0, hash: Some(hash(b"x")) }, 1))];
         assert!(matches!(findings(&later)[..], [Finding::Misplaced { number: 1, .. }]));
+    }
+
+    /// Behind two that differ: it follows either, and nothing else.
+    #[test]
+    fn a_record_behind_two_that_differ_follows_either_and_proves_none() {
+        let whole = trail(2);
+        let mut forged = whole.clone();
+        forged[1].1 = behind(Head::of(1, &whole[0].1), 77);
+        let others = vec![hash(&forged[1].1)];
+        let end = super::super::End { head: Head::of(2, &whole[1].1), others, unconfirmed: false };
+        let third = Record::at_end(end, "main", SYSTEM, entry(3)).expect("a number");
+        assert!(!third.proves() && third.follows(Some(hash(&forged[1].1))) && !third.follows(None));
+        let third = (3, serde_json::to_vec_pretty(&third).expect("JSON"));
+        for trail in [&whole, &forged] {
+            let checked = look(&[trail.as_slice(), std::slice::from_ref(&third)].concat(), None);
+            assert_eq!((checked.findings.as_slice(), checked.questioned().collect::<Vec<_>>()), (&[][..], vec![2]));
+        }
+        forged[1].1 = behind(Head::of(1, &whole[0].1), 78);
+        forged.push(third);
+        assert_eq!(findings(&forged), [Finding::Changed { number: 2 }]);
     }
 
     #[test]

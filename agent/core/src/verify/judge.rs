@@ -2,6 +2,7 @@
 
 use super::finding::{Finding, Kind, Severity, Stretch};
 use super::lost::{Lost, Path};
+use crate::audit::copies::Copies;
 use crate::catalog::{Catalog, WalRange};
 use crate::identity::TimelineId;
 use crate::layout::{BackupId, ClusterLayout, ObjectName};
@@ -167,6 +168,20 @@ impl<'a> Judge<'a> {
             kind: Kind::Differs,
             key: self.layout.key(name),
             reason: format!("it holds something else than in repository {other}; each is whole by itself"),
+            stretch: None,
+            lost: Lost::default(),
+            advice: advice.to_owned(),
+        }
+    }
+
+    /// The finding that several repositories have different records of the trail in one place.
+    pub fn record_differs(&self, name: &ObjectName, copies: &Copies) -> Finding {
+        let advice = "no repair touches it, and what is recorded from now on says that it was so. Look which SHA-256 was noted elsewhere: the agent logs number and sha256 of each record (`audit record stored`). Put that object in the place of the others by hand, once a copy of them is kept: one was changed by somebody who may write there, or is damaged";
+        Finding {
+            severity: Severity::Damage,
+            kind: Kind::Differs,
+            key: self.layout.key(name),
+            reason: format!("the repositories have different records here, and nothing stored tells which is the true one: {copies}"),
             stretch: None,
             lost: Lost::default(),
             advice: advice.to_owned(),
