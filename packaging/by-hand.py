@@ -108,13 +108,17 @@ class Repository:
 
     def content(self, path, called=None):
         """What a zstd file holds; descriptions and notes in it are passed over. One of WAL must say of itself what it is called."""
-        data = self.read(path)
+        data, said = self.read(path), {"name": "no WAL"}
         if called is not None:
-            length = int.from_bytes(data[4:8], "little")
-            found = json.loads(data[8:8 + length])["name"] if data[:4] == b"\x5f\x2a\x4d\x18" else "no WAL"
-            if found != called:
-                raise Trouble(f"{path} holds {found}: it was exchanged")
-        return piped(["zstd", "-dcq"], data)
+            if data[:4] == b"\x5f\x2a\x4d\x18":
+                said = json.loads(data[8:8 + int.from_bytes(data[4:8], "little")])
+            if said["name"] != called:
+                raise Trouble(f"{path} holds {said['name']}: it was exchanged")
+        plain = piped(["zstd", "-dcq"], data)
+        # Cut off behind its description it is a valid file still, of nothing.
+        if len(plain) != said.get("length", len(plain)):
+            raise Trouble(f"{path} is damaged: it holds {len(plain)} bytes, and says {said['length']}")
+        return plain
 
     def backup(self, path):
         """The record of a backup; what has none was never finished."""
@@ -253,17 +257,25 @@ def restore(repository, backup, to, identity):
 def parts(repository, folder):
     """The beginning of an unfinished segment. Where a later epoch begins, earlier ones count no more."""
     named = re.compile(r"([0-9A-F]{8})-([0-9A-F]{8})\.([0-9A-F]{8})\.zst(\.age)?$")
-    found = [(match, path) for path in folder.iterdir() if (match := named.match(path.name))]
+    found = [(*(int(match[field], 16) for field in (1, 2, 3)), path) for path in folder.iterdir() if (match := named.match(path.name))]
+    counting = []
+    for start, end, epoch, path in found:
+        counts_to = min([end] + [begins for begins, _, other, _ in found if other > epoch])
+        counting += [(start, end, counts_to, path)] if counts_to > start else []
     data = b""
-    for epoch in sorted({match[3] for match, _ in found}):
-        own = sorted((int(match[1], 16), path) for match, path in found if match[3] == epoch)
-        data = data[:own[0][0]]
-        for start, path in own:
-            if start > len(data):
-                break
-            stem = path.name.removesuffix(".age").removesuffix(".zst")
-            piece = repository.content(path, f"{folder.name.removesuffix('.parts')} {stem}")
-            data = data[:start] + piece + data[start + len(piece):]
+    while following := [part for part in counting if part[0] <= len(data) < part[2]]:
+        start, end, counts_to, path = max(following, key=lambda part: part[2])
+        stem = path.name.removesuffix(".age").removesuffix(".zst")
+        piece = repository.content(path, f"{folder.name.removesuffix('.parts')} {stem}")
+        if len(piece) != end - start:
+            raise Trouble(f"{path} is damaged: it holds {len(piece)} bytes, and its name says {end - start}")
+        piece = piece[:counts_to - start]
+        if data[start:] != piece[:len(data) - start]:
+            raise Trouble(f"{path} contradicts the part before it")
+        data = data[:start] + piece
+    if behind := sorted(part for part in counting if part[0] > len(data)):
+        raise Trouble(f"of the unfinished segment the bytes from {len(data)} to {behind[0][0]} are missing, and {behind[0][3]} lies behind them: "
+                      f"to recover up to there take {len(behind)} of {folder} out of the copy, all that begin behind it")
     return data
 
 

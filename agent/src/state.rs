@@ -30,6 +30,7 @@ impl State {
         let judged = self.standing.as_ref().and_then(|standing| standing.borrow().clone());
         let wrong = |said: &Said| Wrong { severity: said.severity, text: said.alarm.text.chars().take(LONGEST).collect() };
         Heard {
+            stands_by: self.progress.stands_by(),
             streams: self.streams,
             possible_loss_seconds: self.progress.snapshot().possible_loss().map(|loss| loss.as_secs_f64()),
             alarms: judged.map(|judged| judged.standing.iter().take(TOLD).map(wrong).collect()),

@@ -8,7 +8,7 @@ use walkeep_tests::walkeep::run;
 use walkeep_tests::{Keys, Output, Pair, Repository, S3Server, Scratch, Stop, Walkeep, user};
 
 use crate::story::{self, PATIENCE, Restored};
-use crate::support::{Store, lsn, uninitialised, wait_durable};
+use crate::support::{Store, joined_parts, lsn, uninitialised, wait_durable};
 
 const VERSION: u32 = 15;
 const DIGEST: &str = "SELECT (SELECT sum(hashtextextended(t::text, 0)) FROM t), (SELECT sum(hashtextextended(large::text, 0)) FROM large)";
@@ -49,6 +49,56 @@ fn restore_command(data: &Path, name: &str, to: &str, megabytes: u64) -> Option<
     run(command.arg(format!("--as={megabytes}000000")).args(["/bin/sh", "-c", &asked])).code
 }
 
+/// What is fetched of an unfinished segment when its parts are not as they were stored: nothing that PostgreSQL would take for the end of the WAL.
+fn parts_are_proven(root: &Path, segment: &str, fetched: &dyn Fn(&[&str]) -> Output, to: &str) {
+    let folder = root.join("wal").join(&segment[..8]).join(&segment[8..16]).join(format!("{segment}.parts"));
+    // Those that were replaced may be there still.
+    let parts = joined_parts(&folder);
+    for entry in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if !parts.iter().any(|(.., path)| *path == entry) {
+            std::fs::remove_file(entry).unwrap();
+        }
+    }
+    assert!(parts.len() > 1, "{parts:?}");
+    let fetch = || fetched(&["fetch", segment, to]);
+    fetch().expect_code(0);
+    let given = std::fs::read(to).unwrap();
+    let is_plain = parts[0].2.extension().is_some_and(|end| end == "zst");
+    for (index, (from, _, path)) in parts.iter().enumerate() {
+        let whole = std::fs::read(path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        match index + 1 == parts.len() {
+            // Nobody can know of it.
+            true => drop(fetch().expect_code(u8::from(*from == 0).into())),
+            false => {
+                let refused = fetch().expect_code(200);
+                assert!(refused.stderr.contains(&format!("the bytes from {from} to")), "{refused:?}");
+            }
+        }
+        let described = 8 + u32::from_le_bytes(whole[4..8].try_into().unwrap()) as usize;
+        let doubled = [&whole[..], &whole[described.min(whole.len())..]].concat();
+        // An encrypted one that is cut off is refused by age.
+        for damaged in if is_plain { vec![&whole[..described], &doubled] } else { vec![&whole[..whole.len() / 2]] } {
+            std::fs::write(path, damaged).unwrap();
+            fetch().expect_code(200);
+        }
+        std::fs::write(path, whole).unwrap();
+    }
+    // Behind a hole it is none of the end; where a later writer went on before it, it counts no more.
+    let (_, end, path) = parts.last().unwrap();
+    let name = path.file_name().unwrap().to_string_lossy().into_owned();
+    let (_, kind) = name.split_once(".zst").unwrap();
+    for (epoch, code) in [(&name[18..26], 200), ("00000000", 0)] {
+        let late = folder.join(format!("{:08X}-{:08X}.{epoch}.zst{kind}", end + 10, end + 20));
+        std::fs::copy(path, &late).unwrap();
+        fetch().expect_code(code);
+        std::fs::remove_file(late).unwrap();
+    }
+    fetch().expect_code(0);
+    assert!(std::fs::read(to).unwrap() == given);
+    std::fs::remove_file(to).unwrap();
+}
+
 /// A backup, an incremental one, whole segments and an unfinished one, read by nobody but the script.
 #[test]
 fn a_cluster_is_restored_with_python_zstd_and_age() {
@@ -81,7 +131,12 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         story::insert(&cluster, 10);
         story::settle(&cluster, &walkeep);
         story::insert(&cluster, 5);
-        wait_durable(&agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), PATIENCE);
+        // Several parts of the segment that is being written.
+        for _ in 0..2 {
+            story::insert(&cluster, 1);
+            wait_durable(&agent, lsn(&cluster.sql("SELECT pg_current_wal_flush_lsn()")), PATIENCE);
+        }
+        let segment = cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
         let digest = cluster.sql(DIGEST);
         let scratch = Scratch::new();
         let (copy, data) = (scratch.dir(r#"copy o'f "100%p" \\n"#), scratch.join("restored"));
@@ -140,6 +195,7 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
             assert!(code.is_none_or(|code| code == 0 || code > 125), "{megabytes} MB: {code:?}");
         }
         assert_eq!(restore_command(&data, "0000000100000000000000FE", &missing, 1000), Some(1));
+        parts_are_proven(&root, &segment, &run, &missing);
         if encrypted {
             let locked = by_hand(&root, &["restore", &backup, &missing]).expect_code(200);
             assert!(locked.stderr.contains("say --identity"), "{locked:?}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use walkeep_tests::{Agent, Bucket, Repository, Request, S3Server, Stop, Walkeep, When, wait_until};
 
 use crate::story::{self, Restored, Story};
-use crate::support::{SERVER_GONE, assert_calm, lsn, switch_and_store, wait_durable};
+use crate::support::{SERVER_GONE, assert_calm, joined_parts, lsn, switch_and_store, wait_durable};
 
 const VERSION: u32 = 15;
 const SOON: Duration = Duration::from_secs(30);
@@ -203,6 +203,88 @@ fn remote_apply_is_told() {
     let checked = walkeep.run(&["check"]);
     assert!(checked.stdout.contains("never returns"), "{}", checked.stdout);
     agent.stop();
+}
+
+/// Of the parts of the unfinished segment one in the middle is lost. What was committed behind it is there no more, and no server may open as if it had never
+/// been; what was committed before is as reachable as ever.
+#[test]
+fn a_part_that_is_lost_is_no_end_of_the_wal() {
+    let mut story = Story::local(VERSION);
+    story.insert(3);
+    story.backup();
+    story.settle();
+    let flushed = |story: &Story| lsn(&story.cluster.sql("SELECT pg_current_wal_flush_lsn()"));
+    let segment = story.cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    let folder = format!("{segment}.parts");
+    let rest = story::listing(&story.walkeep.local_repository().join("main"));
+    let log = rest.iter().filter_map(|line| line.split(' ').next()).find(|path| path.ends_with("/wal/00000001/00000000")).unwrap();
+    let folder = story.walkeep.local_repository().join("main").join(log).join(folder);
+    // The rows, each with its transaction and where it is stored.
+    let mut rows = Vec::new();
+    while joined_parts(&folder).len() < 5 {
+        story.insert(1);
+        let at = flushed(&story);
+        wait_durable(story.agent(), at, SOON);
+        let row = story.cluster.value::<u32>("SELECT max(i) FROM t");
+        rows.push((row, story.xid(row), at));
+        assert!(rows.len() < 40, "{:?}", joined_parts(&folder));
+    }
+    let last = rows.last().unwrap().clone();
+    let laid_down = Restored::by(&story.walkeep, VERSION, &[]);
+    story.kill_agent();
+    let parts = joined_parts(&folder);
+    let (from, to, lost) = parts[2].clone();
+    let size = 1 << 20;
+    let begin = last.2 / size * size;
+    let before = rows.iter().rfind(|(_, _, at)| *at <= begin + from).expect("rows before the hole").clone();
+    assert!(before.0 < last.0 && parts.len() > 3, "{parts:?}");
+    let aside = story.walkeep.scratch().join("aside");
+    std::fs::rename(&lost, &aside).unwrap();
+
+    let position = |offset: u64| format!("{:X}/{:X}", (begin + offset) >> 32, (begin + offset) & 0xFFFF_FFFF);
+    for command in ["status", "timelines"] {
+        let said = story.walkeep.ok(&[command]).stdout;
+        assert!(said.contains(&format!("HOLE: WAL from {} to {} is missing", position(from), position(to))), "{said}");
+    }
+    let why = story::refused(&story.walkeep, &["--latest"]);
+    assert!(why.contains(&position(from)) && why.contains("parts are stored behind it"), "{why}");
+    let why = story::refused(&story.walkeep, &["--xid", &last.1]);
+    assert!(why.contains("could not be searched"), "{why}");
+    let to = story.walkeep.scratch().join("fetched").to_string_lossy().into_owned();
+    let fetched = story.walkeep.run(&["wal", "fetch", &segment, &to]);
+    assert!(fetched.code.is_some_and(|code| code > 125) && fetched.stderr.contains("hole in the archive"), "{fetched:?}");
+    // One that was laid down before.
+    let said = laid_down.gives_up("5s");
+    assert!(said.contains("hole in the archive"), "{said}");
+    let drill = story.walkeep.run(&["drill", "--scratch", &story.walkeep.scratch().dir("x").to_string_lossy()]);
+    assert!(drill.code == Some(1) && drill.stderr.contains("parts are stored behind it"), "{drill:?}");
+    let verified = story.walkeep.run(&["verify"]).expect_code(4);
+    assert_eq!(verified.stdout.matches("parts behind them are stored").count(), 1, "{}", verified.stdout);
+    // In the very segment, before the hole.
+    let restored = story.restore(&["--xid", &before.1]);
+    assert_eq!(restored.start().rows(), before.0);
+    drop(restored);
+
+    // The first one is no other matter.
+    let first = parts[0].2.clone();
+    std::fs::rename(&aside, &lost).unwrap();
+    std::fs::rename(&first, &aside).unwrap();
+    assert!(story.walkeep.ok(&["status"]).stdout.contains("HOLE"));
+    story::refused(&story.walkeep, &["--latest"]);
+    // Put back, all is there.
+    std::fs::rename(&aside, &first).unwrap();
+    assert!(!story.walkeep.ok(&["status"]).stdout.contains("HOLE"));
+    let restored = story.restore(&[]);
+    assert_eq!(restored.start().rows(), last.0);
+    drop(restored);
+    // An agent that goes on closes a hole: the server has it still.
+    std::fs::remove_file(&lost).unwrap();
+    story.start_agent();
+    story.insert(1);
+    wait_durable(story.agent(), flushed(&story), SOON);
+    assert!(!story.walkeep.ok(&["status"]).stdout.contains("HOLE"));
+    assert_eq!(story.restore(&[]).start().rows(), last.0 + 1);
+    story.end(&[]);
 }
 
 /// Its only source is the repository: a standby follows through parts.

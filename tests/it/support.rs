@@ -81,6 +81,21 @@ pub fn fetch(walkeep: &Walkeep, name: &str) -> Vec<u8> {
     std::fs::read(&to).unwrap()
 }
 
+/// Of the parts in a folder those that lie in no other one, in order of their first bytes: what a reader joins. Begin, end, and the file.
+pub fn joined_parts(folder: &Path) -> Vec<(u64, u64, PathBuf)> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let named = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?;
+        let offset = |text: &str| u64::from_str_radix(text, 16).ok();
+        Some((offset(name.get(..8)?)?, offset(name.get(9..17)?)?, path))
+    };
+    let all: Vec<_> = entries.filter_map(named).collect();
+    let within = |one: &(u64, u64, PathBuf)| all.iter().any(|other| other.2 != one.2 && other.0 <= one.0 && one.1 <= other.1);
+    let mut joined: Vec<_> = all.iter().filter(|one| !within(one)).cloned().collect();
+    joined.sort();
+    joined
+}
+
 /// Names in a folder that are those of whole segments, in order.
 pub fn segments_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

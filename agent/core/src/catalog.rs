@@ -18,9 +18,10 @@ use crate::expiry::Expired;
 use crate::history::TimelineHistory;
 use crate::identity::{SystemIdentifier, TimelineId};
 use crate::index::Run;
-use crate::layout::{BackupId, ClusterName, ObjectName};
+use crate::layout::{BackupId, ClusterName, ObjectName, PartName};
 use crate::lsn::Lsn;
-use crate::segment::{SegmentNumber, SegmentSize};
+use crate::parts::{Apart, apart};
+use crate::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::wal_file::WalFileName;
 
 pub use coverage::{FirstMissing, NeededFile, Reach, legs};
@@ -77,6 +78,25 @@ impl CatalogBuilder {
         match part {
             None => stored.add_segment(number, bytes),
             Some(part) => stored.add_part(number, part, bytes),
+        }
+    }
+
+    /// The last segment of each timeline whose parts have a hole, as far as was added.
+    pub fn holes_in_parts(&self) -> Vec<(SegmentName, Apart)> {
+        let size = self.catalog.size;
+        let one = |(timeline, stored): (&TimelineId, &Stored)| {
+            let number = stored.last_in_parts()?;
+            let parts: Vec<PartName> = stored.parts_of(number).filter(|part| u64::from(part.to) <= size.bytes()).collect();
+            Some((number.name(*timeline, size), apart(&parts)?))
+        };
+        self.catalog.stored.iter().filter_map(one).collect()
+    }
+
+    /// A segment's parts as they are listed now, in the place of those that were added before.
+    pub fn parts_again(&mut self, segment: SegmentName, parts: &[(PartName, u64)]) {
+        let stored = self.catalog.stored.get_mut(&segment.timeline());
+        if let Some((stored, number)) = stored.zip(segment.number(self.catalog.size)) {
+            stored.set_parts(number, parts);
         }
     }
 
@@ -236,11 +256,19 @@ impl Catalog {
         self.stored(timeline).map_or(&[], Stored::ranges)
     }
 
-    /// The holes between those stretches, but for what has left the catalog.
+    /// The holes between those stretches, and within the last segment's parts, but for what has left the catalog.
     pub fn holes(&self, timeline: TimelineId) -> Vec<WalRange> {
         let ranges = self.stored_ranges(timeline);
         let holes = ranges.windows(2).map(|pair| WalRange { from: pair[0].to, to: pair[1].from });
-        holes.flat_map(|hole| self.expired.without(timeline, hole)).collect()
+        holes.chain(self.hole_in_parts(timeline)).flat_map(|hole| self.expired.without(timeline, hole)).collect()
+    }
+
+    /// The hole in the parts of a timeline's last segment, behind which there are more of them: this is not where the WAL ended.
+    pub fn hole_in_parts(&self, timeline: TimelineId) -> Option<WalRange> {
+        let stored = self.stored(timeline)?;
+        let apart = stored.apart()?;
+        let from = self.size.align_down(apart.from).max(self.frontier(timeline).unwrap_or(Lsn::ZERO));
+        Some(WalRange { from, to: apart.from })
     }
 
     /// The end of a timeline's newest stretch.

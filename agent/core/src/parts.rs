@@ -27,11 +27,7 @@ pub struct Link {
 /// A later epoch's writer compared what was stored with what its server sends, up to where its own parts begin. So from there on the parts of
 /// earlier epochs count no more: whoever wrote them was no longer the writer.
 pub fn longest_chain(parts: &[PartName]) -> Vec<Link> {
-    let counts_to = |part: &PartName| {
-        let later = parts.iter().filter(|other| other.epoch > part.epoch).map(|other| other.from);
-        later.min().map_or(part.to, |begins| part.to.min(begins))
-    };
-    let links: Vec<Link> = parts.iter().map(|part| Link { part: *part, to: counts_to(part) }).collect();
+    let links: Vec<Link> = links(parts).collect();
     let mut chain: Vec<Link> = Vec::new();
     let mut reached = 0;
     // Greedy is best: whatever begins at or before the reached offset and goes furthest leaves the most choice.
@@ -40,6 +36,39 @@ pub fn longest_chain(parts: &[PartName]) -> Vec<Link> {
         chain.push(*next);
     }
     chain
+}
+
+/// Each part, and up to where its bytes count.
+fn links(parts: &[PartName]) -> impl Iterator<Item = Link> {
+    let counts_to = |part: &PartName| {
+        let later = parts.iter().filter(|other| other.epoch > part.epoch).map(|other| other.from);
+        later.min().map_or(part.to, |begins| part.to.min(begins))
+    };
+    parts.iter().map(move |part| Link { part: *part, to: counts_to(part) })
+}
+
+/// Bytes of a segment that parts hold behind a hole.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Apart {
+    /// Where the hole begins: so many bytes are there from offset 0.
+    pub reached: u32,
+    /// Where it ends: here parts begin again.
+    pub resumes: u32,
+    /// Where the last part ends that counts.
+    pub to: u32,
+}
+
+/// What the parts hold behind the first hole; `None` where they end with [`longest_chain`]. What a later epoch cut off is no more than that.
+///
+/// Parts are stored side by side: while one writer is at work a hole may be there for a moment, and one that was killed, its server with it, may leave it.
+/// What was acknowledged lies before it then. Whoever finds one looks again until the parts of before are reached up to [`Apart::to`]; a hole that stays is
+/// taken for lost WAL, as nobody can tell the two apart.
+pub fn apart(parts: &[PartName]) -> Option<Apart> {
+    let reached = reach(parts);
+    let behind: Vec<Link> = links(parts).filter(|link| link.part.from > reached && link.to > link.part.from).collect();
+    let resumes = behind.iter().map(|link| link.part.from).min()?;
+    let to = behind.iter().map(|link| link.to).max()?;
+    Some(Apart { reached, resumes, to })
 }
 
 /// How many bytes from offset 0 the parts hold without a hole.
@@ -197,6 +226,22 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_behind_a_hole_is_told_from_what_was_cut_off() {
+        let (old, new) = (|from, to| of_epoch(1, from, to), |from, to| of_epoch(2, from, to));
+        let hole = |reached, resumes, to| Some(Apart { reached, resumes, to });
+        assert_eq!((apart(&[]), apart(&[old(0, 10), old(10, 20), old(5, 8)])), (None, None));
+        assert_eq!(apart(&[old(0, 10), old(20, 30), old(40, 50)]), hole(10, 20, 50));
+        assert_eq!(apart(&[old(10, 20)]), hole(0, 10, 20), "without a beginning");
+        assert_eq!(apart(&[old(0, 10), old(20, 30), new(10, 15)]), None, "a later writer went on before it");
+        assert_eq!(apart(&[old(0, 10), new(20, 30)]), hole(10, 20, 30));
+        assert_eq!(
+            apart(&[old(0, 10), old(15, 18), new(20, 30)]),
+            hole(10, 15, 30),
+            "what the earlier one stored lies before the later one's"
+        );
+    }
+
+    #[test]
     fn an_hour_at_one_part_a_second() {
         let (mut ledger, mut stored, mut objects) = (Ledger::new(segment(), 1, &[]), BTreeSet::new(), 0);
         for second in 1..=3600 {
@@ -246,6 +291,9 @@ mod tests {
             }
             let expected = map.iter().take_while(|held| **held).count() as u32;
             prop_assert_eq!(reach(&parts), expected);
+            let behind = (expected as usize..100).filter(|at| map[*at]);
+            let held = behind.clone().min().zip(behind.max()).map(|(first, last)| (expected, first as u32, last as u32 + 1));
+            prop_assert_eq!(apart(&parts).map(|apart| (apart.reached, apart.resumes, apart.to)), held);
         }
 
         /// Whatever the sizes, and wherever a writer was killed and went on: all is there, nothing is taken away that is needed.
@@ -266,7 +314,7 @@ mod tests {
                     stored.retain(|part| !step.replaces.contains(part));
                 }
                 let listed: Vec<PartName> = stored.iter().copied().collect();
-                prop_assert_eq!(reach(&listed), at);
+                prop_assert_eq!((reach(&listed), apart(&listed)), (at, None));
                 if fate == 0 {
                     killed += 1;
                     ledger = Ledger::new(segment(), 1 + killed, &longest_chain(&listed));
@@ -274,6 +322,22 @@ mod tests {
                 }
             }
             prop_assert!(ledger.live().count() <= 24);
+        }
+
+        /// One that is taken away of what one writer stored, not the last one, leaves a hole that is found.
+        #[test]
+        fn a_part_that_is_lost_leaves_a_hole(sizes in proptest::collection::vec(1u32..300_000, 2..60), lost in any::<prop::sample::Index>()) {
+            let mut ledger = Ledger::new(segment(), 1, &[]);
+            let mut at = 0;
+            for size in sizes {
+                at += size;
+                ledger.append(at);
+                ledger.roll_up(u32::MAX);
+            }
+            let mut live: Vec<PartName> = ledger.live().collect();
+            prop_assume!(live.len() > 1);
+            let gone = live.remove(lost.index(live.len() - 1));
+            prop_assert_eq!(apart(&live), Some(Apart { reached: gone.from, resumes: gone.to, to: at }));
         }
 
         /// Objects are stored side by side and acknowledged in order. Whichever of those under way come to be stored first: all that was acknowledged is

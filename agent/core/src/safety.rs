@@ -51,6 +51,9 @@ pub struct Safety {
 /// What an agent says of itself.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Heard {
+    /// Whether its server is a standby, and it waits for the promotion: what the primary writes is another agent's.
+    #[serde(default)]
+    pub stands_by: bool,
     /// Whether it streams; without, only archive_command brings WAL, and nobody knows how old what is missing is.
     pub streams: bool,
     /// Seconds of commits that would be lost with the server now; `None` if it does not know.
@@ -82,6 +85,12 @@ pub fn judge(timelines: &[TimelineReport], agent: Option<&Heard>, stored_at: Opt
         );
         return Safety { level: Level::Unknown, text, more: Vec::new() };
     };
+    if agent.stands_by {
+        let text = format!(
+            "this server is a standby, and its agent waits for the promotion: ask the primary's; what is stored can be had back from {from} on"
+        );
+        return Safety { level: Level::Unknown, text, more: all_wrong(agent) };
+    }
     let wrong = agent.alarms.as_deref().unwrap_or_default();
     let reach = match agent.possible_loss_seconds {
         Some(seconds) => format!("every commit until {} can be had back, from {from} on", ago(seconds)),
@@ -196,7 +205,7 @@ mod tests {
 
     fn heard(loss: Option<f64>, wrong: &[(Severity, &str)]) -> Heard {
         let wrong = wrong.iter().map(|(severity, text)| Wrong { severity: *severity, text: (*text).to_owned() }).collect();
-        Heard { streams: true, possible_loss_seconds: loss, alarms: Some(wrong) }
+        Heard { stands_by: false, streams: true, possible_loss_seconds: loss, alarms: Some(wrong) }
     }
 
     fn of(timelines: &[TimelineReport], agent: Option<Heard>) -> (Level, String, Vec<String>) {
@@ -221,6 +230,7 @@ mod tests {
         let whole = [report(1, 0x500_0000, &[(0x200_0000, 0x500_0000)])];
         assert_eq!(of(&whole, None).0, Level::Unknown);
         assert_eq!(of(&whole, Some(heard(None, &[]))).0, Level::Unsafe);
+        assert_eq!(of(&whole, Some(Heard { stands_by: true, ..heard(None, &[]) })).0, Level::Unknown);
         assert_eq!(of(&whole, Some(Heard { alarms: None, ..heard(Some(1.0), &[]) })).0, Level::Unknown);
         assert_eq!(of(&whole, Some(Heard { streams: false, ..heard(None, &[]) })).0, Level::Safe);
     }

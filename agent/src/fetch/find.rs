@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use walkeep_core::layout::{GapName, ObjectName};
 use walkeep_core::page::SegmentError;
+use walkeep_core::parts::Apart;
 use walkeep_core::{SegmentName, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ErrorKind, ListRequest};
 
@@ -32,6 +33,8 @@ pub enum Found {
         content: Bytes,
         /// Bytes at its front that are WAL.
         wal: u64,
+        /// What is stored of it behind a hole: then this is not the end of the WAL.
+        apart: Option<Apart>,
     },
     /// Proven absent, for this reason.
     Absent(String),
@@ -59,6 +62,14 @@ pub enum Trouble {
         /// What is, though it was written later.
         later: String,
     },
+    /// A stretch within an unfinished segment is not there, and parts behind it are. The agent may be storing it right now.
+    #[error("hole in the archive: the bytes {:08X} to {:08X} of {segment}, which is stored in parts, are missing, and later parts are stored", apart.reached, apart.resumes)]
+    Apart {
+        /// The segment.
+        segment: SegmentName,
+        /// What was seen.
+        apart: Apart,
+    },
     /// It was not there, and a moment later it was: it is being stored right now, or it has no beginning.
     #[error("{segment} is being stored, or its beginning is missing: {seen} was seen")]
     Appeared {
@@ -82,6 +93,8 @@ pub enum Trouble {
 pub enum Remedy {
     /// Waiting.
     Wait,
+    /// Looking again for some seconds: it may be stored right now.
+    Look,
     /// Reading once more: it may have been damaged on its way, or just been replaced.
     Reread,
     /// Nothing that this process can do.
@@ -95,6 +108,7 @@ impl Trouble {
             Self::Repository(error) if error.is_transient() => Remedy::Wait,
             Self::Repository(Error::Corrupt { .. }) | Self::Unfit { .. } | Self::Appeared { .. } => Remedy::Reread,
             Self::Repository(Error::Store(error)) if error.kind() == ErrorKind::Corrupt => Remedy::Reread,
+            Self::Apart { .. } => Remedy::Look,
             Self::Repository(_) | Self::Hole { .. } | Self::Foreign { .. } => Remedy::None,
         }
     }
@@ -105,7 +119,7 @@ impl Trouble {
             Self::Repository(error) => error.is_permanent(),
             Self::Foreign { .. } => true,
             // Another server's agent may be storing what is missing; damage may be on the way only.
-            Self::Unfit { .. } | Self::Hole { .. } | Self::Appeared { .. } => false,
+            Self::Unfit { .. } | Self::Hole { .. } | Self::Apart { .. } | Self::Appeared { .. } => false,
         }
     }
 
@@ -118,6 +132,9 @@ impl Trouble {
             }
             Self::Hole { .. } => {
                 "If another server's agent is storing it, this mends itself. If not, and if there is a copy of the missing file: put it into the pg_wal of a data directory of this cluster, with an empty archive_status/SEGMENT.ready beside it, and `walkeep wal push` it. Else recover to a target before the hole; `walkeep timelines` shows it."
+            }
+            Self::Apart { .. } => {
+                "An agent that is at work mends this itself. If it was killed together with its server while it stored them, what is missing was never confirmed to the server; else parts were lost: take them out of a copy of the repository. Or recover to a target before the hole; `walkeep timelines` shows it, `walkeep log` what was committed before."
             }
             Self::Appeared { .. } => "This mends itself while the agent that stores it runs; if not, `walkeep check` says more.",
             Self::Foreign { .. } => "Check that the data directory belongs to the cluster of this configuration.",
@@ -202,7 +219,7 @@ impl Finder {
     async fn find_unfinished(&self, segment: SegmentName) -> Result<Found, Trouble> {
         let number = self.number(segment)?;
         let file = WalFileName::Segment(segment);
-        let tail = self.repository.get_tail(segment).await?;
+        let (tail, apart) = self.repository.get_tail_and_more(segment).await?;
         let (wal, size) = (tail.len() as u64, self.identity().segment_size.bytes());
         if wal < size
             && let Some(later) = self.stored_from(segment, wal == 0).await?
@@ -227,7 +244,7 @@ impl Finder {
         content.resize(size as usize, 0);
         content::check(file, &content, self.identity()).map_err(|reason| self.unfit(file, reason))?;
         let content = Bytes::from(content);
-        Ok(if wal == size { Found::Whole(Content::Memory(content)) } else { Found::Tail { content, wal } })
+        Ok(if wal == size { Found::Whole(Content::Memory(content)) } else { Found::Tail { content, wal, apart } })
     }
 
     /// A recorded gap in the segment, behind its first `wal` bytes: the server did write WAL there, so this is not the end of it.

@@ -14,11 +14,12 @@ pub mod prefetch;
 mod received;
 mod replay;
 pub mod service;
+mod target;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -43,6 +44,9 @@ pub use service::Activity;
 
 /// How often something damaged is read again: a bit may have flipped on the way.
 const REREADS: u32 = 2;
+
+/// How long a hole in a segment's parts is looked at again within one request.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How to fetch.
 #[derive(Debug, Clone, Copy)]
@@ -193,7 +197,7 @@ impl Fetcher {
             };
         }
         let left = deadline.saturating_sub(asked.elapsed());
-        let found = match self.find(name, destination, left).await {
+        let found = match self.find(name, destination, mode, left).await {
             Ok(found) => found,
             Err(trouble) => {
                 let (hint, permanent) = (trouble.hint().into(), trouble.is_permanent());
@@ -202,7 +206,7 @@ impl Fetcher {
         };
         let (content, finished) = match found {
             Found::Whole(content) => (content, true),
-            Found::Tail { content, wal } => {
+            Found::Tail { content, wal, apart } => {
                 if let WalFileName::Segment(segment) = name
                     && received::has_as_much(segment, destination, &content, wal).await
                 {
@@ -210,7 +214,14 @@ impl Fetcher {
                         why: format!("of {segment}, which is unfinished, the repository has nothing that pg_wal lacks"),
                     };
                 }
-                tracing::info!(wal, "giving the unfinished end of the WAL, filled up with zeros");
+                match apart {
+                    None => tracing::info!(wal, "giving the unfinished end of the WAL, filled up with zeros"),
+                    Some(apart) => tracing::warn!(
+                        wal,
+                        resumes = apart.resumes,
+                        "a part of the unfinished segment is missing: giving what lies before it, filled up with zeros"
+                    ),
+                }
                 (Content::Memory(content), false)
             }
             Found::Absent(why) => {
@@ -243,15 +254,28 @@ impl Fetcher {
     }
 
     /// What the repository has, tried again while that may help.
-    async fn find(&self, name: WalFileName, destination: &Path, left: Duration) -> Result<Found, Trouble> {
+    ///
+    /// A segment with a hole in its parts would end the recovery there, and the server would open. Given it is all the same to whoever does not open at the
+    /// end of the WAL: a standby, which asks again, and a recovery with a target, at which PostgreSQL stops, or fails if it does not come to it.
+    async fn find(&self, name: WalFileName, destination: &Path, mode: FetchMode, left: Duration) -> Result<Found, Trouble> {
         let rereads = AtomicU32::new(0);
+        let (began, seen_to) = (Instant::now(), OnceLock::new());
         let again = |trouble: &Trouble| match trouble.remedy() {
             Remedy::Wait => true,
+            Remedy::Look => began.elapsed() < LOOK_AGAIN,
             Remedy::Reread => rereads.fetch_add(1, Ordering::Relaxed) < REREADS,
             Remedy::None => false,
         };
+        let look = async || match (self.finder.find(name, recovery_folder(destination)).await?, name) {
+            (Found::Tail { wal, apart: Some(apart), .. }, WalFileName::Segment(segment))
+                if wal < u64::from(*seen_to.get_or_init(|| apart.to)) && !mode.standby && !target::is_set(destination) =>
+            {
+                Err(Trouble::Apart { segment, apart })
+            }
+            (found, _) => Ok(found),
+        };
         let left = left.min(self.config.patience);
-        retry("reading the file", Backoff::within(left), &self.cancel, again, || self.finder.find(name, recovery_folder(destination))).await
+        retry("reading the file", Backoff::within(left), &self.cancel, again, look).await
     }
 
     /// Gives the file its name, and writes it before if it is not there yet.

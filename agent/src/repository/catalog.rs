@@ -3,12 +3,14 @@
 //! Which questions a catalog answers is [`walkeep_core::catalog`]'s; here is only how it is read.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::catalog::{Catalog, CatalogBuilder};
 use walkeep_core::index::Run;
-use walkeep_core::layout::ObjectName;
-use walkeep_core::{Lsn, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
+use walkeep_core::layout::{ObjectName, PartName};
+use walkeep_core::parts::reach;
+use walkeep_core::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::{ListRequest, list_all};
 
 use super::backups::Damaged;
@@ -16,6 +18,10 @@ use super::{ClusterRepository, Error, Result};
 
 /// Small objects read at the same time.
 pub(super) const READS: usize = 8;
+
+/// How often a segment is looked at again in whose parts there is a hole, before it is told.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// A catalog, and what could not be taken into it.
 #[derive(Debug, Clone)]
@@ -84,6 +90,7 @@ impl ClusterRepository {
         let mut builder = catalog.without_wal();
         let (timelines, _, _) = self.list_timelines().await?;
         self.list_beside(&timelines, told, &mut builder).await?;
+        self.look_again(&mut builder).await?;
         Ok(builder.build())
     }
 
@@ -162,6 +169,7 @@ impl ClusterRepository {
         backups.damaged.extend(untold);
         backups.records.into_iter().for_each(|record| builder.backup(record));
         let ListedWal { histories, foreign } = list_wal(&mut builder).await?;
+        self.look_again(&mut builder).await?;
         let read = |timeline| async move { self.read_or_damaged(self.get_history(timeline).await) };
         let histories: Vec<_> = stream::iter(histories.into_iter().map(read)).buffered(READS).try_collect().await?;
         let read = |gap| async move { self.read_or_damaged(self.gap(gap).await.map(Some)) };
@@ -181,6 +189,40 @@ impl ClusterRepository {
             }
         }
         Ok(LoadedCatalog { catalog: builder.build(), damaged: backups.damaged, foreign })
+    }
+
+    /// Lists segments anew in whose parts there is a hole: a writer that is at work fills it, as it stores parts side by side.
+    async fn look_again(&self, builder: &mut CatalogBuilder) -> Result<()> {
+        let mut holes = builder.holes_in_parts();
+        for _ in 0..LOOKS {
+            let mut rest = Vec::new();
+            if !holes.is_empty() {
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            for (segment, seen) in holes {
+                let mut parts = Vec::new();
+                // Everything of the segment: its whole object's key begins so, and those of its parts.
+                let prefix = format!("{}{segment}.", self.layout().log_prefix(segment.timeline(), segment.log()));
+                for listed in list_all(self.store().as_ref(), ListRequest { prefix, ..ListRequest::default() }).await?.objects {
+                    match self.layout().parse(listed.key.as_str()) {
+                        Some(ObjectName::Part(part)) => parts.push((part, listed.size)),
+                        Some(name) => builder.object(&name, listed.size),
+                        None => {}
+                    }
+                }
+                let names: Vec<PartName> = parts.iter().map(|(part, _)| *part).collect();
+                let reached = reach(&names);
+                // What was there at the first look is joined: what is apart now came later.
+                let is_filled = reached >= seen.to;
+                parts.retain(|(part, _)| !is_filled || part.from < reached);
+                builder.parts_again(segment, &parts);
+                rest.extend((!is_filled).then_some((segment, seen)));
+            }
+            let open: Vec<SegmentName> = builder.holes_in_parts().into_iter().map(|(segment, _)| segment).collect();
+            rest.retain(|(segment, _)| open.contains(segment));
+            holes = rest;
+        }
+        Ok(())
     }
 
     /// A catalog of the WAL along `path` from segment `from` on, without backups: for asking whether a stretch is complete. One short listing
@@ -250,6 +292,29 @@ mod tests {
     use bytes::Bytes;
     use walkeep_core::catalog::GapCause;
     use walkeep_core::layout::GapName;
+
+    /// Parts are stored side by side: a hole that is filled a moment later is none, one that stays is.
+    #[tokio::test(start_paused = true)]
+    async fn a_hole_in_parts_is_looked_at_again() {
+        let (repository, _) = memory().await;
+        let part = |from: u32, to: u32| PartName { segment: segment(1), from, to, epoch: 1 };
+        let put = |from: u32, to: u32| repository.put_part(part(from, to), Bytes::from(vec![1; (to - from) as usize]));
+        put(0, 10).await.unwrap();
+        put(20, 30).await.unwrap();
+        let hole = async || repository.load_catalog().await.unwrap().catalog.hole_in_parts(TimelineId::FIRST);
+        let (from, to) = (Lsn::new((1 << 20) + 10), Lsn::new((1 << 20) + 20));
+        assert_eq!(hole().await, Some(walkeep_core::catalog::WalRange { from, to }));
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            put(40, 50).await.unwrap();
+            put(10, 20).await.unwrap();
+        };
+        let (found, ()) = tokio::join!(hole(), later);
+        assert_eq!(found, None, "what was there is joined, and what has come since is the writer's at work");
+        assert_eq!(hole().await.map(|hole| hole.to), Some(Lsn::new((1 << 20) + 40)));
+        repository.put_wal(WalFileName::Segment(segment(1)), Bytes::from(vec![1; 1 << 20])).await.unwrap();
+        assert_eq!(hole().await, None, "the whole segment lies beside them");
+    }
 
     #[tokio::test]
     async fn everything_that_is_stored_is_in_the_catalog() {

@@ -8,7 +8,7 @@ use std::io::Seek;
 use bytes::Bytes;
 use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::layout::{Form, ObjectName, PartName};
-use walkeep_core::parts::{Link, longest_chain};
+use walkeep_core::parts::{Apart, Link, apart, longest_chain};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::several::StoredWhen;
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
@@ -334,7 +334,13 @@ impl ClusterRepository {
 
     /// The unfinished segment as far as parts of it are stored without a hole, from its first byte; empty without parts.
     pub async fn get_tail(&self, segment: SegmentName) -> Result<Bytes> {
-        self.get_chain(segment, &longest_chain(&self.list_parts(segment).await?)).await
+        Ok(self.get_tail_and_more(segment).await?.0)
+    }
+
+    /// The same, and what is stored behind a hole.
+    pub async fn get_tail_and_more(&self, segment: SegmentName) -> Result<(Bytes, Option<Apart>)> {
+        let parts = self.list_parts(segment).await?;
+        Ok((self.get_chain(segment, &longest_chain(&parts)).await?, apart(&parts)))
     }
 
     /// Fails if parts of `segment` are stored whose bytes are not those of `content`, its beginning: they may have been acknowledged, and nobody reads them

@@ -417,7 +417,7 @@ impl World {
         match finder.find(walkeep_core::WalFileName::Segment(segment(number.get())), None).await {
             Ok(Found::Whole(crate::fetch::content::Content::Memory(content))) => Ok(content),
             Ok(Found::Whole(content)) => Err(format!("{content:?} without a folder")),
-            Ok(Found::Tail { content, wal }) => Ok(content.slice(..wal as usize)),
+            Ok(Found::Tail { content, wal, .. }) => Ok(content.slice(..wal as usize)),
             Ok(Found::Absent(reason)) => Err(reason),
             Err(trouble) => Err(trouble.to_string()),
         }

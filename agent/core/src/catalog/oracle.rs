@@ -100,6 +100,14 @@ impl World {
         if whole { Some(CELLS) } else { (parts > 0).then_some(parts) }
     }
 
+    /// The cells that parts of a timeline's last segment hold behind a hole.
+    fn island(&self, timeline: u32) -> Option<std::ops::Range<u64>> {
+        let last = (1..=SEGMENTS).rev().find(|segment| self.file(timeline, *segment).is_some())?;
+        let (whole, cells, island) = self.branch(timeline).files[last as usize - 1];
+        let begins = last * CELLS + cells + 1;
+        (!whole && island && cells + 1 < CELLS).then_some(begins..(last + 1) * CELLS)
+    }
+
     /// Replays from a cell along the history of `timeline`, and says before which cell it ends and whether it was then about to read
     /// a cell of another history, rather than none.
     pub fn replay(&self, timeline: u32, from: u64) -> (u64, bool) {
@@ -165,7 +173,7 @@ impl World {
                         };
                         part(cells / 2, cells);
                         part(0, cells.div_ceil(2));
-                        // Behind a hole: of no use.
+                        // Behind a hole: given to nobody.
                         if island && cells + 1 < CELLS {
                             part(cells + 1, CELLS);
                         }
@@ -219,10 +227,11 @@ proptest! {
         if reached > from && strayed {
             prop_assert!(!reach.missing.is_end_of_wal(), "PostgreSQL would read on in another history");
         }
-        // Behind the end nothing of this history may be stored under its own timeline.
+        // Behind the end nothing of this history may be stored under its own timeline, nor behind a hole in its last segment.
         let stored = |at: u64| {
             let writer = world.writer(timeline, at);
-            world.file(writer, at / CELLS).is_some_and(|cells| at % CELLS < cells)
+            let given = world.file(writer, at / CELLS).is_some_and(|cells| at % CELLS < cells);
+            given || world.island(writer).is_some_and(|island| island.contains(&at))
         };
         let more = (reached..END_CELL).find(|at| stored(*at));
         if reach.missing.is_end_of_wal() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::index::Run;
 use crate::layout::PartName;
 use crate::lsn::Lsn;
-use crate::parts::{Link, longest_chain};
+use crate::parts::{Link, apart, longest_chain};
 use crate::segment::{SegmentNumber, SegmentSize};
 
 /// WAL without a hole: `[from, to)`.
@@ -47,6 +47,8 @@ pub(crate) struct Stored {
     runs: BTreeMap<SegmentNumber, SegmentNumber>,
     chains: BTreeMap<SegmentNumber, Chain>,
     ranges: Vec<WalRange>,
+    /// What parts of the last segment hold behind a hole.
+    apart: Option<WalRange>,
 }
 
 /// What is stored at and after a position's segment.
@@ -71,8 +73,30 @@ impl Stored {
         self.parts.entry(number).or_default().push((part, bytes));
     }
 
+    /// The parts that were added of a segment.
+    pub fn parts_of(&self, number: SegmentNumber) -> impl Iterator<Item = PartName> + '_ {
+        self.parts.get(&number).into_iter().flatten().map(|(part, _)| *part)
+    }
+
+    /// The last segment of which anything was added, if it is parts.
+    pub fn last_in_parts(&self) -> Option<SegmentNumber> {
+        let (number, _) = self.parts.last_key_value()?;
+        let whole = self.segments.last_key_value().map(|(last, _)| last.next()).max(self.runs.values().next_back().copied());
+        whole.is_none_or(|end| end <= *number).then_some(*number)
+    }
+
+    /// These parts of a segment in the place of those that were added.
+    pub fn set_parts(&mut self, number: SegmentNumber, parts: &[(PartName, u64)]) {
+        self.parts.insert(number, parts.to_vec());
+    }
+
     /// Makes ranges of what was added. Parts of a finished segment count no more: they are on their way out.
     pub fn seal(&mut self, size: SegmentSize) {
+        self.apart = self.last_in_parts().and_then(|number| {
+            let names: Vec<PartName> = self.parts_of(number).filter(|part| u64::from(part.to) <= size.bytes()).collect();
+            let at = |offset: u32| number.start(size).saturating_add(u64::from(offset));
+            apart(&names).map(|apart| WalRange { from: at(apart.resumes), to: at(apart.to) })
+        });
         let listed = self.segments.keys().map(|number| (*number, number.next()));
         let mut all: Vec<(SegmentNumber, SegmentNumber)> = std::mem::take(&mut self.runs).into_iter().chain(listed).collect();
         all.sort_unstable();
@@ -119,10 +143,16 @@ impl Stored {
         }
     }
 
+    /// What parts of the last segment hold behind a hole: nobody can be given it, but it says that this is not where the WAL ended.
+    pub fn apart(&self) -> Option<WalRange> {
+        self.apart
+    }
+
     /// The first stored position in `[from, to)`.
     pub fn first_in(&self, from: Lsn, to: Lsn) -> Option<Lsn> {
         let index = self.ranges.partition_point(|range| range.to <= from);
-        self.ranges.get(index).map(|range| range.from.max(from)).filter(|at| *at < to)
+        let range = self.ranges.get(index).copied().or(self.apart.filter(|apart| from < apart.to));
+        range.map(|range| range.from.max(from)).filter(|at| *at < to)
     }
 
     /// Whether the byte at `at` is stored.
@@ -161,6 +191,7 @@ impl Stored {
             chain.parts.iter().for_each(|(part, bytes)| rest.add_part(*number, *part, *bytes));
         }
         rest.seal(size);
+        rest.apart = self.apart.filter(|apart| !is_gone(size.segment_of(apart.from)));
         rest
     }
 

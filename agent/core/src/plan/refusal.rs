@@ -54,6 +54,9 @@ pub struct Hole {
     pub strays: Option<TimelineId>,
     /// What the agent recorded about it.
     pub gap: Option<GapRecord>,
+    /// It lies in the parts of a segment that was being written.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub in_parts: bool,
 }
 
 impl Hole {
@@ -67,6 +70,7 @@ impl Hole {
             last: last_byte.map(|lsn| size.segment_of(lsn).name(missing.segment.timeline(), size)),
             strays: missing.strays,
             gap: missing.gap.clone(),
+            in_parts: catalog.hole_in_parts(missing.segment.timeline()).is_some_and(|hole| hole.from == missing.at),
         }
     }
 }
@@ -77,6 +81,11 @@ impl fmt::Display for Hole {
         match (forbidden, self.last) {
             (Some((to, words)), _) => write!(f, "the WAL from {} to {to} {words}", self.at)?,
             (None, Some(last)) if last != self.first => write!(f, "WAL is missing from {}: {} to {last}", self.at, self.first)?,
+            (None, _) if self.in_parts => write!(
+                f,
+                "WAL is missing from {}: of the unfinished {} parts are stored behind it, so more was committed than can be restored",
+                self.at, self.first
+            )?,
             (None, _) => write!(f, "WAL is missing from {}: {}", self.at, self.first)?,
         }
         if let Some(strays) = self.strays {

@@ -384,14 +384,28 @@ fn a_plan_knows_of_the_hole_behind_it() {
 
 #[test]
 fn a_tail_of_parts_is_reached_to_its_last_byte() {
-    let parts = [(0, 4096), (4096, 8192), (2048, 9000), (9500, 10_000)];
-    let catalog = Repository::new().segments(1, 2..4).parts(1, 4, &parts).backup(1, 2 * MIB + 40, 2 * MIB + 400, (10, 20)).build();
+    let with = |parts: &[(u32, u32)]| {
+        Repository::new().segments(1, 2..4).parts(1, 4, parts).backup(1, 2 * MIB + 40, 2 * MIB + 400, (10, 20)).build()
+    };
+    let catalog = with(&[(0, 4096), (4096, 8192), (2048, 9000)]);
     let latest = plan_unsearched(&catalog, &RecoveryTarget::new(TargetKind::Latest)).expect("a plan");
     assert_eq!(latest.stop_lsn, Lsn::new(4 * MIB + 9000));
     assert_eq!((latest.wal_objects, latest.wal_bytes), (4, 2020), "two segments and the two parts that suffice");
     assert!(plan_unsearched(&catalog, &lsn(4 * MIB + 8999)).is_ok());
-    assert!(candidates(&catalog, &lsn(4 * MIB + 9000)).is_err());
-    assert!(candidates(&catalog, &lsn(4 * MIB + 9600)).is_err(), "behind the hole");
+    assert!(matches!(candidates(&catalog, &lsn(4 * MIB + 9000)), Err(Refusal::AfterEndOfWal { .. })));
+
+    let catalog = with(&[(0, 4096), (4096, 8192), (2048, 9000), (9500, 10_000)]);
+    for target in [RecoveryTarget::new(TargetKind::Latest), lsn(4 * MIB + 9000), lsn(4 * MIB + 9600)] {
+        let Err(Refusal::WalMissing { hole, .. }) = candidates(&catalog, &target) else { panic!("{target:?} is not refused for the hole") };
+        assert_eq!((hole.at, hole.resumes, hole.in_parts), (Lsn::new(4 * MIB + 9000), Some(Lsn::new(4 * MIB + 9500)), true));
+    }
+    let before = plan_unsearched(&catalog, &lsn(4 * MIB + 8999)).expect("a plan");
+    assert!(before.hole_follows, "a server must not read ahead into it");
+    assert_eq!(catalog.holes(TimelineId::FIRST), [WalRange { from: Lsn::new(4 * MIB + 9000), to: Lsn::new(4 * MIB + 9500) }]);
+    // Without a beginning.
+    let catalog = with(&[(9500, 10_000)]);
+    assert!(matches!(candidates(&catalog, &RecoveryTarget::new(TargetKind::Latest)), Err(Refusal::WalMissing { .. })));
+    assert_eq!(catalog.holes(TimelineId::FIRST), [WalRange { from: Lsn::new(4 * MIB), to: Lsn::new(4 * MIB + 9500) }]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::history::TimelineHistory;
 use crate::identity::TimelineId;
 use crate::layout::{BackupId, GapName, ObjectName};
 use crate::lsn::Lsn;
-use crate::parts::longest_chain;
+use crate::parts::apart;
 use crate::wal_file::WalFileName;
 
 /// What is not there and should be. Gaps that were filled, by the notes that say so, are none any more.
@@ -80,7 +80,8 @@ impl Looking<'_> {
             let Some(resumes) = missing.resumes.filter(|resumes| *resumes > missing.at) else { return };
             for (timeline, leg) in legs(path) {
                 let hole = WalRange { from: missing.at.max(leg.from), to: resumes.min(leg.to) };
-                if hole.from < hole.to {
+                // One in the parts of a segment is told of there.
+                if hole.from < hole.to && catalog.hole_in_parts(timeline) != Some(hole) {
                     self.hole(timeline, hole, found);
                 }
             }
@@ -132,22 +133,19 @@ impl Looking<'_> {
         Finding { stretch, ..self.judge.pack(Kind::Missing, key, reason, [backup.clone()]) }
     }
 
-    /// The parts that the last writer of an unfinished segment stored are joined to its beginning.
+    /// The parts of an unfinished segment that count are joined to its beginning.
     fn unfinished(&self, listing: &Listing, found: &mut Findings) {
         let catalog = self.judge.catalog();
         let size = catalog.segment_size();
         for (segment, parts) in &listing.parts {
             let (timeline, number) = (segment.timeline(), segment.number(size));
             let Some(number) = number.filter(|number| !catalog.expired().has_segment(timeline, number.start(size))) else { continue };
-            let reached = longest_chain(parts).last().map_or(0, |link| link.to);
-            let epoch = parts.iter().map(|part| part.epoch).max().unwrap_or_default();
-            let apart = parts.iter().filter(|part| part.epoch == epoch && part.from > reached).min_by_key(|part| part.from);
-            if let Some(part) = apart.filter(|_| !catalog.segments(timeline).any(|whole| whole == number)) {
+            if let Some(apart) = apart(parts).filter(|_| !catalog.segments(timeline).any(|whole| whole == number)) {
                 let at = |offset: u32| number.start(size).saturating_add(u64::from(offset));
-                let stretch = WalRange { from: at(reached), to: at(part.from) };
+                let stretch = WalRange { from: at(apart.reached), to: at(apart.resumes) };
                 let reason = format!(
-                    "of the unfinished segment the bytes {reached:08X} to {:08X} are missing: parts behind them are stored",
-                    part.from
+                    "of the unfinished segment the bytes {:08X} to {:08X} are missing: parts behind them are stored",
+                    apart.reached, apart.resumes
                 );
                 found.add(self.judge.missing(timeline, stretch, reason));
             }
