@@ -8,7 +8,7 @@ use serde_json::Value;
 use walkeep_tests::process::Process;
 use walkeep_tests::{Bucket, Fault, FaultProxy, Repository, S3Server, Walkeep, When, wait_until};
 
-use crate::story::{self, PATIENCE, Restored, Story};
+use crate::story::{self, PATIENCE, Restored, Story, listing};
 
 const VERSION: u32 = 15;
 
@@ -341,4 +341,58 @@ fn a_changed_last_record_of_the_trail_is_told_and_no_repair_spreads_it() {
     for args in [&["verify"][..], &["verify", "--deep"], &["audit", "--check"]] {
         check(args, 0);
     }
+}
+
+/// No repository has all of a backup, and each object of it is whole in one of three: nothing is lost, and one repair brings all of it together.
+#[test]
+fn a_backup_that_lies_whole_in_several_places_together_is_not_lost() {
+    let mut story = Story::local(VERSION);
+    story.insert(20);
+    let backup = story.backup();
+    story.settle();
+    story.stop_agent(&[]);
+    let mut folders = vec![story.walkeep.local_repository()];
+    for name in ["second", "third"] {
+        let folder = story.walkeep.scratch().join(name);
+        let copied = std::process::Command::new("cp").arg("-a").args([&folders[0], &folder]).status().unwrap();
+        assert!(copied.success());
+        folders.push(folder);
+    }
+    story.walkeep.repositories = folders.iter().cloned().map(Repository::Local).collect();
+    story.walkeep.write_config();
+    let walkeep = &story.walkeep;
+    walkeep.ok(&["verify", "--deep"]);
+    let files = listing(&folders[0]).into_iter().filter_map(|line| line.split_once(" f ").map(|(path, _)| path.to_owned()));
+    let files: Vec<String> = files.collect();
+    let one = |part: &str| files.iter().filter(|file| file.contains(part)).max().cloned().unwrap_or_else(|| panic!("{part}: {files:?}"));
+    let (record, manifest, pack) = (one(&format!("{backup}/backup.json")), one(&format!("{backup}/manifest")), one("/packs/"));
+    let at = |number: usize, key: &str| folders[number - 1].join(key);
+    let good = [(1, &record), (2, &manifest), (3, &pack)].map(|(number, key)| fs::read(at(number, key)).unwrap());
+    fs::remove_file(at(1, &manifest)).unwrap();
+    fs::write(at(1, &pack), [good[2].as_slice(), b"junk"].concat()).unwrap();
+    for key in [&record, &pack] {
+        fs::remove_file(at(2, key)).unwrap();
+    }
+    fs::remove_file(at(3, &record)).unwrap();
+    fs::write(at(3, &manifest), b"").unwrap();
+    for args in [&["verify", "--json"][..], &["verify", "--deep", "--json"]] {
+        let found = walkeep.run(args).expect_code(4).json();
+        let findings = found["findings"].as_array().unwrap();
+        assert!(findings.iter().all(|finding| finding["severity"] != "damage" && finding["lost"].is_null()), "{found:#}");
+        let of_record: Vec<_> = findings.iter().filter(|finding| finding["key"] == record.as_str()).collect();
+        assert_eq!(of_record.len(), 2, "{found:#}");
+        for finding in of_record {
+            assert_eq!(finding["whole_in"], serde_json::json!([1]), "{finding}");
+        }
+    }
+    let told = walkeep.run(&["verify"]).expect_code(4);
+    assert!(told.stdout.starts_with("everything is whole in one repository at least"), "{}", told.stdout);
+    let mended = walkeep.run(&["verify", "--deep", "--repair", "--yes"]).expect_code(0);
+    assert!(!mended.stdout.contains("; it is left as it is"), "{}", mended.stdout);
+    for number in 1..=3 {
+        for (key, good) in [&record, &manifest, &pack].into_iter().zip(&good) {
+            assert!(fs::read(at(number, key)).unwrap() == *good, "{number}: {key}");
+        }
+    }
+    walkeep.ok(&["verify", "--deep"]);
 }

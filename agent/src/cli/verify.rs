@@ -110,26 +110,41 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
         print(&report);
         print_plan(&plan);
     }
-    if !args.dry_run && !plan.steps.is_empty() {
-        agreed(&plan, &args).await?;
+    let (mut everywhere, mut next) = (everywhere, plan.clone());
+    // What was put may be what something else waited for: it goes on as long as that helps.
+    while !args.dry_run && !next.steps.is_empty() {
+        let is_first = plan.steps.iter().all(|step| step.outcome.is_none());
+        match if is_first || !plan.has_all_of(&next) { agreed(&next, &args).await } else { Ok(()) } {
+            Err(refused) if is_first => return Err(refused),
+            // What was agreed to is done.
+            Err(_) => break,
+            Ok(()) => {}
+        }
         told.something();
-        told.of("objects", plan.steps.len());
+        told.of("objects", if is_first { next.steps.len() } else { plan.steps.len() });
         told.begins().await;
         let tell = |step: &Step| {
             if !args.json {
                 output::say!("{}", step_words(step));
             }
         };
-        let done = repair::carry_out(&mut plan, &everywhere, &mut places, &opened.stop, &tell).await;
-        let put = plan.steps.iter().filter(|step| step.outcome == Some(Outcome::Put)).count();
-        told.of("objects_put", put);
+        let done = repair::carry_out(&mut next, &everywhere, &mut places, &opened.stop, &tell).await;
+        let put = next.put();
+        plan.and(std::mem::take(&mut next));
+        told.of("objects_put", plan.put());
         // Behind it everything is looked at anew, and what was damaged is read again.
         let behind = match done {
             Ok(()) => look(&opened, &args, &mut places, false).await,
             Err(error) => Err(error.into()),
         };
         match behind {
-            Ok((after, _)) => report = after.with_unread_of(&report),
+            Ok((after, seen)) => {
+                if put > 0 {
+                    next = repair::plan(&seen, &after).await?;
+                    plan.without = next.without.clone();
+                }
+                (report, everywhere) = (after.with_unread_of(&report), seen);
+            }
             Err(failure) => {
                 // What was done until then was done.
                 match args.json {
@@ -142,6 +157,7 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
         if !args.json {
             output::say!("\n{} put; behind it:", output::count(put as u64, "object"));
             print(&report);
+            print_plan(&next);
         }
     }
     if args.json {
@@ -268,7 +284,11 @@ fn print_plan(plan: &Plan) {
         output::say!("  and {} more: --json has them", plan.steps.len() - PRINTED);
     }
     for without in plan.without.iter().take(PRINTED) {
-        output::say!("  repository {}: {}: no other repository has it whole; it is left as it is", without.repository, without.key);
+        let why = match without.lacks_others {
+            true => "another repository has it, and something that it names is whole in none",
+            false => "no other repository has it whole",
+        };
+        output::say!("  repository {}: {}: {why}; it is left as it is", without.repository, without.key);
     }
 }
 
@@ -396,7 +416,7 @@ impl Verified {
     /// As it is remembered of all repositories; `None` if one of them was never looked at.
     pub fn of(cluster: &ClusterConfig, repository: &Arc<ClusterRepository>) -> Option<Self> {
         let outcomes: Option<Vec<memory::Outcome>> =
-            numbered(repository).map(|(number, repository)| Memory::outcome_of(cluster, &repository, number)).collect();
+            numbered(repository).map(|(_, repository)| Memory::outcome_of(cluster, &repository)).collect();
         let outcomes = outcomes?;
         let oldest = |of: &dyn Fn(&memory::Outcome) -> Option<DateTime<Utc>>| outcomes.iter().map(of).min().flatten();
         // Each once: first what is lost, then what another repository has.

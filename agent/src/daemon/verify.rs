@@ -67,8 +67,8 @@ impl Verifying {
         let Some(shortest) = check.into_iter().chain(shares).min() else { return };
         let began = Instant::now();
         let mut outcomes: Vec<(String, Outcome)> = numbered(&self.repository)
-            .map(|(number, repository)| {
-                let outcome = Memory::outcome_of(&self.cluster, &repository, number).unwrap_or_default();
+            .map(|(_, repository)| {
+                let outcome = Memory::outcome_of(&self.cluster, &repository).unwrap_or_default();
                 (repository.repository().url(), outcome)
             })
             .collect();

@@ -1,14 +1,15 @@
 //! Where else something is that is damaged or missing in one repository, and whether it is whole there.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use walkeep_core::artifact::ArtifactPlace;
+use walkeep_core::backup::BackupRecord;
 use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::drill::{DrillId, Form};
-use walkeep_core::layout::{BackupId, ObjectName};
+use walkeep_core::layout::{BackupId, ObjectName, PackId};
 use walkeep_core::verify::{Finding, Kind, Stretch};
 use walkeep_core::{Lsn, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ListRequest, Listed};
@@ -76,9 +77,31 @@ impl Copies {
     }
 
     /// The repositories that list them; none if something of it is known to be nowhere.
-    pub fn listed_by(&self) -> Vec<usize> {
-        let numbers: BTreeSet<usize> = self.objects.iter().flat_map(|wanted| &wanted.at).map(|(number, _)| *number).collect();
-        if self.complete || self.blind { numbers.into_iter().collect() } else { Vec::new() }
+    pub fn listed_by(&self) -> Having {
+        let one = |wanted: &Wanted| Some((wanted.key()?, wanted.at.iter().map(|(number, _)| *number).collect()));
+        let all = || self.objects.iter().filter_map(one).collect();
+        Having(if self.complete || self.blind { all() } else { Vec::new() })
+    }
+}
+
+impl Wanted {
+    fn key(&self) -> Option<String> {
+        self.at.first().map(|(_, listed)| listed.key.to_string())
+    }
+}
+
+/// Who has what of several objects, by key.
+#[derive(Debug, Clone, Default)]
+pub struct Having(Vec<(String, BTreeSet<usize>)>);
+
+impl Having {
+    /// Who has the object with this key, and of whom the others have to come that none of these has; of a stretch without such an object all that have something.
+    pub fn of(self, key: &str) -> (Vec<usize>, Vec<usize>) {
+        let all = || self.0.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect::<BTreeSet<usize>>();
+        let Some((_, having)) = self.0.iter().find(|(of, _)| of == key) else { return (all().into_iter().collect(), Vec::new()) };
+        let others = self.0.iter().filter(|(_, numbers)| numbers.is_disjoint(having));
+        let besides: BTreeSet<usize> = others.flat_map(|(_, numbers)| numbers.iter().copied()).collect();
+        (having.iter().copied().collect(), besides.into_iter().collect())
     }
 }
 
@@ -92,7 +115,7 @@ impl Everywhere {
         }
         let Some(name) = own.repository.layout().parse(&finding.key) else { return Ok(Copies::default()) };
         match &name {
-            ObjectName::BackupRecord(id) if finding.kind == Kind::Missing => return of_backup(own, &others, id).await,
+            ObjectName::BackupRecord(id) if finding.kind == Kind::Missing => return self.of_backup(own, &others, id).await,
             ObjectName::ArtifactRecord(place) if finding.kind == Kind::Missing => return of_artifact(own, &others, place).await,
             ObjectName::DrillRecord(id) if finding.kind == Kind::Missing => return of_drill(own, &others, id).await,
             _ => {}
@@ -115,9 +138,9 @@ impl Everywhere {
 
     /// The repositories in which all of it is whole, as it is read there, and may take the place of what the one of this number has; none if something of it is
     /// nowhere.
-    pub async fn whole_in(&self, target: usize, copies: &Copies, budget: &mut Budget) -> Vec<usize> {
+    pub async fn whole_in(&self, target: usize, copies: &Copies, budget: &mut Budget) -> Having {
         if !copies.complete {
-            return Vec::new();
+            return Having::default();
         }
         let read = copies.objects.len().min(budget.0);
         budget.0 -= read;
@@ -125,8 +148,9 @@ impl Everywhere {
         let reads: Vec<_> = proven.iter().map(|wanted| self.first_whole(target, wanted)).collect();
         let found: Vec<Option<usize>> = stream::iter(reads).buffered(PARALLEL).collect().await;
         let believed = listed.iter().map(|wanted| wanted.at.first().map(|(number, _)| *number));
-        let all: Option<BTreeSet<usize>> = found.into_iter().chain(believed).collect();
-        all.unwrap_or_default().into_iter().collect()
+        let all: Option<Vec<usize>> = found.into_iter().chain(believed).collect();
+        let having = |(wanted, number): (&Wanted, usize)| Some((wanted.key()?, BTreeSet::from([number])));
+        Having(copies.objects.iter().zip(all.unwrap_or_default()).filter_map(having).collect())
     }
 
     async fn first_whole(&self, target: usize, wanted: &Wanted) -> Option<usize> {
@@ -168,36 +192,54 @@ impl Everywhere {
     }
 }
 
-/// A backup whose record is missing: all that the first other repository that has one has of it and this one does not, the record last. It is complete only
-/// if everything that its manifest names is there or can be brought.
-async fn of_backup(own: &SeenPlace, others: &[&SeenPlace], id: &BackupId) -> Result<Copies> {
-    let record = ObjectName::BackupRecord(id.clone());
-    let of_record = listed_in(others, &record).await?;
-    let having = others.iter().find(|other| of_record.iter().any(|(number, _)| *number == other.number));
-    let Some((other, backup)) = having.and_then(|other| Some((other, other.catalog.backup(id)?))) else { return Ok(Copies::default()) };
-    let folder = own.listing.backups.get(id).cloned().unwrap_or_default();
-    let pieces = (1..=backup.manifest_pieces.max(1)).filter(|piece| !folder.pieces.contains(piece));
-    let begun = others.iter().any(|other| other.listing.backups.get(id).is_some_and(|folder| folder.begun)) && !folder.begun;
-    let lacks = pieces.map(|piece| ObjectName::BackupManifest(id.clone(), piece)).chain(begun.then(|| ObjectName::BackupBegun(id.clone())));
-    let (packs, all_known) = packs_named_by(&other.repository, backup).await?;
-    let mut copies = Copies { objects: Vec::new(), complete: all_known, blind: !all_known && !other.repository.can_read() };
-    for name in lacks {
-        let at = listed_in(others, &name).await?;
-        copies.add(name, at);
+impl Everywhere {
+    /// A backup whose record is missing: all that another repository has of it and this one does not, or damaged, the record last. It is complete only if
+    /// everything that its manifest names is there or can be brought, from whichever repository has that.
+    async fn of_backup(&self, own: &SeenPlace, others: &[&SeenPlace], id: &BackupId) -> Result<Copies> {
+        let record = ObjectName::BackupRecord(id.clone());
+        let of_record = listed_in(others, &record).await?;
+        let having = others.iter().find(|other| of_record.iter().any(|(number, _)| *number == other.number));
+        let Some((other, backup)) = having.and_then(|other| Some((other, other.catalog.backup(id)?))) else { return Ok(Copies::default()) };
+        let is_bad = |name: &ObjectName| own.bad.contains(&own.repository.layout().key(name));
+        let folder = own.listing.backups.get(id).cloned().unwrap_or_default();
+        let begun = others.iter().any(|other| other.listing.backups.get(id).is_some_and(|folder| folder.begun)) && !folder.begun;
+        let pieces = (1..=backup.manifest_pieces.max(1)).map(|piece| (piece, ObjectName::BackupManifest(id.clone(), piece)));
+        let pieces = pieces.filter(|(piece, name)| !folder.pieces.contains(piece) || is_bad(name)).map(|(_, name)| name);
+        let lacks = pieces.chain(begun.then(|| ObjectName::BackupBegun(id.clone())));
+        let (packs, all_known) = self.packs_of(other, backup).await?;
+        let mut copies = Copies { objects: Vec::new(), complete: all_known, blind: !all_known && !other.repository.can_read() };
+        for name in lacks {
+            let at = listed_in(others, &name).await?;
+            copies.add(name, at);
+        }
+        let put = of_record.first().map_or(SystemTime::UNIX_EPOCH, |(_, listed)| listed.modified);
+        let lacks = |pack: &PackId| own.packs.bytes_of(pack).is_none() || is_bad(&ObjectName::Pack(*pack));
+        for pack in packs.into_iter().filter(lacks) {
+            let name = ObjectName::Pack(pack);
+            let at = others.iter().filter_map(|other| {
+                let key = other.repository.layout().key(&name);
+                let bytes = other.packs.bytes_of(&pack).filter(|_| !other.bad.contains(&key))?;
+                // It was put before the record, and may be older.
+                Some((other.number, Listed { key: key.parse().ok()?, size: bytes, modified: put, class: None, storage_class: None }))
+            });
+            copies.add(name.clone(), at.collect());
+        }
+        copies.add(record, of_record);
+        Ok(copies)
     }
-    let put = of_record.first().map_or(SystemTime::UNIX_EPOCH, |(_, listed)| listed.modified);
-    for pack in packs.into_iter().filter(|pack| own.packs.bytes_of(pack).is_none()) {
-        let name = ObjectName::Pack(pack);
-        let at = others.iter().filter_map(|other| {
-            let key = other.repository.layout().key(&name);
-            let bytes = other.packs.bytes_of(&pack).filter(|_| !other.bad.contains(&key))?;
-            // It was put before the record, and may be older.
-            Some((other.number, Listed { key: key.parse().ok()?, size: bytes, modified: put, class: None, storage_class: None }))
-        });
-        copies.add(name.clone(), at.collect());
+
+    /// The packs that a backup's manifest names, and whether all of it could be read: where one repository does not have it whole, its pieces may lie in several.
+    async fn packs_of(&self, other: &SeenPlace, backup: &BackupRecord) -> Result<(HashSet<PackId>, bool)> {
+        let (packs, is_all) = packs_named_by(&other.repository, backup).await?;
+        let Some(all) = self.all.as_ref().filter(|_| !is_all && other.repository.can_read()) else { return Ok((packs, is_all)) };
+        match packs_named_by(all, backup).await {
+            Ok(read) => Ok(read),
+            Err(error) => {
+                tracing::debug!(backup = %backup.id, %error, "its manifest cannot be read from all repositories together");
+                Ok((packs, false))
+            }
+        }
     }
-    copies.add(record, of_record);
-    Ok(copies)
 }
 
 /// An artifact whose record is missing, in the same way.

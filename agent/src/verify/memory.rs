@@ -1,7 +1,7 @@
 //! What was verified and when: so that nothing is read again before its time, and damage stays told until it was seen to be gone.
 //!
-//! Two files for each repository beside the spool, or where there is none in the user's cache: `verify.json` (of the second one `verify.2.json`) says how it went, for people and `walkeep status`;
-//! `verified` has for each object that was read whole 8 bytes of a hash of its key, size and time, and the minute. Both are replaced whole. What cannot be read counts as not
+//! Two files for each repository beside the spool, or where there is none in the user's cache: `verify-HASH.json` says how it went, for people and `walkeep status`;
+//! `verified-HASH` has for each object that was read whole 8 bytes of a hash of its key, size and time, and the minute. Both are replaced whole. What cannot be read counts as not
 //! verified, what cannot be written is lost: a help, and nothing rests on it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -96,8 +96,9 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Memory {
     folder: Option<(PathBuf, String)>,
-    /// Of which of several repositories, counted from 1.
-    number: usize,
+    /// What tells its files from those of other repositories: the first digits of a hash of where it lies. So what is known stays known in whatever order the
+    /// configuration has them.
+    mark: String,
     /// How it went.
     pub outcome: Outcome,
     /// What a repair was about to take away for a good copy: keys. In a file of its own, which only repairs write: an agent that verifies meanwhile writes down what
@@ -125,18 +126,18 @@ impl Outcome {
 }
 
 impl Memory {
-    /// That of a cluster, about this repository, of several the one with this number, counted from 1.
-    pub fn of(cluster: &ClusterConfig, repository: &ClusterRepository, number: usize) -> Self {
-        Self::at(folder_of(cluster), number, &name_of(repository))
+    /// That of a cluster, about this repository, of several this one.
+    pub fn of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Self {
+        Self::at(folder_of(cluster), &name_of(repository))
     }
 
     /// In no folder: forgotten with the value.
     pub fn nowhere(repository: &ClusterRepository) -> Self {
-        Self::at(None, 1, &name_of(repository))
+        Self::at(None, &name_of(repository))
     }
 
-    pub(super) fn at(folder: Option<(PathBuf, String)>, number: usize, repository: &str) -> Self {
-        let mut memory = Self { folder, number, now: minute(SystemTime::now()), ..Self::default() };
+    pub(super) fn at(folder: Option<(PathBuf, String)>, repository: &str) -> Self {
+        let mut memory = Self { folder, mark: mark_of(repository), now: minute(SystemTime::now()), ..Self::default() };
         let outcome = memory.read_outcome(repository);
         let verified = outcome.as_ref().and_then(|_| decode(&memory.read("verified")?));
         memory.outcome = outcome.unwrap_or_else(|| Outcome { repository: repository.to_owned(), ..Outcome::default() });
@@ -147,9 +148,10 @@ impl Memory {
     }
 
     /// Only how it went, for who tells it; `None` if nothing was verified yet.
-    pub fn outcome_of(cluster: &ClusterConfig, repository: &ClusterRepository, number: usize) -> Option<Outcome> {
-        let memory = Self { folder: folder_of(cluster), number, ..Self::default() };
-        memory.read_outcome(&name_of(repository)).filter(|outcome| outcome.looked_at.is_some())
+    pub fn outcome_of(cluster: &ClusterConfig, repository: &ClusterRepository) -> Option<Outcome> {
+        let name = name_of(repository);
+        let memory = Self { folder: folder_of(cluster), mark: mark_of(&name), ..Self::default() };
+        memory.read_outcome(&name).filter(|outcome| outcome.looked_at.is_some())
     }
 
     fn read_outcome(&self, repository: &str) -> Option<Outcome> {
@@ -332,10 +334,9 @@ impl Memory {
     }
 
     fn path(&self, name: &str) -> Option<PathBuf> {
-        let name = match (self.number, name.split_once('.')) {
-            (0 | 1, _) => name.to_owned(),
-            (number, Some((name, ending))) => format!("{name}.{number}.{ending}"),
-            (number, None) => format!("{name}.{number}"),
+        let name = match name.split_once('.') {
+            Some((name, ending)) => format!("{name}-{}.{ending}", self.mark),
+            None => format!("{name}-{}", self.mark),
         };
         self.folder.as_ref().map(|(folder, prefix)| folder.join(format!("{prefix}{name}")))
     }
@@ -376,6 +377,10 @@ fn expiries(listing: &Listing) -> u32 {
 /// What tells it from others: another identity of a cluster has other objects.
 fn name_of(repository: &ClusterRepository) -> String {
     format!("{}/{}", repository.repository().url(), repository.layout().root())
+}
+
+fn mark_of(repository: &str) -> String {
+    blake3::hash(repository.as_bytes()).to_hex()[..8].to_owned()
 }
 
 /// Where things are kept of a cluster, and what their names begin with.
@@ -469,7 +474,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_verified_is_known_again_as_long_as_it_is_the_same_object() {
         let folder = tempfile::tempdir().unwrap();
-        let at = || Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), 1, "file:///srv");
+        let at = || Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), "file:///srv");
         let day = Duration::from_secs(86_400);
         let mut memory = at();
         memory.whole(&listed("a", 7, 100));
@@ -490,9 +495,12 @@ mod tests {
         assert_eq!(memory.outcome.read_damage, []);
         assert!(memory.keep().await);
         // Of another repository, or damaged: nothing is known.
-        let other = Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), 1, "file:///other");
+        let mut other = Memory::at(Some((folder.path().to_owned(), "main.".to_owned())), "file:///other");
         assert!(!other.is_known(&listed("b", 1, 1), day));
-        let path = folder.path().join("main.verified");
+        // Beside each other: neither takes the other's place.
+        assert!(other.keep().await && at().is_known(&listed("b", 1, 1), day));
+        let path = at().path("verified").unwrap();
+        assert_eq!(path, folder.path().join(format!("main.verified-{}", mark_of("file:///srv"))));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[9] ^= 1;
         std::fs::write(&path, bytes).unwrap();

@@ -24,6 +24,8 @@ pub struct Place {
     pub number: usize,
     /// The repository, by itself.
     pub repository: Arc<ClusterRepository>,
+    /// All of them as one: what is damaged in one is read from another.
+    pub all: Arc<ClusterRepository>,
     /// What is remembered.
     pub memory: Memory,
 }
@@ -31,9 +33,9 @@ pub struct Place {
 impl Place {
     /// All repositories of a cluster: of one that one.
     pub fn all(cluster: &ClusterConfig, repository: &Arc<ClusterRepository>) -> Vec<Self> {
-        let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
-            let memory = Memory::of(cluster, &repository, number);
-            Self { number, repository, memory }
+        let place = |(number, one): (usize, Arc<ClusterRepository>)| {
+            let memory = Memory::of(cluster, &one);
+            Self { number, repository: one, all: repository.clone(), memory }
         };
         numbered(repository).map(place).collect()
     }
@@ -54,6 +56,8 @@ pub fn numbered(repository: &Arc<ClusterRepository>) -> impl Iterator<Item = (us
 pub struct Everywhere {
     /// Those that could be looked at.
     pub(super) seen: Vec<SeenPlace>,
+    /// All as one, with those that could not.
+    pub(super) all: Option<Arc<ClusterRepository>>,
 }
 
 /// One that could.
@@ -104,7 +108,7 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
     if let Some(error) = failed.filter(|_| seen.is_empty()) {
         return Err(error);
     }
-    let everywhere = Everywhere { seen };
+    let everywhere = Everywhere { seen, all: places.first().map(|place| place.all.clone()) };
     let lacking = everywhere.lacking(wish).await?;
     let differing = everywhere.trails(wish, places).await?;
     for (number, report) in &mut reports {
@@ -219,15 +223,16 @@ impl Everywhere {
             for finding in report.findings {
                 let finding = if self.was_let_go(&finding) { let_go(finding) } else { finding };
                 let mut found = Found { repository: number, url: report.repository.clone(), finding, whole_in: Vec::new() };
+                let mut besides = Vec::new();
                 if found.finding.severity > Severity::Note && found.finding.kind.is_mendable() && self.seen.len() > 1 {
                     let copies = self.copies(number, &found.finding).await?;
                     match self.is_on_its_way(&found, &copies, since) {
                         true => found.finding = on_its_way(found.finding),
-                        false => found.whole_in = self.whole_in(number, &copies, &mut budget).await,
+                        false => (found.whole_in, besides) = self.whole_in(number, &copies, &mut budget).await.of(&found.finding.key),
                     }
                 }
                 if !found.whole_in.is_empty() {
-                    found.finding = mendable(found.finding, number, &found.whole_in);
+                    found.finding = mendable(found.finding, number, &found.whole_in, &besides);
                 }
                 findings.push(found);
             }
@@ -242,9 +247,10 @@ impl Everywhere {
                 true => found.finding = on_its_way(found.finding),
                 false => {
                     // Nobody said anything against it there. A repair reads it.
-                    found.whole_in = copies.listed_by();
+                    let besides;
+                    (found.whole_in, besides) = copies.listed_by().of(&found.finding.key);
                     if !found.whole_in.is_empty() {
-                        found.finding = mendable(found.finding, *number, &found.whole_in);
+                        found.finding = mendable(found.finding, *number, &found.whole_in, &besides);
                     }
                 }
             }
@@ -293,12 +299,14 @@ fn on_its_way(finding: Finding) -> Finding {
 }
 
 /// Something that another repository has whole: nothing is lost with it, and it is to be mended all the same.
-fn mendable(finding: Finding, number: usize, whole_in: &[usize]) -> Finding {
-    let others = whole_in.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+/// `besides`: where the rest of what it names has to come from.
+fn mendable(finding: Finding, number: usize, whole_in: &[usize], besides: &[usize]) -> Finding {
+    let named = |numbers: &[usize]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
     let state = if finding.kind == Kind::Missing { "missing" } else { "damaged" };
+    let rest = if besides.is_empty() { String::new() } else { format!(", and what else is missing of it in {}", named(besides)) };
     Finding {
         severity: Severity::Minor,
-        reason: format!("{state} in repository {number}, whole in {others}: {}", finding.reason),
+        reason: format!("{state} in repository {number}, whole in {}{rest}: {}", named(whole_in), finding.reason),
         lost: Lost::default(),
         advice: "nothing is lost: `walkeep verify --repair` puts the good copy in its place".to_owned(),
         ..finding

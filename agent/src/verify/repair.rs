@@ -66,6 +66,9 @@ pub struct Without {
     pub repository: usize,
     /// The object; of several that are missing in a row, the first.
     pub key: String,
+    /// Whether another repository has it, and something of what it names is nowhere.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_others: bool,
 }
 
 /// What came of a step.
@@ -86,10 +89,15 @@ pub enum Outcome {
 pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
     let (mut plan, mut planned) = (Plan::default(), BTreeSet::new());
     let is_wrong = |found: &&super::Found| found.finding.severity > Severity::Note && found.finding.kind.is_mendable();
+    let damaged: HashSet<(usize, &str)> = {
+        let damaged = overall.findings.iter().filter(is_wrong).filter(|found| found.finding.kind != Kind::Missing);
+        damaged.map(|found| (found.repository, found.finding.key.as_str())).collect()
+    };
     for found in overall.findings.iter().filter(is_wrong) {
         let copies = everywhere.copies(found.repository, &found.finding).await?;
         if !copies.complete {
-            plan.without.push(Without { repository: found.repository, key: found.finding.key.clone() });
+            let lacks_others = copies.objects.iter().any(|wanted| everywhere.key(&wanted.name) == found.finding.key);
+            plan.without.push(Without { repository: found.repository, key: found.finding.key.clone(), lacks_others });
         }
         let data = copies.objects.iter().filter(|wanted| !wanted.name.names_others()).map(|wanted| everywhere.key(&wanted.name));
         let data: Arc<[String]> = data.collect();
@@ -106,8 +114,8 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
             plan.steps.push(Step {
                 repository: found.repository,
                 url: found.url.clone(),
+                damaged: found.finding.kind != Kind::Missing || damaged.contains(&(found.repository, key.as_str())),
                 key,
-                damaged: found.finding.kind != Kind::Missing,
                 bytes: wanted.at.first().map_or(0, |(_, listed)| listed.size),
                 from: wanted.at.iter().map(|(number, _)| *number).collect(),
                 outcome: None,
@@ -123,6 +131,31 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
         _ => 0,
     });
     Ok(plan)
+}
+
+impl Plan {
+    /// Whether all steps of a later plan are steps of this one.
+    pub fn has_all_of(&self, later: &Self) -> bool {
+        later.steps.iter().all(|step| self.steps.iter().any(|known| known.is_of(step)))
+    }
+
+    /// How many objects were put.
+    pub fn put(&self) -> usize {
+        self.steps.iter().filter(|step| step.outcome == Some(Outcome::Put)).count()
+    }
+
+    /// With what was done behind it; of what was tried once more that counts.
+    pub fn and(&mut self, later: Self) {
+        self.steps.retain(|known| !later.steps.iter().any(|step| known.is_of(step)));
+        self.steps.extend(later.steps);
+        self.without = later.without;
+    }
+}
+
+impl Step {
+    fn is_of(&self, other: &Self) -> bool {
+        (self.repository, &self.key) == (other.repository, &other.key)
+    }
 }
 
 /// Does it. `tell` is told of each step that is done.
@@ -207,7 +240,7 @@ async fn mend(
         }
     };
     if there && !place.memory.note_mending(&step.key, true).await {
-        let reason = "that it is taken away cannot be noted (mending.json in the spool folder, or in the user's cache): it would not be known behind a crash";
+        let reason = "that it is taken away cannot be noted (mending-HASH.json in the spool folder, or in the user's cache): it would not be known behind a crash";
         return Ok(Outcome::NotDone(reason.to_owned()));
     }
     let removed = if there { target.take_away(name).await } else { Ok(()) };

@@ -44,12 +44,17 @@ impl Two {
 
     /// What is remembered lies in this folder.
     pub fn remembering(&self, folder: Option<&std::path::Path>) -> Vec<Place> {
-        let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
-            let memory = Memory::at(folder.map(|folder| (folder.to_owned(), String::new())), number, "both");
-            Place { number, repository, memory }
-        };
-        numbered(&Arc::new(self.both.clone())).map(place).collect()
+        remembered(&Arc::new(self.both.clone()), folder, &["one", "two"])
     }
+}
+
+/// Each where it is said to lie.
+fn remembered(all: &Arc<ClusterRepository>, folder: Option<&std::path::Path>, named: &[&str]) -> Vec<Place> {
+    let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
+        let memory = Memory::at(folder.map(|folder| (folder.to_owned(), String::new())), named[number - 1]);
+        Place { number, repository, all: all.clone(), memory }
+    };
+    numbered(all).map(place).collect()
 }
 
 async fn put(repository: &ClusterRepository, numbers: std::ops::Range<u64>) {
@@ -431,14 +436,6 @@ async fn three_with_a_changed_end() -> ([Arc<MemoryStore>; 3], Arc<ClusterReposi
     (stores, all, second, [good, changed])
 }
 
-fn remembered(all: &Arc<ClusterRepository>, folder: &std::path::Path) -> Vec<Place> {
-    let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
-        let memory = Memory::at(Some((folder.to_owned(), String::new())), number, "three");
-        Place { number, repository, memory }
-    };
-    numbered(all).map(place).collect()
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_last_record_that_is_not_the_same_everywhere_is_told_and_what_follows_proves_nothing() {
     let (stores, all, second, [good, changed]) = three_with_a_changed_end().await;
@@ -446,7 +443,7 @@ async fn a_last_record_that_is_not_the_same_everywhere_is_told_and_what_follows_
     let differs: Vec<_> = (1..=3).map(|number| (number, second.to_string(), Kind::Differs, vec![])).collect();
     let look = async |deep: bool| {
         let read = deep.then(|| Read::all(&pace, 2));
-        let mut places = remembered(&all, folder.path());
+        let mut places = remembered(&all, Some(folder.path()), &["one", "two", "three"]);
         let (report, seen) = everywhere(&Wish { read, ..Wish::look(&cancel) }, &mut places).await.unwrap();
         assert!(repair::plan(&seen, &report).await.unwrap().steps.is_empty(), "no repair touches it");
         report
@@ -481,7 +478,7 @@ async fn what_the_others_agree_on_is_not_removed_for_a_record_that_the_next_one_
     let damaged = [2, 3].map(|number| (number, second.to_string(), Kind::Content, vec![]));
     for _ in 0..3 {
         // Also what a repair found and left is told again and again.
-        let mut places = remembered(&all, folder.path());
+        let mut places = remembered(&all, Some(folder.path()), &["one", "two", "three"]);
         let (report, seen) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
         assert_eq!(wrong(&report), damaged);
         let mut plan = repair::plan(&seen, &report).await.unwrap();
@@ -497,9 +494,34 @@ async fn what_the_others_agree_on_is_not_removed_for_a_record_that_the_next_one_
     }
     // Nor is a lost one taken from whoever comes first.
     stores[2].delete(&second).await.unwrap();
-    let mut places = remembered(&all, folder.path());
+    let mut places = remembered(&all, Some(folder.path()), &["one", "two", "three"]);
     let (report, seen) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
     let mut plan = repair::plan(&seen, &report).await.unwrap();
     repair::carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
     assert_ne!(stores[2].get(&second, None).await.ok(), Some(changed), "{plan:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn known_damage_goes_with_its_repository_in_whatever_order_they_are() {
+    let (two, cancel, pace, folder) = (Two::begin().await, CancellationToken::new(), Pace::of(None), tempfile::tempdir().unwrap());
+    let second = key(&two.both, 2);
+    two.stores[1].overwrite(&second, Bytes::from(vec![7; 4000]));
+    let mut places = two.remembering(Some(folder.path()));
+    let (report, _) = everywhere(&Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) }, &mut places).await.unwrap();
+    assert_eq!(wrong(&report), [(2, second.to_string(), Kind::Content, vec![1])]);
+    let stores = [two.stores[1].clone(), two.stores[0].clone()].map(|store| store as SharedStore);
+    let around = Arc::new(over(Arc::new(Several::new(stores.to_vec(), StoredWhen::All, Follow::Queued))).await);
+    // Alone, without it, and with both again.
+    let alone = Arc::new(over(stores[1].clone()).await);
+    let around_known = vec![(1, second.to_string(), Kind::Content, vec![2])];
+    let looks = [
+        (&around, &["two", "one"][..], around_known.clone()),
+        (&alone, &["one"][..], vec![]),
+        (&around, &["two", "one"][..], around_known),
+    ];
+    for (repository, named, expected) in looks {
+        let mut places = remembered(repository, Some(folder.path()), named);
+        let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
+        assert_eq!(wrong(&report), expected);
+    }
 }
