@@ -115,7 +115,9 @@ async fn what_is_let_go_can_be_taken_back_until_its_grace_is_over() {
     let (both, one) = ([old.id.clone(), new.id.clone()].into(), [new.id.clone()].into());
     let carried_out = async |grace: Duration| {
         let stop = CancellationToken::new();
-        expire::carry_out(&repository, Scope::Artifacts, grace, Utc::now(), &stop, &|_| {}).await.unwrap()
+        expire::carry_out(&repository, Scope::Artifacts, (grace, std::path::Path::new("/nonexistent")), Utc::now(), &stop, &|_| {})
+            .await
+            .unwrap()
     };
     let taken_out = expire::take_out_artifacts(&repository, vec![old.place()], Utc::now()).await.unwrap();
     assert_eq!(there().await, one);
