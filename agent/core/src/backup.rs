@@ -124,6 +124,9 @@ pub struct BackupBegun {
     pub process: u32,
     /// When, by that host's clock.
     pub at: DateTime<Utc>,
+    /// The spool in whose folder it holds its lock, by the identity that lies there; where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<String>,
 }
 
 /// What is known of one base backup.

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use walkeep_core::artifact::{ArtifactId, ArtifactName, ArtifactPlace, ArtifactRecord, ArtifactSummary, Content, PIECE};
 use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::sha256::Sha256Sum;
+use walkeep_core::tar_header;
 
 use crate::config::Runs;
 use crate::repository::{self, ClusterRepository};
@@ -140,8 +141,11 @@ async fn fill(
         next = following;
     }
     let Ended { files, notes, stderr } = flow.ended().await?;
-    if sums.bytes == 0 && !job.allow_empty {
-        bail!("it is empty (allow_empty = true, if that is right)");
+    if is_empty(content, files, sums.bytes) && !job.allow_empty {
+        bail!(
+            "{}it is empty (allow_empty = true, if that is right)",
+            if content == Content::Tar { "nothing is in it, as where nothing is mounted: " } else { "" }
+        );
     }
     let (sha256, blake3, bytes) = sums.finish();
     let own = format!("walkeep {}", env!("CARGO_PKG_VERSION"));
@@ -171,6 +175,12 @@ async fn fill(
     };
     repository.commit_artifact(&record).await.context("store its record")?;
     Ok(Made { record, notes: notes.named })
+}
+
+/// Whether there is nothing in it: a tar file of the folder itself alone, or of no object, holds nothing either.
+fn is_empty(content: Content, files: Option<u64>, bytes: u64) -> bool {
+    let folder_alone = tar_header::BLOCK + tar_header::END.len();
+    bytes == 0 || content == Content::Tar && files == Some(0) && bytes <= folder_alone as u64
 }
 
 async fn put(repository: &ClusterRepository, place: &ArtifactPlace, number: u32, plain: Bytes) -> Result<u64> {

@@ -83,6 +83,35 @@ async fn what_fails_leaves_nothing() {
     assert_eq!(got(&repository).await.unwrap(), b"");
 }
 
+/// The mount point of what is not mounted, a prefix that was emptied: good ones are not pushed out by it.
+#[tokio::test]
+async fn an_empty_folder_or_prefix_is_refused() {
+    let (repository, store) = memory().await;
+    let folder = tempfile::tempdir().unwrap();
+    let of_folder = async |lines: &str| {
+        let started = async {
+            let (content, flow) = folder::start(folder.path())?;
+            Ok(Started { content, flow, program: None })
+        };
+        make(&repository, &job(lines), started, &CancellationToken::new()).await
+    };
+    let of_bucket = async |there: &Arc<MemoryStore>| {
+        let there: walkeep_store::SharedStore = there.clone();
+        let started = async { Ok(Started { content: Content::Tar, flow: bucket::start(there), program: None }) };
+        make(&repository, &job(""), started, &CancellationToken::new()).await
+    };
+    assert!(format!("{:#}", of_folder("").await.unwrap_err()).contains("nothing is in it"));
+    let there = Arc::new(MemoryStore::new());
+    assert!(format!("{:#}", of_bucket(&there).await.unwrap_err()).contains("nothing is in it"));
+    assert_eq!(stored(&store).await, 0);
+    of_folder("allow_empty = true").await.unwrap();
+    // One empty file is something.
+    std::fs::write(folder.path().join("empty"), "").unwrap();
+    of_folder("").await.unwrap();
+    there.put_if_absent(&"empty".parse().unwrap(), Bytes::new()).await.unwrap();
+    of_bucket(&there).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_was_given_up_long_ago_is_removed_and_nothing_else() {
     let (repository, store) = memory().await;
@@ -115,7 +144,9 @@ async fn what_is_let_go_can_be_taken_back_until_its_grace_is_over() {
     let (both, one) = ([old.id.clone(), new.id.clone()].into(), [new.id.clone()].into());
     let carried_out = async |grace: Duration| {
         let stop = CancellationToken::new();
-        expire::carry_out(&repository, Scope::Artifacts, grace, Utc::now(), &stop, &|_| {}).await.unwrap()
+        expire::carry_out(&repository, Scope::Artifacts, (grace, std::path::Path::new("/nonexistent")), Utc::now(), &stop, &|_| {})
+            .await
+            .unwrap()
     };
     let taken_out = expire::take_out_artifacts(&repository, vec![old.place()], Utc::now()).await.unwrap();
     assert_eq!(there().await, one);

@@ -89,6 +89,12 @@ impl BackupLock {
         Self::holder(spool).map_or(Ok(()), |holder| Err(LockError::Held { path: spool.join(FILE), holder }))
     }
 
+    /// Whether it is proven that nobody takes a backup now.
+    pub fn is_free(spool: &Path) -> bool {
+        let file = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(spool.join(FILE));
+        file.is_ok_and(|file| file.try_lock_shared().is_ok())
+    }
+
     /// Who takes a backup now, if anybody does and this user may know.
     pub fn holder(spool: &Path) -> Option<String> {
         let mut file = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(spool.join(FILE)).ok()?;

@@ -94,6 +94,8 @@ pub struct Options {
     pub compression_level: i32,
     /// The moment for which a schedule asks for it.
     pub due: Option<DateTime<Utc>>,
+    /// The identity in the spool where its lock is held: by it whoever looks there knows that it is over.
+    pub writer: Option<String>,
     /// How long the starting checkpoint may take.
     pub start_timeout: Duration,
     /// How long the server may be silent while it sends.
@@ -118,6 +120,7 @@ impl Options {
             jobs: std::thread::available_parallelism().map_or(2, usize::from),
             compression_level: COMPRESSION_LEVEL,
             due: None,
+            writer: None,
             start_timeout: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
             wal_timeout: Duration::from_secs(600),
@@ -126,7 +129,14 @@ impl Options {
 
     /// The usual for this cluster: out of its data directory, if that is here.
     pub fn for_cluster(cluster: &ClusterConfig, label: impl Into<String>) -> Self {
-        Self { data_directory: cluster.data_directory.clone(), config_files: cluster.config_files, ..Self::new(label) }
+        let writer = crate::writer::known_identity(&cluster.spool).ok().flatten();
+        Self { data_directory: cluster.data_directory.clone(), config_files: cluster.config_files, writer, ..Self::new(label) }
+    }
+
+    /// What is said when it begins.
+    fn begun(&self) -> BackupBegun {
+        let (host, process) = (crate::writer::host(), std::process::id());
+        BackupBegun { format: 1, label: self.label.clone(), host, process, at: Utc::now(), writer: self.writer.clone() }
     }
 
     fn check(&self) -> Result<()> {
@@ -216,9 +226,8 @@ async fn tidy_up(repository: &Arc<ClusterRepository>, newest: &BackupId, cancel:
 }
 
 /// Says in the repository that a backup begins, before anything is stored of it or decided of what older ones have.
-async fn announce(repository: &ClusterRepository, id: &BackupId, label: &str, cancel: &CancellationToken) -> Result<()> {
-    let begun =
-        BackupBegun { format: 1, label: label.to_owned(), host: crate::writer::host(), process: std::process::id(), at: Utc::now() };
+async fn announce(repository: &ClusterRepository, id: &BackupId, begun: &BackupBegun, cancel: &CancellationToken) -> Result<()> {
+    let begun = BackupBegun { at: Utc::now(), ..begun.clone() };
     let put = || repository.begin_backup(id, &begun);
     let begun = retry("noting that a backup begins", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, put).await;
     begun.context("note in the repository that a backup begins")
@@ -387,7 +396,7 @@ async fn over_the_wire(
     let stream = BaseBackupStream::start(connection, command).await.context("start the base backup")?;
     let damage = Damage::default();
     let making = (Workers::start(options.jobs, options.compression_level)?, Older::default());
-    let received = receive(repository, stream, (server.now, &options.label), making, &damage, meter, cancel).await?;
+    let received = receive(repository, stream, (server.now, &options.begun()), making, &damage, meter, cancel).await?;
     // Hours of work are not thrown away for one connection that fails.
     let ask = || server_state(params);
     let ended_at = retry("asking the server for its time", Backoff::within(PATIENCE), cancel, |_| true, ask).await;

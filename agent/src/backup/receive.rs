@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
+use walkeep_core::backup::BackupBegun;
 use walkeep_core::backup::Tablespace;
 use walkeep_core::label::BackupLabel;
 use walkeep_core::layout::BackupId;
@@ -60,7 +61,7 @@ pub struct Received {
 pub async fn receive(
     repository: Arc<ClusterRepository>,
     mut source: impl Source,
-    (began, label): (DateTime<Utc>, &str),
+    (began, begun): (DateTime<Utc>, &BackupBegun),
     (workers, older): (Workers, Older),
     damage: &Damage,
     meter: &mut Meter<'_>,
@@ -71,7 +72,7 @@ pub async fn receive(
     };
     let id = BackupId::new(began, start_lsn);
     tracing::info!(backup = %id, %start_lsn, timeline = timeline.get(), "backup: receiving");
-    announce(&repository, &id, label, cancel).await?;
+    announce(&repository, &id, begun, cancel).await?;
     let sizes = tablespaces.iter().map(|space| space.size_kb).chain([data_directory_kb]);
     meter.stage(Stage::Copying, sizes.sum::<Option<u64>>().map(|kb| kb.saturating_mul(1024)));
     let mut receiver = Receiver {

@@ -22,6 +22,7 @@ use super::failure::Failure;
 use super::trail::{Told, is_denied};
 use super::{Global, ask, output, progress, setup};
 use crate::artifact::retention::{self, Share};
+use crate::backup::lock::BackupLock;
 use crate::config::{ClusterConfig, GRACE, Retention};
 use crate::expire::{self, CarriedOut, Look, Scope};
 use crate::repository::ClusterRepository;
@@ -140,7 +141,7 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
     say_left(artifacts.as_ref().ok().and_then(|let_go| let_go.taken_out.as_ref()), retention.grace, &args);
     let carried_out = match args.dry_run {
         true => None,
-        false => Some(carry_out(&repository, Scope::Everything, retention.grace, &stop, &args).await?),
+        false => Some(carry_out(&repository, Scope::Everything, (retention.grace, &config.cluster), &stop, &args).await?),
     };
     if args.json {
         let pending = look.pending.iter().map(|known| &known.record).collect();
@@ -173,7 +174,7 @@ async fn of_artifacts(
     say_left(artifacts.as_ref().ok().and_then(|let_go| let_go.taken_out.as_ref()), GRACE, args);
     let carried_out = match args.dry_run {
         true => None,
-        false => Some(carry_out(repository, Scope::Artifacts, GRACE, stop, args).await?),
+        false => Some(carry_out(repository, Scope::Artifacts, (GRACE, cluster), stop, args).await?),
     };
     if args.json {
         let (artifacts, taken_out) =
@@ -199,19 +200,19 @@ fn say_left(record: Option<&Expiry>, grace: Duration, args: &ExpireArgs) {
 async fn carry_out(
     repository: &Arc<ClusterRepository>,
     scope: Scope,
-    grace: Duration,
+    (grace, cluster): (Duration, &ClusterConfig),
     stop: &CancellationToken,
     args: &ExpireArgs,
 ) -> Result<CarriedOut, Failure> {
     let bar = progress::Count::new("removing");
-    let done = expire::carry_out(repository, scope, grace, Utc::now(), stop, &|objects| bar.show(objects)).await;
+    let done = expire::carry_out(repository, scope, (grace, &cluster.spool), Utc::now(), stop, &|objects| bar.show(objects)).await;
     bar.finish();
     let done = done.context("remove what left the catalog").map_err(|error| match is_denied(&error) {
         true => Failure::from(error).hint(DENIED),
         false => Failure::from(error),
     })?;
     if !args.json {
-        print_carried_out(&done);
+        print_carried_out(&done, BackupLock::holder(&cluster.spool).as_deref());
     }
     Ok(done)
 }
@@ -341,6 +342,9 @@ fn print(look: &Look, retention: &Retention) {
 fn print_pending(pending: &[KnownExpiry], grace: Duration) {
     for KnownExpiry { record, end, .. } in pending {
         let state = match end {
+            None if record.at + grace <= Utc::now() => {
+                format!("its time of grace is over: --undo {} brings it back as long as nothing of it was removed", record.number)
+            }
             None => format!("--undo {} brings it back until {}", record.number, output::time(record.at + grace)),
             Some(_) => "being removed".to_owned(),
         };
@@ -387,7 +391,7 @@ fn words(reason: &Reason) -> String {
     }
 }
 
-fn print_carried_out(done: &CarriedOut) {
+fn print_carried_out(done: &CarriedOut, running: Option<&str>) {
     for waits in &done.waits {
         match (&waits.until, &waits.known, &waits.for_backup) {
             (Some(until), None, _) => output::say!("number {}: its objects go behind {}", waits.number, output::time(*until)),
@@ -399,7 +403,15 @@ fn print_carried_out(done: &CarriedOut) {
                 output::time(*known)
             ),
             (None, _, Some(backup)) => {
-                output::say!("number {}: its objects stay while backup {backup} is under way, which may use them", waits.number)
+                let what = running.map_or_else(
+                    || "was interrupted, or another host takes it".to_owned(),
+                    |holder| format!("may be under way here ({holder}), or was interrupted, or another host takes it"),
+                );
+                let given_up = waits.given_up.map(output::time).unwrap_or_default();
+                output::say!(
+                    "number {}: its objects stay, as backup {backup} may use them, which {what}: until it ends, or {given_up}",
+                    waits.number
+                )
             }
             (None, _, None) => {}
         }

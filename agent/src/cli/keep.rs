@@ -82,6 +82,10 @@ async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool, 
     repository.put_hold(&hold).await.context("note it in the repository")?;
     // Somebody may have let it go in that moment.
     let left = repository.expired().await.context("look whether it is still there")?.has_backup(&hold.backup);
+    if left && hold.keep.is_some() {
+        output::tell!("note: that it is to be kept is noted: should it be brought back, it is kept");
+        return Err(left_the_catalog(&repository, &hold.backup).await?);
+    }
     if json {
         output::json(&hold)?;
     } else {
@@ -90,10 +94,7 @@ async fn say(global: &Global, backup: BackupId, keep: Option<Keep>, json: bool, 
             None => output::say!("{} is left to the retention policy", hold.backup),
         }
     }
-    match left && hold.keep.is_some() {
-        true => Err(left_the_catalog(&repository, &hold.backup).await?),
-        false => Ok(()),
-    }
+    Ok(())
 }
 
 /// The refusal of what needs a backup that left the catalog.

@@ -294,6 +294,6 @@ fn tell(cluster: &ClusterConfig, json: bool, changed: bool, note: &str) -> Resul
         return Ok(output::json(&Changed { recipients, changed, note })?);
     }
     let count = recipients.len();
-    output::say!("{} now; {note}", if count == 1 { "1 recipient".to_owned() } else { format!("{count} recipients") });
+    output::say!("{} now. {note}", if count == 1 { "1 recipient".to_owned() } else { format!("{count} recipients") });
     Ok(())
 }

@@ -44,10 +44,9 @@ pub fn check(raw: RawEncryption, name: &ClusterName, env: &dyn Fn(&str) -> Optio
     }
     let file = |key: &str, path: Option<String>| {
         // Whoever puts the key itself there must not find it in a log.
-        ensure!(
-            path.as_ref().is_none_or(|path| path.starts_with('/')),
-            "[cluster.{name}.encryption] {key}: not an absolute path (not shown)"
-        );
+        let variable = format!("WALKEEP_ENCRYPTION_{}", key.to_uppercase());
+        let from = env(&variable).map_or_else(|| format!("[cluster.{name}.encryption] {key}"), |_| variable);
+        ensure!(path.as_ref().is_none_or(|path| path.starts_with('/')), "{from}: not an absolute path (not shown)");
         Ok(path.map(PathBuf::from))
     };
     let credentials = env("CREDENTIALS_DIRECTORY").map(PathBuf::from).filter(|folder| folder.is_absolute());

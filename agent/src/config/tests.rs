@@ -126,6 +126,8 @@ fn keys_of_encryption_come_from_file_and_environment() {
         let message = refusal(&with(lines), &[]);
         assert!(message.contains("encryption") || message.contains("recipient"), "{lines}: {message}");
     }
+    let message = refusal(SMALL, &[("WALKEEP_ENCRYPTION_IDENTITY_FILE", one.0.reveal())]);
+    assert!(message.contains("WALKEEP_ENCRYPTION_IDENTITY_FILE") && !message.contains(&one.0.reveal()[20..40]), "{message}");
     // Wherever a secret comes to stand by mistake, it is not shown.
     for key in ["recipients", "recipients_file", "identity_file"] {
         for lines in [format!("{key} = \"{}\"", one.0.reveal()), format!("{key} = [\"{}\"]", one.0.reveal())] {

@@ -342,7 +342,11 @@ async fn what_the_target_has_let_go_is_not_brought_there() {
     let there = Repository::open(target.clone()).await.unwrap();
     let there = Arc::new(ClusterRepository::new(there, "main".parse().unwrap(), repository.identity().clone(), 3));
     let (scope, none, stop) = (crate::expire::Scope::Everything, Duration::ZERO, CancellationToken::new());
-    let let_go = async || crate::expire::carry_out(&there, scope, none, chrono::Utc::now(), &stop, &|_| {}).await.unwrap();
+    let let_go = async || {
+        crate::expire::carry_out(&there, scope, (none, std::path::Path::new("/nonexistent")), chrono::Utc::now(), &stop, &|_| {})
+            .await
+            .unwrap()
+    };
     assert_eq!(let_go().await.objects, 21);
     let left = keys(&target).await;
     assert_eq!(left.len(), before - 21, "one record took the place of the other");

@@ -270,7 +270,7 @@ impl Artifacts {
     /// Removes the objects of those whose time of grace is over.
     async fn remove(&self, grace: Duration) -> Result<()> {
         let repository = Arc::new(self.maker.repository().demanding(Proof::Every));
-        let done = expire::carry_out(&repository, Scope::Artifacts, grace, Utc::now(), &self.stop, &|_| {}).await?;
+        let done = expire::carry_out(&repository, Scope::Artifacts, (grace, &self.cluster.spool), Utc::now(), &self.stop, &|_| {}).await?;
         done.log_doubts();
         if !done.artifacts.is_empty() {
             let artifacts = done.artifacts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");

@@ -3,6 +3,7 @@
 //! First the records of backups, so that they do not come back whatever happens next; then WAL, manifests and what was said of the backups; packs at last, by
 //! [`sweep`], which keeps those that any manifest names. What the store does not let go stays named by the record, and is tried again by the next run.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::BackupId;
 use walkeep_store::Key;
 
-use super::{alive, held, present};
+use super::{alive, held, is_over, present};
 use crate::backup::sweep::{self, Swept};
 use crate::repository::ClusterRepository;
 use crate::repository::expiry::KnownExpiry;
@@ -83,21 +84,24 @@ pub struct Waits {
     /// What is known of the present, where it is over by this host's clock and by nothing else.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known: Option<DateTime<Utc>>,
-    /// The backup under way that may refer to them.
+    /// The backup without a record that may be under way, and refer to them.
     pub for_backup: Option<BackupId>,
+    /// If it is not, they go behind this moment: so long after it stored something it is given up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<DateTime<Utc>>,
 }
 
-/// Removes what may be removed now.
+/// Removes what may be removed now. In the folder `spool` backups of this host hold their lock.
 pub async fn carry_out(
     repository: &Arc<ClusterRepository>,
     scope: Scope,
-    grace: Duration,
+    (grace, spool): (Duration, &Path),
     host_now: DateTime<Utc>,
     cancel: &CancellationToken,
     tell: &(dyn Fn(u64) + Sync),
 ) -> Result<CarriedOut> {
     let (known, _) = repository.expiries().await.context("read what left the catalog")?;
-    let mut work = Work { repository, cancel, tell, done: CarriedOut::default() };
+    let mut work = Work { repository, spool, cancel, tell, done: CarriedOut::default() };
     let mut over = Vec::new();
     // Asked for where something would go, and not before.
     let mut now = None;
@@ -171,6 +175,7 @@ pub async fn carry_out(
 
 struct Work<'a> {
     repository: &'a Arc<ClusterRepository>,
+    spool: &'a Path,
     cancel: &'a CancellationToken,
     tell: &'a (dyn Fn(u64) + Sync),
     done: CarriedOut,
@@ -184,7 +189,7 @@ impl Work<'_> {
         let over = began.checked_add_signed(chrono::TimeDelta::from_std(grace)?).context("a time of grace beyond all years")?;
         // Without a grace it does not matter by how little a clock is ahead.
         let runs = now < over && !grace.is_zero();
-        Ok(runs.then_some(Waits { number: record.record.number, until: Some(over), known, for_backup: None }))
+        Ok(runs.then_some(Waits { number: record.record.number, until: Some(over), known, for_backup: None, given_up: None }))
     }
 
     /// The backup under way for which the objects of a record stay for now.
@@ -193,8 +198,13 @@ impl Work<'_> {
             return Ok(None);
         }
         let may_refer = |began: SystemTime| began <= known.put + UNSEEN;
-        let alive = alive(self.repository).await?.into_iter().find(|found| may_refer(found.first));
-        Ok(alive.map(|backup| Waits { number: known.record.number, until: None, known: None, for_backup: Some(backup.id) }))
+        for backup in alive(self.repository).await?.into_iter().filter(|found| may_refer(found.first)) {
+            if !is_over(self.repository, &backup.id, self.spool).await? {
+                let (number, given_up) = (known.record.number, Some((backup.last + sweep::LEFT).into()));
+                return Ok(Some(Waits { number, until: None, known: None, for_backup: Some(backup.id), given_up }));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes what a record names; whether all of it is gone.

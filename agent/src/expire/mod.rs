@@ -9,12 +9,14 @@ mod carry_out;
 mod present;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use walkeep_core::artifact::ArtifactPlace;
+use walkeep_core::backup::BackupBegun;
 use walkeep_core::catalog::{Catalog, WalRange};
 use walkeep_core::expiry::{End, Expired, ExpiredWal, Expiry, ExpiryEnd};
 use walkeep_core::layout::{BackupId, ObjectName};
@@ -23,12 +25,14 @@ use walkeep_core::retention::{self, Facts, Policy, RetentionPlan};
 use walkeep_core::target::{RecoveryTarget, TargetKind};
 use walkeep_core::{Lsn, TimelineId, WalFileName};
 
+use crate::backup::lock::BackupLock;
 use crate::backup::sweep;
 use crate::planning::{Around, Share, View};
 use crate::repository::expiry::KnownExpiry;
 use crate::repository::holds::Hold;
 use crate::repository::unfinished::BackupTimes;
 use crate::repository::{self, ClusterRepository};
+use crate::writer;
 
 pub use carry_out::{CarriedOut, Scope, Waits, carry_out};
 
@@ -135,6 +139,21 @@ async fn alive(repository: &ClusterRepository) -> Result<Vec<BackupTimes>> {
     let times = repository.backup_times().await.context("look for backups under way")?;
     let now = times.iter().map(|found| found.last).max().unwrap_or(SystemTime::UNIX_EPOCH);
     Ok(times.into_iter().filter(|found| !found.recorded && !sweep::is_left(found, now)).collect())
+}
+
+/// Whether a backup without a record, which was listed as such, was cancelled or killed on this host: its lock was held in the folder `spool`, and is free. It
+/// gets no record any more, and what it stored is found by its manifest.
+async fn is_over(repository: &ClusterRepository, id: &BackupId, spool: &Path) -> Result<bool> {
+    let begun = repository.begun(id).await.context("look who takes a backup")?;
+    let here = writer::known_identity(spool).ok().flatten();
+    let ours = |begun: &BackupBegun| here.is_some() && begun.writer == here && begun.host == writer::host();
+    let spool = spool.to_owned();
+    let is_free = || tokio::task::spawn_blocking(move || BackupLock::is_free(&spool));
+    if !begun.as_ref().is_some_and(ours) || !is_free().await.context("look at the lock")? {
+        return Ok(false);
+    }
+    // It may have been recorded between the listing and the look at its lock.
+    Ok(alive(repository).await?.iter().any(|found| found.id == *id))
 }
 
 /// The last moment of each timeline, as far as the index or the WAL tells it to the end.

@@ -32,7 +32,7 @@ pub(crate) async fn backup(repository: &Arc<ClusterRepository>, number: u64) -> 
 /// The same without its record.
 async fn packed(repository: &Arc<ClusterRepository>, number: u64) -> BackupRecord {
     let mut record = record(number);
-    let begun = BackupBegun { format: 1, label: "nightly".into(), host: "db1".into(), process: 1, at: Utc::now() };
+    let begun = BackupBegun { format: 1, label: "nightly".into(), host: "db1".into(), process: 1, at: Utc::now(), writer: None };
     repository.begin_backup(&record.id, &begun).await.unwrap();
     let workers = Workers::start(1, 1).unwrap();
     let mut packer = Packer::new(repository.clone(), record.id.clone(), workers, Older::default(), CancellationToken::new()).unwrap();
@@ -65,7 +65,7 @@ async fn letting_go(repository: &Arc<ClusterRepository>) -> Expiry {
 }
 
 async fn carried_out(repository: &Arc<ClusterRepository>, grace: Duration) -> Result<CarriedOut> {
-    carry_out(repository, Scope::Everything, grace, Utc::now(), &CancellationToken::new(), &|_| {}).await
+    carry_out(repository, Scope::Everything, (grace, Path::new("/nonexistent")), Utc::now(), &CancellationToken::new(), &|_| {}).await
 }
 
 async fn keys(store: &MemoryStore, part: &str) -> Vec<String> {
@@ -122,7 +122,11 @@ async fn a_clock_that_is_ahead_ends_no_grace() {
     five(&repository).await;
     let objects = keys(&store, "").await.len();
     let let_go = letting_go(&repository).await;
-    let at = async |host_now| carry_out(&repository, Scope::Everything, HOUR, host_now, &CancellationToken::new(), &|_| {}).await.unwrap();
+    let at = async |host_now| {
+        carry_out(&repository, Scope::Everything, (HOUR, Path::new("/nonexistent")), host_now, &CancellationToken::new(), &|_| {})
+            .await
+            .unwrap()
+    };
     let newest = async |number| {
         let mut record = packed(&repository, number).await;
         (record.started_at, record.ended_at) = (Utc::now(), Utc::now());
@@ -199,12 +203,61 @@ async fn a_backup_that_began_before_keeps_everything_until_it_is_over() {
     let under_way = packed(&repository, 6).await;
     let expiry = letting_go(&repository).await;
     let done = carried_out(&repository, Duration::ZERO).await.unwrap();
-    assert_eq!(done.waits, [Waits { number: expiry.number, until: None, known: None, for_backup: Some(under_way.id.clone()) }]);
+    let [Waits { number, for_backup: Some(waits_for), given_up: Some(given_up), .. }] = &done.waits[..] else { panic!("{done:?}") };
+    assert_eq!((*number, waits_for), (expiry.number, &under_way.id));
+    assert!((*given_up - Utc::now()).num_days() >= 6, "it may be another host's: {given_up}");
     assert_eq!(keys(&store, "/backup.json").await.len(), 5);
     repository.commit_backup(&under_way).await.unwrap();
     let done = carried_out(&repository, Duration::ZERO).await.unwrap();
     assert_eq!((done.waits.len(), done.backups.len()), (0, 4));
     assert!(is_whole(&repository, &under_way.id).await);
+}
+
+/// One that was cancelled or killed on this host has let go of its lock: nothing waits for it.
+#[tokio::test]
+async fn a_backup_that_died_here_holds_up_nothing() {
+    let (repository, store) = memory().await;
+    let repository = Arc::new(repository);
+    five(&repository).await;
+    let spool = tempfile::tempdir().unwrap();
+    std::fs::write(spool.path().join("writer.json"), r#"{"id": "this spool"}"#).unwrap();
+    let six = packed(&repository, 6).await;
+    let begun = |host: String, writer: Option<&str>| BackupBegun {
+        format: 1,
+        label: "nightly".into(),
+        host,
+        process: 1,
+        at: Utc::now(),
+        writer: writer.map(str::to_owned),
+    };
+    letting_go(&repository).await;
+    let key = repository.layout().key(&ObjectName::BackupBegun(six.id.clone())).parse().unwrap();
+    let waits = async || {
+        let cancel = CancellationToken::new();
+        carry_out(&repository, Scope::Everything, (Duration::ZERO, spool.path()), Utc::now(), &cancel, &|_| {}).await.unwrap().waits.len()
+    };
+    let lock = BackupLock::take(spool.path(), "a test").unwrap();
+    for (host, id) in [
+        ("db2".into(), Some("this spool")),
+        (writer::host(), Some("another")),
+        (writer::host(), None),
+        (writer::host(), Some("this spool")),
+    ] {
+        store.overwrite(&key, walkeep_core::sealed::to_json(&begun(host, id)).unwrap().into());
+        assert_eq!(waits().await, 1, "the lock is held");
+    }
+    drop(lock);
+    for (host, id) in [("db2".into(), Some("this spool")), (writer::host(), Some("another")), (writer::host(), None)] {
+        store.overwrite(&key, walkeep_core::sealed::to_json(&begun(host, id)).unwrap().into());
+        assert_eq!(waits().await, 1, "somebody else may take it");
+    }
+    assert_eq!(keys(&store, "/backup.json").await.len(), 5);
+    store.overwrite(&key, walkeep_core::sealed::to_json(&begun(writer::host(), Some("this spool"))).unwrap().into());
+    assert_eq!(waits().await, 0);
+    assert_eq!(keys(&store, "/backup.json").await.len(), 1);
+    // What it stored is there still, for the next one.
+    repository.commit_backup(&six).await.unwrap();
+    assert!(is_whole(&repository, &six.id).await);
 }
 
 #[tokio::test]

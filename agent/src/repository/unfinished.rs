@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use walkeep_core::backup::BackupBegun;
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_store::{ListRequest, Listed, list_all};
+use walkeep_store::{ErrorKind, ListRequest, Listed, list_all};
 
 use super::manifest::ManifestEntries;
 use super::{ClusterRepository, Error, Result};
@@ -32,6 +32,15 @@ impl ClusterRepository {
     pub async fn begin_backup(&self, id: &BackupId, begun: &BackupBegun) -> Result<()> {
         let body = Bytes::from(walkeep_core::sealed::to_json(begun).map_err(Error::encode)?);
         Ok(self.store().put_if_absent(&self.key(&ObjectName::BackupBegun(id.clone()))?, body).await.map(drop)?)
+    }
+
+    /// What was said when a backup began; `None` if that is not there, or says nothing.
+    pub async fn begun(&self, id: &BackupId) -> Result<Option<BackupBegun>> {
+        match self.store().get(&self.key(&ObjectName::BackupBegun(id.clone()))?, None).await {
+            Ok(body) => Ok(walkeep_core::sealed::from_json(&body).ok()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Every backup of which anything is stored, in the order of their names.

@@ -136,7 +136,7 @@ async fn copy(
     tracing::info!(backup = %id, start_lsn = %start, "backup: reading the data directory");
     let pages = Pages::of(&control, start);
     let workers = Workers::start(options.jobs, options.compression_level)?;
-    announce(&repository, &id, &options.label, cancel).await?;
+    announce(&repository, &id, &options.begun(), cancel).await?;
     let (former, older) = match options.full {
         true => (None, Older::default()),
         false => Basis::find(&repository, &id, directory, &control, start, cancel).await?,

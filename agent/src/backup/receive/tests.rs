@@ -73,7 +73,7 @@ async fn run(events: VecDeque<BackupEvent>) -> Result<Received> {
     receive(
         Arc::new(repository),
         Script(events),
-        (DateTime::UNIX_EPOCH, "nightly"),
+        (DateTime::UNIX_EPOCH, &crate::backup::Options::new("nightly").begun()),
         making,
         &Damage::default(),
         &mut meter,

@@ -11,7 +11,7 @@ use walkeep_store::{MemoryStore, Store};
 async fn backup(repository: &Arc<ClusterRepository>, number: u64, bytes: &[u8], listed: bool, recorded: bool) -> BackupId {
     let mut record = record(number);
     let id = record.id.clone();
-    let begun = BackupBegun { format: 1, label: "nightly".into(), host: "db1".into(), process: 1, at: Utc::now() };
+    let begun = BackupBegun { format: 1, label: "nightly".into(), host: "db1".into(), process: 1, at: Utc::now(), writer: None };
     repository.begin_backup(&id, &begun).await.unwrap();
     let workers = Workers::start(1, 1).unwrap();
     let mut packer = Packer::new(repository.clone(), id.clone(), workers, Older::default(), CancellationToken::new()).unwrap();

@@ -65,7 +65,8 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
             "retention: left the catalog; `walkeep expire --undo` with its number brings it back within the grace"
         );
     }
-    let done = expire::carry_out(&repository, Scope::Everything, retention.grace, Utc::now(), &taker.stop, &|_| {}).await?;
+    let done = expire::carry_out(&repository, Scope::Everything, (retention.grace, &taker.cluster.spool), Utc::now(), &taker.stop, &|_| {})
+        .await?;
     done.log_doubts();
     let CarriedOut { backups, objects, packs, pack_bytes, refused, refused_named, packs_wait, .. } = done;
     if objects > 0 || packs > 0 || refused > 0 {
