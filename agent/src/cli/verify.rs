@@ -121,7 +121,7 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
             Ok(()) => {}
         }
         told.something();
-        told.of("objects", if is_first { next.steps.len() } else { plan.steps.len() });
+        told.of("objects", plan.steps.len());
         told.begins().await;
         let tell = |step: &Step| {
             if !args.json {
@@ -131,6 +131,7 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
         let done = repair::carry_out(&mut next, &everywhere, &mut places, &opened.stop, &tell).await;
         let put = next.put();
         plan.and(std::mem::take(&mut next));
+        told.of("objects", plan.steps.len());
         told.of("objects_put", plan.put());
         // Behind it everything is looked at anew, and what was damaged is read again.
         let behind = match done {
@@ -149,7 +150,7 @@ pub async fn mend(global: &Global, args: VerifyArgs, told: &Told<'_>) -> Result<
                 // What was done until then was done.
                 match args.json {
                     true => output::json(&Repaired { report: &report, repair: &plan })?,
-                    false => output::say!("\n{} put; it was not looked at behind that", output::count(put as u64, "object")),
+                    false => output::say!("\n{} put; it was not looked at behind that", output::count(plan.put() as u64, "object")),
                 }
                 return Err(failure);
             }
