@@ -30,8 +30,8 @@ pub struct Stored {
 impl Stored {
     /// Of each repository of the cluster that was counted from this host.
     pub fn of(cluster: &ClusterConfig, repository: &Arc<ClusterRepository>) -> Vec<Self> {
-        let one = |(number, repository): (usize, Arc<ClusterRepository>)| {
-            Self::among(cluster, repository.repository().url(), Memory::outcome_of(cluster, &repository, number)?)
+        let one = |(_, repository): (usize, Arc<ClusterRepository>)| {
+            Self::among(cluster, repository.repository().url(), Memory::outcome_of(cluster, &repository)?)
         };
         numbered(repository).filter_map(one).collect()
     }
