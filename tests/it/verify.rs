@@ -297,7 +297,8 @@ fn the_agent_says_what_is_damaged() {
     with_change(&pack.1, flip, || {
         wait_until("the damage is counted", PATIENCE, || metric(&story, "damaged_objects") == Some(1.0));
         let status = story.walkeep.ok(&["status"]);
-        assert!(status.stdout.lines().take(4).any(|line| line.contains("DAMAGED") && line.contains(&pack.0)), "{}", status.stdout);
+        let mut cluster = status.stdout.lines().skip_while(|line| !line.starts_with("cluster "));
+        assert!(cluster.by_ref().take(4).any(|line| line.contains("DAMAGED") && line.contains(&pack.0)), "{}", status.stdout);
         assert!(story.agent().log().contains(&pack.0), "{}", story.agent().log());
     });
     wait_until("it is seen to be mended", PATIENCE, || metric(&story, "damaged_objects") == Some(0.0));
