@@ -98,7 +98,7 @@ fn the_agent_has_what_they_ask_for() {
     let every = "schedule = \"0 3 * * *\"";
     walkeep.more = format!(
         "[[cluster.main.backup]]\n{every}\n[[cluster.main.artifact]]\nname = \"it\"\ncommand = \"echo x\"\n{every}\n\
-         [cluster.main.retention]\nwindow = \"7d\"\nautomatic = true\n"
+         [cluster.main.retention]\nwindow = \"7d\"\nautomatic = true\n[metrics]\nbackup_names = true\n"
     );
     walkeep.write_config();
     walkeep.ok(&["init"]);
@@ -115,6 +115,10 @@ fn the_agent_has_what_they_ask_for() {
     for name in ["walkeep_recoverable_until_timestamp_seconds", "walkeep_disk_free_bytes{disk=\"spool\"}", "walkeep_spool_limit_bytes"] {
         assert!(agent.metric(name).is_some_and(|value| value > 0.0), "{name} in\n{}", page());
     }
+    wait_until("copies are told by the name of backup scripts", PATIENCE, || {
+        agent.metric("backup_cross_region_replication_status") == Some(1.0)
+    });
+    assert_eq!(agent.metric("backup_last_run_status"), Some(1.0), "there was none yet");
     // Of whom there is a certificate, and whose clock that is.
     let of = |name: &str, labels: &str| agent.metric(&format!("walkeep_{name}{{{labels}}}"));
     let urls = buckets.each_ref().map(|bucket| format!("repository=\"s3://{}\"", bucket.name));
