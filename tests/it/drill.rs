@@ -172,7 +172,11 @@ fn a_check_that_fails_fails_the_drill() {
             check("wrong", "SELECT count(*) FROM t", "expect = 31"),
             check("broken", "SELECT * FROM nowhere", ""),
             check("slow", "SELECT pg_sleep(60)", "timeout = \"1s\""),
-            check("writes", "INSERT INTO t VALUES (1000, 'x'); SELECT true", ""),
+            check("writes", "INSERT INTO t VALUES (1000, 'x') RETURNING true", ""),
+            check("several", "SELECT true; COMMIT; CREATE TABLE made AS SELECT 1", ""),
+            check("ends it", "COMMIT AND CHAIN; SELECT true", ""),
+            check("opens it", "SET TRANSACTION READ WRITE", ""),
+            check("in a block", "DO 'BEGIN COMMIT; CREATE TABLE made (); END'", ""),
             check("right", "SELECT count(*) FROM t", "expect = 30"),
             check("elsewhere", "SELECT true", "database = \"nowhere\""),
         ]
@@ -182,11 +186,19 @@ fn a_check_that_fails_fails_the_drill() {
     let report = output.json();
     assert_eq!(report["verdict"], "failed");
     let results = report["results"].to_string();
-    for name in ["wrong", "broken", "slow", "writes", "elsewhere"] {
+    for name in ["wrong", "broken", "slow", "writes", "several", "ends it", "opens it", "in a block", "elsewhere"] {
         assert_eq!(outcome(&report, name), "failed", "{report:#}");
         assert!(output.stderr.contains(name) && report["reason"].as_str().unwrap().contains(name), "{}", output.stderr);
     }
-    for said in ["nowhere", "statement timeout", "read-only transaction", "\"found\":\"30\""] {
+    for said in [
+        "nowhere",
+        "statement timeout",
+        "read-only transaction",
+        "multiple commands",
+        "before any query",
+        "invalid transaction termination",
+        "\"found\":\"30\"",
+    ] {
         assert!(results.contains(said), "{said} in {report:#}");
     }
     assert_eq!((outcome(&report, "right"), outcome(&report, "recovery")), ("passed", "passed"));

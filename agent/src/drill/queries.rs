@@ -50,6 +50,9 @@ async fn one(looking: &Looking<'_>, server: &Server, user: &str, check: &DrillCh
         recovered.to_rfc3339_opts(SecondsFormat::Micros, true)
     );
     client.batch_execute(&settings).await.context("set up the session")?;
+    // One statement, which cannot end the transaction that it is in: a server refuses to prepare several. Nor can it make that one of writing: there was a query.
+    client.prepare(&check.query).await.context("prepare it, one statement")?;
+    client.batch_execute("BEGIN TRANSACTION READ ONLY; SELECT").await.context("begin a transaction that only reads")?;
     let mut messages = pin!(client.simple_query_raw(&check.query).await?);
     let mut answer = String::new();
     while let Some(message) = messages.next().await {

@@ -47,7 +47,7 @@ pub(super) fn facts(facts: &Facts) -> Vec<(&'static str, String)> {
     told.push(("ended", time(facts.ended_at)));
     if let Some(restored) = &facts.restored {
         told.push(("backup", restored.backup.to_string()));
-        told.push(("stopped at", format!("{} on timeline {}", restored.stop_lsn, restored.timeline)));
+        told.push(("planned up to", format!("{} on timeline {}", restored.stop_lsn, restored.timeline)));
         let last = restored.last_transaction_at.map_or_else(|| "none behind the backup's start".to_owned(), time);
         told.push(("last commit", last));
         told.push(("restored", format!("{} MiB, and {} files of WAL to replay", restored.bytes >> 20, restored.wal_files)));
