@@ -1,7 +1,7 @@
 //! One file of the archive back to PostgreSQL.
 //!
 //! Three answers exist, and the second is the dangerous one: *done*, the whole file is at its destination; *absent*, which ends recovery
-//! and is said only when [`find`] proves it, or when `pg_wal` has all that there is of an unfinished segment ([`received`]); *failed*, which is everything else.
+//! and is said only when [`find`] proves it, or when `pg_wal` has all that there is of an unfinished segment (`received`); *failed*, which is everything else.
 //!
 //! A file is proven before it is visible: it is written beside its destination and takes the name as the last step of the request itself. So a request
 //! that is given up (the shim was killed) leaves the destination alone. What PostgreSQL takes for its own is not fsynced here: before it uses `RECOVERYXLOG` or
