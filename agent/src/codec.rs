@@ -33,15 +33,12 @@ pub struct Description {
     pub length: u64,
     /// BLAKE3 of the plain bytes.
     pub blake3: Blake3Sum,
-    /// Of a part: up to here all WAL of its timeline was acknowledged, or durable before, when it was put. It is no part of what the object is.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub acknowledged: Option<Lsn>,
 }
 
 impl Description {
     /// Describes `plain`.
     pub fn of(name: String, system_identifier: SystemIdentifier, start: Option<Lsn>, plain: &[u8]) -> Self {
-        Self { format: 1, name, system_identifier, start, length: plain.len() as u64, blake3: blake3(plain), acknowledged: None }
+        Self { format: 1, name, system_identifier, start, length: plain.len() as u64, blake3: blake3(plain) }
     }
 }
 

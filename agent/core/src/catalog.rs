@@ -92,14 +92,6 @@ impl CatalogBuilder {
         self.catalog.stored.iter().filter_map(one).collect()
     }
 
-    /// What parts of a segment hold behind a hole was never promised to anybody: the WAL ends before the hole.
-    pub fn ends_at_hole(&mut self, segment: SegmentName) {
-        let stored = self.catalog.stored.get_mut(&segment.timeline());
-        if let Some((stored, number)) = stored.zip(segment.number(self.catalog.size)) {
-            stored.end_at_hole(number);
-        }
-    }
-
     /// A segment's parts as they are listed now, in the place of those that were added before.
     pub fn parts_again(&mut self, segment: SegmentName, parts: &[(PartName, u64)]) {
         let stored = self.catalog.stored.get_mut(&segment.timeline());

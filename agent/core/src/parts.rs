@@ -61,20 +61,14 @@ pub struct Apart {
 /// What the parts hold behind the first hole; `None` where they end with [`longest_chain`]. What a later epoch cut off is no more than that.
 ///
 /// Parts are stored side by side: while one writer is at work a hole may be there for a moment, and one that was killed, its server with it, may leave it.
-/// What was acknowledged lies before it then. Whoever finds one looks again until the parts of before are reached up to [`Apart::to`]; of a hole that stays
-/// the parts [`behind`] it say whether WAL is lost in it: each knows up to where all was acknowledged when it was put.
+/// What was acknowledged lies before it then. Whoever finds one looks again until the parts of before are reached up to [`Apart::to`]; a hole that stays is
+/// taken for lost WAL, as nobody can tell the two apart.
 pub fn apart(parts: &[PartName]) -> Option<Apart> {
     let reached = reach(parts);
     let behind: Vec<Link> = links(parts).filter(|link| link.part.from > reached && link.to > link.part.from).collect();
     let resumes = behind.iter().map(|link| link.part.from).min()?;
     let to = behind.iter().map(|link| link.to).max()?;
     Some(Apart { reached, resumes, to })
-}
-
-/// The parts behind the first hole that count.
-pub fn behind(parts: &[PartName]) -> Vec<PartName> {
-    let reached = reach(parts);
-    links(parts).filter(|link| link.part.from > reached && link.to > link.part.from).map(|link| link.part).collect()
 }
 
 /// How many bytes from offset 0 the parts hold without a hole.

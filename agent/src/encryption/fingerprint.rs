@@ -127,8 +127,7 @@ impl fmt::Debug for FingerprintKey {
 }
 
 pub(super) fn fingerprint(key: &[u8; 32], description: &Description) -> Fingerprint {
-    // Of what the object is, whenever it was put.
-    let text = serde_json::to_vec(&Description { acknowledged: None, ..description.clone() }).unwrap_or_default();
+    let text = serde_json::to_vec(description).unwrap_or_default();
     let name = blake3::derive_key("walkeep 2026 the name of a key of fingerprints", key);
     Fingerprint { key: hex::encode(&name[..8]), hash: blake3::keyed_hash(key, &text).to_hex().to_string() }
 }

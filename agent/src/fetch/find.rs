@@ -215,12 +215,6 @@ impl Finder {
         found.open(folder).await.map(Some)
     }
 
-    /// Whether WAL is lost in the hole between a segment's parts, or none was ever promised behind it.
-    pub async fn is_lost_in_hole(&self, segment: SegmentName) -> Result<bool, Trouble> {
-        let parts = self.repository.list_parts(segment).await?;
-        Ok(self.repository.is_lost_in_hole(segment, &parts).await?)
-    }
-
     /// A segment that is not stored as one object: what is stored of it in parts, if it is the last one.
     async fn find_unfinished(&self, segment: SegmentName) -> Result<Found, Trouble> {
         let number = self.number(segment)?;

@@ -219,7 +219,7 @@ impl Fetcher {
                     Some(apart) => tracing::warn!(
                         wal,
                         resumes = apart.resumes,
-                        "parts of the unfinished segment have a hole: giving what lies before it, filled up with zeros"
+                        "a part of the unfinished segment is missing: giving what lies before it, filled up with zeros"
                     ),
                 }
                 (Content::Memory(content), false)
@@ -267,14 +267,10 @@ impl Fetcher {
             Remedy::None => false,
         };
         let look = async || match (self.finder.find(name, recovery_folder(destination)).await?, name) {
-            (found @ Found::Tail { wal, apart: Some(apart), .. }, WalFileName::Segment(segment))
+            (Found::Tail { wal, apart: Some(apart), .. }, WalFileName::Segment(segment))
                 if wal < u64::from(*seen_to.get_or_init(|| apart.to)) && !mode.standby && !target::is_set(destination) =>
             {
-                // An agent that is at work has had the time to fill it.
-                match began.elapsed() > LOOK_AGAIN / 2 && !self.finder.is_lost_in_hole(segment).await? {
-                    true => Ok(found),
-                    false => Err(Trouble::Apart { segment, apart }),
-                }
+                Err(Trouble::Apart { segment, apart })
             }
             (found, _) => Ok(found),
         };

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
-use walkeep_core::TimelineId;
 use walkeep_core::layout::{ObjectName, PartName};
 use walkeep_core::{Lsn, MajorVersion, SegmentName, SegmentSize, SystemIdentifier};
 use walkeep_store::{Error as StoreError, ErrorKind, Key, ListRequest, Listed, Page, Put, SharedStore, Store};
@@ -490,28 +489,6 @@ async fn a_hole_in_the_parts_is_not_the_end_of_the_wal() {
     let (given, ()) = tokio::join!(rig.ask(file), at_work);
     assert!(matches!(given, Outcome::Done), "{given:?}");
     assert_eq!(std::fs::read(rig.destination()).unwrap().iter().rposition(|byte| *byte != 0).map(|last| last < 4000), Some(true));
-}
-
-/// Agent and server were lost while two parts were on their way, and the second came first: nobody was told that either is durable.
-#[tokio::test(start_paused = true)]
-async fn what_was_never_promised_is_no_hole() {
-    let rig = Rig::new().await;
-    let segment = rig.segment(1, 3);
-    let part = |from: u32, to: u32| PartName { segment, from, to, epoch: 1 };
-    let bytes = |from: u32, to: u32| Bytes::copy_from_slice(&rig.content(segment)[from as usize..to as usize]);
-    let start = segment.number(rig.repository.identity().segment_size).unwrap().start(rig.repository.identity().segment_size);
-    let acknowledged = |to: u64| Some(start.saturating_add(to));
-    rig.repository.put_part_behind(part(0, 1000), bytes(0, 1000), acknowledged(0)).await.unwrap();
-    rig.repository.put_part_behind(part(2000, 3000), bytes(2000, 3000), acknowledged(1000)).await.unwrap();
-    assert!(matches!(rig.ask(WalFileName::Segment(segment)).await, Outcome::Done));
-    assert!(std::fs::read(rig.destination()).unwrap()[1000..].iter().all(|byte| *byte == 0));
-    let catalog = rig.repository.load_catalog().await.unwrap().catalog;
-    assert_eq!(catalog.frontier(TimelineId::FIRST), acknowledged(1000));
-    assert_eq!(catalog.holes(TimelineId::FIRST), []);
-    // One that was put when the hole's bytes had been acknowledged says that they were there.
-    rig.repository.put_part_behind(part(3000, 4000), bytes(3000, 4000), acknowledged(2000)).await.unwrap();
-    failed_with(&rig.fetch(segment).await, "the bytes 000003E8 to 000007D0");
-    assert_eq!(rig.repository.load_catalog().await.unwrap().catalog.holes(TimelineId::FIRST).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

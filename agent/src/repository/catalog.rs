@@ -222,12 +222,6 @@ impl ClusterRepository {
             rest.retain(|(segment, _)| open.contains(segment));
             holes = rest;
         }
-        for (segment, _) in holes {
-            if !self.is_lost_in_hole(segment, &self.list_parts(segment).await?).await? {
-                tracing::debug!(%segment, "nothing behind the hole in its parts was promised: the WAL ends before it");
-                builder.ends_at_hole(segment);
-            }
-        }
         Ok(())
     }
 

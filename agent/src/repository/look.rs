@@ -7,10 +7,9 @@ use std::collections::BTreeSet;
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryStreamExt, stream};
 use walkeep_core::backup::BackupBegun;
-use walkeep_core::catalog::{Catalog, CatalogBuilder, GapClosing, GapRecord};
+use walkeep_core::catalog::{Catalog, GapClosing, GapRecord};
 use walkeep_core::expiry::{End, Expiry};
 use walkeep_core::layout::{ClusterLayout, GapName, ObjectName};
-use walkeep_core::parts::{apart, behind};
 use walkeep_core::sealed;
 use walkeep_core::verify::{Listing, Tally};
 use walkeep_core::{TimelineHistory, WalFileName};
@@ -95,7 +94,6 @@ impl ClusterRepository {
             each(&name, &listed);
         })
         .await?;
-        self.leave_out_what_was_never_promised(&mut listing, &mut catalog).await?;
         let read =
             |timeline| async move { self.proven(&ObjectName::Wal(WalFileName::History(timeline)), self.get_history(timeline).await) };
         let histories: Vec<Proven<Option<TimelineHistory>>> =
@@ -129,18 +127,6 @@ impl ClusterRepository {
         damaged.sort_by(|a, b| a.key.cmp(&b.key));
         damaged.dedup_by(|a, b| a.key == b.key);
         Ok(Seen { catalog: catalog.build(), listing, tally, packs, filled, undone, damaged, unreadable })
-    }
-
-    /// Parts behind a hole that agent and server left when both were lost: their like on the way there was never stored, and nothing is missing.
-    async fn leave_out_what_was_never_promised(&self, listing: &mut Listing, catalog: &mut CatalogBuilder) -> Result<()> {
-        for (segment, parts) in listing.parts.iter_mut().filter(|(_, parts)| apart(parts).is_some()) {
-            if !self.is_lost_in_hole(*segment, parts).await? {
-                let behind = behind(parts);
-                parts.retain(|part| !behind.contains(part));
-                catalog.ends_at_hole(*segment);
-            }
-        }
-        Ok(())
     }
 
     /// A page of a listing, of what begins with a prefix of the layout's.

@@ -8,7 +8,7 @@ use std::io::Seek;
 use bytes::Bytes;
 use walkeep_core::blake3::Blake3Sum;
 use walkeep_core::layout::{Form, ObjectName, PartName};
-use walkeep_core::parts::{Apart, Link, apart, behind, longest_chain};
+use walkeep_core::parts::{Apart, Link, apart, longest_chain};
 use walkeep_core::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walkeep_store::several::StoredWhen;
 use walkeep_store::{ErrorKind, ListRequest, Put, list_all};
@@ -85,31 +85,9 @@ impl ClusterRepository {
 
     /// Stores the bytes `[part.from, part.to)` of a segment that is not finished.
     pub async fn put_part(&self, part: PartName, content: Bytes) -> Result<Stored> {
-        self.put_part_behind(part, content, None).await
-    }
-
-    /// The same, noting up to where all WAL of the timeline is acknowledged by now: see [`Self::is_lost_in_hole`].
-    pub async fn put_part_behind(&self, part: PartName, content: Bytes, acknowledged: Option<Lsn>) -> Result<Stored> {
         let start = self.part_start(part);
         let limit = u64::from(part.to - part.from);
-        let name = ObjectName::Part(part);
-        self.put_object_behind(name, part_title(part), Some(start), limit, content, acknowledged).await
-    }
-
-    /// Whether WAL is lost in the hole between these parts of a segment. If what lies behind it was put before the hole's bytes were acknowledged they may
-    /// never have been stored: agent and server were lost while both were on their way, and nobody was told that either is durable. What does not say so, or
-    /// cannot be read, leaves it a loss.
-    pub async fn is_lost_in_hole(&self, segment: SegmentName, parts: &[PartName]) -> Result<bool> {
-        let Some((hole, number)) = apart(parts).zip(segment.number(self.identity().segment_size)) else { return Ok(false) };
-        let from = number.start(self.identity().segment_size).saturating_add(u64::from(hole.reached));
-        for part in behind(parts) {
-            match self.get_part(part).await {
-                Ok(file) if file.description.acknowledged.is_some_and(|to| to <= from) => {}
-                Ok(_) | Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => return Ok(true),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(false)
+        self.put_object(ObjectName::Part(part), part_title(part), Some(start), limit, content).await
     }
 
     /// Makes a segment's object out of the file that `open` opens, which has this hash. It is read in pieces: only the object is in memory.
@@ -155,7 +133,7 @@ impl ClusterRepository {
     pub(super) fn describe_segment(&self, segment: SegmentName, hash: Blake3Sum) -> Description {
         let (system_identifier, length) = (self.identity().system_identifier, self.identity().segment_size.bytes());
         let start = Some(self.segment_start(segment));
-        Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: hash, acknowledged: None }
+        Description { format: 1, name: segment.to_string(), system_identifier, start, length, blake3: hash }
     }
 
     pub(super) async fn put_object(
@@ -166,22 +144,10 @@ impl ClusterRepository {
         limit: u64,
         content: Bytes,
     ) -> Result<Stored> {
-        self.put_object_behind(name, title, start, limit, content, None).await
-    }
-
-    async fn put_object_behind(
-        &self,
-        name: ObjectName,
-        title: String,
-        start: Option<Lsn>,
-        limit: u64,
-        content: Bytes,
-        acknowledged: Option<Lsn>,
-    ) -> Result<Stored> {
         let (system, level) = (self.identity().system_identifier, if start.is_some() { self.wal_level } else { self.level });
         let (sealer, keep) = (self.sealer(&name)?, self.keeps_copy(&name));
         let (description, object, plain) = on_blocking_thread(move || {
-            let description = Description { acknowledged, ..Description::of(title, system, start, &content) };
+            let description = Description::of(title, system, start, &content);
             let plain = codec::encode(&description, &content, level)?;
             let object = sealer.seal(Some(&description), plain.clone())?;
             std::io::Result::Ok((description, object, keep.then_some(plain)))

@@ -250,10 +250,6 @@ impl Streamer {
                 }
             }
             let (begin, frontier, only_compares_first) = (start.at, start.frontier, start.only_compares_first());
-            // What only the spool says is stored is no promise.
-            if history.is_some() {
-                uploads.begin(frontier);
-            }
             let started = match connection.start_physical(Some(&self.cluster.slot), begin.lsn, begin.timeline).await {
                 Ok(Started::EndOfTimeline { next, switch }) => Ok(Ended::Timeline { next, switch }),
                 Ok(Started::Streaming) => {

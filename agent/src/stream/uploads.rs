@@ -66,8 +66,6 @@ pub struct Uploads {
     stored: watch::Sender<usize>,
     /// So many must be stored before another one begins.
     barrier: usize,
-    /// Up to here all is acknowledged, or was stored when the stream began.
-    acknowledged: watch::Sender<Option<Position>>,
     under_way: FuturesOrdered<AbortOnDropHandle<Result<Done, Error>>>,
     /// Every task, to wait for the last.
     tasks: TaskTracker,
@@ -115,15 +113,9 @@ impl Uploads {
             segments: 0,
             stored: watch::Sender::new(0),
             barrier: 0,
-            acknowledged: watch::Sender::new(None),
             under_way: FuturesOrdered::new(),
             tasks: TaskTracker::new(),
         }
-    }
-
-    /// A stream begins: all before this position is stored.
-    pub fn begin(&self, stored: Position) {
-        self.acknowledged.send_replace(Some(stored));
     }
 
     /// Where parts go that nobody needs any more.
@@ -167,19 +159,17 @@ impl Uploads {
     pub(super) fn part(&mut self, step: Step, content: Bytes, end: Position, lease: Option<Arc<Lease>>, compare: bool) {
         let Step { part, replaces } = step;
         let (to, permits, cancel) = (self.to.clone(), self.permits.clone(), self.cancel.clone());
-        let (turn, acknowledged) = (self.turn(self.segments), self.acknowledged.subscribe());
+        let turn = self.turn(self.segments);
         self.push(async move {
             turn.wait(&cancel, part.segment).await?;
             let _permit = permits.acquire_owned().await;
             let _side = to.recent.sides().part().await;
-            // Once for all tries: the object stays the same.
-            let acknowledged = acknowledged.borrow().filter(|end| end.timeline == part.segment.timeline()).map(|end| end.lsn);
             let put = || async {
                 if compare {
                     to.repository.compare_with_parts(part.segment, &content).await?;
                 }
                 assure(lease.as_deref()).await?;
-                to.repository.put_part_behind(part, content.clone(), acknowledged).await
+                to.repository.put_part(part, content.clone()).await
             };
             let stored = retried(&to, &format!("storing part {:08X}-{:08X} of {}", part.from, part.to, part.segment), &cancel, put).await?;
             to.metrics.stored(Source::Part, stored);
@@ -216,7 +206,6 @@ impl Uploads {
                     Replaced::Parts(parts) | Replaced::Unread(parts) => self.to.reaper.replaced(parts),
                     Replaced::AllParts(segment) => self.to.reaper.leftovers(segment),
                 }
-                self.acknowledged.send_replace(Some(end));
                 Ok(end)
             }
             Some(Ok(Err(error))) => Err(error),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::index::Run;
 use crate::layout::PartName;
 use crate::lsn::Lsn;
-use crate::parts::{Link, apart, behind, longest_chain};
+use crate::parts::{Link, apart, longest_chain};
 use crate::segment::{SegmentNumber, SegmentSize};
 
 /// WAL without a hole: `[from, to)`.
@@ -88,15 +88,6 @@ impl Stored {
     /// These parts of a segment in the place of those that were added.
     pub fn set_parts(&mut self, number: SegmentNumber, parts: &[(PartName, u64)]) {
         self.parts.insert(number, parts.to_vec());
-    }
-
-    /// Forgets the parts of a segment behind the first hole in them.
-    pub fn end_at_hole(&mut self, number: SegmentNumber) {
-        let names: Vec<PartName> = self.parts_of(number).collect();
-        let behind = behind(&names);
-        if let Some(parts) = self.parts.get_mut(&number) {
-            parts.retain(|(part, _)| !behind.contains(part));
-        }
     }
 
     /// Makes ranges of what was added. Parts of a finished segment count no more: they are on their way out.
