@@ -246,6 +246,13 @@ fn a_part_that_is_lost_is_no_end_of_the_wal() {
         let said = story.walkeep.ok(&[command]).stdout;
         assert!(said.contains(&format!("HOLE: WAL from {} to {} is missing", position(from), position(to))), "{said}");
     }
+    for args in [&["status"][..], &["status", "--all"]] {
+        let said = story.walkeep.ok(args).stdout;
+        assert!(
+            said.contains("NOT SAFE") && said.contains(&format!("WAL is missing from {} to {}", position(from), position(to))),
+            "{said}"
+        );
+    }
     let why = story::refused(&story.walkeep, &["--latest"]);
     assert!(why.contains(&position(from)) && why.contains("parts are stored behind it"), "{why}");
     let why = story::refused(&story.walkeep, &["--xid", &last.1]);

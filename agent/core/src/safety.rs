@@ -147,6 +147,13 @@ fn restorable_from(timelines: &[TimelineReport]) -> Result<DateTime<Utc>, String
             "nothing can be restored along timeline {timeline}: there is no base backup with all its WAL; take one with `walkeep backup`"
         ));
     };
+    // In the parts of the segment that was being written, too: what lies behind such a hole is given to nobody.
+    if let Some(hole) = newest.holes.iter().find(|hole| hole.from >= last.latest) {
+        return Err(format!(
+            "WAL is missing from {} to {} of timeline {timeline}, and later WAL is stored: what follows cannot be restored; `walkeep verify` names what is gone",
+            hole.from, hole.to
+        ));
+    }
     match newest.frontier.filter(|end| *end > last.latest) {
         Some(end) => Err(format!(
             "WAL is missing behind {} of timeline {timeline}: what follows, up to {end}, can be restored by a new base backup only; take one with `walkeep backup`",
@@ -253,6 +260,13 @@ mod tests {
             (vec![], "nothing is stored"),
             (vec![report(1, 0x500_0000, &[])], "no base backup"),
             (vec![report(1, 0x900_0000, &[(0x200_0000, 0x500_0000)])], "WAL is missing behind 0/5000000"),
+            (
+                vec![TimelineReport {
+                    holes: vec![WalRange { from: Lsn::new(0x500_0000), to: Lsn::new(0x500_1000) }],
+                    ..report(1, 0x500_0000, &[(0x200_0000, 0x500_0000)])
+                }],
+                "WAL is missing from 0/5000000 to 0/5001000",
+            ),
             (vec![TimelineReport { ancestry_known: false, ..report(2, 0x500_0000, &[]) }], "history file"),
             (vec![report(1, 0x500_0000, &[(0x200_0000, 0x500_0000)]), report(2, 0x900_0000, &[])], "along timeline 2"),
         ] {
