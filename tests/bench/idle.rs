@@ -46,7 +46,7 @@ fn measure(clusters: usize, seconds: u64) {
             "[cluster.{name}]\nconnection = \"{}\"\ndata_directory = \"{}\"\nspool = \"{}\"\nsocket = \"{}\"\n[[cluster.{name}.repository]]\nurl = \"file://{}\"\n{}",
             server.connection(),
             server.data().display(),
-            scratch.dir(&format!("spool-{name}")).display(),
+            scratch.dir(format!("spool-{name}")).display(),
             scratch.join(format!("run/{name}.sock")).display(),
             walkeep.local_repository().display(),
             schedule(&name)
