@@ -11,6 +11,7 @@ mod host;
 mod notify;
 mod outside;
 mod page;
+mod process;
 mod repositories;
 mod requests;
 mod signs;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use walkeep_tests::walkeep::run;
-use walkeep_tests::{Repository, Scratch, Walkeep, try_wait_for};
+use walkeep_tests::{Repository, S3Server, Scratch, Walkeep, try_wait_for};
 
 use crate::alerts::{metrics_in, packaging, promtool, told};
 use crate::story::{self, PATIENCE};
@@ -116,8 +116,9 @@ fn each_expression_is_one() {
 fn what_it_asks_for_is_there() {
     let cluster = story::builder(VERSION).start();
     let mut walkeep = Walkeep::local(&cluster);
-    let second = walkeep.scratch().dir("second");
-    walkeep.repositories.push(Repository::Local(second));
+    let server = S3Server::get();
+    walkeep.repositories.push(Repository::s3(server.endpoint(), &server.bucket()));
+    walkeep.environment.push(("WALKEEP_REPOSITORY_2_PRICES".to_owned(), "STANDARD=0.023".to_owned()));
     let every = "schedule = \"0 3 * * *\"";
     walkeep.more = format!(
         "[[cluster.main.backup]]\n{every}\n[[cluster.main.artifact]]\nname = \"it\"\ncommand = \"echo x\"\n{every}\n\
@@ -125,6 +126,8 @@ fn what_it_asks_for_is_there() {
     );
     walkeep.write_config();
     walkeep.ok(&["init"]);
+    // What is stored is counted where it is looked through.
+    walkeep.ok(&["verify"]);
     let agent = walkeep.agent();
     let readme = std::fs::read_to_string(packaging("../README.md")).unwrap();
     let of_runs: BTreeSet<_> = readme

@@ -1,4 +1,4 @@
-//! The text of a scrape: what the agents of all clusters of a process count, each with its cluster's name.
+//! The text of a scrape: what the agents of all clusters of a process count, each with its cluster's name, and what the process takes.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Encoder, TextEncoder};
 use walkeep_core::layout::ClusterName;
 
-use super::Metrics;
+use super::{Metrics, process};
 use crate::progress::Progress;
 
-/// The label that every sample has.
+/// The label that every sample of a cluster has.
 const CLUSTER: &str = "cluster";
 
 /// Samples of one name stand together, as the format wants it, whatever cluster they are of.
@@ -29,6 +29,7 @@ pub fn render<'a>(clusters: impl Iterator<Item = (&'a ClusterName, &'a Metrics, 
             }
         }
     }
+    families.extend(process::families()?.into_iter().map(|family| (family.name().to_owned(), family)));
     let mut text = Vec::new();
     TextEncoder::new().encode(&families.into_values().collect::<Vec<_>>(), &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
@@ -74,6 +75,11 @@ mod tests {
             heads.dedup();
             assert_eq!((heads.len(), all > 20), (all, true), "{text}");
         }
-        assert!(text.lines().filter(|line| !line.starts_with('#')).all(|line| line.contains("cluster=\"")), "{text}");
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let (of_process, of_clusters): (Vec<&str>, Vec<&str>) =
+            samples.partition(|line| line.starts_with("process_") || line.starts_with("walkeep_tasks"));
+        assert!(of_clusters.iter().all(|line| line.contains("cluster=\"")), "{text}");
+        assert!(of_process.iter().any(|line| line.starts_with("process_resident_memory_bytes ")), "{text}");
+        assert!(of_process.contains(&"walkeep_tasks 0"), "{text}");
     }
 }
