@@ -2,14 +2,15 @@
 //!
 //! What is read ahead of a recovery waits where it is wanted ([`super::content`]). The price is bounded by a budget, and is paid only while somebody replays. Only
 //! finished segments are kept, proven, each under its name, which has the timeline in it; and a name has one content for ever. So what is kept cannot grow
-//! stale, nor hide a timeline switch.
+//! stale, nor hide a timeline switch. A recovery that has come to its target does not say so: what it has not asked for after [`IDLE`] is freed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -17,6 +18,10 @@ use walkeep_core::{SegmentName, WalFileName};
 
 use super::content::Content;
 use super::find::Finder;
+
+/// Without a request for so long nobody replays any more. A server that waits for WAL asks every 5 seconds (wal_retrieve_retry_interval), one that replays
+/// needs seconds for a segment.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// How much to read ahead.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +70,15 @@ struct State {
     ahead: BTreeMap<SegmentName, Entry>,
     /// The first segment that was not there when it was looked for; nothing at or after it is read ahead until the reader has it.
     end: Option<SegmentName>,
+    /// When the reader asked last; `None`: nobody watches, as there is nothing to free.
+    asked: Option<Instant>,
+}
+
+impl State {
+    /// Frees what was read ahead.
+    fn forget(&mut self) {
+        *self = Self { asked: self.asked, ..Self::default() };
+    }
 }
 
 /// A segment that is read ahead or ready. Dropped, its reading stops and its bytes are freed.
@@ -108,12 +122,13 @@ impl Prefetch {
     /// The reader asks for `segment`: answers what was read ahead of it, and forgets what it passed over.
     pub fn claim(&self, segment: SegmentName) -> Option<Entry> {
         let mut state = lock(&self.state);
+        state.asked = state.asked.and(Some(Instant::now()));
         let entry = state.ahead.remove(&segment);
         let goes_on = entry.is_some() || state.last.is_some_and(|last| last == segment || self.next(last) == Some(segment));
         if goes_on {
             state.ahead.retain(|name, _| *name > segment);
         } else {
-            *state = State::default();
+            state.forget();
         }
         entry
     }
@@ -143,6 +158,9 @@ impl Prefetch {
             }
             let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return };
             state.ahead.insert(name, self.begin(name, room, folder.map(Path::to_owned)));
+            if state.asked.replace(Instant::now()).is_none() {
+                tokio::spawn(free_when_idle(Arc::downgrade(&self.state), self.cancel.clone()));
+            }
         }
     }
 
@@ -186,6 +204,26 @@ impl Prefetch {
         };
         self.tasks.spawn(reading.in_current_span());
         Entry { content, _stop: stop.drop_guard() }
+    }
+}
+
+/// Waits until nobody has asked for [`IDLE`], or there is nobody any more.
+async fn free_when_idle(state: Weak<Mutex<State>>, cancel: CancellationToken) {
+    let mut until = Instant::now() + IDLE;
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep_until(until) => {}
+        }
+        let Some(state) = state.upgrade() else { return };
+        let mut state = lock(&state);
+        match state.asked {
+            Some(asked) if asked + IDLE > Instant::now() => until = asked + IDLE,
+            _ => {
+                *state = State::default();
+                return;
+            }
+        }
     }
 }
 

@@ -569,6 +569,35 @@ async fn a_jump_frees_what_was_read_ahead() {
 }
 
 #[tokio::test]
+async fn what_nobody_asks_for_any_more_is_freed() {
+    let rig = Rig::with(1, AHEAD).await;
+    for number in 1..=30 {
+        rig.put(rig.segment(1, number)).await;
+    }
+    let seconds = async |seconds| {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+        // Whoever was woken by that.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    for round in 0..2 {
+        for number in 1..=4 {
+            assert_eq!(rig.fetch(rig.segment(1, number)).await, "done");
+        }
+        settled(&rig).await;
+        seconds(40).await;
+        assert_eq!(rig.fetch(rig.segment(1, 4)).await, "done");
+        seconds(40).await;
+        assert_eq!(rig.fetcher.prefetched_bytes(), 8 << 20, "round {round}: it was asked less than a minute ago");
+        seconds(40).await;
+        assert_eq!(rig.fetcher.prefetched_bytes(), 0, "round {round}");
+    }
+}
+
+#[tokio::test]
 async fn a_backward_or_wandering_reader_is_not_run_ahead_of() {
     let rig = Rig::with(1, AHEAD).await;
     for number in 1..=30 {
