@@ -72,5 +72,6 @@ mod targets;
 mod thaw;
 mod timelines;
 mod trees;
+mod unit;
 mod verify;
 mod waiting_backups;
