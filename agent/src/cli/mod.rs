@@ -48,6 +48,7 @@ mod wal;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use walkeep_core::audit::Kind;
@@ -218,8 +219,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// A thread for blocking work ends after so long without any. The pool wakes its threads in turn: with tokio's 10 seconds an agent that always has a little to do
+/// would keep as many as its busiest moment had, and the memory of each.
+const IDLE_THREAD: Duration = Duration::from_millis(500);
+
 fn run(cli: Cli) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::new)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD).build().map_err(anyhow::Error::new)?;
     let Cli { global, command } = cli;
     let result = runtime.block_on(async {
         match command {
@@ -279,7 +285,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
     });
     // Blocking work that hangs (a dead file system) must not hold up the exit.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    runtime.shutdown_timeout(Duration::from_millis(200));
     result
 }
 
