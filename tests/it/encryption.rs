@@ -236,6 +236,11 @@ fn keys_come_and_go() {
     let first = switch_and_store(&world.cluster, world.agent(), 1);
     let before = objects(&world.writer);
 
+    // Keys are keys however they are written.
+    let file = world.writer.scratch().join("recipients");
+    std::fs::write(&file, format!("{}\n{}\n", std::fs::read_to_string(&file).unwrap(), b.recipient.to_uppercase())).unwrap();
+    world.writer.ok(&["key", "remove", &b.recipient]);
+    assert!(!std::fs::read_to_string(&file).unwrap().to_lowercase().contains(&b.recipient));
     let added = world.writer.ok(&["key", "add", &b.recipient]);
     assert!(added.stdout.contains("2 recipients") && added.stdout.contains("What was stored before cannot"), "{added:?}");
     assert!(world.writer.ok(&["key", "add", &b.recipient]).stdout.contains("already"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use walkeep_tests::{Cluster, Fault, Repository, S3Server, Stop, Walkeep, When, compare_fetched, wait_until};
 
+use crate::story::{Restored, Story, object, plan, refused, wait_for_file};
 use crate::support::{
     SERVER_GONE, STORES, Store, assert_calm, end_of, fetch, lsn, segments_in, switch_and_store, uninitialised, wait_durable,
 };
@@ -375,4 +376,44 @@ fn what_a_repository_put_back_lacks_is_stored_again() {
     let last = switch_and_store(&cluster, &agent, 1);
     assert!(compare_with_pg_wal(&cluster, &walkeep, &first, &last) >= 5);
     agent.stop();
+}
+
+/// A history that is gone while WAL of its timeline is stored: that timeline is not passed over, nor is its number taken a second time.
+#[test]
+fn a_timeline_without_its_history_is_not_passed_over() {
+    let mut story = Story::local(15);
+    story.insert(5);
+    story.backup();
+    story.insert(5);
+    let before = story.cluster.lsn();
+    story.cluster.switch_wal();
+    story.settle();
+    story.cluster.stop(Stop::Fast);
+    std::fs::write(story.cluster.data().join("standby.signal"), "").unwrap();
+    story.cluster.start();
+    story.cluster.promote();
+    story.insert(5);
+    story.cluster.switch_wal();
+    story.settle();
+    story.stop_agent(&SERVER_GONE);
+    let walkeep = &story.walkeep;
+    let history = wait_for_file(&walkeep.local_repository(), &object("00000002.history"));
+    let aside = walkeep.scratch().join("aside");
+    std::fs::rename(&history, &aside).unwrap();
+    for target in [&[][..], &["--latest"], &["--lsn", &before]] {
+        let why = refused(walkeep, target);
+        assert!(why.contains("00000002.history") && why.contains("--timeline 1"), "{why}");
+    }
+    // Asked for by name, the older one can be read, and not opened: the server would take the number 2.
+    let older = ["--timeline", "1", "--lsn", &before];
+    let planned = plan(walkeep, &older);
+    assert_eq!(planned["history_missing"], 2, "{planned}");
+    let to = walkeep.scratch().join("x").display().to_string();
+    let promoted = walkeep.run(&[&["restore", "--to", &to], &older[..]].concat()).expect_code(3);
+    assert!(promoted.stderr.contains("--action pause") && !Path::new(&to).exists(), "{promoted:?}");
+    let paused = Restored::by(walkeep, 15, &[&older[..], &["--action", "pause"]].concat());
+    assert_eq!(paused.start_paused().rows(), 10);
+    drop(paused);
+    std::fs::rename(&aside, &history).unwrap();
+    assert_eq!(Restored::by(walkeep, 15, &["--latest"]).start().rows(), 15);
 }

@@ -207,6 +207,9 @@ pub struct RestorePlan {
     pub wal: Vec<NeededFile>,
     /// Objects of WAL to fetch: segments and parts.
     pub wal_objects: u64,
+    /// A newer timeline that is stored without its history. A server that opens for writes asks for the histories of the timelines behind its own, to choose a
+    /// number that is free: it cannot, until this one is stored. It can be read where it pauses.
+    pub history_missing: Option<TimelineId>,
     /// Bytes of WAL to fetch.
     pub wal_bytes: u64,
     /// Bytes to fetch in all.
@@ -392,12 +395,13 @@ fn choose_path(catalog: &Catalog, target: &RecoveryTarget) -> Result<TimelineHis
         Some(timeline) if !known.contains(&timeline) => return Err(Refusal::UnknownTimeline { timeline, known }),
         Some(timeline) => timeline,
         None if catalog.backups().is_empty() => return Err(Refusal::NoBackups { cluster: catalog.cluster().to_string() }),
-        None => match catalog.newest_timeline().or(known.last().copied()) {
+        // The last one, whether or not it can be followed: PostgreSQL would take its number a second time if it were passed over.
+        None => match known.last().copied() {
             Some(timeline) => timeline,
             None => return Err(Refusal::NoBackups { cluster: catalog.cluster().to_string() }),
         },
     };
-    catalog.history(timeline).ok_or(Refusal::NoHistory { timeline })
+    catalog.history(timeline).ok_or_else(|| Refusal::NoHistory { timeline, older: catalog.newest_timeline() })
 }
 
 /// The backups of `path` that ended before the target, newest first.
@@ -518,8 +522,13 @@ fn assemble(
         estimate: None,
         replayed_tablespaces: stop.tablespaces,
         hole_follows: !candidate.missing.is_end_of_wal(),
+        history_missing: history_missing(catalog, &candidate.path),
         wal,
     }
+}
+
+fn history_missing(catalog: &Catalog, path: &TimelineHistory) -> Option<TimelineId> {
+    catalog.timelines().into_iter().find(|timeline| *timeline > path.timeline() && catalog.history(*timeline).is_none())
 }
 
 /// The options that choose a position along the same history.
@@ -563,10 +572,13 @@ fn warnings(candidate: &Candidate, catalog: &Catalog, stop: &Stop, searched: boo
                 ));
             }
         }
-        let unknown = catalog.timelines().into_iter().filter(|timeline| *timeline > candidate.path.timeline());
-        for timeline in unknown {
-            warnings.push(format!("timeline {timeline} is newer but its history is not stored: it cannot be followed"));
-        }
+    }
+    if let Some(timeline) = history_missing(catalog, &candidate.path) {
+        warnings.push(format!(
+            "timeline {timeline} is newer and stored without its history: a server restored here cannot be opened for writes until {}.history is stored, \
+             and with --action pause it can be read",
+            timeline.hex()
+        ));
     }
     if !searched && matches!(candidate.target.kind, TargetKind::Lsn(_)) {
         warnings.push("no WAL was read: that a record begins at or after the LSN is not proven".to_owned());

@@ -231,8 +231,13 @@ fn remove(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
         return Err(Failure::refused("it is the only recipient: nothing could be stored").hint("Add another one first."));
     }
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    let kept: Vec<&str> = text.lines().filter(|line| line.trim() != recipient).collect();
+    // As a key, not as text: bech32 may be written in capitals too.
+    let is_it = |line: &str| Recipients::parse(line).is_ok_and(|written| written.to_string() == recipient);
+    let kept: Vec<&str> = text.lines().filter(|line| !is_it(line)).collect();
     write(&keys, file, &(kept.join("\n") + "\n"))?;
+    if look(&*keys_of(cluster)?)?.recipients.iter().any(|known| known.recipient == recipient) {
+        return Err(Failure::from(anyhow!("{recipient} is still a recipient: {} was written meanwhile by somebody else", file.display())));
+    }
     tell(cluster, args.json, true, NOTE)
 }
 

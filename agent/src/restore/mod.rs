@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use walkeep_core::TimelineId;
 use walkeep_core::backup::BackupRecord;
 use walkeep_core::partial::Needed;
 use walkeep_core::plan::RestorePlan;
@@ -146,6 +147,16 @@ pub enum Refusal {
         /// When the first one ends.
         until: String,
     },
+    /// The server could not choose a timeline to write.
+    #[error(
+        "timeline {timeline} is stored without its history, and a server that opens for writes has to know of every timeline there is: store {}.history with \
+         `walkeep wal push` (a server of that timeline has it in pg_wal), or restore to a target with --action pause, to read what is there",
+        timeline.hex()
+    )]
+    History {
+        /// The timeline.
+        timeline: TimelineId,
+    },
     /// The backup cannot be believed.
     #[error("backup {backup} cannot be restored: {reason}")]
     Backup {
@@ -190,6 +201,9 @@ pub async fn restore(
     watch: &Watch<'_>,
     cancel: &CancellationToken,
 ) -> Result<Summary> {
+    if let (TargetAction::Promote, Some(timeline)) = (options.action, plan.history_missing) {
+        bail!(Refusal::History { timeline });
+    }
     let mut meter = Meter::new(watch);
     let written = tokio::select! {
         result = write_files(repository, plan, &options, &mut meter, cancel) => result?,

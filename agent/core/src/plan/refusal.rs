@@ -117,10 +117,17 @@ pub enum Refusal {
         known: Vec<TimelineId>,
     },
     /// A timeline whose ancestors are not known.
-    #[error("the history of timeline {timeline} is not stored, and PostgreSQL cannot recover to a timeline without it; archive {}.history", timeline.hex())]
+    #[error(
+        "the history of timeline {timeline} is not stored, and PostgreSQL cannot recover to a timeline without it. A server of that timeline has {}.history in \
+         its pg_wal: store it with `walkeep wal push`{}",
+        timeline.hex(),
+        older.map(|older| format!(". What is on timeline {older} can be looked at meanwhile: --timeline {older} with a target, and --action pause")).unwrap_or_default()
+    )]
     NoHistory {
         /// The timeline.
         timeline: TimelineId,
+        /// The newest one whose history is known.
+        older: Option<TimelineId>,
     },
     /// A backup nobody has heard of.
     #[error("backup {backup} does not exist{}", newest.as_ref().map(|id| format!("; the newest is {id}")).unwrap_or_default())]

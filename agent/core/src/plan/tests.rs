@@ -415,10 +415,19 @@ fn what_is_unknown_is_refused() {
     assert!(matches!(unknown(on(2, lsn(0))), Refusal::UnknownTimeline { .. }));
     assert!(matches!(unknown(on(3, lsn(0))), Refusal::NoHistory { .. }));
     let other = record(1, 77, 99, (0, 1)).id;
-    assert!(matches!(unknown(RecoveryTarget { backup: Some(other), ..lsn(0) }), Refusal::UnknownBackup { newest: Some(_), .. }));
+    assert!(matches!(unknown(on(1, RecoveryTarget { backup: Some(other), ..lsn(0) })), Refusal::UnknownBackup { newest: Some(_), .. }));
     assert!(matches!(candidates(&Repository::new().build(), &lsn(0)), Err(Refusal::NoBackups { .. })));
-    let plan = plan_unsearched(&catalog, &RecoveryTarget::new(TargetKind::Latest)).expect("a plan");
-    assert!(plan.warnings.iter().any(|warning| warning.contains("timeline 3 is newer")), "{:?}", plan.warnings);
+    // The newest timeline is meant, and nobody knows where it began.
+    for target in [RecoveryTarget::new(TargetKind::Latest), lsn(3 * MIB), time(650)] {
+        let refusal = unknown(target);
+        assert!(matches!(refusal, Refusal::NoHistory { older: Some(TimelineId::FIRST), .. }), "{refusal:?}");
+        assert!(refusal.to_string().contains("00000003.history") && refusal.to_string().contains("--timeline 1"), "{refusal}");
+    }
+    let plan = plan_unsearched(&catalog, &on(1, RecoveryTarget::new(TargetKind::Latest))).expect("a plan");
+    assert_eq!(plan.history_missing, Some(tli(3)), "it cannot be opened for writes");
+    assert!(plan.warnings.iter().any(|warning| warning.contains("stored without its history")), "{:?}", plan.warnings);
+    let plan = plan_unsearched(&tree().build(), &on(1, lsn(3 * MIB))).expect("a plan");
+    assert_eq!(plan.history_missing, None, "every timeline has its history");
 }
 
 #[test]
