@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use walkeep_tests::process::Process;
 use walkeep_tests::walkeep::{binary, run};
-use walkeep_tests::{Cluster, Scratch, Walkeep, user, wait_until};
+use walkeep_tests::{Cluster, Fault, Keys, Pair, Repository, S3Server, Scratch, Walkeep, When, user, wait_until};
 
-use crate::story::{self, PATIENCE, Restored, Story, backups, plan, refused};
+use crate::story::{self, PATIENCE, Restored, Story, backups, builder, plan, refused};
 
 const VERSION: u32 = 15;
 
@@ -170,4 +170,30 @@ fn a_backup_whose_wal_never_comes_is_none() {
     let last = cluster.archive_now();
     cluster.wait_archived(&last, Duration::from_secs(30));
     assert_eq!(Restored::by(&walkeep, VERSION, &[]).start().rows(), 20);
+}
+
+/// What it stored is removed before it is recorded: it is no backup.
+#[test]
+fn a_pack_that_goes_while_the_backup_is_taken() {
+    for keys in [None, Some(Pair::generate())] {
+        let (cluster, server) = (builder(VERSION).start(), S3Server::get());
+        let (proxy, bucket) = (server.proxy(), server.bucket());
+        let mut walkeep = Walkeep::new(&cluster, Repository::s3(proxy.endpoint(), &bucket));
+        // A host that only writes cannot read the manifest again.
+        walkeep.keys = keys.as_ref().map(|pair| Keys::to_write(&[pair]));
+        walkeep.write_config();
+        let story = Story::with(cluster, walkeep);
+        story.insert(5);
+        let held = proxy.arm(When::put().path("/manifest"), Fault::Hang);
+        let mut backup = Process::start(story.walkeep.command(&["backup"]), &story.walkeep.scratch().join("backup.log")).unwrap();
+        wait_until("its packs are stored", PATIENCE, || proxy.hits(held) > 0);
+        let packs: Vec<_> = bucket.list("").into_iter().map(|(key, _)| key).filter(|key| key.contains("/packs/")).collect();
+        bucket.delete(&packs[0]);
+        proxy.disarm(held);
+        let ended = backup.wait(PATIENCE).expect("the backup ends");
+        let said = backup.log();
+        assert!(!ended.success() && said.contains("is gone") && said.contains("was not recorded"), "{ended}: {said}");
+        assert_eq!(backups(&story.walkeep), Vec::<String>::new());
+        story.backup();
+    }
 }

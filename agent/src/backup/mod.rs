@@ -171,6 +171,14 @@ pub async fn take(
     if !ask().await.context("look at what was stored of the backup")? {
         bail!(STOOD_STILL);
     }
+    let gone = || repository.gone_meanwhile(&record, &put);
+    let gone = retry("looking for the packs of the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, gone).await;
+    if let Some(gone) = gone.context("look for the packs of the backup")? {
+        bail!(
+            "{gone}: it was removed while the backup was taken, which was not recorded. Find out who removes objects of Walkeep's (a lifecycle rule of the bucket, \
+             a script), and take another one"
+        );
+    }
     // One small object: not worth a cancellation of which nobody could say whether it came in time.
     retry("recording the backup", Backoff::within(PATIENCE), cancel, repository::Error::is_transient, || repository.commit_backup(&record))
         .await

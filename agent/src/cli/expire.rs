@@ -114,7 +114,7 @@ pub async fn run(global: &Global, args: ExpireArgs, told: &Told<'_>) -> Result<(
             .hint(format!("say what is to be kept, for example: [cluster.{name}.retention] window = \"14d\", weekly = 8, monthly = 12")));
     };
     let now = Utc::now();
-    let looked = expire::look(&repository, &retention.policy, now).await;
+    let looked = expire::look(&repository, &retention.policy, &config.cluster.spool, now).await;
     let look = looked.map_err(refused_or_failed)?;
     if !args.json {
         print(&look, retention);

@@ -87,10 +87,10 @@ pub async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(BY_ITSELF, work).await.map_err(too_long)?
 }
 
-/// Looks at what is stored. Changes nothing.
-pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, host_now: DateTime<Utc>) -> Result<Look> {
+/// Looks at what is stored. Changes nothing. By the lock in `spool` it knows of a backup of this host that it was interrupted.
+pub async fn look(repository: &Arc<ClusterRepository>, policy: &Policy, spool: &Path, host_now: DateTime<Utc>) -> Result<Look> {
     // Before everything else: who begins a backup behind this has a start that is kept anyway.
-    let under_way = under_way(repository).await?;
+    let under_way = under_way(repository, spool).await?;
     let holds = repository.holds().await.context("read the holds")?;
     let mut view = View::load_listing(repository.clone(), u64::MAX).await?;
     let is_record = |key: &str| {
@@ -130,8 +130,14 @@ fn named_by(plan: &RetentionPlan) -> Expired {
 }
 
 /// Where backups began that may still get a record.
-async fn under_way(repository: &ClusterRepository) -> Result<Vec<Lsn>> {
-    Ok(alive(repository).await?.into_iter().map(|found| found.id.start()).collect())
+async fn under_way(repository: &ClusterRepository, spool: &Path) -> Result<Vec<Lsn>> {
+    let mut starts = Vec::new();
+    for found in alive(repository).await? {
+        if !is_over(repository, &found.id, spool).await? {
+            starts.push(found.id.start());
+        }
+    }
+    Ok(starts)
 }
 
 /// Backups that may still get a record: by the time of what was put last, since this host's clock may be ahead.

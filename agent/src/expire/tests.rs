@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -140,7 +141,7 @@ async fn a_clock_that_is_ahead_ends_no_grace() {
     assert!(undo(&repository, let_go.number, Utc::now()).await.unwrap().unwrap().1, "as was promised");
 
     // Where all clocks say that the grace is over, it is.
-    let look = look(&repository, &policy(), Utc::now()).await.unwrap();
+    let look = look(&repository, &policy(), Path::new("/nonexistent"), Utc::now()).await.unwrap();
     take_out(&repository, &look, Utc::now() - 2 * HOUR).await.unwrap();
     store.age(2 * HOUR);
     let done = at(Utc::now()).await;
@@ -250,9 +251,11 @@ async fn a_backup_that_died_here_holds_up_nothing() {
     for (host, id) in [("db2".into(), Some("this spool")), (writer::host(), Some("another")), (writer::host(), None)] {
         store.overwrite(&key, walkeep_core::sealed::to_json(&begun(host, id)).unwrap().into());
         assert_eq!(waits().await, 1, "somebody else may take it");
+        assert_eq!(under_way(&repository, spool.path()).await.unwrap(), [six.id.start()], "the WAL from its start on stays");
     }
     assert_eq!(keys(&store, "/backup.json").await.len(), 5);
     store.overwrite(&key, walkeep_core::sealed::to_json(&begun(writer::host(), Some("this spool"))).unwrap().into());
+    assert_eq!(under_way(&repository, spool.path()).await.unwrap(), [], "and no WAL stays for it");
     assert_eq!(waits().await, 0);
     assert_eq!(keys(&store, "/backup.json").await.len(), 1);
     // What it stored is there still, for the next one.
@@ -307,7 +310,7 @@ async fn a_record_that_cannot_be_read_stops_everything() {
     let ids = five(&repository).await;
     let key: Key = repository.layout().key(&ObjectName::BackupRecord(ids[2].clone())).parse().unwrap();
     store.overwrite(&key, Bytes::from_static(b"{"));
-    let refused = look(&repository, &policy(), Utc::now()).await.unwrap_err();
+    let refused = look(&repository, &policy(), Path::new("/nonexistent"), Utc::now()).await.unwrap_err();
     assert!(refused.downcast_ref::<Refusal>().is_some(), "{refused:#}");
 }
 
@@ -317,14 +320,17 @@ async fn what_was_decided_by_what_is_not_so_any_more_is_refused() {
     let repository = Arc::new(repository);
     let ids = five(&repository).await;
     let now = Utc::now();
-    let (one, two) = (look(&repository, &policy(), now).await.unwrap(), look(&repository, &policy(), now).await.unwrap());
+    let (one, two) = (
+        look(&repository, &policy(), Path::new("/nonexistent"), now).await.unwrap(),
+        look(&repository, &policy(), Path::new("/nonexistent"), now).await.unwrap(),
+    );
     let keep = |id: &BackupId| Hold { backup: id.clone(), keep: Some(Keep::Forever), at: now, host: "db1".into() };
     repository.put_hold(&keep(&ids[0])).await.unwrap();
     let refused = take_out(&repository, &one, now).await.unwrap_err();
     assert!(refused.to_string().contains(&format!("{} is kept", ids[0])), "{refused:#}");
     assert_eq!(repository.load_catalog().await.unwrap().catalog.backups().len(), 5, "nothing left");
     // What was taken back is no change; what left is.
-    let three = look(&repository, &policy(), now).await.unwrap();
+    let three = look(&repository, &policy(), Path::new("/nonexistent"), now).await.unwrap();
     let first = take_out(&repository, &three, now).await.unwrap();
     assert_eq!(first.backups, ids[1..4]);
     assert!(matches!(take_out(&repository, &two, now).await.unwrap_err().downcast_ref(), Some(Refusal::Changed { .. })));
@@ -360,7 +366,7 @@ async fn what_the_agent_does_by_itself_has_an_end() {
     let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     let repository = Arc::new(over(faulty.clone()).await);
     let began = tokio::time::Instant::now();
-    let look = async || in_time(look(&repository, &policy(), Utc::now())).await.map(drop);
+    let look = async || in_time(look(&repository, &policy(), Path::new("/nonexistent"), Utc::now())).await.map(drop);
     look().await.unwrap();
     faulty.inject(Rule::new(Operation::List, Fault::Hang));
     let error = look().await.unwrap_err();

@@ -3,7 +3,7 @@
 //! A listing tells of a pack that it is there and how long it is, which is what is asked before a backup builds on others, and before a restore is
 //! planned ([`Packs`], [`Lost`]). Whether its bytes are right is told by reading it only: every extent has its hash in the manifest.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::time::SystemTime;
@@ -257,6 +257,20 @@ impl ClusterRepository {
             Ok(lost)
         });
         looked.await.map_err(Error::encode)?
+    }
+
+    /// What is not there of a backup that is about to be recorded, in words. A host that cannot read its manifest looks at the packs alone that it `put`.
+    pub async fn gone_meanwhile(&self, record: &BackupRecord, put: &BTreeSet<PackId>) -> Result<Option<String>> {
+        if self.can_read() {
+            match self.lost_packs(record).await {
+                // It has an identity, but not for what it writes.
+                Err(Error::CannotDecrypt { .. }) => {}
+                lost => return lost.map(|lost| (!lost.is_nothing()).then(|| lost.to_string())),
+            }
+        }
+        let packs = self.packs().await?;
+        let gone = put.iter().find(|pack| packs.bytes_of(pack).is_none());
+        Ok(gone.map(|pack| format!("{} is gone", self.layout().key(&ObjectName::Pack(*pack)))))
     }
 
     /// All packs that were put before `before`.

@@ -2,6 +2,7 @@
 //!
 //!     cargo bench -p walkeep-tests --bench soak                       20 minutes
 //!     cargo bench -p walkeep-tests --bench soak -- --minutes 5
+//!     cargo bench -p walkeep-tests --bench soak -- --environment MALLOC_ARENA_MAX=1    one more variable for the agent
 //!
 //! A server under load; an encrypted repository on S3 behind a proxy that breaks, and a second one in a directory that goes away; each minute a backup, a
 //! retention run, an artifact, a look at everything, each few minutes a dump, a full backup, a drill; somebody who asks for the page, the metrics and plans.
@@ -34,11 +35,12 @@ fn main() -> ExitCode {
     let words = std::env::args().skip(1).filter(|word| word != "--bench");
     let run = Options::parse(["soak".to_owned()].into_iter().chain(words)).and_then(|(_, mut options)| {
         let (minutes, seed) = (options.take("minutes", 20_u64)?, options.take("seed", numbers::any_seed())?);
-        options.end().map(|()| (minutes, seed))
+        let environment = options.take("environment", String::new())?;
+        options.end().map(|()| (minutes, seed, environment))
     });
-    let (minutes, seed) = run.unwrap_or_else(|problem| panic!("{problem}"));
-    println!("soak: {minutes} minutes, seed {seed}");
-    let mut world = World::new();
+    let (minutes, seed, environment) = run.unwrap_or_else(|problem| panic!("{problem}"));
+    println!("soak: {minutes} minutes, seed {seed} {environment}");
+    let mut world = World::new(environment.split_once('='));
     let (mut faults, mut watch) = (Faults::new(seed), Watch::new());
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(minutes * 60) {

@@ -105,7 +105,15 @@ impl Watch {
         // Kept open for the next request, by the S3 client.
         compare("sockets", &|sample| Some(sample.sockets), 1.0, 6.0);
         compare("tasks", &|sample| sample.tasks, 1.0, 6.0);
-        compare("threads", &|sample| Some(sample.threads), 1.0, 4.0);
+        // Of the pool for blocking work, which is at rest only where nothing at all happens: the most counts.
+        let most = |which: &dyn Fn(&Sample) -> bool| {
+            self.samples.iter().filter(|sample| which(sample)).map(|sample| sample.threads).fold(0.0, f64::max)
+        };
+        let (before, after) = (most(&first), most(&behind));
+        println!("threads at most: {before:.0} in minutes {WARM} to {}, {after:.0} in the last {WINDOW}", WARM + WINDOW - 1);
+        if after > before * 1.5 + 4.0 {
+            grown.push(format!("threads: {after:.0}, where it was {before:.0}"));
+        }
         grown
     }
 }

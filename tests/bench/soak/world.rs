@@ -38,7 +38,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub fn new(variable: Option<(&str, &str)>) -> Self {
         let cluster = Cluster::builder().segment_mib(1).archiving().conf("max_wal_size", "64MB").conf("wal_sender_timeout", "10s").start();
         cluster.pgbench_init(3);
         let (server, bucket) = (S3Server::get(), S3Server::get().bucket());
@@ -49,6 +49,7 @@ impl World {
         let pair = Pair::generate();
         walkeep.keys = Some(Keys { recipients: vec![pair.recipient.clone()], identities: vec![pair.identity] });
         walkeep.environment.push(("TMPDIR".to_owned(), temporary.display().to_string()));
+        walkeep.environment.extend(variable.map(|(name, value)| (name.to_owned(), value.to_owned())));
         walkeep.cluster_lines.push_str("acknowledge_rule = \"primary\"\ncompare_interval = \"2min\"\n");
         let version = default_version();
         let tools = format!("{}:{}", bin(version).unwrap().display(), client(version, "pg_amcheck").parent().unwrap().display());

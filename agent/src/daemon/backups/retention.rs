@@ -36,7 +36,7 @@ async fn run(taker: &Taker, retention: &Retention) -> Result<bool> {
     let now = Utc::now();
     // Of several repositories each must say what is in it: nothing is let go by half of the truth.
     let repository = Arc::new(taker.repository.demanding(Proof::Every));
-    let look = expire::look(&repository, &retention.policy, now).await?;
+    let look = expire::look(&repository, &retention.policy, &taker.cluster.spool, now).await?;
     let (goes, expected) = (look.plan.expired.len(), look.plan.expected());
     if goes > expected {
         tracing::error!(
