@@ -61,7 +61,7 @@ async fn five(repository: &Arc<ClusterRepository>) -> Vec<BackupId> {
 }
 
 async fn letting_go(repository: &Arc<ClusterRepository>) -> Expiry {
-    let look = look(repository, &policy(), Utc::now()).await.unwrap();
+    let look = look(repository, &policy(), Path::new("/nonexistent"), Utc::now()).await.unwrap();
     take_out(repository, &look, Utc::now()).await.unwrap()
 }
 
