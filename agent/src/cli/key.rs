@@ -214,7 +214,8 @@ fn add(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
 
 fn remove(cluster: &ClusterConfig, args: &ChangeArgs) -> Result<(), Failure> {
     const NOTE: &str = "What is stored from now on cannot be read with its identity. What was stored before still can: nothing is encrypted anew. Whoever must \
-                        not read that any more must not reach the repository, or begin another one.";
+                        not read that any more must not reach the repository, or begin another one. Keep the identity as long as there are backups that use packs \
+                        from now and before: a full backup (`walkeep backup --full`) uses none of them.";
     let keys = keys_of(cluster)?;
     let recipient = recipient(args)?;
     let file = file_of(&keys, cluster)?;
