@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::ports::Port;
 use crate::process::Process;
-use crate::{Scratch, cache, try_wait_for, user};
+use crate::{S3Server, Scratch, cache, try_wait_for, user};
 
 /// A request that came.
 #[derive(Debug, Clone)]
@@ -101,6 +103,33 @@ fn serve(mut stream: TcpStream, status: u16) -> Result<Received> {
     Ok(Received { method, path, body: String::from_utf8_lossy(&request[head..]).into_owned() })
 }
 
+/// The Python that has a mail server.
+#[track_caller]
+fn python() -> PathBuf {
+    let folder = std::fs::read_dir(cache().join("mail")).expect("run tests/setup.sh: it fetches a mail server").flatten().next();
+    folder.expect("run tests/setup.sh").path().join("bin/python")
+}
+
+/// PORT CERTIFICATE KEY starttls|always USER PASSWORD
+const WITH_LOGIN: &str = r#"
+import ssl, sys, threading
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Debugging
+from aiosmtpd.smtp import AuthResult
+
+port, certificate, key, how, user, password = sys.argv[1:]
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.load_cert_chain(certificate, key)
+
+def authenticate(server, session, envelope, mechanism, data):
+    # Not handled: the server answers by itself.
+    return AuthResult(success=(data.login, data.password) == (user.encode(), password.encode()), handled=False)
+
+options = {"ssl_context": tls, "auth_require_tls": False} if how == "always" else {"tls_context": tls, "require_starttls": True}
+Controller(Debugging(sys.stdout), hostname="0.0.0.0", port=int(port), auth_required=True, authenticator=authenticate, **options).start()
+threading.Event().wait()
+"#;
+
 /// A real mail server (aiosmtpd) on loopback that prints what it is given. Ended when dropped.
 #[derive(Debug)]
 pub struct MailServer {
@@ -114,10 +143,26 @@ impl MailServer {
     #[track_caller]
     pub fn start() -> Self {
         let (port, scratch) = (Port::free(), Scratch::new());
-        let folder = std::fs::read_dir(cache().join("mail")).expect("run tests/setup.sh: it fetches a mail server").flatten().next();
-        let program = folder.expect("run tests/setup.sh").path().join("bin/python");
-        let mut command = user::command(program);
+        let mut command = user::command(python());
         command.env("PYTHONUNBUFFERED", "1").args(["-m", "aiosmtpd", "-n", "-l", &format!("127.0.0.1:{}", port.number())]);
+        Self::run(command, port, scratch)
+    }
+
+    /// One that takes mail by TLS only, from who logs in as `user` with `password`: by STARTTLS, or TLS from the beginning (`always`). It shows the
+    /// certificate of [`S3Server`], for this host's name too.
+    #[track_caller]
+    pub fn with_login(always: bool, user: &str, password: &str) -> Self {
+        let (port, scratch) = (Port::free(), Scratch::new());
+        let script = scratch.write("server.py", WITH_LOGIN, 0o644);
+        let (certificate, key) = S3Server::get().certificate();
+        let mut command = user::command(python());
+        command.env("PYTHONUNBUFFERED", "1").arg(script).arg(port.number().to_string()).args([certificate, key]);
+        command.args([if always { "always" } else { "starttls" }, user, password]);
+        Self::run(command, port, scratch)
+    }
+
+    #[track_caller]
+    fn run(command: Command, port: Port, scratch: Scratch) -> Self {
         let process = Process::start(command, &scratch.join("mail.log")).expect("start the mail server");
         let listens = try_wait_for(Duration::from_secs(30), || TcpStream::connect(("127.0.0.1", port.number())).ok());
         assert!(listens.is_some(), "the mail server does not listen:\n{}", process.log());

@@ -136,6 +136,11 @@ impl S3Server {
         self.folder.join("tls/ca.crt")
     }
 
+    /// The certificate that it signed, for loopback and this host's name, and its key.
+    pub fn certificate(&self) -> (PathBuf, PathBuf) {
+        (self.folder.join("tls/s.crt"), self.folder.join("tls/s.key"))
+    }
+
     /// The HTTP port.
     pub fn port(&self) -> u16 {
         self.http.number()
@@ -358,7 +363,8 @@ fn newest_weed() -> Result<PathBuf> {
 fn make_certificates(folder: &Path) -> Result<()> {
     let openssl = |args: &[&str]| process::run(user::command("openssl").current_dir(folder).args(args));
     let extensions = folder.join("names");
-    std::fs::write(&extensions, "subjectAltName=DNS:localhost,DNS:*.localhost,IP:127.0.0.1\n")?;
+    let host = process::run(&mut Command::new("hostname"))?;
+    std::fs::write(&extensions, format!("subjectAltName=DNS:localhost,DNS:*.localhost,DNS:{},IP:127.0.0.1\n", host.trim()))?;
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     openssl(&[&["req", "-x509", "-keyout", "ca.key", "-out", "ca.crt", "-days", "30", "-subj", "/CN=walkeep tests"], &key[..]].concat())?;
     openssl(&[&["req", "-keyout", "s.key", "-out", "s.csr", "-subj", "/CN=localhost"], &key[..]].concat())?;

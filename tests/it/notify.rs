@@ -1,9 +1,10 @@
 //! Messages to people: what is wrong, that it is over, by every way; and the heartbeat.
 
+use std::net::ToSocketAddrs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use walkeep_tests::{MailServer, Receiver, Repository, S3Server, Stop, Walkeep, wait_for, wait_until};
+use walkeep_tests::{MailServer, Receiver, Repository, S3Server, Stop, Walkeep, process, wait_for, wait_until};
 
 use crate::story::{self, PATIENCE};
 
@@ -112,6 +113,39 @@ fn no_message_is_lost_and_none_is_told_twice() {
     assert_eq!(told(&receiver).len(), arrived + 1);
     assert!(stream(kept())["told"].is_null());
     drop(agent);
+}
+
+/// By TLS, to a server whose authority is trusted, and with a login: nothing is sent otherwise, and the password is told nowhere.
+#[test]
+fn mail_goes_by_tls_and_with_a_login() {
+    let host = process::run(&mut std::process::Command::new("hostname")).unwrap();
+    let host = host.trim();
+    let ways = [(true, "smtps://127.0.0.1"), (false, &format!("smtp://{host}"))];
+    for (always, server) in ways {
+        if (host, 1).to_socket_addrs().is_err() && !always {
+            eprintln!("SKIPPED STARTTLS: this host's name {host} has no address");
+            continue;
+        }
+        let mail = MailServer::with_login(always, "walkeep", SENTINEL);
+        let mut walkeep = Walkeep::offline(Repository::Local("/nowhere".into()));
+        let password = walkeep.scratch().join("password");
+        walkeep.scratch().write("password", SENTINEL, 0o600);
+        walkeep.more = format!(
+            "[notify.email]\nserver = \"{server}:{}\"\nuser = \"walkeep\"\npassword_file = \"{}\"\nfrom = \"walkeep@db.example\"\nto = [\"dba@example.org\"]\n",
+            mail.port(),
+            password.display()
+        );
+        walkeep.write_config();
+        let untrusted = walkeep.run(&["notify", "--test"]).expect_code(1);
+        assert!(untrusted.stdout.contains("certificate"), "{untrusted:?}");
+        walkeep.environment.push(("SSL_CERT_FILE".into(), S3Server::get().ca().display().to_string()));
+        walkeep.ok(&["notify", "--test"]);
+        assert!(mail.printed().contains("Subject: TEST: messages of main arrive here"), "{}", mail.printed());
+        walkeep.scratch().write("password", format!("not {SENTINEL}"), 0o600);
+        let refused = walkeep.run(&["notify", "--test"]).expect_code(1);
+        assert!(refused.stdout.contains("535") && !format!("{refused:?}").contains(SENTINEL), "{refused:?}");
+        assert_eq!(mail.printed().matches("Subject: ").count(), 1, "{}", mail.printed());
+    }
 }
 
 /// An operator tries whether messages arrive.
