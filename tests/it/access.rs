@@ -615,3 +615,39 @@ fn secrets_are_told_nowhere() {
         }
     }
 }
+
+/// Credentials that end, as of a role or a login: when they do is told, and new ones are taken in time.
+#[test]
+fn credentials_that_end_are_renewed() {
+    let cluster = Cluster::builder().segment_mib(1).start();
+    let server = S3Server::get();
+    let mut walkeep = Walkeep::new(&cluster, Repository::s3(server.endpoint(), &server.bucket()));
+    let key = |name: &str| walkeep.environment.iter().find(|(known, _)| known == name).unwrap().1.clone();
+    let scratch = walkeep.scratch();
+    let given = scratch.write("given", "", 0o666);
+    // Fresh for some seconds: they are renewed five minutes before their end.
+    let script = format!(
+        "#!/bin/sh\necho x >> {}\nprintf '{{\"Version\": 1, \"AccessKeyId\": \"{}\", \"SecretAccessKey\": \"{}\", \"Expiration\": \"%s\"}}' \"$(date -u -d '+305 seconds' +%FT%TZ)\"\n",
+        given.display(),
+        key("AWS_ACCESS_KEY_ID"),
+        key("AWS_SECRET_ACCESS_KEY")
+    );
+    let script = scratch.write("credentials", script, 0o755);
+    let shared = scratch.write("aws", format!("[default]\ncredential_process = {}\n", script.display()), 0o644);
+    walkeep.environment.retain(|(name, _)| !name.starts_with("AWS_"));
+    walkeep.environment.push(("AWS_CONFIG_FILE".to_owned(), shared.display().to_string()));
+    walkeep.ok(&["init"]);
+    let given = || std::fs::read_to_string(&given).unwrap().lines().count();
+    let (before, agent) = (given(), walkeep.agent());
+    let end = || agent.metric("walkeep_credentials_expiry_timestamp_seconds").filter(|end| *end > 0.0);
+    wait_until("their end is told", SOON, || end().is_some());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let left = end().unwrap() - now;
+    assert!((270.0..=306.0).contains(&left), "{left} s");
+    wait_until("new ones are taken", SOON, || {
+        switch_and_store(&cluster, &agent, 1);
+        given() >= before + 2
+    });
+    assert_calm(&agent, &[]);
+    agent.stop();
+}
