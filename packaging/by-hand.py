@@ -36,6 +36,11 @@ EMPTIED = ["archive_cleanup_command", "recovery_end_command", "primary_conninfo"
 SETTING = re.compile(rb"\s*(recovery_target\w*|restore_command|archive_cleanup_command|recovery_end_command|recovery_min_apply_delay|"
                      rb"primary_conninfo|primary_slot_name|promote_trigger_file)\b", re.IGNORECASE)
 WAL_FILE = re.compile(r"[0-9A-F]{8}\.history|[0-9A-F]{24}(\.partial|\.[0-9A-F]{8}\.backup)?")
+# In the repository. Of an encrypted cluster plain ones are not Walkeep's; but that something is there they do tell.
+STORED = re.compile(r"([0-9A-F]{24})(\.partial)?\.zst(\.age)?")
+PARTS = re.compile(r"([0-9A-F]{24})\.parts")
+PART = re.compile(r"([0-9A-F]{8})-([0-9A-F]{8})\.([0-9A-F]{8})\.zst(\.age)?")
+GAP = re.compile(r"([0-9A-F]{8})-([0-9A-F]{16})-([0-9A-F]{16})\.json")
 
 
 class Trouble(Exception):
@@ -57,6 +62,19 @@ def is_there(path):
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def listed(folder):
+    """What lies in a folder, in order; nothing in one that is not there."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def lsn(position):
+    """A position in the WAL as PostgreSQL writes it."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
 def sealed(path):
@@ -86,6 +104,7 @@ class Repository:
         known = [sealed(path) for path in paths]
         # Of several clusters that had the name, ROOT's.
         own = [record for record in known if str(record["system_identifier"]) == self.root.resolve().name] or known
+        self.systems = {str(record["system_identifier"]) for record in own}
         self.encrypted = any(record.get("encryption") for record in own)
         sizes = {record["segment_size"] for record in own}
         if len(sizes) != 1:
@@ -106,19 +125,47 @@ class Repository:
             raise Trouble(f"{path} is encrypted: say --identity FILE")
         return piped(["age", "-d", "-i", self.identity], data)
 
-    def content(self, path, called=None):
-        """What a zstd file holds; descriptions and notes in it are passed over. One of WAL must say of itself what it is called."""
+    def content(self, path, called=None, start=None):
+        """What a zstd file holds; descriptions and notes in it are passed over. One of WAL must say of itself what it is called, whose it is and where it begins."""
         data, said = self.read(path), {"name": "no WAL"}
         if called is not None:
             if data[:4] == b"\x5f\x2a\x4d\x18":
                 said = json.loads(data[8:8 + int.from_bytes(data[4:8], "little")])
             if said["name"] != called:
                 raise Trouble(f"{path} holds {said['name']}: it was exchanged")
+            if str(said["system_identifier"]) not in self.systems:
+                raise Trouble(f"{path} is of another cluster: it says {said['system_identifier']}")
+            if said.get("start") != (None if start is None else lsn(start)):
+                raise Trouble(f"{path} says that it begins at {said.get('start')}: it was exchanged")
         plain = piped(["zstd", "-dcq"], data)
         # Cut off behind its description it is a valid file still, of nothing.
         if len(plain) != said.get("length", len(plain)):
             raise Trouble(f"{path} is damaged: it holds {len(plain)} bytes, and says {said['length']}")
         return plain
+
+    def start(self, segment):
+        """Where a segment begins in the WAL."""
+        number = int(segment[16:24], 16)
+        if number * self.segment_size >= 1 << 32:
+            raise Trouble(f"{segment} cannot be a segment of this cluster, whose segments have {self.segment_size} bytes")
+        return (int(segment[8:16], 16) << 32) + number * self.segment_size
+
+    def wal(self, timeline, log=""):
+        """The WAL that is stored of a timeline, from a folder on: the segment, whether it is a .partial, and the path."""
+        for folder in listed(self.root / "wal" / timeline):
+            for path in listed(folder) if folder.name >= log else []:
+                if match := STORED.fullmatch(path.name):
+                    yield match[1], bool(match[2]), path
+                elif match := PARTS.fullmatch(path.name):
+                    yield from ((match[1], False, part) for part in listed(path) if PART.fullmatch(part.name))
+
+    def begins(self, timeline):
+        """Where a timeline left its parent, by its history; 0 if that is not stored."""
+        path = self.find(f"wal/{timeline}.history.zst")
+        text = self.content(path, f"{timeline}.history").decode() if path else ""
+        lines = [line.split() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+        high, low = lines[-1][1].split("/") if lines else ("0", "0")
+        return (int(high, 16) << 32) + int(low, 16)
 
     def backup(self, path):
         """The record of a backup; what has none was never finished."""
@@ -256,8 +303,9 @@ def restore(repository, backup, to, identity):
 
 def parts(repository, folder):
     """The beginning of an unfinished segment. Where a later epoch begins, earlier ones count no more."""
-    named = re.compile(r"([0-9A-F]{8})-([0-9A-F]{8})\.([0-9A-F]{8})\.zst(\.age)?$")
-    found = [(*(int(match[field], 16) for field in (1, 2, 3)), path) for path in folder.iterdir() if (match := named.match(path.name))]
+    segment = folder.name.removesuffix(".parts")
+    named = [(*(int(match[field], 16) for field in (1, 2, 3)), path) for path in listed(folder) if (match := PART.fullmatch(path.name))]
+    found = [part for part in named if part[3].suffix == ".age" or not repository.encrypted]
     counting = []
     for start, end, epoch, path in found:
         counts_to = min([end] + [begins for begins, _, other, _ in found if other > epoch])
@@ -266,17 +314,58 @@ def parts(repository, folder):
     while following := [part for part in counting if part[0] <= len(data) < part[2]]:
         start, end, counts_to, path = max(following, key=lambda part: part[2])
         stem = path.name.removesuffix(".age").removesuffix(".zst")
-        piece = repository.content(path, f"{folder.name.removesuffix('.parts')} {stem}")
+        piece = repository.content(path, f"{segment} {stem}", repository.start(segment) + start)
         if len(piece) != end - start:
             raise Trouble(f"{path} is damaged: it holds {len(piece)} bytes, and its name says {end - start}")
         piece = piece[:counts_to - start]
         if data[start:] != piece[:len(data) - start]:
             raise Trouble(f"{path} contradicts the part before it")
         data = data[:start] + piece
+    # What others put beside them is passed over, unless it may be what is missing.
+    for _, end, _, path in named:
+        if end > len(data) and path.suffix != ".age":
+            refuse_plain(repository, path)
     if behind := sorted(part for part in counting if part[0] > len(data)):
         raise Trouble(f"of the unfinished segment the bytes from {len(data)} to {behind[0][0]} are missing, and {behind[0][3]} lies behind them: "
                       f"to recover up to there take {len(behind)} of {folder} out of the copy, all that begin behind it")
     return data
+
+
+def refuse_plain(repository, path):
+    """Nobody knows who wrote it: it is not given; and as what it may have been is gone, nothing is absent."""
+    if repository.encrypted and is_there(path):
+        raise Trouble(f"{path} is plain, in an encrypted cluster: if it was decrypted in this copy, put the .age file back in its place; "
+                      f"if it is somebody else's, take it out")
+
+
+def prove_end(repository, segment, reached):
+    """Fails if something is stored that was written behind the first bytes of a segment, which are all that there is of it: that is a hole, and no end."""
+    timeline, start = segment[:8], repository.start(segment)
+    missing = f"{segment} from byte {reached} on" if reached else segment
+    for name, partial, path in repository.wal(timeline, segment[8:16]):
+        # A .partial of this very segment says nothing of what comes behind it.
+        if name > segment or (name == segment and not reached and not partial):
+            if not reached and start // repository.segment_size < repository.begins(timeline) // repository.segment_size:
+                return
+            raise Trouble(f"hole in the archive: {missing} is missing, but {path} is stored")
+    for path in listed(repository.root / "gaps"):
+        if (match := GAP.fullmatch(path.name)) and match[1] == timeline:
+            begin, end = int(match[2], 16), int(match[3], 16)
+            if begin < start + repository.segment_size and start + reached < end:
+                raise Trouble(f"hole in the archive: {missing} is missing, and {path} tells of a gap there: the server did write WAL")
+
+
+def prove_no_timeline(repository, history):
+    """Fails if anything is stored of a timeline whose history is not, or of a later one: PostgreSQL would look no further, and take its number again."""
+    timeline = history[:8]
+    if timeline == "00000001":
+        return
+    for path in listed(repository.root / "wal"):
+        if path.name > timeline and WAL_FILE.fullmatch(path.name.removesuffix(".zst")):
+            raise Trouble(f"hole in the archive: {history} is missing, but {path} is stored")
+        stored = repository.wal(path.name) if path.name >= timeline else []
+        for _, _, wal in stored:
+            raise Trouble(f"hole in the archive: {history} is missing, but {wal} is stored")
 
 
 def fetch(repository, name, destination, absent):
@@ -286,12 +375,22 @@ def fetch(repository, name, destination, absent):
         raise Trouble(f"{repository.root}/wal is not there: is it mounted?")
     folder = f"wal/{name[:8]}/{name[8:16]}"
     key = f"wal/{name}.zst" if name.endswith(".history") else f"{folder}/{name}.zst"
+    is_segment = len(name) == 24
+    start = repository.start(name[:24]) if is_segment or name.endswith(".partial") else None
     if path := repository.find(key):
-        data = repository.content(path, name)
-    elif is_there(folder := repository.root / folder / f"{name}.parts") and (data := parts(repository, folder)):
-        data = data.ljust(repository.segment_size, b"\0")
+        data = repository.content(path, name, start)
+        if is_segment and len(data) != repository.segment_size:
+            raise Trouble(f"{path} is damaged: a segment has {repository.segment_size} bytes, and it holds {len(data)}")
     else:
-        return absent
+        refuse_plain(repository, repository.root / key)
+        data = parts(repository, repository.root / folder / f"{name}.parts") if is_segment else b""
+        if name.endswith(".history"):
+            prove_no_timeline(repository, name)
+        if is_segment and len(data) < repository.segment_size:
+            prove_end(repository, name, len(data))
+        if not data:
+            return absent
+        data = data.ljust(repository.segment_size, b"\0")
     temporary = destination + ".by-hand"
     Path(temporary).write_bytes(data)
     os.rename(temporary, destination)

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use walkeep_tests::s3::Bucket;
 use walkeep_tests::walkeep::run;
-use walkeep_tests::{Keys, Output, Pair, Repository, S3Server, Scratch, Stop, Walkeep, user};
+use walkeep_tests::{Cluster, Keys, Output, Pair, Repository, S3Server, Scratch, Stop, Walkeep, user};
 
 use crate::story::{self, PATIENCE, Restored};
 use crate::support::{Store, joined_parts, lsn, uninitialised, wait_durable};
@@ -49,6 +49,16 @@ fn restore_command(data: &Path, name: &str, to: &str, megabytes: u64) -> Option<
     run(command.arg(format!("--as={megabytes}000000")).args(["/bin/sh", "-c", &asked])).code
 }
 
+/// An object of WAL that is no cluster's: so many zeros that say of themselves that they are `name`.
+fn object_of(name: &str, length: usize) -> Vec<u8> {
+    let description = format!(r#"{{"format":1,"name":"{name}","system_identifier":"1","length":{length},"blake3":"0"}}"#);
+    let scratch = Scratch::new();
+    let plain = scratch.write("plain", "\0".repeat(length), 0o644);
+    run(Command::new("zstd").arg("-q").arg(&plain)).expect_code(0);
+    let frame = std::fs::read(scratch.join("plain.zst")).unwrap();
+    [&0x184D_2A5F_u32.to_le_bytes()[..], &(description.len() as u32).to_le_bytes(), description.as_bytes(), &frame].concat()
+}
+
 /// What is fetched of an unfinished segment when its parts are not as they were stored: nothing that PostgreSQL would take for the end of the WAL.
 fn parts_are_proven(root: &Path, segment: &str, fetched: &dyn Fn(&[&str]) -> Output, to: &str) {
     let folder = root.join("wal").join(&segment[..8]).join(&segment[8..16]).join(format!("{segment}.parts"));
@@ -83,6 +93,19 @@ fn parts_are_proven(root: &Path, segment: &str, fetched: &dyn Fn(&[&str]) -> Out
             fetch().expect_code(200);
         }
         std::fs::write(path, whole).unwrap();
+    }
+    if !is_plain {
+        // Beside encrypted ones a plain one is nobody's, whatever it says; but one that was decrypted in its place is missing.
+        let beside = folder.join("00000008-00000010.000000FF.zst");
+        std::fs::write(&beside, object_of(&format!("{segment} 00000008-00000010.000000FF"), 8)).unwrap();
+        fetch().expect_code(0);
+        assert!(std::fs::read(to).unwrap() == given);
+        std::fs::remove_file(beside).unwrap();
+        let (.., last) = parts.last().unwrap();
+        let decrypted = last.with_extension("");
+        std::fs::rename(last, &decrypted).unwrap();
+        assert!(fetch().expect_code(200).stderr.contains("is plain, in an encrypted cluster"));
+        std::fs::rename(decrypted, last).unwrap();
     }
     // Behind a hole it is none of the end; where a later writer went on before it, it counts no more.
     let (_, end, path) = parts.last().unwrap();
@@ -189,6 +212,17 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         let name = one.file_name().unwrap().to_string_lossy()[..24].to_owned();
         let exchanged = run(&["fetch", &name, &missing]).expect_code(200);
         assert!(exchanged.stderr.contains("it was exchanged"), "{exchanged:?}");
+        if encrypted {
+            // Decrypted in its place in the copy.
+            let decrypted = one.with_extension("");
+            std::fs::rename(one, &decrypted).unwrap();
+            assert!(run(&["fetch", &name, &missing]).expect_code(200).stderr.contains("is plain, in an encrypted cluster"));
+            std::fs::remove_file(decrypted).unwrap();
+        } else {
+            let zeros = object_of(&name, 1 << 20);
+            std::fs::write(one, &zeros).unwrap();
+            assert!(run(&["fetch", &name, &missing]).expect_code(200).stderr.contains("is of another cluster"));
+        }
         std::fs::write(one, own).unwrap();
         for megabytes in (8..40).step_by(2) {
             let code = restore_command(&data, &name, &missing, megabytes);
@@ -214,4 +248,131 @@ fn a_cluster_is_restored_with_python_zstd_and_age() {
         let damaged = run(&["restore", &backup, &scratch.join("again").to_string_lossy()]).expect_code(200);
         assert!(damaged.stderr.contains("is damaged"), "{damaged:?}");
     }
+}
+
+/// The `by-hand` of the README, for this repository.
+fn readme_script(root: &Path, place: &Scratch) -> PathBuf {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let (_, behind) = readme.split_once("`by-hand %f %p`:").unwrap();
+    let script = behind.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
+    let own = script.lines().find(|line| line.starts_with("root=")).unwrap();
+    place.write("by-hand", script.replace(own, &format!("root={}/wal", root.display())), 0o755)
+}
+
+/// The server becomes a standby and is promoted: the next timeline.
+fn promote(cluster: &Cluster) {
+    cluster.stop(Stop::Fast);
+    let signal = cluster.data().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    user::give(&signal);
+    cluster.start();
+    cluster.promote();
+}
+
+/// Of three timelines a history is lost, a segment, a folder: no end of the WAL, neither to the script nor to walkeep, and a history not to the README's script.
+#[test]
+fn what_is_lost_by_hand_is_no_end() {
+    let cluster = story::builder(VERSION).start();
+    let mut walkeep = uninitialised(&cluster, Store::Local);
+    walkeep.keys = None;
+    walkeep.write_config();
+    walkeep.ok(&["init"]);
+    let agent = walkeep.agent();
+    cluster.archive_by(Some(&walkeep.archive_command()));
+    cluster.sql("CREATE TABLE t (i int PRIMARY KEY, filler text)");
+    let backup = story::backup(&walkeep);
+    let mut firsts = Vec::new();
+    for timeline in 1..=3 {
+        if timeline > 1 {
+            promote(&cluster);
+        }
+        firsts.push(cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())"));
+        for _ in 0..2 {
+            story::insert(&cluster, 10);
+            story::settle(&cluster, &walkeep);
+        }
+    }
+    agent.stop();
+    cluster.stop(Stop::Fast);
+    let root = root(&walkeep.local_repository());
+    let scratch = Scratch::new();
+    let folder = scratch.dir("fetched");
+    user::give(&folder);
+    let to = folder.join("file").to_string_lossy().into_owned();
+    let script = readme_script(&root, &scratch);
+    let by_script = |name: &str| run(user::command("sh").arg(&script).args([name, &to])).code.unwrap();
+    let by_hand = |name: &str| by_hand(&root, &["fetch", name, &to]);
+    let asked = |name: &str, code: i32| {
+        let answer = by_hand(name).expect_code(code);
+        assert!(code != 200 || answer.stderr.contains("hole in the archive"), "{answer:?}");
+        // It overwrites nothing.
+        let _ = std::fs::remove_file(&to);
+        let of_walkeep = walkeep.run(&["wal", "fetch", name, &to]);
+        assert!(if code < 126 { of_walkeep.code == Some(code) } else { of_walkeep.code > Some(125) }, "{name}: {of_walkeep:?}");
+    };
+    let without = |paths: &[&str], then: &dyn Fn()| {
+        let away = |path: &str| scratch.join(path.replace('/', "-"));
+        paths.iter().for_each(|path| std::fs::rename(root.join("wal").join(path), away(path)).unwrap());
+        then();
+        paths.iter().for_each(|path| std::fs::rename(away(path), root.join("wal").join(path)).unwrap());
+    };
+    let recovered = || {
+        let place = Scratch::new();
+        let data = place.join("restored");
+        run(Command::new("chown").arg(&user::account().name).arg(place.path())).expect_code(0);
+        self::by_hand(&root, &["restore", &backup, &data.to_string_lossy()]).expect_code(0);
+        let conf = data.join("postgresql.auto.conf");
+        let settings = std::fs::read_to_string(&conf).unwrap();
+        std::fs::write(&conf, settings + "recovery_target_action = 'promote'\n").unwrap();
+        Restored::laid_down(VERSION, place, &data)
+    };
+
+    for timeline in 2..=3 {
+        let history = format!("0000000{timeline}.history");
+        without(&[&format!("{history}.zst")], &|| {
+            asked(&history, 200);
+            assert_eq!(by_script(&history), 200);
+            let log = recovered().gives_up("5");
+            assert!(log.contains("hole in the archive"), "{log}");
+        });
+    }
+    // All of one that lies between.
+    without(&["00000002.history.zst", "00000002"], &|| {
+        by_hand("00000002.history").expect_code(200);
+        assert_eq!(by_script("00000002.history"), 200);
+    });
+    // The newest with everything of it: nobody can know of it.
+    without(&["00000003.history.zst", "00000003"], &|| {
+        asked("00000003.history", 1);
+        assert_eq!(by_script("00000003.history"), 1);
+        assert_eq!(by_script("00000002.history"), 0);
+    });
+    asked("00000004.history", 1);
+    assert_eq!(by_script("00000004.history"), 1);
+
+    for first in &firsts {
+        without(&[&format!("{}/00000000/{first}.zst", &first[..8])], &|| asked(first, 200));
+    }
+    // Before the third timeline began, and behind its end.
+    asked(&format!("00000003{}", &firsts[0][8..]), 1);
+    asked("0000000300000000000000FE", 1);
+    let gaps = root.join("gaps");
+    std::fs::create_dir_all(&gaps).unwrap();
+    user::give(&gaps);
+    let gap = gaps.join("00000003-000000000FE00010-000000000FE00020.json");
+    std::fs::write(&gap, "{}").unwrap();
+    asked("0000000300000000000000FE", 200);
+    std::fs::remove_file(gap).unwrap();
+    // A folder is gone; there is another one behind it.
+    let behind = root.join("wal/00000001/00000001");
+    std::fs::create_dir(&behind).unwrap();
+    std::fs::write(behind.join("000000010000000100000000.zst"), "").unwrap();
+    without(&["00000001/00000000"], &|| asked(&firsts[0], 200));
+    std::fs::remove_dir_all(behind).unwrap();
+
+    let whole = recovered();
+    whole.start();
+    assert_eq!(whole.rows(), 60);
+    assert!(whole.cluster.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())").starts_with("00000004"));
+    whole.cluster.stop(Stop::Fast);
 }
