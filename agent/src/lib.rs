@@ -26,6 +26,7 @@ mod fleet;
 pub mod http;
 pub mod index;
 pub mod journal;
+pub mod lag_file;
 pub mod logging;
 pub mod metrics;
 pub mod names;

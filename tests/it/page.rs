@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use walkeep_tests::postgres::{bin, client};
 use walkeep_tests::walkeep::{binary, run};
-use walkeep_tests::{Browser, Repository, Scratch, Stop, Walkeep, http, user, wait_for, wait_until};
+use walkeep_tests::{Agent, Browser, Repository, Scratch, Stop, Walkeep, http, user, wait_for, wait_until};
 
 use crate::story::{PATIENCE, Restored, Story};
 use crate::support::{SERVER_GONE, assert_calm};
@@ -297,4 +297,29 @@ fn nobody_else_sees_it() {
     browser.eval("document.querySelector('#token').value = '0123456789-sentinel-token'; document.querySelector('#login button').click()");
     browser.wait("it is shown", "!document.querySelector('#main').hidden && document.querySelector('#cluster').textContent === 'main'");
     assert!(!agent.log().contains("sentinel"), "the token is in the log");
+}
+
+/// An agent that begins anew goes on with the lag that the one before it has seen.
+#[test]
+fn the_lag_is_kept_over_restarts() {
+    let mut story = Story::local(VERSION);
+    let lag = |agent: &Agent| -> Option<Value> {
+        let (_, text) = agent.get("/page/status.json").ok()?;
+        Some(serde_json::from_str::<Value>(&text).ok()?["lag"].clone())
+    };
+    let file = story.walkeep.spool().join("lag.json");
+    wait_until("it is kept", PATIENCE, || file.exists());
+    story.stop_agent(&[]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() / 60 * 60;
+    let minutes = json!([{ "at": now - 90_000, "loss_ms": 9, "bytes": 9 }, { "at": now - 7200, "loss_ms": 1234, "bytes": 5 }]);
+    std::fs::write(&file, minutes.to_string()).unwrap();
+    story.start_agent();
+    let known =
+        wait_for("the page tells it", PATIENCE, || lag(story.agent()).filter(|lag| lag.as_array().is_some_and(|lag| lag.len() > 1)));
+    assert_eq!(
+        (&known[0]["at"], &known[0]["loss_ms"]),
+        (&json!(now - 7200), &json!(1234)),
+        "and what is older than a day is gone: {known}"
+    );
+    story.end(&[]);
 }

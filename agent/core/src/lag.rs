@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A step, in seconds.
 const STEP: i64 = 60;
@@ -12,7 +12,7 @@ const STEP: i64 = 60;
 const STEPS: usize = 24 * 60;
 
 /// The worst of one minute.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Worst {
     /// When it began, as a Unix time.
     pub at: i64,
@@ -29,6 +29,12 @@ pub struct LagHistory {
 }
 
 impl LagHistory {
+    /// What an agent before this one has seen.
+    pub fn of(mut minutes: Vec<Worst>) -> Self {
+        minutes.sort_by_key(|minute| minute.at);
+        Self { minutes: minutes.into() }
+    }
+
     /// What was seen at `now`.
     pub fn add(&mut self, now: DateTime<Utc>, loss: Option<Duration>, bytes: u64) {
         let at = now.timestamp().div_euclid(STEP) * STEP;
@@ -44,7 +50,7 @@ impl LagHistory {
             }
             None => self.minutes.push_back(Worst { at, loss_ms, bytes }),
         }
-        while self.minutes.len() > STEPS {
+        while self.minutes.len() > STEPS || self.minutes.front().is_some_and(|first| first.at <= at - STEP * STEPS as i64) {
             self.minutes.pop_front();
         }
     }
@@ -74,5 +80,9 @@ mod tests {
         assert_eq!(history.minutes(), [worst(0, Some(1000), 9), worst(60, None, 1)], "the clock was set back");
         (0..3000).for_each(|minute| history.add(at(minute * 60), None, 0));
         assert_eq!((history.minutes().len(), history.minutes()[0].at), (STEPS, 1_800_000_000 + 60 * 1560));
+        let mut after_a_pause = LagHistory::of(vec![worst(120, Some(7), 1), worst(0, None, 2)]);
+        assert_eq!(after_a_pause.minutes(), [worst(0, None, 2), worst(120, Some(7), 1)]);
+        after_a_pause.add(at(24 * 3600), None, 3);
+        assert_eq!(after_a_pause.minutes(), [worst(120, Some(7), 1), worst(24 * 3600, None, 3)], "what is older than a day is gone");
     }
 }

@@ -20,6 +20,7 @@ use walkeep_core::lag::LagHistory;
 
 use crate::config::{ClusterConfig, EmailConfig, NotifyConfig, SecretSource};
 use crate::durable;
+use crate::lag_file::LagFile;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::web;
@@ -115,9 +116,19 @@ pub async fn judge(
     stop: CancellationToken,
 ) {
     let (mut judge, began) = (Judge::new(config.possible_loss), Utc::now());
+    let (file, mut kept) = (LagFile::of(&cluster.spool), None);
+    let held = || lag.lock().unwrap_or_else(PoisonError::into_inner);
+    *held() = file.load();
     while !over(LOOK, &stop).await {
         let signs = metrics.signs(&cluster, &progress, began);
-        lag.lock().unwrap_or_else(PoisonError::into_inner).add(Utc::now(), signs.possible_loss, signs.lag_bytes);
+        held().add(Utc::now(), signs.possible_loss, signs.lag_bytes);
+        let minutes = held().minutes();
+        let newest = minutes.last().map(|minute| minute.at);
+        if kept.replace(newest) != Some(newest) {
+            let file = file.clone();
+            // What hinders it is told there.
+            let _ = tokio::task::spawn_blocking(move || file.keep(&minutes)).await;
+        }
         told.send_replace(Some(Arc::new(judge.look(&signs, Utc::now()))));
     }
 }

@@ -216,7 +216,7 @@ function lag({ lag, now }) {
   svg.append(make("text", { x: left, y: height - 4 }, `${utc((end - minutes * 60) * 1000).slice(11, 16)} UTC`), make("text", { x: width, y: height - 4, "text-anchor": "end" }, "now"));
   box.replaceChildren(svg);
   const worst = (list) => { const known = list.filter((one) => one.loss_ms !== null); return known.length ? span(Math.max(...known.map((one) => one.loss_ms)) / 1000) : "not known"; };
-  const text = `At worst ${worst(lag.filter((one) => one.at > end - 3600))} within the last hour, ${worst(lag)} since ${lag[0] ? moment(new Date(lag[0].at * 1000).toISOString()) : "now"}. An agent that begins again begins this anew.`;
+  const text = `At worst ${worst(lag.filter((one) => one.at > end - 3600))} within the last hour, ${worst(lag)} since ${lag[0] ? moment(new Date(lag[0].at * 1000).toISOString()) : "now"}.`;
   $("lag-more").textContent = text;
   box.setAttribute("aria-label", text);
 }
