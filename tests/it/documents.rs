@@ -7,6 +7,7 @@ mod by_hand;
 mod corrupted;
 mod damage;
 mod drill;
+mod full;
 mod here;
 mod host;
 mod keeping;

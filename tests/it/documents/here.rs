@@ -1,7 +1,7 @@
 //! What stands in the documents and is something else in a test, each with the reason. Nothing else of a command is changed.
 
 /// What the documents say everywhere, and why a test has something in its place. See [`super::stage::Stage::here`] for what that is.
-pub const EVERYWHERE: [(&str, &str); 18] = [
+pub const EVERYWHERE: [(&str, &str); 19] = [
     ("/usr/lib/postgresql/15/bin/", "the version that is tested may be another, from elsewhere"),
     ("/var/lib/postgresql/15/main", "the data directory of the story's server"),
     ("/var/lib/postgresql/15/restored", "stories run side by side: each has folders of its own"),
@@ -15,6 +15,7 @@ pub const EVERYWHERE: [(&str, &str); 18] = [
     ("/srv/", "a folder of the story's own"),
     ("/tmp/etc.tar", "as above"),
     ("127.0.0.1:9187", "each agent has a port of its own"),
+    ("localhost:9187", "each agent has a port of its own"),
     ("5499", "a port that is free here"),
     ("walkeep-archive-cmd %p", "the programs lie in the build's folder, not in the server's PATH, and the socket not in its usual place"),
     ("7711104517502838564", "the system identifier of the story's server"),

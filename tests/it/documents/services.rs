@@ -1,6 +1,6 @@
 //! Alerts: the agent is down, commits hang, archive_command fails, backups are missing; and what a look at the host says.
 
-use walkeep_tests::wait_until;
+use walkeep_tests::{Stop, wait_until};
 
 use super::stage::{Place, Stage};
 use super::text::RUNBOOK;
@@ -62,5 +62,13 @@ fn the_agent_is_down() {
     stage.open(PLACES[5]);
     stage.run("date -u").says("UTC");
     stage.run("psql -Atc").says("+00");
+
+    // The agent runs, and no WAL comes.
+    stage.cluster.stop(Stop::Fast);
+    let is_ready = || stage.agent().get("/readyz").is_ok_and(|(status, _)| status == 200);
+    wait_until("the agent sees it", PATIENCE, || !is_ready());
+    let why = stage.inline(RUNBOOK, "No WAL comes", "curl -s localhost:9187/readyz");
+    assert!(!why.output.stdout.trim().is_empty() && !why.has("ready\n"), "{}", why.output.stdout);
+    stage.inline_ends(1, RUNBOOK, "No WAL comes", "walkeep check").says("FAIL  server");
     stage.end();
 }

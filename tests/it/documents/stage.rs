@@ -220,7 +220,7 @@ impl Stage {
             "/srv/walkeep" => shown(&self.walkeep.local_repository()),
             "/srv/" => shown(&self.desk.join("srv")) + "/",
             "/tmp/etc.tar" => shown(&self.work().join("etc.tar")),
-            "127.0.0.1:9187" => self.walkeep.http_address(),
+            "127.0.0.1:9187" | "localhost:9187" => self.walkeep.http_address(),
             "5499" => self.second_port.number().to_string(),
             "walkeep-archive-cmd %p" => self.walkeep.archive_command() + " %p",
             "7711104517502838564" | "7710484345924107793" => self.system_identifier(),
