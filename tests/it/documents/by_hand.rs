@@ -6,7 +6,7 @@ use walkeep_tests::keys::is_everything_encrypted;
 use walkeep_tests::postgres::default_version;
 use walkeep_tests::{Cluster, Keys, Pair, Repository, S3Server, Walkeep, cache, user, wait_until};
 
-use super::stage::{Place, Stage, server};
+use super::stage::{Place, Stage, drop_templates, server};
 use super::text::{BY_HAND, README};
 use crate::story::{self, PATIENCE, Restored, listing};
 use crate::support::joined_parts;
@@ -94,10 +94,7 @@ fn names(folder: &std::path::Path) -> Vec<String> {
 #[test]
 fn what_the_readme_has() {
     let cluster = server(&[]);
-    // The script starts ten programs for a file: with one database there are few.
-    cluster.sql("UPDATE pg_database SET datistemplate = false");
-    cluster.sql("DROP DATABASE template0");
-    cluster.sql("DROP DATABASE template1");
+    drop_templates(&cluster);
     cluster.sql("CREATE TABLE orders AS SELECT i AS id, md5(i::text) AS customer FROM generate_series(1, 20000) i");
     let walkeep = Walkeep::local(&cluster);
     let mut stage = Stage::new(&README_SAYS, cluster, walkeep);

@@ -56,7 +56,7 @@ fn dumps_and_artifacts() {
     assert!(listed.contains("postgresql.conf"), "{listed}");
     // The database was lost, and is made anew, empty.
     stage.cluster.sql("DROP DATABASE shop");
-    stage.cluster.sql("CREATE DATABASE shop");
+    stage.cluster.sql("CREATE DATABASE shop TEMPLATE postgres");
     stage.run("walkeep artifact get dump.shop");
     assert_eq!(stage.in_shop("SELECT count(*) FROM orders"), "1000");
     stage.end();
