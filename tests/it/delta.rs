@@ -1,8 +1,7 @@
-//! Restores into a directory that has something in it, of one database only, and by hand.
+//! Restores into a directory that has something in it, and of one database only.
 
 use std::fs;
 
-use walkeep_tests::keys::is_everything_encrypted;
 use walkeep_tests::{Cluster, Scratch, Stop, user};
 
 use crate::story::{Restored, Story};
@@ -146,51 +145,5 @@ fn one_database_alone() {
     in_shop("DROP DATABASE postgres");
     in_shop("VACUUM");
     assert_eq!(in_shop("SELECT count(*) FROM orders"), "6000");
-    story.end(&[]);
-}
-
-/// What the README says of restoring without Walkeep, run as it stands there, on a backup that is made of two.
-#[test]
-fn by_hand_as_the_readme_has_it() {
-    let story = with_table();
-    story.backup();
-    story.cluster.sql("UPDATE big SET noise = 'changed' WHERE id % 50000 = 1");
-    let id = story.backup();
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
-    let (_, behind) = readme.split_once("A whole backup, in Bash:").unwrap();
-    let script = behind.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
-    let scratch = Scratch::new();
-    let folder = scratch.dir("by-hand");
-    let system = story.cluster.sql("SELECT system_identifier FROM pg_control_system()");
-    let mut root = story.walkeep.local_repository().join("main").join(system);
-    if let Some(keys) = story.walkeep.keys.as_ref().filter(|_| is_everything_encrypted()) {
-        // First what it says of an encrypted repository, in a copy.
-        let (_, first) = readme.split_once("repository decrypt first:").unwrap();
-        let words: Vec<&str> = first.split('`').skip(1).step_by(2).take_while(|words| !words.starts_with("zstd")).collect();
-        let steps = words.iter().filter(|words| words.starts_with("find")).copied().collect::<Vec<_>>().join("\n");
-        let copy = folder.join("copy");
-        walkeep_tests::walkeep::run(user::command("cp").arg("-a").arg(&root).arg(&copy)).expect_code(0);
-        std::fs::write(folder.join("identity.txt"), &keys.identities[0]).unwrap();
-        user::give(&folder.join("identity.txt"));
-        let mut command = user::command("bash");
-        walkeep_tests::walkeep::run(command.current_dir(&folder).env("root", &copy).args(["-euc", &steps])).expect_code(0);
-        root = copy;
-    }
-    let mut command = user::command("bash");
-    command.current_dir(&folder).env("root", &root).env("id", &id).args(["-euc", script]);
-    walkeep_tests::walkeep::run(&mut command).expect_code(0);
-    let restored = Restored::by(&story.walkeep, VERSION, &["--backup", &id]);
-    let mut compared = 0;
-    for line in crate::story::listing(&folder.join("restored")) {
-        let path = line.split(' ').next().unwrap_or_default();
-        let by_hand = folder.join("restored").join(path);
-        // What a restore writes itself.
-        if !by_hand.is_file() || path.ends_with(".conf") || ["tablespace_map", "backup_manifest"].contains(&path) {
-            continue;
-        }
-        assert!(fs::read(&by_hand).unwrap() == fs::read(restored.cluster.data().join(path)).unwrap(), "{path}");
-        compared += 1;
-    }
-    assert!(compared > 500, "{compared} files");
     story.end(&[]);
 }

@@ -19,6 +19,7 @@ mod dashboard;
 mod decoder;
 mod delta;
 mod disk_faults;
+mod documents;
 mod drill;
 mod encryption;
 mod estimates;

@@ -1,15 +1,15 @@
 //! `walkeep check`: each link of the chain, one after the other, and what to do about the one that is broken.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
-use walkeep_core::{Lsn, TimelineId, WalFileName, page};
+use walkeep_core::TimelineId;
 
 use super::failure::{Exit, Failure};
 use super::slot::{self, Said};
-use super::{Global, output, setup};
+use super::{Global, end_to_end, output, setup};
 use crate::config::{Acknowledge, ClusterConfig, Config};
 use crate::postgres::replication::{Options, ReplicationConnection};
 use crate::postgres::{self, ConnectionParams, catalogs, sql};
@@ -149,7 +149,7 @@ async fn check(config: &Config, params: &ConnectionParams, args: &CheckArgs, fin
             findings.add("writer", writes(&server, &repository, cluster).await);
         }
         if answers {
-            let stored = end_to_end(&server, &repository, args.timeout).await;
+            let stored = end_to_end::prove(&server.client, server.timeline, &repository, args.timeout).await;
             findings.unread = matches!(stored, Ok((_, false)));
             findings.add("end to end", stored.map(|(text, _)| text));
         }
@@ -346,45 +346,4 @@ async fn writes(server: &Server, repository: &ClusterRepository, cluster: &Clust
         cluster.spool.display()
     );
     Ok(format!("timeline {} is written by this agent, epoch {epoch}", server.timeline))
-}
-
-/// Has the server write WAL and end its segment, waits until that segment is stored, reads it back and looks at it. Answers whether it could be read here, too.
-async fn end_to_end(server: &Server, repository: &ClusterRepository, timeout: Duration) -> Result<(String, bool)> {
-    let size = repository.identity().segment_size;
-    // A message makes sure that there is something to switch away from; in a statement of its own, so that it is written before the switch.
-    let switched = match server.client.batch_execute("select pg_logical_emit_message(false, 'walkeep', 'check')").await {
-        Ok(()) => server.client.query_one("select pg_switch_wal()::text", &[]).await.and_then(|row| row.try_get::<_, String>(0)),
-        Err(error) => Err(error),
-    };
-    let switched: Lsn = match switched {
-        Ok(text) => text.parse()?,
-        Err(error) => bail!(
-            "the server did not end its WAL segment: {}; grant it: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO the role",
-            crate::chain(&error)
-        ),
-    };
-    // The switch record ends there, in the segment it ends.
-    let segment = size.segment_of(Lsn::new(switched.get().saturating_sub(1))).name(server.timeline, size);
-    let began = Instant::now();
-    loop {
-        let read = repository.get_wal(WalFileName::Segment(segment)).await;
-        if let Err(repository::Error::CannotDecrypt { .. }) = &read
-            && !repository.can_read()
-        {
-            let after = output::duration(began.elapsed());
-            let text = "not read back, as this host has no identity to decrypt it with";
-            return Ok((format!("{segment} was stored {after} after the server ended it; {text}"), false));
-        }
-        if let Some(found) = read? {
-            page::check_segment(segment, size, repository.identity().system_identifier, None, &found.content)?;
-            let after = output::duration(began.elapsed());
-            return Ok((format!("{segment} was stored {after} after the server ended it, and read back whole"), true));
-        }
-        ensure!(
-            began.elapsed() < timeout,
-            "{segment} is not in the repository {} after the server ended it; see the agent's log and pg_stat_archiver",
-            output::duration(timeout)
-        );
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
 }

@@ -14,6 +14,7 @@ mod closed;
 mod copy;
 mod demo;
 mod drill;
+mod end_to_end;
 mod expire;
 mod extract;
 pub mod failure;

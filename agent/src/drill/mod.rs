@@ -238,7 +238,7 @@ impl Looking<'_> {
         self.looked(Kind::Content, "tables", content, began);
         queries::ask(self, &server, &user).await;
         rows::compare(self, &server, &user, &databases).await;
-        tools::amcheck(self, &server, &user).await?;
+        tools::amcheck(self, &server, &user, any_database(&databases)).await?;
         self.drill.step("check", began);
         let began = Instant::now();
         if let Err(error) = server.shut_down().await {
@@ -356,6 +356,12 @@ async fn ask_first(server: &Server, superusers: &[String]) -> Result<(String, Ve
     let databases = look::databases(&client).await.context("list the databases")?;
     let databases = databases.into_iter().map(|(_, name)| name).collect();
     Ok((user, databases, in_recovery, replayed.and_then(|text| text.parse().ok())))
+}
+
+/// A database that is there, for what is asked in none or in all of them: `template1` may have been dropped.
+fn any_database(databases: &[String]) -> &str {
+    let usual = databases.iter().find(|name| *name == "postgres");
+    usual.or(databases.first()).map_or("template1", String::as_str)
 }
 
 /// Whether anything of any user is there.

@@ -34,7 +34,7 @@ pub async fn compare(looking: &mut Looking<'_>, server: &Server, user: &str, dat
         (looking.watch)(Told::Checking(&name));
         let compared = match databases.contains(&sampled.name) {
             true => one(server, user, sampled).await,
-            false => gone(server, user, sampled, &name).await,
+            false => gone(server, user, super::any_database(databases), sampled, &name).await,
         };
         looking.looked(Kind::Rows, &name, compared, began);
     }
@@ -48,8 +48,8 @@ async fn one(server: &Server, user: &str, sampled: &SampledDatabase) -> Result<C
 }
 
 /// Of a database that is not there. Numbers of transactions are those of all databases.
-async fn gone(server: &Server, user: &str, sampled: &SampledDatabase, name: &str) -> Result<Checked> {
-    let client = server.connect(user, "template1").await?;
+async fn gone(server: &Server, user: &str, database: &str, sampled: &SampledDatabase, name: &str) -> Result<Checked> {
+    let client = server.connect(user, database).await?;
     Ok(match since(&client, &sampled.snapshot).await.context("ask what was committed since the sample")? {
         Since::Nothing => {
             Checked::failed(Kind::Rows, name, "the database is not there, it was when rows were counted, and nothing was committed since")

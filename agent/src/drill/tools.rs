@@ -20,8 +20,8 @@ const LINE: usize = 500;
 /// Tables and indexes that are looked at at a time.
 const JOBS: &str = "2";
 
-/// Tables and indexes of every database.
-pub async fn amcheck(looking: &mut Looking<'_>, server: &Server, user: &str) -> Result<()> {
+/// Tables and indexes of every database; `database` is one that is there.
+pub async fn amcheck(looking: &mut Looking<'_>, server: &Server, user: &str, database: &str) -> Result<()> {
     let (began, name) = (Instant::now(), "pg_amcheck");
     let wish = looking.options.amcheck;
     let major = looking.plan.backup.major_version;
@@ -43,11 +43,11 @@ pub async fn amcheck(looking: &mut Looking<'_>, server: &Server, user: &str) -> 
     };
     (looking.watch)(Told::Checking(name));
     let mut command = Command::new(program);
-    command.args(["--all", "--install-missing", "--jobs", JOBS, "--no-password", "--username", user, "--maintenance-db", "template1"]);
+    command.args(["--all", "--install-missing", "--jobs", JOBS, "--no-password", "--username", user, "--maintenance-db", database]);
     if wish.thorough {
         command.args(["--parent-check", "--rootdescend", "--heapallindexed"]);
     }
-    command.envs(server.environment(user, "template1"));
+    command.envs(server.environment(user, database));
     // Where the extension is made, no trigger of the operator's is to run.
     command.env("PGOPTIONS", format!("{NO_LIBRARIES} -c session_replication_role=replica")).env("PGAPPNAME", "walkeep").env("LC_ALL", "C");
     let output = run(&mut command).await.context("run pg_amcheck")?;
