@@ -259,6 +259,11 @@ fn what_cannot_be_decrypted_is_not_called_whole() {
     let writer = story.walkeep.ok(&["verify", "--deep"]);
     assert!(writer.stdout.starts_with("everything that this host can decrypt is there and whole"), "{}", writer.stdout);
     assert!(writer.stdout.contains("NOT CHECKED: "), "{}", writer.stdout);
+    let looked = story.walkeep.ok(&["verify"]).stdout;
+    assert!(
+        looked.starts_with("everything is there, as far as listings, records and those manifests tell that can be read here"),
+        "{looked}"
+    );
     let of_writer = Verified::by(&story.walkeep, &["--deep"], 0);
     assert!(of_writer.0["not_checked"].as_u64().unwrap() > 5, "{}", of_writer.0);
     let found = with_change(&pack.1, flip, || Verified::by(&story.walkeep, &["--deep"], 4));

@@ -285,9 +285,10 @@ fn print_plan(plan: &Plan) {
         output::say!("  and {} more: --json has them", plan.steps.len() - PRINTED);
     }
     for without in plan.without.iter().take(PRINTED) {
-        let why = match without.lacks_others {
-            true => "another repository has it, and something that it names is whole in none",
-            false => "no other repository has it whole",
+        let why = match (without.lacks_others, without.unproven) {
+            (_, true) => "another repository lists it, and only a host with an identity can prove it",
+            (true, false) => "another repository has it, and something that it names is whole in none",
+            (false, false) => "no other repository has it whole",
         };
         output::say!("  repository {}: {}: {why}; it is left as it is", without.repository, without.key);
     }
@@ -317,7 +318,8 @@ fn of_repositories(count: u64) -> String {
 fn print(report: &Overall) {
     let (broken, damaged) = (report.damaged(Severity::Damage), report.damaged(Severity::Minor));
     let what = report.backup.as_ref().map_or_else(|| "everything".to_owned(), |backup| format!("backup {backup} with all it needs"));
-    let elsewhere = report.findings.iter().filter(|found| !found.whole_in.is_empty()).count() as u64;
+    let counted = |of: &dyn Fn(&Found) -> bool| report.findings.iter().filter(|found| of(found)).count() as u64;
+    let (elsewhere, unproven) = (counted(&|found| !found.whole_in.is_empty()), counted(&|found| !found.listed_in.is_empty()));
     // What was left out was read whole before.
     let archived = report.read.map_or(0, |read| read.archived);
     let read_all = report.read.is_some_and(|read| !read.interrupted);
@@ -331,8 +333,21 @@ fn print(report: &Overall) {
         (0, 0) if report.read.is_some_and(|read| read.interrupted) => {
             output::say!("{what} is there as far as it was read, which is not to the end")
         }
-        (0, 0) if read_all => output::say!("{what} that this host can decrypt is there and whole"),
+        (0, 0) if read_all => {
+            output::say!(
+                "{what} that this host can decrypt is there and whole; of all else listings and records tell that it is there, and no more"
+            )
+        }
+        (0, 0) if report.not_checked > 0 => {
+            output::say!("{what} is there, as far as listings, records and those manifests tell that can be read here")
+        }
         (0, 0) => output::say!("{what} is there, as far as listings, records and manifests tell"),
+        (0, minor) if unproven > 0 && elsewhere + unproven == minor => {
+            output::say!(
+                "nothing is known to be lost of {what}; {} damaged or missing in one repository, and whether another one has it whole cannot be told from here of {unproven}",
+                are(minor)
+            )
+        }
         (0, minor) if elsewhere == minor => {
             output::say!("{what} is whole in one repository at least; {} damaged or missing in another, and to be mended", are(minor))
         }
@@ -408,6 +423,8 @@ pub struct Verified {
     damaged: Vec<String>,
     /// Damaged or missing in one repository and whole in another.
     to_mend: Vec<String>,
+    /// The same, listed in another and not proven there, as this host cannot decrypt it.
+    unproven: Vec<String>,
     /// Whole, and locked for less than was promised.
     short_locks: u64,
     not_checked: u64,
@@ -421,10 +438,11 @@ impl Verified {
         let outcomes = outcomes?;
         let oldest = |of: &dyn Fn(&memory::Outcome) -> Option<DateTime<Utc>>| outcomes.iter().map(of).min().flatten();
         // Each once: first what is lost, then what another repository has.
-        let keys = |elsewhere: bool| {
+        let keys = |wanted: (bool, bool)| {
             let of_one = |outcome: &memory::Outcome| -> Vec<String> {
                 let keys = outcome.all_damage().map(|finding| finding.key.clone());
-                keys.filter(|key| outcome.whole_elsewhere.contains(key) == elsewhere).collect()
+                let had = |key: &String| (outcome.whole_elsewhere.contains(key), outcome.listed_elsewhere.contains(key));
+                keys.filter(|key| had(key) == wanted).collect()
             };
             let mut keys: Vec<String> = outcomes.iter().flat_map(of_one).collect();
             keys.sort();
@@ -435,8 +453,9 @@ impl Verified {
             looked_at: oldest(&|outcome| outcome.looked_at),
             whole_at: oldest(&|outcome| outcome.whole_at),
             read_at: oldest(&|outcome| outcome.read_at),
-            damaged: keys(false),
-            to_mend: keys(true),
+            damaged: keys((false, false)),
+            to_mend: keys((true, false)),
+            unproven: keys((false, true)),
             short_locks: outcomes.iter().map(memory::Outcome::short_locks).sum(),
             not_checked: outcomes.iter().map(|outcome| outcome.not_checked).sum(),
         })
@@ -448,6 +467,15 @@ impl Verified {
             at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", output::duration((Utc::now() - at).to_std().unwrap_or_default())))
         };
         match self.damaged.split_first() {
+            None if let Some(first) = self.unproven.first() => {
+                let others = self.unproven.len() + self.to_mend.len() - 1;
+                let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+                let mend = "`walkeep verify` on a host with an identity tells whether it is whole there";
+                output::say!(
+                    "verified    DAMAGED in one repository, listed in another: {first}{more}, seen {}: {mend}",
+                    ago(&self.looked_at)
+                );
+            }
             None if let Some(first) = self.to_mend.first() => {
                 let more = if self.to_mend.len() > 1 { format!(" and {} more", self.to_mend.len() - 1) } else { String::new() };
                 let mend = "`walkeep verify --repair` mends it";

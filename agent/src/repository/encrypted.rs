@@ -72,6 +72,11 @@ impl ClusterRepository {
         }
     }
 
+    /// Whether this host can tell of an object of this name whether it is what was stored: a pack has its name to be compared with, whoever can open it.
+    pub fn can_prove(&self, name: &ObjectName) -> bool {
+        self.can_read() || !name.holds_data() || matches!(name, ObjectName::Pack(_))
+    }
+
     /// Fails where the configuration and the repository do not agree on encryption.
     pub fn check_form(&self) -> Result<()> {
         let reason = match (self.identity().form, &self.encryption) {

@@ -69,6 +69,9 @@ pub struct Without {
     /// Whether another repository has it, and something of what it names is nowhere.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub lacks_others: bool,
+    /// Whether another repository lists it, and this host cannot prove what lies there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
 }
 
 /// What came of a step.
@@ -94,17 +97,20 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
         damaged.map(|found| (found.repository, found.finding.key.as_str())).collect()
     };
     for found in overall.findings.iter().filter(is_wrong) {
-        let copies = everywhere.copies(found.repository, &found.finding).await?;
-        if !copies.complete {
-            let lacks_others = copies.objects.iter().any(|wanted| everywhere.key(&wanted.name) == found.finding.key);
-            plan.without.push(Without { repository: found.repository, key: found.finding.key.clone(), lacks_others });
+        let mut copies = everywhere.copies(found.repository, &found.finding).await?;
+        let can_prove = |wanted: &Wanted| everywhere.can_prove(&wanted.name);
+        let unproven = copies.complete && (copies.blind || !copies.objects.iter().all(can_prove));
+        if unproven || !copies.complete {
+            let lacks_others = !unproven && copies.objects.iter().any(|wanted| everywhere.key(&wanted.name) == found.finding.key);
+            plan.without.push(Without { repository: found.repository, key: found.finding.key.clone(), lacks_others, unproven });
         }
+        copies.objects.retain(can_prove);
         let data = copies.objects.iter().filter(|wanted| !wanted.name.names_others()).map(|wanted| everywhere.key(&wanted.name));
         let data: Arc<[String]> = data.collect();
         for wanted in copies.objects {
             let names_others = wanted.name.names_others();
             // What it names is not all there to be brought.
-            if names_others && !copies.complete {
+            if names_others && (unproven || !copies.complete) {
                 continue;
             }
             let key = everywhere.key(&wanted.name);
@@ -376,7 +382,7 @@ impl Everywhere {
 
 impl SeenPlace {
     /// That an object there is damaged.
-    fn damaged(&self, name: &ObjectName, reason: String) -> Option<Finding> {
+    pub(super) fn damaged(&self, name: &ObjectName, reason: String) -> Option<Finding> {
         let judge = Judge::new(&self.catalog, self.repository.layout());
         let ObjectName::Pack(_) = name else { return judge.finding(Kind::Content, name, reason) };
         let finding = judge.pack(Kind::Content, self.repository.layout().key(name), reason, []);
