@@ -229,6 +229,21 @@ fn what_is_read_and_damaged_is_named() {
     let all = Verified::by(&story.walkeep, &["--deep"], 0);
     let again = Verified::by(&story.walkeep, &["--deep", "--older-than", "1h"], 0);
     assert_eq!((&again.0["read"]["objects"], &again.0["read"]["known"]), (&Value::from(0), &all.0["read"]["objects"]));
+    let told = story.walkeep.ok(&["verify", "--deep", "--older-than", "1h"]).stdout;
+    assert!(
+        told.starts_with("everything is there: 0 objects (0 B) read now, and whole; ") && !told.contains("all of it was read"),
+        "{told}"
+    );
+    assert!(told.lines().next().unwrap().ends_with("left out, read whole before"), "{told}");
+    let none = Verified::by(&story.walkeep, &["--deep", "--older-than", "0s"], 0);
+    assert_eq!((&none.0["read"]["known"], &none.0["read"]["objects"]), (&Value::from(0), &all.0["read"]["objects"]));
+    assert!(
+        story
+            .walkeep
+            .ok(&["verify", "--deep", "--older-than", "0s"])
+            .stdout
+            .starts_with("everything is there and whole: all of it was read")
+    );
     let one = Verified::by(&story.walkeep, &["--deep", "--backup", &ids[0]], 0);
     let of = |report: &Verified| report.0["read"]["objects"].as_u64().unwrap();
     assert!(of(&one) > 1 && of(&one) < of(&all), "{} of {}", of(&one), of(&all));

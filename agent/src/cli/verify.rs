@@ -186,8 +186,11 @@ impl Opened {
     async fn new(global: &Global) -> Result<Self, Failure> {
         let config = setup::config(global)?;
         let stop = setup::stop_on_signals()?;
-        let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-        Ok(Self { config, stop, repository })
+        match setup::cluster_repository(&config.cluster, &stop).await {
+            Ok(repository) => Ok(Self { config, stop, repository: Arc::new(repository) }),
+            Err(_) if stop.is_cancelled() => Err(stopped()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn places(&self) -> Vec<Place> {
@@ -206,7 +209,9 @@ async fn look(opened: &Opened, args: &VerifyArgs, places: &mut [Place], deep: bo
         let (elapsed, done_bytes) = (began.elapsed(), done.bytes + done.known_bytes);
         bar.show(&Transfer { stage: Stage::Copying, done: done_bytes, total: Some(total), files: done.objects, elapsed, moving: elapsed });
     };
-    let read = Read { older_than: args.older_than, ..Read::all(&pace, args.parallel.into()) };
+    // What was read whole less than no time ago is nothing.
+    let older_than = args.older_than.filter(|time| !time.is_zero());
+    let read = Read { older_than, ..Read::all(&pace, args.parallel.into()) };
     let wish = Wish {
         backup: args.backup.as_ref(),
         read: deep.then_some(read),
@@ -220,11 +225,19 @@ async fn look(opened: &Opened, args: &VerifyArgs, places: &mut [Place], deep: bo
     if let Some(bar) = bar.get() {
         bar.finish();
     }
-    let (report, everywhere) = verified?;
+    let (report, everywhere) = match verified {
+        Err(_) if opened.stop.is_cancelled() => return Err(stopped()),
+        verified => verified?,
+    };
     if let Some(backup) = args.backup.as_ref().filter(|_| !report.backup_is_known && report.findings.is_empty()) {
         return Err(Failure::usage(anyhow!("there is no backup {backup}")).hint("`walkeep backups` lists them"));
     }
     Ok((report, everywhere))
+}
+
+/// Ctrl-C before there was anything to tell.
+fn stopped() -> Failure {
+    Failure::from(anyhow!("it was stopped before everything was looked at")).hint("nothing is known by it: run it again")
 }
 
 /// How the command ends.
@@ -329,6 +342,18 @@ fn print(report: &Overall) {
             output::say!("nothing is damaged or missing where it was looked; {} could not be looked at to the end", of_repositories(blind))
         }
         (0, 0) if read_all && archived > 0 => output::say!("{what} that can be read at once is there and whole"),
+        (0, 0)
+            if report.not_checked == 0
+                && let Some(read) = report.read.filter(|read| read_all && read.known > 0) =>
+        {
+            output::say!(
+                "{what} is there: {} ({}) read now, and whole; {} ({}) left out, read whole before",
+                output::count(read.objects, "object"),
+                output::bytes(read.bytes),
+                output::count(read.known, "object"),
+                output::bytes(read.known_bytes)
+            )
+        }
         (0, 0) if read_all && report.not_checked == 0 => output::say!("{what} is there and whole: all of it was read"),
         (0, 0) if report.read.is_some_and(|read| read.interrupted) => {
             output::say!("{what} is there as far as it was read, which is not to the end")

@@ -650,3 +650,12 @@ async fn packs_that_one_lacks_are_missed_without_a_key_where_a_backup_that_is_th
 fn key_of(found: &Found) -> (usize, String) {
     (found.repository, found.finding.key.clone())
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_stops_it_is_not_sent_to_the_agent() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    two.stores[1].delete(&key(&two.both, 3)).await.unwrap();
+    cancel.cancel();
+    let stopped = everywhere(&Wish::look(&cancel), &mut two.places()).await.map(|_| ()).unwrap_err();
+    assert!(!stopped.hint().contains("agent"), "{}", stopped.hint());
+}
