@@ -309,6 +309,10 @@ fn print_plan(plan: &Plan) {
 
 fn step_words(step: &Step) -> String {
     let said = match &step.outcome {
+        Some(Outcome::Put) if !step.only_for.is_empty() => format!(
+            "put, and read back; LOOK AT IT: none of the recipients that are configured now opens it, and {} does (`walkeep key list`)",
+            step.only_for.join(" and ")
+        ),
         Some(Outcome::Put) => "put, and read back".to_owned(),
         Some(Outcome::WasWhole) => "whole when it was looked at again: left as it is".to_owned(),
         Some(Outcome::NotDone(reason)) => format!("NOT MENDED, nothing was changed: {reason}"),

@@ -51,7 +51,7 @@ impl Two {
 }
 
 /// Each where it is said to lie.
-fn remembered(all: &Arc<ClusterRepository>, folder: Option<&std::path::Path>, named: &[&str]) -> Vec<Place> {
+pub(super) fn remembered(all: &Arc<ClusterRepository>, folder: Option<&std::path::Path>, named: &[&str]) -> Vec<Place> {
     let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
         let memory = Memory::at(folder.map(|folder| (folder.to_owned(), String::new())), named[number - 1]);
         Place { number, repository, all: all.clone(), memory }
@@ -80,7 +80,7 @@ async fn cut(store: &MemoryStore, key: &Key, bytes: usize) {
     store.overwrite(key, whole.slice(..whole.len() - bytes));
 }
 
-async fn put(repository: &ClusterRepository, numbers: std::ops::Range<u64>) {
+pub(super) async fn put(repository: &ClusterRepository, numbers: std::ops::Range<u64>) {
     for number in numbers {
         repository.put_wal(WalFileName::Segment(segment(number)), content(number)).await.unwrap();
     }
