@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use walkeep_tests::process::Process;
-use walkeep_tests::{Bucket, Fault, FaultProxy, Repository, S3Server, Walkeep, When, wait_until};
+use walkeep_tests::{Bucket, Fault, FaultProxy, Keys, Pair, Repository, S3Server, Walkeep, When, wait_until};
 
 use crate::story::{self, PATIENCE, Restored, Story, listing};
 
@@ -395,4 +395,97 @@ fn a_backup_that_lies_whole_in_several_places_together_is_not_lost() {
         }
     }
     walkeep.ok(&["verify", "--deep"]);
+}
+
+/// A host without any identity that keeps nothing of its own sees by listings alone what one of two repositories lost; nothing is called lost or whole that it cannot open.
+#[test]
+fn what_a_host_that_only_writes_cannot_open_is_neither_lost_nor_whole() {
+    let (pair, cluster) = (Pair::generate(), story::builder(VERSION).start());
+    let mut walkeep = Walkeep::local(&cluster);
+    walkeep.keys = Some(Keys { recipients: vec![pair.recipient.clone()], identities: vec![pair.identity.clone()] });
+    walkeep.write_config();
+    let mut story = Story::with(cluster, walkeep);
+    for _ in 0..2 {
+        story.insert(20);
+        story.backup();
+    }
+    story.insert(20);
+    story.settle();
+    story.stop_agent(&[]);
+    let folders = [story.walkeep.local_repository(), story.walkeep.scratch().join("second")];
+    assert!(std::process::Command::new("cp").arg("-a").args(&folders).status().unwrap().success());
+    let host = |keys: Keys| {
+        let mut other = Walkeep::offline(Repository::Local(folders[0].clone()));
+        other.repositories.push(Repository::Local(folders[1].clone()));
+        other.keys = Some(keys);
+        other.write_config();
+        other
+    };
+    let (writer, reader) = (host(Keys::to_write(&[&pair])), host(Keys::to_read(&[&pair])));
+    for (walkeep, begins) in
+        [(&writer, "everything is there, as far as "), (&reader, "everything is there, as far as listings, records and manifests tell")]
+    {
+        let told = walkeep.ok(&["verify"]).stdout;
+        assert!(told.starts_with(begins), "{told}");
+    }
+    assert!(writer.ok(&["verify", "--deep"]).stdout.starts_with("everything that this host can decrypt is there and whole; of all else "));
+    let files = listing(&folders[0]).into_iter().filter_map(|line| line.split_once(" f ").map(|(path, _)| path.to_owned()));
+    let files: Vec<String> = files.collect();
+    let note = files.iter().find(|file| file.contains(".backup.zst")).unwrap();
+    let segment = format!("{}.zst.age", note.split_once(".0").unwrap().0);
+    let pack = files.iter().find(|file| file.contains("/packs/")).unwrap();
+    // Its findings but for notes, each without what is lost.
+    let verify = |walkeep: &Walkeep, args: &[&str]| {
+        let report = walkeep.run(&[&["verify", "--json"], args].concat()).expect_code(4).json();
+        let found = report["findings"].as_array().unwrap().iter().filter(|finding| finding["severity"] != "note");
+        let one = |finding: &Value| {
+            assert!(finding["lost"].is_null() && finding["severity"] == "minor", "{finding}");
+            (
+                finding["repository"].as_u64().unwrap(),
+                finding["key"].as_str().unwrap().to_owned(),
+                finding["whole_in"].clone(),
+                finding["listed_in"].clone(),
+            )
+        };
+        (found.map(one).collect::<Vec<_>>(), report)
+    };
+    let (none, first, second) = (Value::Null, serde_json::json!([1]), serde_json::json!([2]));
+    let at = |number: usize, key: &str| folders[number - 1].join(key);
+    let restore =
+        |key: &str| assert!(std::process::Command::new("cp").arg("-a").arg(at(2, key)).arg(at(1, key)).status().unwrap().success());
+
+    fs::remove_file(at(1, &segment)).unwrap();
+    assert_eq!(verify(&writer, &[]).0, [(1, segment.clone(), none.clone(), second.clone())]);
+    assert_eq!(verify(&reader, &[]).0, [(1, segment.clone(), second.clone(), none.clone())]);
+    let told = writer.run(&["verify"]).expect_code(4).stdout;
+    assert!(
+        told.starts_with("nothing is known to be lost of everything; ") && told.contains("listed in 2, not proven from here"),
+        "{told}"
+    );
+    assert!(writer.ok(&["status"]).stdout.contains("DAMAGED in one repository, listed in another: "));
+    let left = verify(&writer, &["--repair", "--yes"]).1;
+    assert!(left["repair"]["steps"].as_array().unwrap().is_empty() && left["repair"]["without"][0]["unproven"] == true, "{left}");
+    restore(&segment);
+
+    let whole = fs::read(at(1, &segment)).unwrap();
+    fs::write(at(1, &segment), &whole[..whole.len() - 100]).unwrap();
+    for args in [&[][..], &["--deep"]] {
+        let (found, report) = verify(&writer, args);
+        assert_eq!(found, [(1, segment.clone(), none.clone(), second.clone()), (2, segment.clone(), none.clone(), first.clone())]);
+        let reason = report["findings"][0]["reason"].as_str().unwrap();
+        assert!(reason.contains(&format!("{} bytes here and {} in repository 2", whole.len() - 100, whole.len())), "{reason}");
+        assert_eq!(verify(&reader, args).0, [(1, segment.clone(), second.clone(), none.clone())]);
+    }
+    restore(&segment);
+
+    // Packs have their names to be compared with: they are mended too.
+    fs::remove_file(at(1, pack)).unwrap();
+    assert_eq!(verify(&writer, &[]).0, [(1, pack.clone(), second.clone(), none.clone())]);
+    assert_eq!(verify(&reader, &[]).0, [(1, pack.clone(), second.clone(), none.clone())]);
+    writer.run(&["verify", "--repair", "--yes"]).expect_code(0);
+    assert_eq!(fs::read(at(1, pack)).unwrap(), fs::read(at(2, pack)).unwrap());
+    reader.ok(&["verify", "--deep"]);
+    // An identity that opens nothing is told as what it is.
+    let wrong = host(Keys::to_read(&[&Pair::generate()]));
+    assert!(wrong.run(&["verify", "--deep"]).expect_code(1).stderr.contains("not opened by any identity of this host"));
 }

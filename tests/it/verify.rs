@@ -229,6 +229,21 @@ fn what_is_read_and_damaged_is_named() {
     let all = Verified::by(&story.walkeep, &["--deep"], 0);
     let again = Verified::by(&story.walkeep, &["--deep", "--older-than", "1h"], 0);
     assert_eq!((&again.0["read"]["objects"], &again.0["read"]["known"]), (&Value::from(0), &all.0["read"]["objects"]));
+    let told = story.walkeep.ok(&["verify", "--deep", "--older-than", "1h"]).stdout;
+    assert!(
+        told.starts_with("everything is there: 0 objects (0 B) read now, and whole; ") && !told.contains("all of it was read"),
+        "{told}"
+    );
+    assert!(told.lines().next().unwrap().ends_with("left out, read whole before"), "{told}");
+    let none = Verified::by(&story.walkeep, &["--deep", "--older-than", "0s"], 0);
+    assert_eq!((&none.0["read"]["known"], &none.0["read"]["objects"]), (&Value::from(0), &all.0["read"]["objects"]));
+    assert!(
+        story
+            .walkeep
+            .ok(&["verify", "--deep", "--older-than", "0s"])
+            .stdout
+            .starts_with("everything is there and whole: all of it was read")
+    );
     let one = Verified::by(&story.walkeep, &["--deep", "--backup", &ids[0]], 0);
     let of = |report: &Verified| report.0["read"]["objects"].as_u64().unwrap();
     assert!(of(&one) > 1 && of(&one) < of(&all), "{} of {}", of(&one), of(&all));
@@ -259,6 +274,11 @@ fn what_cannot_be_decrypted_is_not_called_whole() {
     let writer = story.walkeep.ok(&["verify", "--deep"]);
     assert!(writer.stdout.starts_with("everything that this host can decrypt is there and whole"), "{}", writer.stdout);
     assert!(writer.stdout.contains("NOT CHECKED: "), "{}", writer.stdout);
+    let looked = story.walkeep.ok(&["verify"]).stdout;
+    assert!(
+        looked.starts_with("everything is there, as far as listings, records and those manifests tell that can be read here"),
+        "{looked}"
+    );
     let of_writer = Verified::by(&story.walkeep, &["--deep"], 0);
     assert!(of_writer.0["not_checked"].as_u64().unwrap() > 5, "{}", of_writer.0);
     let found = with_change(&pack.1, flip, || Verified::by(&story.walkeep, &["--deep"], 4));

@@ -258,6 +258,11 @@ impl ObjectName {
         matches!(self, Self::BackupRecord(_) | Self::ArtifactRecord(_) | Self::DrillRecord(_))
     }
 
+    /// Whether each repository may have another one of it, made anew out of what it has.
+    pub fn is_made_again(&self) -> bool {
+        matches!(self, Self::Digest(_) | Self::Blocks(_) | Self::Names(_))
+    }
+
     /// Whether the object holds WAL, what the database holds, or what is told of them: where a repository is encrypted, it is. The others are small notes
     /// that say what is stored, and since when; whoever cannot decrypt needs them too.
     pub fn holds_data(&self) -> bool {

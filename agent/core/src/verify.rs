@@ -14,6 +14,7 @@ mod sizes;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod unlike;
 
 pub use continuity::{continuity, vanished};
 pub use finding::{Finding, Findings, Kind, Severity, Stretch};
@@ -23,3 +24,4 @@ pub use listing::{ArtifactFolder, BackupFolder, DrillFolder, Listing};
 pub use lost::{Lost, LostWal};
 pub use sizes::possible_bytes;
 pub use tally::{Amount, Group, Tally};
+pub use unlike::{Unlike, packs_lacking, taken_when, unlike};

@@ -186,8 +186,11 @@ impl Opened {
     async fn new(global: &Global) -> Result<Self, Failure> {
         let config = setup::config(global)?;
         let stop = setup::stop_on_signals()?;
-        let repository = Arc::new(setup::cluster_repository(&config.cluster, &stop).await?);
-        Ok(Self { config, stop, repository })
+        match setup::cluster_repository(&config.cluster, &stop).await {
+            Ok(repository) => Ok(Self { config, stop, repository: Arc::new(repository) }),
+            Err(_) if stop.is_cancelled() => Err(stopped()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn places(&self) -> Vec<Place> {
@@ -206,7 +209,9 @@ async fn look(opened: &Opened, args: &VerifyArgs, places: &mut [Place], deep: bo
         let (elapsed, done_bytes) = (began.elapsed(), done.bytes + done.known_bytes);
         bar.show(&Transfer { stage: Stage::Copying, done: done_bytes, total: Some(total), files: done.objects, elapsed, moving: elapsed });
     };
-    let read = Read { older_than: args.older_than, ..Read::all(&pace, args.parallel.into()) };
+    // What was read whole less than no time ago is nothing.
+    let older_than = args.older_than.filter(|time| !time.is_zero());
+    let read = Read { older_than, ..Read::all(&pace, args.parallel.into()) };
     let wish = Wish {
         backup: args.backup.as_ref(),
         read: deep.then_some(read),
@@ -220,11 +225,19 @@ async fn look(opened: &Opened, args: &VerifyArgs, places: &mut [Place], deep: bo
     if let Some(bar) = bar.get() {
         bar.finish();
     }
-    let (report, everywhere) = verified?;
+    let (report, everywhere) = match verified {
+        Err(_) if opened.stop.is_cancelled() => return Err(stopped()),
+        verified => verified?,
+    };
     if let Some(backup) = args.backup.as_ref().filter(|_| !report.backup_is_known && report.findings.is_empty()) {
         return Err(Failure::usage(anyhow!("there is no backup {backup}")).hint("`walkeep backups` lists them"));
     }
     Ok((report, everywhere))
+}
+
+/// Ctrl-C before there was anything to tell.
+fn stopped() -> Failure {
+    Failure::from(anyhow!("it was stopped before everything was looked at")).hint("nothing is known by it: run it again")
 }
 
 /// How the command ends.
@@ -285,9 +298,10 @@ fn print_plan(plan: &Plan) {
         output::say!("  and {} more: --json has them", plan.steps.len() - PRINTED);
     }
     for without in plan.without.iter().take(PRINTED) {
-        let why = match without.lacks_others {
-            true => "another repository has it, and something that it names is whole in none",
-            false => "no other repository has it whole",
+        let why = match (without.lacks_others, without.unproven) {
+            (_, true) => "another repository lists it, and only a host with an identity can prove it",
+            (true, false) => "another repository has it, and something that it names is whole in none",
+            (false, false) => "no other repository has it whole",
         };
         output::say!("  repository {}: {}: {why}; it is left as it is", without.repository, without.key);
     }
@@ -295,6 +309,10 @@ fn print_plan(plan: &Plan) {
 
 fn step_words(step: &Step) -> String {
     let said = match &step.outcome {
+        Some(Outcome::Put) if !step.only_for.is_empty() => format!(
+            "put, and read back; LOOK AT IT: none of the recipients that are configured now opens it, and {} does (`walkeep key list`)",
+            step.only_for.join(" and ")
+        ),
         Some(Outcome::Put) => "put, and read back".to_owned(),
         Some(Outcome::WasWhole) => "whole when it was looked at again: left as it is".to_owned(),
         Some(Outcome::NotDone(reason)) => format!("NOT MENDED, nothing was changed: {reason}"),
@@ -317,7 +335,8 @@ fn of_repositories(count: u64) -> String {
 fn print(report: &Overall) {
     let (broken, damaged) = (report.damaged(Severity::Damage), report.damaged(Severity::Minor));
     let what = report.backup.as_ref().map_or_else(|| "everything".to_owned(), |backup| format!("backup {backup} with all it needs"));
-    let elsewhere = report.findings.iter().filter(|found| !found.whole_in.is_empty()).count() as u64;
+    let counted = |of: &dyn Fn(&Found) -> bool| report.findings.iter().filter(|found| of(found)).count() as u64;
+    let (elsewhere, unproven) = (counted(&|found| !found.whole_in.is_empty()), counted(&|found| !found.listed_in.is_empty()));
     // What was left out was read whole before.
     let archived = report.read.map_or(0, |read| read.archived);
     let read_all = report.read.is_some_and(|read| !read.interrupted);
@@ -327,12 +346,37 @@ fn print(report: &Overall) {
             output::say!("nothing is damaged or missing where it was looked; {} could not be looked at to the end", of_repositories(blind))
         }
         (0, 0) if read_all && archived > 0 => output::say!("{what} that can be read at once is there and whole"),
+        (0, 0)
+            if report.not_checked == 0
+                && let Some(read) = report.read.filter(|read| read_all && read.known > 0) =>
+        {
+            output::say!(
+                "{what} is there: {} ({}) read now, and whole; {} ({}) left out, read whole before",
+                output::count(read.objects, "object"),
+                output::bytes(read.bytes),
+                output::count(read.known, "object"),
+                output::bytes(read.known_bytes)
+            )
+        }
         (0, 0) if read_all && report.not_checked == 0 => output::say!("{what} is there and whole: all of it was read"),
         (0, 0) if report.read.is_some_and(|read| read.interrupted) => {
             output::say!("{what} is there as far as it was read, which is not to the end")
         }
-        (0, 0) if read_all => output::say!("{what} that this host can decrypt is there and whole"),
+        (0, 0) if read_all => {
+            output::say!(
+                "{what} that this host can decrypt is there and whole; of all else listings and records tell that it is there, and no more"
+            )
+        }
+        (0, 0) if report.not_checked > 0 => {
+            output::say!("{what} is there, as far as listings, records and those manifests tell that can be read here")
+        }
         (0, 0) => output::say!("{what} is there, as far as listings, records and manifests tell"),
+        (0, minor) if unproven > 0 && elsewhere + unproven == minor => {
+            output::say!(
+                "nothing is known to be lost of {what}; {} damaged or missing in one repository, and whether another one has it whole cannot be told from here of {unproven}",
+                are(minor)
+            )
+        }
         (0, minor) if elsewhere == minor => {
             output::say!("{what} is whole in one repository at least; {} damaged or missing in another, and to be mended", are(minor))
         }
@@ -408,6 +452,8 @@ pub struct Verified {
     damaged: Vec<String>,
     /// Damaged or missing in one repository and whole in another.
     to_mend: Vec<String>,
+    /// The same, listed in another and not proven there, as this host cannot decrypt it.
+    unproven: Vec<String>,
     /// Whole, and locked for less than was promised.
     short_locks: u64,
     not_checked: u64,
@@ -421,10 +467,11 @@ impl Verified {
         let outcomes = outcomes?;
         let oldest = |of: &dyn Fn(&memory::Outcome) -> Option<DateTime<Utc>>| outcomes.iter().map(of).min().flatten();
         // Each once: first what is lost, then what another repository has.
-        let keys = |elsewhere: bool| {
+        let keys = |wanted: (bool, bool)| {
             let of_one = |outcome: &memory::Outcome| -> Vec<String> {
                 let keys = outcome.all_damage().map(|finding| finding.key.clone());
-                keys.filter(|key| outcome.whole_elsewhere.contains(key) == elsewhere).collect()
+                let had = |key: &String| (outcome.whole_elsewhere.contains(key), outcome.listed_elsewhere.contains(key));
+                keys.filter(|key| had(key) == wanted).collect()
             };
             let mut keys: Vec<String> = outcomes.iter().flat_map(of_one).collect();
             keys.sort();
@@ -435,8 +482,9 @@ impl Verified {
             looked_at: oldest(&|outcome| outcome.looked_at),
             whole_at: oldest(&|outcome| outcome.whole_at),
             read_at: oldest(&|outcome| outcome.read_at),
-            damaged: keys(false),
-            to_mend: keys(true),
+            damaged: keys((false, false)),
+            to_mend: keys((true, false)),
+            unproven: keys((false, true)),
             short_locks: outcomes.iter().map(memory::Outcome::short_locks).sum(),
             not_checked: outcomes.iter().map(|outcome| outcome.not_checked).sum(),
         })
@@ -448,6 +496,15 @@ impl Verified {
             at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", output::duration((Utc::now() - at).to_std().unwrap_or_default())))
         };
         match self.damaged.split_first() {
+            None if let Some(first) = self.unproven.first() => {
+                let others = self.unproven.len() + self.to_mend.len() - 1;
+                let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+                let mend = "`walkeep verify` on a host with an identity tells whether it is whole there";
+                output::say!(
+                    "verified    DAMAGED in one repository, listed in another: {first}{more}, seen {}: {mend}",
+                    ago(&self.looked_at)
+                );
+            }
             None if let Some(first) = self.to_mend.first() => {
                 let more = if self.to_mend.len() > 1 { format!(" and {} more", self.to_mend.len() - 1) } else { String::new() };
                 let mend = "`walkeep verify --repair` mends it";

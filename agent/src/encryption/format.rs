@@ -72,6 +72,11 @@ pub fn encrypt(recipients: &Recipients, fingerprint: Option<&Fingerprint>, plain
     Ok(Bytes::from(sealed))
 }
 
+/// Whether this identity is one of those that an age file was made for, by its header.
+pub fn is_for(identity: &dyn age::Identity, sealed: &[u8]) -> bool {
+    Decryptor::new_buffered(sealed).and_then(|file| file.decrypt(std::iter::once(identity))).is_ok()
+}
+
 /// Opens an age file. CPU work.
 pub fn decrypt(identities: &Identities, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
     let mut plain = Vec::with_capacity(sealed.len());

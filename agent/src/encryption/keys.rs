@@ -205,6 +205,11 @@ impl Identities {
         self.0.iter().map(|identity| identity.to_public().to_string()).collect()
     }
 
+    /// Each with its recipient.
+    pub(super) fn each(&self) -> impl Iterator<Item = (String, &dyn age::Identity)> {
+        self.0.iter().map(|identity| (identity.to_public().to_string(), identity as &dyn age::Identity))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &dyn age::Identity> {
         self.0.iter().map(|identity| identity as &dyn age::Identity)
     }

@@ -105,6 +105,17 @@ impl Encryption {
         format::encrypt(&recipients, fingerprint, plain)
     }
 
+    /// The recipients of those identities here that open an object which none of the recipients configured now does, as far as their identities are here; nothing
+    /// if one of them does, or none of theirs is here.
+    pub fn only_for(&self, sealed: &[u8]) -> Vec<String> {
+        let Ok(recipients) = self.recipients.now().map(|recipients| recipients.texts()) else { return Vec::new() };
+        let (ours, others): (Vec<_>, Vec<_>) = self.identities.each().partition(|(recipient, _)| recipients.contains(recipient));
+        if ours.is_empty() || ours.iter().any(|(_, identity)| format::is_for(*identity, sealed)) {
+            return Vec::new();
+        }
+        others.into_iter().filter(|(_, identity)| format::is_for(*identity, sealed)).map(|(recipient, _)| recipient).collect()
+    }
+
     /// Decrypts. CPU work.
     pub fn unseal(&self, sealed: &[u8]) -> Result<Bytes, OpenError> {
         format::decrypt(&self.identities, sealed).map(Bytes::from)

@@ -72,6 +72,17 @@ impl ClusterRepository {
         }
     }
 
+    /// Whether this host can tell of an object of this name whether it is what was stored: a pack has its name to be compared with, whoever can open it.
+    pub fn can_prove(&self, name: &ObjectName) -> bool {
+        self.can_read() || !name.holds_data() || matches!(name, ObjectName::Pack(_))
+    }
+
+    /// Who opens a stored object that none of the recipients configured now does: see [`Encryption::only_for`].
+    pub fn only_for(&self, name: &ObjectName, object: &Bytes) -> Vec<String> {
+        let keys = self.keys_for(name).ok().flatten();
+        keys.filter(|_| name.holds_data()).map(|keys| keys.only_for(object)).unwrap_or_default()
+    }
+
     /// Fails where the configuration and the repository do not agree on encryption.
     pub fn check_form(&self) -> Result<()> {
         let reason = match (self.identity().form, &self.encryption) {

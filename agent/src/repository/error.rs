@@ -283,7 +283,8 @@ impl Error {
                     "`walkeep thaw` with a restore's target asks for all that it needs, and waits: minutes to hours. Then try again."
                 }
                 ErrorKind::Corrupt => "Run `walkeep check`; the object or the way to it is damaged.",
-                ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Cancelled => "See the log of the agent.",
+                ErrorKind::NotFound | ErrorKind::AlreadyExists => "See the log of the agent.",
+                ErrorKind::Cancelled => "It was told to stop. Run it again for what is left.",
             },
             Self::NoRepository { .. } => "Check the url, or run `walkeep init`.",
             Self::UnknownCluster { .. } => "Run `walkeep init` for this cluster first, or correct --cluster.",

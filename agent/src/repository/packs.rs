@@ -69,6 +69,11 @@ impl Packs {
         self.listed.get(pack).copied()
     }
 
+    /// Those that are there, each with its bytes.
+    pub fn lengths(&self) -> &HashMap<PackId, u64> {
+        &self.listed
+    }
+
     /// Whether any are not read at once.
     pub fn any_archived(&self) -> bool {
         !self.archived.is_empty()

@@ -157,6 +157,19 @@ impl ClusterRepository {
         }
     }
 
+    /// What an object begins with, enough of it for [`Self::were_sealed_apart`].
+    pub async fn front(&self, name: &ObjectName) -> Result<Bytes> {
+        Ok(self.store().get(&self.key(name)?, Some(0..format::HEADER)).await?)
+    }
+
+    /// Whether two objects of this name were encrypted each by itself out of the same, by their fronts and how many bytes they have: behind other headers, which are
+    /// longer for more recipients, lies as much. What is cut off has the other one's header, or less behind it.
+    pub fn were_sealed_apart(&self, name: &ObjectName, (one, bytes): (&Bytes, u64), (other, others): (&Bytes, u64)) -> bool {
+        let (Form::Age, Ok(header), Ok(another)) = (self.identity().form, format::header(one), format::header(other)) else { return false };
+        let behind = |bytes: u64, header: &Bytes| bytes.checked_sub(header.len() as u64);
+        header != another && behind(bytes, &header) == behind(others, &another) && self.hold_the_same(name, one, other)
+    }
+
     /// A small object that `parse` understands, from a repository that has it whole; `None` if it is not there.
     pub(super) async fn parsed<T>(&self, name: &ObjectName, parse: impl Fn(&[u8]) -> Result<T> + Send) -> Result<Option<T>> {
         let key = self.key(name)?;

@@ -507,11 +507,23 @@ async fn packs_of(repository: &ClusterRepository, record: &BackupRecord) -> Resu
     Ok(packs_named_by(repository, record).await?.0)
 }
 
-/// The packs that a backup's manifest names, and whether all of it could be read.
-pub(super) async fn packs_named_by(repository: &ClusterRepository, record: &BackupRecord) -> Result<(HashSet<PackId>, bool)> {
+/// How much of a manifest could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// All of it.
+    All,
+    /// Not all, as it is damaged.
+    Part,
+    /// Nothing, as this host cannot decrypt it.
+    Nothing,
+}
+
+/// The packs that a backup's manifest names, and how much of it could be read.
+pub(super) async fn packs_named_by(repository: &ClusterRepository, record: &BackupRecord) -> Result<(HashSet<PackId>, Known)> {
     let manifest = match repository.get_manifest(record).await {
         Ok(manifest) => manifest,
-        Err(Error::Corrupt { .. } | Error::CannotDecrypt { .. }) => return Ok((HashSet::new(), false)),
+        Err(Error::Corrupt { .. }) => return Ok((HashSet::new(), Known::Part)),
+        Err(Error::CannotDecrypt { .. }) => return Ok((HashSet::new(), Known::Nothing)),
         Err(error) => return Err(error),
     };
     let gathered = spawn_blocking(move || {
@@ -520,10 +532,10 @@ pub(super) async fn packs_named_by(repository: &ClusterRepository, record: &Back
             match entry.map(|entry| entry.kind) {
                 Ok(EntryKind::File { content, .. }) => packs.extend(content.extents().iter().map(|extent| extent.pack)),
                 Ok(_) => {}
-                Err(_) => return (packs, false),
+                Err(_) => return (packs, Known::Part),
             }
         }
-        (packs, true)
+        (packs, Known::All)
     });
     gathered.await.map_err(|error| Error::Internal(error.to_string()))
 }

@@ -14,7 +14,7 @@ use walkeep_core::verify::{Finding, Kind, Stretch};
 use walkeep_core::{Lsn, SegmentNumber, TimelineId, WalFileName};
 use walkeep_store::{ListRequest, Listed};
 
-use super::deep::packs_named_by;
+use super::deep::{Known, packs_named_by};
 use super::places::{Everywhere, SeenPlace};
 use crate::repository::trail::{self, Lies};
 use crate::repository::{ClusterRepository, Error, Result};
@@ -51,9 +51,9 @@ pub struct Wanted {
 pub struct Copies {
     /// Those that others have.
     pub objects: Vec<Wanted>,
-    /// Whether that is all of it.
+    /// Whether nothing of it is known to be nowhere.
     pub complete: bool,
-    /// Whether that cannot be told by a host that reads nothing: what it names is encrypted.
+    /// Whether there may be more of it, as this host cannot decrypt what names that.
     pub blind: bool,
 }
 
@@ -65,22 +65,20 @@ impl Copies {
         }
     }
 
+    /// Whether that is known to be all of it.
+    pub fn are_all(&self) -> bool {
+        self.complete && !self.blind
+    }
+
     /// Whether all of them were put elsewhere only when the repository was behind.
     pub fn were_put_behind(&self, since: SystemTime) -> bool {
         let is_new = |wanted: &Wanted| wanted.at.iter().any(|(_, listed)| listed.modified + LATE >= since);
-        self.complete && !self.objects.is_empty() && self.objects.iter().all(is_new)
+        self.are_all() && !self.objects.is_empty() && self.objects.iter().all(is_new)
     }
 
     /// When the last of them was put.
     pub fn last_put(&self) -> Option<SystemTime> {
         self.objects.iter().flat_map(|wanted| &wanted.at).map(|(_, listed)| listed.modified).max()
-    }
-
-    /// The repositories that list them; none if something of it is known to be nowhere.
-    pub fn listed_by(&self) -> Having {
-        let one = |wanted: &Wanted| Some((wanted.key()?, wanted.at.iter().map(|(number, _)| *number).collect()));
-        let all = || self.objects.iter().filter_map(one).collect();
-        Having(if self.complete || self.blind { all() } else { Vec::new() })
     }
 }
 
@@ -92,14 +90,18 @@ impl Wanted {
 
 /// Who has what of several objects, by key.
 #[derive(Debug, Clone, Default)]
-pub struct Having(Vec<(String, BTreeSet<usize>)>);
+pub struct Having {
+    who: Vec<(String, BTreeSet<usize>)>,
+    /// Whether nothing of it is only listed there, and cannot be proven by this host.
+    pub proven: bool,
+}
 
 impl Having {
     /// Who has the object with this key, and of whom the others have to come that none of these has; of a stretch without such an object all that have something.
     pub fn of(self, key: &str) -> (Vec<usize>, Vec<usize>) {
-        let all = || self.0.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect::<BTreeSet<usize>>();
-        let Some((_, having)) = self.0.iter().find(|(of, _)| of == key) else { return (all().into_iter().collect(), Vec::new()) };
-        let others = self.0.iter().filter(|(_, numbers)| numbers.is_disjoint(having));
+        let all = || self.who.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect::<BTreeSet<usize>>();
+        let Some((_, having)) = self.who.iter().find(|(of, _)| of == key) else { return (all().into_iter().collect(), Vec::new()) };
+        let others = self.who.iter().filter(|(_, numbers)| numbers.is_disjoint(having));
         let besides: BTreeSet<usize> = others.flat_map(|(_, numbers)| numbers.iter().copied()).collect();
         (having.iter().copied().collect(), besides.into_iter().collect())
     }
@@ -136,8 +138,23 @@ impl Everywhere {
         Ok(copies)
     }
 
-    /// The repositories in which all of it is whole, as it is read there, and may take the place of what the one of this number has; none if something of it is
-    /// nowhere.
+    /// The repositories that list all of it, where nothing is known to be wrong with it; none if something of it is nowhere.
+    pub fn listed_by(&self, copies: &Copies) -> Having {
+        if !copies.complete {
+            return Having::default();
+        }
+        let one = |wanted: &Wanted| Some((wanted.key()?, wanted.at.iter().map(|(number, _)| *number).collect()));
+        let proven = !copies.blind && copies.objects.iter().all(|wanted| self.can_prove(&wanted.name));
+        Having { who: copies.objects.iter().filter_map(one).collect(), proven }
+    }
+
+    /// Whether this host can tell of such an object whether it is whole.
+    pub fn can_prove(&self, name: &ObjectName) -> bool {
+        self.seen.iter().all(|seen| seen.repository.can_prove(name))
+    }
+
+    /// The repositories in which all of it is whole, as it is read there, and may take the place of what the one of this number has, or at least listed, where this
+    /// host cannot tell; none if something of it is nowhere.
     pub async fn whole_in(&self, target: usize, copies: &Copies, budget: &mut Budget) -> Having {
         if !copies.complete {
             return Having::default();
@@ -146,19 +163,23 @@ impl Everywhere {
         budget.0 -= read;
         let (proven, listed) = copies.objects.split_at(read);
         let reads: Vec<_> = proven.iter().map(|wanted| self.first_whole(target, wanted)).collect();
-        let found: Vec<Option<usize>> = stream::iter(reads).buffered(PARALLEL).collect().await;
-        let believed = listed.iter().map(|wanted| wanted.at.first().map(|(number, _)| *number));
-        let all: Option<Vec<usize>> = found.into_iter().chain(believed).collect();
-        let having = |(wanted, number): (&Wanted, usize)| Some((wanted.key()?, BTreeSet::from([number])));
-        Having(copies.objects.iter().zip(all.unwrap_or_default()).filter_map(having).collect())
+        let found: Vec<Option<(usize, bool)>> = stream::iter(reads).buffered(PARALLEL).collect().await;
+        let believed = listed.iter().map(|wanted| wanted.at.first().map(|(number, _)| (*number, self.can_prove(&wanted.name))));
+        let all: Vec<(usize, bool)> = found.into_iter().chain(believed).collect::<Option<_>>().unwrap_or_default();
+        let proven = !copies.blind && all.iter().all(|(_, proven)| *proven);
+        let having = |(wanted, (number, _)): (&Wanted, (usize, bool))| Some((wanted.key()?, BTreeSet::from([number])));
+        Having { who: copies.objects.iter().zip(all).filter_map(having).collect(), proven }
     }
 
-    async fn first_whole(&self, target: usize, wanted: &Wanted) -> Option<usize> {
+    /// The first in which it is whole, else the first in which this host cannot tell; and which of the two it is.
+    async fn first_whole(&self, target: usize, wanted: &Wanted) -> Option<(usize, bool)> {
+        let mut listed = None;
         for (number, _) in &wanted.at {
             let Some(seen) = self.at(*number) else { continue };
             match seen.repository.whole_object(&wanted.name).await {
+                Err(Error::CannotDecrypt { .. }) => listed = listed.or(Some((*number, false))),
                 Ok(Some(good)) => match self.doubt_of_record(&wanted.name, seen, target, &good).await {
-                    Ok(None) => return Some(*number),
+                    Ok(None) => return Some((*number, true)),
                     Ok(Some(doubt)) => tracing::debug!(object = ?wanted.name, repository = number, doubt, "not known to be the good one"),
                     Err(error) => tracing::debug!(object = ?wanted.name, repository = number, %error, "not known to be the good one"),
                 },
@@ -167,7 +188,7 @@ impl Everywhere {
                 Err(error) => tracing::debug!(object = ?wanted.name, repository = number, %error, "not known to be whole there"),
             }
         }
-        None
+        listed
     }
 
     /// Why a record of the trail must not take the place of what the repository of this number has.
@@ -206,8 +227,8 @@ impl Everywhere {
         let pieces = (1..=backup.manifest_pieces.max(1)).map(|piece| (piece, ObjectName::BackupManifest(id.clone(), piece)));
         let pieces = pieces.filter(|(piece, name)| !folder.pieces.contains(piece) || is_bad(name)).map(|(_, name)| name);
         let lacks = pieces.chain(begun.then(|| ObjectName::BackupBegun(id.clone())));
-        let (packs, all_known) = self.packs_of(other, backup).await?;
-        let mut copies = Copies { objects: Vec::new(), complete: all_known, blind: !all_known && !other.repository.can_read() };
+        let (packs, known) = self.packs_of(other, backup).await?;
+        let mut copies = Copies { objects: Vec::new(), complete: known != Known::Part, blind: known == Known::Nothing };
         for name in lacks {
             let at = listed_in(others, &name).await?;
             copies.add(name, at);
@@ -228,15 +249,15 @@ impl Everywhere {
         Ok(copies)
     }
 
-    /// The packs that a backup's manifest names, and whether all of it could be read: where one repository does not have it whole, its pieces may lie in several.
-    async fn packs_of(&self, other: &SeenPlace, backup: &BackupRecord) -> Result<(HashSet<PackId>, bool)> {
-        let (packs, is_all) = packs_named_by(&other.repository, backup).await?;
-        let Some(all) = self.all.as_ref().filter(|_| !is_all && other.repository.can_read()) else { return Ok((packs, is_all)) };
+    /// The packs that a backup's manifest names, and how much of it could be read: where one repository does not have it whole, its pieces may lie in several.
+    async fn packs_of(&self, other: &SeenPlace, backup: &BackupRecord) -> Result<(HashSet<PackId>, Known)> {
+        let (packs, known) = packs_named_by(&other.repository, backup).await?;
+        let Some(all) = self.all.as_ref().filter(|_| known != Known::All && other.repository.can_read()) else { return Ok((packs, known)) };
         match packs_named_by(all, backup).await {
             Ok(read) => Ok(read),
             Err(error) => {
                 tracing::debug!(backup = %backup.id, %error, "its manifest cannot be read from all repositories together");
-                Ok((packs, false))
+                Ok((packs, known))
             }
         }
     }
@@ -287,7 +308,7 @@ async fn of_drill(own: &SeenPlace, others: &[&SeenPlace], id: &DrillId) -> Resul
 }
 
 /// Those of them that list it and have nothing to say against it.
-async fn listed_in(others: &[&SeenPlace], name: &ObjectName) -> Result<Vec<(usize, Listed)>> {
+pub(super) async fn listed_in(others: &[&SeenPlace], name: &ObjectName) -> Result<Vec<(usize, Listed)>> {
     let mut at = Vec::new();
     for other in others {
         let key = other.repository.layout().key(name);

@@ -3,6 +3,9 @@
 //!
 //! Two repositories are never listed at the same moment, and others work in them: what one seems to lack is looked for again, and told only once it is still
 //! not there, the other one still has it, nothing has let it go meanwhile, and it was not put just now.
+//!
+//! Packs are compared only by who cannot read which backups need them. One that no backup needs any more may lie in one repository alone, for as long as its store
+//! does not let it go: so only one that was put while a backup was taken that is still there is missing elsewhere, and any other one is a note.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,17 +13,20 @@ use walkeep_core::WalFileName;
 use walkeep_core::catalog::WalRange;
 use walkeep_core::expiry::Expired;
 use walkeep_core::layout::{BackupId, ObjectName};
-use walkeep_core::verify::{self, Finding, Judge, Side, Stretch};
+use walkeep_core::verify::{self, Finding, Judge, Kind, Side, Stretch};
 use walkeep_store::ListRequest;
 
+use super::elsewhere::Copies;
 use super::places::{Everywhere, SeenPlace};
 use super::run::Wish;
 use crate::repository::{Error, Result};
 
 /// Between looks at what seems to be lacking.
-const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+pub(super) const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// What was put less long ago may be on its way to the others, and nobody has noted yet that they are behind.
 const YOUNG: Duration = Duration::from_secs(60);
+/// So many packs that one lacks of another are told of.
+const PACKS: usize = 1000;
 
 impl Everywhere {
     /// What each lacks, with its number.
@@ -39,6 +45,7 @@ impl Everywhere {
             // Nobody has it any more: it went from the others too.
             if let Some(put) = copies.last_put() {
                 youngest = youngest.max(Some(put));
+                let finding = self.with_its_backup(number, finding, &copies);
                 there.push((number, finding));
             }
         }
@@ -48,7 +55,7 @@ impl Everywhere {
         self.still(there).await
     }
 
-    async fn wait(&self, wish: &Wish<'_>, time: Duration) -> Result<()> {
+    pub(super) async fn wait(&self, wish: &Wish<'_>, time: Duration) -> Result<()> {
         tokio::select! {
             () = tokio::time::sleep(time) => Ok(()),
             () = wish.cancel.cancelled() => Err(Error::cancelled("verify", "compare the repositories")),
@@ -63,11 +70,27 @@ impl Everywhere {
             let mut found = verify::Findings::default();
             for other in self.seen.iter().filter(|other| other.number != own.number) {
                 found.extend(verify::lacking(&judge, side(own), side(other), &own.holes, backup).into_sorted());
+                if backup.is_none() && [own, other].iter().any(|side| side.unread) {
+                    let packs = verify::packs_lacking(side(own), side(other)).into_iter().take(PACKS);
+                    found.extend(packs.map(|pack| judge.pack_lacking(pack, None)));
+                }
             }
             found.retain(|finding| !own.bad.contains(&finding.key));
             all.extend(found.into_sorted().into_iter().map(|finding| (own.number, finding)));
         }
         all
+    }
+
+    /// Of a pack the backup that was taken when it was put.
+    fn with_its_backup(&self, number: usize, finding: Finding, copies: &Copies) -> Finding {
+        let Some(own) = self.at(number) else { return finding };
+        let (Kind::Missing, Some(ObjectName::Pack(pack))) = (finding.kind, own.repository.layout().parse(&finding.key)) else {
+            return finding;
+        };
+        let mut put = copies.objects.iter().flat_map(|wanted| &wanted.at).map(|(_, listed)| listed.modified.into());
+        let taken = |put| self.seen.iter().find_map(|seen| verify::taken_when(seen.catalog.backups(), put));
+        let backup = put.find_map(taken);
+        Judge::new(&own.catalog, own.repository.layout()).pack_lacking(pack, backup.map(|backup| &backup.id))
     }
 
     /// What of it is not there yet, and is not let go now.
@@ -91,8 +114,8 @@ impl Everywhere {
     }
 }
 
-fn side(seen: &SeenPlace) -> Side<'_> {
-    Side { catalog: &seen.catalog, listing: &seen.listing }
+pub(super) fn side(seen: &SeenPlace) -> Side<'_> {
+    Side { catalog: &seen.catalog, listing: &seen.listing, packs: seen.packs.lengths() }
 }
 
 async fn is_there(own: &SeenPlace, key: &str) -> Result<bool> {

@@ -87,6 +87,9 @@ pub struct Outcome {
     /// What is damaged or missing here and whole in another repository: keys.
     #[serde(default)]
     pub whole_elsewhere: BTreeSet<String>,
+    /// The same of what another repository lists, and this host cannot prove.
+    #[serde(default)]
+    pub listed_elsewhere: BTreeSet<String>,
     /// What was stored when it was looked at last.
     #[serde(default)]
     pub tally: Option<Tally>,

@@ -5,7 +5,7 @@
 //! each time is told. Nothing is changed by it, and nothing of it is needed by anybody else.
 //!
 //! Of several repositories each is verified by itself (`places`), what one lacks of the others is found by comparing them (`lacking`), and what is wrong in one is
-//! looked for in the others (`elsewhere`): lost is only what none has. Which of two records of the audit trail is the true one none of them may know (`trails`).
+//! looked for in the others (`elsewhere`): lost is only what none has. What does not have the same size in all of them is damaged in one (`unlike`). Which of two records of the audit trail is the true one none of them may know (`trails`).
 
 mod beside;
 mod contents;
@@ -23,6 +23,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod trails;
+mod unlike;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -110,6 +111,9 @@ pub struct Found {
     /// The numbers of the repositories that have it whole: then nothing is lost with it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub whole_in: Vec<usize>,
+    /// The numbers of the repositories that list it, where none is known to have it whole: this host cannot tell, and so not whether anything is lost with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listed_in: Vec<usize>,
 }
 
 impl Overall {

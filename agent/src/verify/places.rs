@@ -6,12 +6,15 @@ use std::time::Instant;
 
 use chrono::Utc;
 use walkeep_core::catalog::{Catalog, WalRange};
+use walkeep_core::layout::ObjectName;
 use walkeep_core::verify::{Finding, Kind, Listing, Lost, Severity, Stretch};
 
 use super::contents::Contents;
-use super::elsewhere::{Budget, Copies};
+use super::elsewhere::{Budget, Copies, Having};
 use super::memory::Memory;
+use super::quick::Quick;
 use super::run::{Wish, verify_one};
+use super::unlike::Sizes;
 use super::{Found, Listed, OfOne, Overall, Report};
 use crate::config::ClusterConfig;
 use crate::repository::look::Seen;
@@ -67,12 +70,22 @@ pub(super) struct SeenPlace {
     pub catalog: Catalog,
     pub listing: Listing,
     pub packs: Packs,
+    /// Whether it cannot be read here which packs a backup needs.
+    pub unread: bool,
     /// The keys of what is damaged or missing there.
     pub bad: HashSet<String>,
     /// Where WAL is missing there, as it tells by itself.
     pub holes: Vec<Stretch>,
     /// The keys of what a repair took away there: of that nothing is on its way but by the next one.
     pub mending: BTreeSet<String>,
+}
+
+/// What comparing them found.
+struct Compared<'a> {
+    /// What each lacks, with its number.
+    lacking: &'a [(usize, Finding)],
+    /// What does not have the same size in all of them, and cannot be opened here.
+    unproven: Vec<Found>,
 }
 
 /// Verifies each. Fails if none could be looked at.
@@ -83,7 +96,7 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
     for place in places.iter_mut() {
         let (clock, url) = (Instant::now(), place.url());
         match verify_one(&place.repository, place.number, wish, &mut place.memory, several.then_some(&contents)).await {
-            Ok((report, Seen { catalog, listing, packs, .. })) => {
+            Ok((report, Quick { seen: Seen { catalog, listing, packs, .. }, unread, .. })) => {
                 let wrong = || report.findings.iter().filter(|finding| finding.severity > Severity::Note && finding.kind != Kind::Lock);
                 seen.push(SeenPlace {
                     number: place.number,
@@ -91,6 +104,7 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
                     catalog,
                     listing,
                     packs,
+                    unread,
                     bad: wrong().map(|finding| finding.key.clone()).collect(),
                     holes: wrong().filter_map(|finding| finding.stretch).collect(),
                     mending: place.memory.mending().clone(),
@@ -108,25 +122,36 @@ pub async fn everywhere(wish: &Wish<'_>, places: &mut [Place]) -> Result<(Overal
     if let Some(error) = failed.filter(|_| seen.is_empty()) {
         return Err(error);
     }
-    let everywhere = Everywhere { seen, all: places.first().map(|place| place.all.clone()) };
+    let mut everywhere = Everywhere { seen, all: places.first().map(|place| place.all.clone()) };
+    let Sizes { wrong, unproven } = everywhere.sizes(wish).await?;
+    for seen in &mut everywhere.seen {
+        seen.bad.extend(wrong.iter().filter(|(of, _)| *of == seen.number).map(|(_, finding)| finding.key.clone()));
+    }
     let lacking = everywhere.lacking(wish).await?;
-    let differing = everywhere.trails(wish, places).await?;
+    let mut differing = everywhere.trails(wish, places).await?;
+    differing.extend(wrong);
     for (number, report) in &mut reports {
         report.findings.extend(differing.iter().filter(|(of, _)| of == number).map(|(_, finding)| finding.clone()));
     }
-    let overall = everywhere.judge(wish, reports, &lacking, of_each, began, clock).await?;
+    let compared = Compared { lacking: &lacking, unproven };
+    let overall = everywhere.judge(wish, reports, &compared, of_each, began, clock).await?;
     for place in places.iter_mut().filter(|place| everywhere.at(place.number).is_some()) {
-        let elsewhere = overall.findings.iter().filter(|found| found.repository == place.number && !found.whole_in.is_empty());
-        let keys = elsewhere.map(|found| found.finding.key.clone()).collect();
+        let keys = |of: &dyn Fn(&Found) -> bool| {
+            let elsewhere = overall.findings.iter().filter(|found| found.repository == place.number && of(found));
+            elsewhere.map(|found| found.finding.key.clone()).collect()
+        };
+        let (whole, listed) = (keys(&|found| !found.whole_in.is_empty()), keys(&|found| !found.listed_in.is_empty()));
         // What is on its way is not damaged.
         let on_its_way: HashSet<&str> =
             overall.findings.iter().filter(|found| found.repository == place.number).filter(is_note).map(key).collect();
         place.memory.outcome.damage.retain(|finding| !on_its_way.contains(finding.key.as_str()));
-        place.memory.outcome.whole_elsewhere = keys;
+        (place.memory.outcome.whole_elsewhere, place.memory.outcome.listed_elsewhere) = (whole, listed);
         if wish.backup.is_none() {
             let lacks = lacking.iter().filter(|(number, finding)| *number == place.number && !on_its_way.contains(finding.key.as_str()));
             let differs = differing.iter().filter(|(number, _)| *number == place.number);
-            place.memory.compared(lacks.chain(differs).map(|(_, finding)| finding));
+            let unproven = compared.unproven.iter().filter(|found| found.repository == place.number).map(|found| &found.finding);
+            let found = lacks.chain(differs).map(|(_, finding)| finding).chain(unproven);
+            place.memory.compared(found.filter(|finding| finding.severity > Severity::Note));
             if overall.is_unharmed(place.number) {
                 place.memory.outcome.whole_at = Some(began);
             }
@@ -186,6 +211,11 @@ impl Everywhere {
         since.is_some_and(|since| found.finding.kind == Kind::Missing && copies.were_put_behind(since)) && !is_taken()
     }
 
+    fn is_pack(&self, finding: &Finding) -> bool {
+        let name = self.seen.first().and_then(|seen| seen.repository.layout().parse(&finding.key));
+        matches!(name, Some(ObjectName::Pack(_)))
+    }
+
     /// Whether it is WAL that one of them knows to have been let go.
     fn was_let_go(&self, finding: &Finding) -> bool {
         let is_gone = |stretch: Stretch| {
@@ -203,7 +233,7 @@ impl Everywhere {
         &self,
         wish: &Wish<'_>,
         reports: Vec<(usize, Report)>,
-        lacking: &[(usize, Finding)],
+        compared: &Compared<'_>,
         mut repositories: Vec<OfOne>,
         began: chrono::DateTime<Utc>,
         clock: Instant,
@@ -222,40 +252,35 @@ impl Everywhere {
             let since = (wish.behind)(&report.repository);
             for finding in report.findings {
                 let finding = if self.was_let_go(&finding) { let_go(finding) } else { finding };
-                let mut found = Found { repository: number, url: report.repository.clone(), finding, whole_in: Vec::new() };
-                let mut besides = Vec::new();
+                let url = report.repository.clone();
+                let mut found = Found { repository: number, url, finding, whole_in: Vec::new(), listed_in: Vec::new() };
                 if found.finding.severity > Severity::Note && found.finding.kind.is_mendable() && self.seen.len() > 1 {
                     let copies = self.copies(number, &found.finding).await?;
                     match self.is_on_its_way(&found, &copies, since) {
                         true => found.finding = on_its_way(found.finding),
-                        false => (found.whole_in, besides) = self.whole_in(number, &copies, &mut budget).await.of(&found.finding.key),
+                        false => found = had_elsewhere(found, self.whole_in(number, &copies, &mut budget).await),
                     }
-                }
-                if !found.whole_in.is_empty() {
-                    found.finding = mendable(found.finding, number, &found.whole_in, &besides);
                 }
                 findings.push(found);
             }
         }
-        for (number, finding) in lacking {
+        for (number, finding) in compared.lacking {
             let Some(own) = self.at(*number) else { continue };
             let url = own.repository.repository().url();
             let since = (wish.behind)(&url);
             let copies = self.copies(*number, finding).await?;
-            let mut found = Found { repository: *number, url, finding: finding.clone(), whole_in: Vec::new() };
+            let finding = finding.clone();
+            let mut found = Found { repository: *number, url, finding, whole_in: Vec::new(), listed_in: Vec::new() };
             match self.is_on_its_way(&found, &copies, since) {
                 true => found.finding = on_its_way(found.finding),
-                false => {
-                    // Nobody said anything against it there. A repair reads it.
-                    let besides;
-                    (found.whole_in, besides) = copies.listed_by().of(&found.finding.key);
-                    if !found.whole_in.is_empty() {
-                        found.finding = mendable(found.finding, *number, &found.whole_in, &besides);
-                    }
-                }
+                false if found.finding.severity == Severity::Note => {}
+                false if self.is_pack(&found.finding) => found = had_elsewhere(found, self.whole_in(*number, &copies, &mut budget).await),
+                // Nobody said anything against it there. A repair reads it.
+                false => found = had_elsewhere(found, self.listed_by(&copies)),
             }
             findings.push(found);
         }
+        findings.extend(compared.unproven.iter().cloned());
         let looked_at = |one: &&mut OfOne| self.at(one.number).is_some();
         for one in repositories.iter_mut().filter(looked_at) {
             let wrong = findings.iter().filter(|found| found.repository == one.number && found.finding.severity > Severity::Note).count();
@@ -298,17 +323,37 @@ fn on_its_way(finding: Finding) -> Finding {
     Finding { severity: Severity::Note, reason, lost: Lost::default(), advice: String::new(), ..finding }
 }
 
-/// Something that another repository has whole: nothing is lost with it, and it is to be mended all the same.
+/// With who else has it.
+fn had_elsewhere(mut found: Found, having: Having) -> Found {
+    let proven = having.proven;
+    let (numbers, besides) = having.of(&found.finding.key);
+    if numbers.is_empty() {
+        return found;
+    }
+    let (had, behind, advice) = match proven {
+        true => ("whole", "", "nothing is lost: `walkeep verify --repair` puts the good copy in its place"),
+        false => (
+            "listed",
+            ", not proven from here",
+            "nothing is known to be lost: `walkeep verify --repair` on a host with an identity reads it there, and puts it in its place",
+        ),
+    };
+    found.finding = had_by(found.finding, found.repository, (had, behind, advice), &numbers, &besides);
+    *(if proven { &mut found.whole_in } else { &mut found.listed_in }) = numbers;
+    found
+}
+
+/// Something that another repository has: nothing is known to be lost with it, and it is to be mended all the same.
 /// `besides`: where the rest of what it names has to come from.
-fn mendable(finding: Finding, number: usize, whole_in: &[usize], besides: &[usize]) -> Finding {
+fn had_by(finding: Finding, number: usize, (had, behind, advice): (&str, &str, &str), by: &[usize], besides: &[usize]) -> Finding {
     let named = |numbers: &[usize]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
     let state = if finding.kind == Kind::Missing { "missing" } else { "damaged" };
     let rest = if besides.is_empty() { String::new() } else { format!(", and what else is missing of it in {}", named(besides)) };
     Finding {
         severity: Severity::Minor,
-        reason: format!("{state} in repository {number}, whole in {}{rest}: {}", named(whole_in), finding.reason),
+        reason: format!("{state} in repository {number}, {had} in {}{rest}{behind}: {}", named(by), finding.reason),
         lost: Lost::default(),
-        advice: "nothing is lost: `walkeep verify --repair` puts the good copy in its place".to_owned(),
+        advice: advice.to_owned(),
         ..finding
     }
 }

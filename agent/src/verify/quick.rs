@@ -42,6 +42,8 @@ pub struct Quick {
     pub extents: u64,
     /// Pieces of manifests that this host cannot decrypt, whether it has a copy of its own or not.
     pub not_checked: u64,
+    /// Whether this host cannot read which packs a backup needs.
+    pub unread: bool,
     /// Of what a repair took away, what is there again.
     pub mended: BTreeSet<String>,
     /// Since when the object that was read longest ago was not read, or lies there unread.
@@ -119,7 +121,7 @@ async fn once(look: &Look<'_>, memory: &mut Memory) -> Result<Quick> {
         })
         .await?;
     (look.tell)(objects);
-    let mut quick = Quick { findings: Findings::default(), extents: 0, not_checked: 0, seen, mended, unread_since };
+    let mut quick = Quick { findings: Findings::default(), extents: 0, not_checked: 0, unread: false, seen, mended, unread_since };
     let (faults, of_manifests) = read_manifests(look, &mut quick).await?;
     let Quick { seen, findings, .. } = &mut quick;
     let judge = Judge::new(&seen.catalog, repository.layout());
@@ -214,8 +216,11 @@ async fn read_manifests(look: &Look<'_>, quick: &mut Quick) -> Result<(Faults, O
                 quick.extents += read.extents;
                 found.extend(read.contradiction.map(|reason| (Kind::Content, ObjectName::BackupRecord(record.id.clone()), reason)));
             }
-            Err(Error::CannotDecrypt { .. }) if !look.repository.can_read() => {}
-            Err(Error::CannotDecrypt { .. }) => quick.not_checked += u64::from(record.manifest_pieces),
+            Err(Error::CannotDecrypt { .. }) => {
+                quick.unread = true;
+                // Without any identity they were counted above.
+                quick.not_checked += if look.repository.can_read() { u64::from(record.manifest_pieces) } else { 0 };
+            }
             Err(Error::Corrupt { reason, .. }) => {
                 found.push((Kind::Content, manifests::damaged_piece(look.repository, record).await?, reason));
             }

@@ -52,6 +52,9 @@ pub struct Step {
     /// What came of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// Of what was put and is encrypted for none of the recipients that are configured now, as far as can be told here: whom it is encrypted for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub only_for: Vec<String>,
     #[serde(skip)]
     wanted: Wanted,
     /// The keys of what has to be there before it.
@@ -69,6 +72,9 @@ pub struct Without {
     /// Whether another repository has it, and something of what it names is nowhere.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub lacks_others: bool,
+    /// Whether another repository lists it, and this host cannot prove what lies there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
 }
 
 /// What came of a step.
@@ -94,17 +100,20 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
         damaged.map(|found| (found.repository, found.finding.key.as_str())).collect()
     };
     for found in overall.findings.iter().filter(is_wrong) {
-        let copies = everywhere.copies(found.repository, &found.finding).await?;
-        if !copies.complete {
-            let lacks_others = copies.objects.iter().any(|wanted| everywhere.key(&wanted.name) == found.finding.key);
-            plan.without.push(Without { repository: found.repository, key: found.finding.key.clone(), lacks_others });
+        let mut copies = everywhere.copies(found.repository, &found.finding).await?;
+        let can_prove = |wanted: &Wanted| everywhere.can_prove(&wanted.name);
+        let unproven = copies.complete && (copies.blind || !copies.objects.iter().all(can_prove));
+        if unproven || !copies.complete {
+            let lacks_others = !unproven && copies.objects.iter().any(|wanted| everywhere.key(&wanted.name) == found.finding.key);
+            plan.without.push(Without { repository: found.repository, key: found.finding.key.clone(), lacks_others, unproven });
         }
+        copies.objects.retain(can_prove);
         let data = copies.objects.iter().filter(|wanted| !wanted.name.names_others()).map(|wanted| everywhere.key(&wanted.name));
         let data: Arc<[String]> = data.collect();
         for wanted in copies.objects {
             let names_others = wanted.name.names_others();
             // What it names is not all there to be brought.
-            if names_others && !copies.complete {
+            if names_others && (unproven || !copies.complete) {
                 continue;
             }
             let key = everywhere.key(&wanted.name);
@@ -119,6 +128,7 @@ pub async fn plan(everywhere: &Everywhere, overall: &Overall) -> Result<Plan> {
                 bytes: wanted.at.first().map_or(0, |(_, listed)| listed.size),
                 from: wanted.at.iter().map(|(number, _)| *number).collect(),
                 outcome: None,
+                only_for: Vec::new(),
                 wanted,
                 behind: if names_others { data.clone() } else { Arc::default() },
             });
@@ -190,7 +200,10 @@ async fn steps(
         let outcome = match lacks {
             Some(key) => Outcome::NotDone(format!("it is put behind all that it names, and {key} is not there")),
             None => match mend(step, everywhere, place, &mut rotten, cancel).await {
-                Ok(outcome) => outcome,
+                Ok((outcome, only_for)) => {
+                    step.only_for = only_for;
+                    outcome
+                }
                 Err(error) if cancel.is_cancelled() => return Err(error),
                 // What one object hinders is no reason to leave the others as they are.
                 Err(error) => Outcome::NotDone(format!("it could not be looked at: {}", chain(&error))),
@@ -217,6 +230,19 @@ async fn mend(
     everywhere: &Everywhere,
     place: &mut Place,
     rotten: &mut Vec<(usize, String)>,
+    cancel: &CancellationToken,
+) -> Result<(Outcome, Vec<String>)> {
+    let mut only_for = Vec::new();
+    let outcome = mend_with(step, everywhere, place, rotten, &mut only_for, cancel).await?;
+    Ok((outcome, only_for))
+}
+
+async fn mend_with(
+    step: &Step,
+    everywhere: &Everywhere,
+    place: &mut Place,
+    rotten: &mut Vec<(usize, String)>,
+    only_for: &mut Vec<String>,
     cancel: &CancellationToken,
 ) -> Result<Outcome> {
     let (name, target) = (&step.wanted.name, place.repository.clone());
@@ -266,6 +292,7 @@ async fn mend(
         place.memory.note_mending(&step.key, false).await;
     }
     place.memory.forget_damage(&step.key);
+    *only_for = target.only_for(name, &good);
     Ok(Outcome::Put)
 }
 
@@ -376,7 +403,7 @@ impl Everywhere {
 
 impl SeenPlace {
     /// That an object there is damaged.
-    fn damaged(&self, name: &ObjectName, reason: String) -> Option<Finding> {
+    pub(super) fn damaged(&self, name: &ObjectName, reason: String) -> Option<Finding> {
         let judge = Judge::new(&self.catalog, self.repository.layout());
         let ObjectName::Pack(_) = name else { return judge.finding(Kind::Content, name, reason) };
         let finding = judge.pack(Kind::Content, self.repository.layout().key(name), reason, []);
@@ -389,13 +416,16 @@ impl SeenPlace {
 mod tests {
     use bytes::Bytes;
     use walkeep_core::WalFileName;
-    use walkeep_store::{Fault, Operation, Rule, Store};
+    use walkeep_store::several::{Follow, StoredWhen};
+    use walkeep_store::{Fault, MemoryStore, Operation, Rule, Several, SharedStore, Store};
 
     use super::super::pace::Pace;
-    use super::super::tests::{Two, entry, key, wrong};
+    use super::super::tests::{Two, entry, key, put, remembered, wrong};
     use super::super::{Read, Wish, everywhere};
     use super::*;
-    use crate::repository::tests::segment;
+    use crate::encryption::Encryption;
+    use crate::encryption::keys::{self, Identities, Recipients, RecipientsSource};
+    use crate::repository::tests::{encrypted, segment};
 
     /// Everything read, and mended what can be.
     async fn repaired(two: &Two, places: &mut [Place]) -> (Plan, Overall) {
@@ -432,6 +462,35 @@ mod tests {
             assert_eq!(store.get(&key(&two.both, 4), None).await.unwrap(), vec![byte; 4000]);
         }
         assert!(wrong(&report).iter().all(|(_, bad, _, _)| *bad == key(&two.both, 4).to_string()), "{:?}", wrong(&report));
+    }
+
+    /// Somebody who knows a key that is no recipient any more exchanged the good one: it is proven, and only that key opens it.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_put_and_none_of_the_recipients_opens_is_told() {
+        let ([ours, other], folder) = ([keys::generate(), keys::generate()], tempfile::tempdir().unwrap());
+        let source = |recipient: &str| RecipientsSource::new(Recipients::parse_list(recipient).unwrap(), None);
+        let both = Identities::parse_list(&format!("{}\n{}", ours.0.reveal(), other.0.reveal()), "test").unwrap();
+        let stores = [(); 2].map(|()| Arc::new(MemoryStore::new()));
+        let several = Several::new(stores.iter().map(|store| store.clone() as SharedStore).collect(), StoredWhen::All, Follow::Queued);
+        let all = Arc::new(encrypted(Arc::new(several), Encryption::new(source(&ours.1), both.clone())).await);
+        put(&all, 1..6).await;
+        let elsewhere = Arc::new(MemoryStore::new());
+        put(&encrypted(elsewhere.clone(), Encryption::new(source(&other.1), both)).await, 1..6).await;
+        let key = |number| key(&all, number);
+        stores[1].overwrite(&key(3), elsewhere.get(&key(3), None).await.unwrap());
+        for number in [2, 3] {
+            stores[0].overwrite(&key(number), Bytes::from(vec![7; 4000]));
+        }
+        let (cancel, pace) = (CancellationToken::new(), Pace::of(None));
+        let deep = Wish { read: Some(Read::all(&pace, 2)), ..Wish::look(&cancel) };
+        let mut places = remembered(&all, Some(folder.path()), &["one", "two"]);
+        let (report, seen) = everywhere(&deep, &mut places).await.unwrap();
+        let mut plan = plan(&seen, &report).await.unwrap();
+        carry_out(&mut plan, &seen, &mut places, &cancel, &|_| {}).await.unwrap();
+        let mut done: Vec<_> =
+            plan.steps.iter().map(|step| (step.key.clone(), step.outcome.clone().unwrap(), step.only_for.clone())).collect();
+        done.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(done, [(key(2).to_string(), Outcome::Put, vec![]), (key(3).to_string(), Outcome::Put, vec![other.1.clone()])]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,7 +17,6 @@ use super::memory::Memory;
 use super::pace::Pace;
 use super::quick::{Look, Quick, confirmed};
 use super::refused::Refused;
-use crate::repository::look::Seen;
 use crate::repository::prove::Proof;
 use crate::repository::{ClusterRepository, Error, Result};
 
@@ -84,7 +83,7 @@ pub(super) async fn verify_one(
     wish: &Wish<'_>,
     memory: &mut Memory,
     contents: Option<&Contents>,
-) -> Result<(Report, Seen)> {
+) -> Result<(Report, Quick)> {
     let (began, clock) = (Utc::now(), Instant::now());
     let (repository, refused) = Refused::over(repository);
     let repository = &repository;
@@ -168,7 +167,7 @@ pub(super) async fn verify_one(
         findings: findings.into_sorted(),
         more_findings,
     };
-    Ok((report, quick.seen))
+    Ok((report, quick))
 }
 
 /// A look, with what was there before and has vanished.

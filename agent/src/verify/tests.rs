@@ -10,14 +10,16 @@ use walkeep_core::verify::{Kind, Severity};
 use walkeep_core::{Lsn, TimelineId, WalFileName};
 use walkeep_store::several::{Follow, StoredWhen};
 use walkeep_store::{
-    ErrorKind, Fault, FaultyStore, Key, Lock, LockMode, Locked, MemoryStore, Operation, Rule, Several, SharedStore, Store,
+    ErrorKind, Fault, FaultyStore, Key, ListRequest, Lock, LockMode, Locked, MemoryStore, Operation, Rule, Several, SharedStore, Store,
 };
 
 use super::memory::Memory;
 use super::pace::Pace;
 use super::*;
+use crate::encryption::tests::writer_and_reader;
 use crate::repository::ClusterRepository;
-use crate::repository::tests::{over, segment};
+use crate::repository::manifest::ManifestEncoder;
+use crate::repository::tests::{encrypted, over, record, segment};
 
 /// A repository in two places.
 pub(super) struct Two {
@@ -49,7 +51,7 @@ impl Two {
 }
 
 /// Each where it is said to lie.
-fn remembered(all: &Arc<ClusterRepository>, folder: Option<&std::path::Path>, named: &[&str]) -> Vec<Place> {
+pub(super) fn remembered(all: &Arc<ClusterRepository>, folder: Option<&std::path::Path>, named: &[&str]) -> Vec<Place> {
     let place = |(number, repository): (usize, Arc<ClusterRepository>)| {
         let memory = Memory::at(folder.map(|folder| (folder.to_owned(), String::new())), named[number - 1]);
         Place { number, repository, all: all.clone(), memory }
@@ -57,7 +59,28 @@ fn remembered(all: &Arc<ClusterRepository>, folder: Option<&std::path::Path>, na
     numbered(all).map(place).collect()
 }
 
-async fn put(repository: &ClusterRepository, numbers: std::ops::Range<u64>) {
+/// Two places of an encrypted cluster with segments 1 to 5 in each: as who only writes sees them, as who reads does, and the stores.
+async fn sealed(folder: &std::path::Path) -> ([Arc<ClusterRepository>; 2], [Arc<MemoryStore>; 2]) {
+    let stores = [(); 2].map(|()| Arc::new(MemoryStore::new()));
+    let several = || Several::new(stores.iter().map(|store| store.clone() as SharedStore).collect(), StoredWhen::All, Follow::Queued);
+    let (writer, reader) = writer_and_reader(folder);
+    let writer = Arc::new(encrypted(Arc::new(several()), writer).await);
+    put(&writer, 1..6).await;
+    (([writer, Arc::new(encrypted(Arc::new(several()), reader).await)]), stores)
+}
+
+/// What is wrong, by repository and key, who has it whole, and who lists it.
+fn told(report: &Overall) -> Vec<(usize, String, Vec<usize>, Vec<usize>)> {
+    let wrong = report.findings.iter().filter(|found| found.finding.severity > Severity::Note);
+    wrong.map(|found| (found.repository, found.finding.key.clone(), found.whole_in.clone(), found.listed_in.clone())).collect()
+}
+
+async fn cut(store: &MemoryStore, key: &Key, bytes: usize) {
+    let whole = store.get(key, None).await.unwrap();
+    store.overwrite(key, whole.slice(..whole.len() - bytes));
+}
+
+pub(super) async fn put(repository: &ClusterRepository, numbers: std::ops::Range<u64>) {
     for number in numbers {
         repository.put_wal(WalFileName::Segment(segment(number)), content(number)).await.unwrap();
     }
@@ -524,4 +547,115 @@ async fn known_damage_goes_with_its_repository_in_whatever_order_they_are() {
         let (report, _) = everywhere(&Wish::look(&cancel), &mut places).await.unwrap();
         assert_eq!(wrong(&report), expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_listed_elsewhere_and_cannot_be_opened_here_is_neither_lost_nor_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let ([writer, reader], stores) = sealed(folder.path()).await;
+    let (cancel, lacks) = (CancellationToken::new(), key(&writer, 3));
+    stores[0].delete(&lacks).await.unwrap();
+    let of = |repository: &Arc<ClusterRepository>| remembered(repository, None, &["one", "two"]);
+    let (report, seen) = everywhere(&Wish::look(&cancel), &mut of(&writer)).await.unwrap();
+    assert_eq!(told(&report), [(1, lacks.to_string(), vec![], vec![2])]);
+    let finding = &report.findings[0].finding;
+    assert!(finding.reason.starts_with("missing in repository 1, listed in 2, not proven from here: "), "{finding:?}");
+    assert!(finding.lost.is_nothing() && !finding.advice.contains("base backup") && report.damaged(Severity::Damage) == 0, "{finding:?}");
+    // Nothing is put that was not proven, and nobody waits for that.
+    let plan = repair::plan(&seen, &report).await.unwrap();
+    assert!(plan.steps.is_empty() && plan.without.len() == 1 && plan.without[0].unproven, "{plan:?}");
+    let (report, seen) = everywhere(&Wish::look(&cancel), &mut of(&reader)).await.unwrap();
+    assert_eq!(told(&report), [(1, lacks.to_string(), vec![2], vec![])]);
+    assert_eq!(repair::plan(&seen, &report).await.unwrap().steps.len(), 1);
+    // What none lists is lost, whoever looks.
+    stores[1].delete(&lacks).await.unwrap();
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut of(&writer)).await.unwrap();
+    assert!(told(&report).contains(&(1, lacks.to_string(), vec![], vec![])), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_sizes_one_is_damaged_and_who_can_open_them_says_which() {
+    let folder = tempfile::tempdir().unwrap();
+    let ([writer, reader], stores) = sealed(folder.path()).await;
+    let (cancel, pace, third) = (CancellationToken::new(), Pace::of(None), key(&writer, 3));
+    let good = stores[0].get(&third, None).await.unwrap();
+    cut(&stores[0], &third, 100).await;
+    let of = |repository: &Arc<ClusterRepository>| remembered(repository, None, &["one", "two"]);
+    for deep in [false, true] {
+        let wish = || Wish { read: deep.then(|| Read::all(&pace, 2)), ..Wish::look(&cancel) };
+        let (report, seen) = everywhere(&wish(), &mut of(&writer)).await.unwrap();
+        assert_eq!(told(&report), [(1, third.to_string(), vec![], vec![2]), (2, third.to_string(), vec![], vec![1])]);
+        let reason = &report.findings[0].finding.reason;
+        let (short, long) = (good.len() - 100, good.len());
+        assert!(reason.contains(&format!("{short} bytes here and {long} in repository 2")), "{reason}");
+        assert!(report.repositories.iter().all(|one| one.damaged == 1 && !one.whole), "{report:?}");
+        assert!(repair::plan(&seen, &report).await.unwrap().steps.is_empty());
+        let (report, _) = everywhere(&wish(), &mut of(&reader)).await.unwrap();
+        assert_eq!(told(&report), [(1, third.to_string(), vec![2], vec![])]);
+    }
+    // A pack has its name to be compared with.
+    stores[0].overwrite(&third, good.clone());
+    let pack = writer.pack_object(Bytes::from(vec![9; 5000])).await.unwrap();
+    writer.put_pack(&pack).await.unwrap();
+    let pack: Key = writer.layout().key(&ObjectName::Pack(pack.id())).parse().unwrap();
+    cut(&stores[1], &pack, 10).await;
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut of(&writer)).await.unwrap();
+    assert_eq!(told(&report), [(2, pack.to_string(), vec![1], vec![])]);
+    stores[1].overwrite(&pack, stores[0].get(&pack, None).await.unwrap());
+    let (report, _) = everywhere(&Wish::look(&cancel), &mut of(&writer)).await.unwrap();
+    assert_eq!(told(&report), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn packs_that_one_lacks_are_missed_without_a_key_where_a_backup_that_is_there_was_taken_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let ([writer, reader], stores) = sealed(folder.path()).await;
+    let cancel = CancellationToken::new();
+    let pack = writer.pack_object(Bytes::from(vec![9; 5000])).await.unwrap();
+    writer.put_pack(&pack).await.unwrap();
+    let pack: Key = writer.layout().key(&ObjectName::Pack(pack.id())).parse().unwrap();
+    stores.iter().for_each(|store| store.age(Duration::from_secs(3600)));
+    // Of another host: there is no copy of the manifest here.
+    let mut backup = record(2);
+    let (piece, _) = ManifestEncoder::new(backup.id.clone(), 1 << 20, 3).unwrap().finish().unwrap();
+    reader.put_manifest(&backup.id, &piece).await.unwrap();
+    let put = stores[1].list(&ListRequest { prefix: pack.to_string(), ..ListRequest::default() }).await.unwrap().objects[0].modified;
+    let look = async || {
+        let (report, _) = everywhere(&Wish::look(&cancel), &mut remembered(&writer, None, &["one", "two"])).await.unwrap();
+        let notes: Vec<_> = report.findings.iter().filter(|found| found.finding.severity == Severity::Note).map(key_of).collect();
+        (told(&report), notes)
+    };
+    for (ended, missing) in [(put + Duration::from_secs(30), true), (put - Duration::from_secs(3000), false)] {
+        (backup.started_at, backup.ended_at) = ((ended - Duration::from_secs(600)).into(), ended.into());
+        let of_backup: Key = writer.layout().key(&ObjectName::BackupRecord(backup.id.clone())).parse().unwrap();
+        for store in &stores {
+            store.delete(&of_backup).await.unwrap();
+        }
+        reader.commit_backup(&backup).await.unwrap();
+        assert_eq!(look().await, (vec![], vec![]), "both have it");
+        let whole = stores[1].get(&pack, None).await.unwrap();
+        stores[0].delete(&pack).await.unwrap();
+        let lacks = (1, pack.to_string());
+        // Put then it is that backup's; put at any other time it may be what no backup needs.
+        let expected = match missing {
+            true => (vec![(1, pack.to_string(), vec![2], vec![])], vec![]),
+            false => (vec![], vec![lacks]),
+        };
+        assert_eq!(look().await, expected);
+        stores[0].put_if_absent(&pack, whole).await.unwrap();
+        stores[0].age(Duration::from_secs(3600));
+    }
+}
+
+fn key_of(found: &Found) -> (usize, String) {
+    (found.repository, found.finding.key.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stops_it_is_not_sent_to_the_agent() {
+    let (two, cancel) = (Two::begin().await, CancellationToken::new());
+    two.stores[1].delete(&key(&two.both, 3)).await.unwrap();
+    cancel.cancel();
+    let stopped = everywhere(&Wish::look(&cancel), &mut two.places()).await.map(|_| ()).unwrap_err();
+    assert!(!stopped.hint().contains("agent"), "{}", stopped.hint());
 }

@@ -34,7 +34,7 @@ pub enum Kind {
     Size,
     /// Its content is not what its name, or what refers to it, says.
     Content,
-    /// Another repository has something else under its name, and each is whole by itself.
+    /// Another repository has something else under its name, and which of them is the good one is not known.
     Differs,
     /// It is not locked for as long as was promised.
     Lock,

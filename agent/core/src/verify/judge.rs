@@ -5,7 +5,7 @@ use super::lost::{Lost, Path};
 use crate::audit::copies::Copies;
 use crate::catalog::{Catalog, WalRange};
 use crate::identity::TimelineId;
-use crate::layout::{BackupId, ClusterLayout, ObjectName};
+use crate::layout::{BackupId, ClusterLayout, ObjectName, PackId};
 use crate::lsn::Lsn;
 use crate::wal_file::WalFileName;
 
@@ -172,6 +172,39 @@ impl<'a> Judge<'a> {
             lost: Lost::default(),
             advice: advice.to_owned(),
         }
+    }
+
+    /// The finding that an object has so many bytes here and so many in repositories of these numbers, where this host can open none of them.
+    pub fn sizes_differ(&self, name: &ObjectName, bytes: u64, others: &[(usize, u64)]) -> Finding {
+        let others = others.iter().map(|(number, bytes)| format!("{bytes} in repository {number}")).collect::<Vec<_>>().join(" and ");
+        let advice = "nothing is known to be lost: on a host with an identity `walkeep verify` reads each of them, and `--repair` puts the good one in the place of the damaged one";
+        Finding {
+            severity: Severity::Minor,
+            kind: Kind::Differs,
+            key: self.layout.key(name),
+            reason: format!("it has {bytes} bytes here and {others}: one of them is damaged, which one cannot be told from here"),
+            stretch: None,
+            lost: Lost::default(),
+            advice: advice.to_owned(),
+        }
+    }
+
+    /// The finding that another repository has a pack and this one does not, by a host that cannot read which backups need it. Where it was put while this backup
+    /// was taken it is that one's; else it may be what a backup left that is gone, and is a note.
+    pub fn pack_lacking(&self, pack: PackId, of: Option<&BackupId>) -> Finding {
+        let (severity, reason) = match of {
+            Some(backup) => {
+                let reason =
+                    format!("another repository has it, put while backup {backup} was taken; who else needs it cannot be told from here");
+                (Severity::Minor, reason)
+            }
+            None => {
+                let reason = "another repository has it; whether any backup needs it cannot be told from here".to_owned();
+                (Severity::Note, reason)
+            }
+        };
+        let (key, kind) = (self.layout.key(&ObjectName::Pack(pack)), Kind::Missing);
+        Finding { severity, kind, key, reason, stretch: None, lost: Lost::default(), advice: String::new() }
     }
 
     /// The finding that several repositories have different records of the trail in one place.

@@ -1,16 +1,17 @@
 //! What one repository of a cluster lacks of what another one has: found out from their listings, so also what nobody ever saw in the first one.
 //!
 //! Only what has to be in every repository counts: not what was let go, not what a process that ended left behind, and nothing of the index, which can be made
-//! again. Packs are not compared: one that a recorded backup needs is missed by that backup's manifest, and with a backup that is lacking all of it is.
+//! again. Packs are not compared here: one that a recorded backup needs is missed by that backup's manifest, and with a backup that is lacking all of it is. For
+//! who cannot read manifests there is [`super::packs_lacking`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::finding::{Findings, Kind, Stretch};
 use super::judge::Judge;
 use super::listing::Listing;
 use crate::catalog::{Catalog, WalRange};
 use crate::identity::TimelineId;
-use crate::layout::{BackupId, ObjectName};
+use crate::layout::{BackupId, ObjectName, PackId};
 use crate::lsn::Lsn;
 use crate::segment::SegmentName;
 use crate::wal_file::WalFileName;
@@ -22,6 +23,8 @@ pub struct Side<'a> {
     pub catalog: &'a Catalog,
     /// As a listing.
     pub listing: &'a Listing,
+    /// Its packs, with their bytes.
+    pub packs: &'a HashMap<PackId, u64>,
 }
 
 /// What `own` lacks of `other`, but for these stretches, which are known to be missing. Of one backup: its record and its own WAL.

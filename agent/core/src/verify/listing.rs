@@ -82,6 +82,8 @@ pub struct Listing {
     pub aside: Vec<ObjectName>,
     /// Those whose size cannot be, by name.
     impossible: Vec<(ObjectName, u64)>,
+    /// The bytes of what holds data, but for segments, which the catalog has, packs, and what can be made again.
+    pub sizes: BTreeMap<ObjectName, u64>,
 }
 
 impl Listing {
@@ -105,6 +107,7 @@ impl Listing {
             audit: BTreeSet::new(),
             aside: Vec::new(),
             impossible: Vec::new(),
+            sizes: BTreeMap::new(),
         }
     }
 
@@ -128,6 +131,10 @@ impl Listing {
             self.impossible.push((name.clone(), bytes));
         }
         catalog.object(&name, bytes);
+        let counted_elsewhere = matches!(name, ObjectName::Wal(WalFileName::Segment(_)) | ObjectName::Pack(_));
+        if name.holds_data() && !counted_elsewhere && !name.is_made_again() {
+            self.sizes.insert(name.clone(), bytes);
+        }
         match &name {
             ObjectName::Wal(WalFileName::History(timeline)) => self.histories.push(*timeline),
             ObjectName::Part(part) => self.parts.entry(part.segment).or_default().push(*part),

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::*;
 use crate::artifact::{ArtifactId, ArtifactPlace};
@@ -9,7 +9,7 @@ use crate::expiry::{Expired, ExpiredWal};
 use crate::history::TimelineHistory;
 use crate::identity::{SystemIdentifier, TimelineId};
 use crate::index::{DigestName, Level};
-use crate::layout::{BackupId, ClusterLayout, Form, GapName, ObjectName, PartName};
+use crate::layout::{BackupId, ClusterLayout, Form, GapName, ObjectName, PackId, PartName};
 use crate::lease::LeaseName;
 use crate::lsn::Lsn;
 use crate::segment::{SegmentName, SegmentNumber, SegmentSize};
@@ -50,6 +50,9 @@ struct Stored {
     gaps: Vec<GapName>,
     filled: BTreeSet<GapName>,
     expired: Vec<ExpiredWal>,
+    /// Of those that do not have 1000 bytes.
+    sizes: BTreeMap<ObjectName, u64>,
+    packs: HashMap<PackId, u64>,
 }
 
 impl Stored {
@@ -70,8 +73,9 @@ impl Stored {
     }
 
     fn lacks_of(&self, other: &Self, known: &[Stretch], of: Option<&BackupId>) -> Vec<(String, Option<(u64, u64)>)> {
+        let (own_packs, other_packs) = (&self.packs, &other.packs);
         let (own, other, layout) = (self.seen(), other.seen(), layout());
-        let (own, other) = (Side { catalog: &own.0, listing: &own.1 }, Side { catalog: &other.0, listing: &other.1 });
+        let (own, other) = (side(&own, own_packs), side(&other, other_packs));
         let found = lacking(&Judge::new(own.catalog, &layout), own, other, known, of).into_sorted();
         assert!(found.iter().all(|finding| finding.kind == Kind::Missing));
         let in_mib = |stretch: Stretch| (stretch.from.get() / MIB, stretch.to.get() / MIB);
@@ -87,7 +91,8 @@ impl Stored {
         let mut listing = Listing::new(layout(), Form::Zstd, size());
         let histories = self.histories.iter().map(|history| ObjectName::Wal(WalFileName::History(history.timeline())));
         for name in self.objects.iter().cloned().chain(histories) {
-            assert_eq!(listing.object(&layout().key(&name), 1000, &mut catalog), Some(name));
+            let bytes = self.sizes.get(&name).copied().unwrap_or(1000);
+            assert_eq!(listing.object(&layout().key(&name), bytes, &mut catalog), Some(name));
         }
         self.histories.iter().for_each(|history| catalog.history(history.clone()));
         let at = chrono::DateTime::UNIX_EPOCH;
@@ -95,6 +100,17 @@ impl Stored {
         self.gaps.iter().for_each(|name| catalog.gap(gap(name)));
         (catalog.build(), listing)
     }
+}
+
+fn side<'a>((catalog, listing): &'a (Catalog, Listing), packs: &'a HashMap<PackId, u64>) -> Side<'a> {
+    Side { catalog, listing, packs }
+}
+
+/// What does not have the same size in all of these, which are counted from 1.
+fn unlike_of(all: &[&Stored], of: Option<&BackupId>) -> Vec<(ObjectName, Vec<(usize, u64)>)> {
+    let seen: Vec<_> = all.iter().map(|one| one.seen()).collect();
+    let sides: Vec<_> = (1..).zip(seen.iter().zip(all).map(|(seen, one)| side(seen, &one.packs))).collect();
+    unlike(&sides, of).into_iter().map(|found| (found.name, found.sizes.into_iter().collect())).collect()
 }
 
 fn gap(from: u64, to: u64) -> GapName {
@@ -305,4 +321,63 @@ fn what_was_let_go_or_is_known_to_be_missing_is_not_lacking() {
     lacks.sort();
     assert_eq!(lacks, [(record, None), (layout().key(&wal(1, 6)), Some((6, 6)))]);
     assert_eq!(early.lacks_of(&all, &[], Some(&all.backups[0].id)), []);
+}
+
+#[test]
+fn what_has_another_size_in_another_repository_is_told_with_both() {
+    let part = |from: u64, to: u64| ObjectName::Part(PartName { segment: segment(1, 9), from: from as u32, to: to as u32, epoch: 1 });
+    let whole = || {
+        let mut stored = Stored::of(1..9);
+        let manifest = ObjectName::BackupManifest(stored.backups[1].id.clone(), 1);
+        stored.objects.extend([part(0, MIB / 2), part(MIB / 2, MIB), manifest]);
+        stored.packs = HashMap::from([(PackId::new([1; 32]), 500), (PackId::new([2; 32]), 600)]);
+        stored
+    };
+    let (one, mut other) = (whole(), whole());
+    assert_eq!(unlike_of(&[&one, &other], None), []);
+    let manifest = ObjectName::BackupManifest(one.backups[1].id.clone(), 1);
+    for (name, bytes) in [(wal(1, 4), 900), (wal(1, 6), 901), (part(0, MIB / 2), 902), (manifest.clone(), 903)] {
+        other.sizes.insert(name, bytes);
+    }
+    other.packs.insert(PackId::new([2; 32]), 599);
+    let mut expected: Vec<_> = other.sizes.iter().map(|(name, bytes)| (name.clone(), vec![(1, 1000), (2, *bytes)])).collect();
+    expected.push((ObjectName::Pack(PackId::new([2; 32])), vec![(1, 600), (2, 599)]));
+    expected.sort();
+    assert_eq!(unlike_of(&[&one, &other], None), expected);
+    // A third one does not decide, and is named.
+    let told = unlike_of(&[&one, &other, &whole()], None);
+    assert!(told.contains(&(wal(1, 4), vec![(1, 1000), (2, 900), (3, 1000)])), "{told:?}");
+    // Of one backup: its manifest and its own WAL.
+    let of_late: Vec<_> = unlike_of(&[&one, &other], Some(&one.backups[1].id)).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(of_late, [wal(1, 6), manifest]);
+    // What is let go goes everywhere, sooner or later; what one never had is another matter.
+    other.expired = vec![ExpiredWal { timeline: timeline(1), from: Lsn::new(0), to: Lsn::new(5 * MIB) }];
+    assert!(!unlike_of(&[&one, &other], None).iter().any(|(name, _)| *name == wal(1, 4)));
+    other.objects.retain(|name| *name != wal(1, 6));
+    assert!(!unlike_of(&[&one, &other], None).iter().any(|(name, _)| *name == wal(1, 6)));
+    // The index may be made anew in each.
+    let digest =
+        ObjectName::Digest(DigestName { level: Level::SEGMENTS, timeline: timeline(1), from: Lsn::new(MIB), to: Lsn::new(2 * MIB) });
+    let with = |bytes| {
+        let mut stored = Stored::of(1..9);
+        stored.objects.push(digest.clone());
+        stored.sizes.insert(digest.clone(), bytes);
+        stored
+    };
+    assert_eq!(unlike_of(&[&with(1000), &with(2000)], None), []);
+}
+
+#[test]
+fn packs_that_only_one_has_belong_to_the_backup_that_was_taken_then() {
+    let (mut one, other) = (Stored::of(1..9), Stored::of(1..9));
+    one.packs = [3, 1, 2].map(|byte| (PackId::new([byte; 32]), 500)).into();
+    let (own, another) = (other.seen(), one.seen());
+    let (own, another) = (side(&own, &other.packs), side(&another, &one.packs));
+    assert_eq!(packs_lacking(own, another), [1, 2, 3].map(|byte| PackId::new([byte; 32])));
+    assert_eq!(packs_lacking(another, own), []);
+    let late = &one.backups[1];
+    let second = chrono::TimeDelta::seconds(1);
+    let taken = |at| taken_when(&one.backups, at).map(|backup| backup.id.clone());
+    assert_eq!(taken(late.started_at + second), Some(late.id.clone()));
+    assert_eq!((taken(late.ended_at + second * 100), taken(one.backups[0].started_at - second * 100)), (None, None));
 }
