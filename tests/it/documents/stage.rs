@@ -409,7 +409,8 @@ impl Stage {
         let text = format!("{span}\n");
         let block = Block { file, section: section.to_owned(), number: 0, line: 0, language: "sh".to_owned(), text };
         self.open = Some(Open { block, rest: VecDeque::new(), shell: self.shell(), last: String::new() });
-        let command = Command { line: 0, text: span.to_owned() };
+        let line = self.documents[file].spans().iter().find(|found| found.text == span).map_or(0, |found| found.line);
+        let command = Command { line, text: span.to_owned() };
         let text = self.translated(span);
         self.carry_out(&command, &text, None, code, "the prose says so")
     }
