@@ -31,6 +31,9 @@ put() { install -D -m "$1" "$2" "$root/$3"; }
 for program in walkeep walkeep-archive-cmd walkeep-restore-cmd; do put 755 "$from/$program" "usr/bin/$program"; done
 doc=usr/share/doc/walkeep
 for page in README.md CHANGELOG.md ARCHITECTURE.md packaging/runbook.md packaging/migration.md packaging/sizing.md packaging/comparison.md packaging/by-hand.md packaging/patroni.md packaging/kubernetes.md; do put 644 "$page" "$doc/${page##*/}"; done
+# Links lead to where these files lie there.
+sed -i -E 's#\]\(packaging/(runbook|migration|sizing|comparison|by-hand|patroni|kubernetes)\.md#](\1.md#g; s#\]\(packaging/pictures/#](pictures/#g; s#\]\(packaging/(iam|lifecycle|prometheus|grafana)/#](examples/\1/#g' "$root/$doc/README.md"
+for picture in packaging/pictures/*.png; do put 644 "$picture" "$doc/pictures/${picture##*/}"; done
 put 755 packaging/by-hand.py "$doc/by-hand.py"
 put 644 LICENSE "$doc/copyright"
 put 644 packaging/walkeep.example.toml "$doc/examples/walkeep.toml"

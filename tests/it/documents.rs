@@ -89,6 +89,26 @@ fn every_command_is_run_or_argued_about() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Links and pictures lead to files of the source tree.
+#[test]
+fn what_they_link_to_is_there() {
+    let mut links = 0;
+    for document in DOCUMENTS.map(Document::read) {
+        let folder = text::path(document.file).parent().unwrap().to_owned();
+        for prose in &document.prose {
+            let targets = prose.text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+            for file in targets
+                .filter(|target| !target.starts_with("http") && !target.starts_with('#'))
+                .map(|target| target.split('#').next().unwrap())
+            {
+                links += 1;
+                assert!(folder.join(file).exists(), "{}:{}: {file} is not there", document.file, prose.line);
+            }
+        }
+    }
+    assert!(links > 10, "{links}");
+}
+
 /// What is typed stands in blocks of the language `sh`, where it is looked for.
 #[test]
 fn no_other_block_has_commands() {
