@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p walkeep-tests --bench soak                       20 minutes
 //!     cargo bench -p walkeep-tests --bench soak -- --minutes 5
-//!     cargo bench -p walkeep-tests --bench soak -- --environment MALLOC_ARENA_MAX=1    one more variable for the agent
+//!     cargo bench -p walkeep-tests --bench soak -- --environment MALLOC_ARENA_MAX=8    another variable for the agent than the unit's, MALLOC_ARENA_MAX=1
 //!
 //! A server under load; an encrypted repository on S3 behind a proxy that breaks, and a second one in a directory that goes away; each minute a backup, a
 //! retention run, an artifact, a look at everything, each few minutes a dump, a full backup, a drill; somebody who asks for the page, the metrics and plans.
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     let words = std::env::args().skip(1).filter(|word| word != "--bench");
     let run = Options::parse(["soak".to_owned()].into_iter().chain(words)).and_then(|(_, mut options)| {
         let (minutes, seed) = (options.take("minutes", 20_u64)?, options.take("seed", numbers::any_seed())?);
-        let environment = options.take("environment", String::new())?;
+        let environment = options.take("environment", "MALLOC_ARENA_MAX=1".to_owned())?;
         options.end().map(|()| (minutes, seed, environment))
     });
     let (minutes, seed, environment) = run.unwrap_or_else(|problem| panic!("{problem}"));
