@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, Utc};
 use walkeep_core::lag::{LagHistory, Worst};
 
 use crate::durable::Staged;
@@ -19,9 +20,9 @@ impl LagFile {
     }
 
     /// What was kept.
-    pub fn load(&self) -> LagHistory {
+    pub fn load(&self, now: DateTime<Utc>) -> LagHistory {
         let minutes = std::fs::read(&self.0).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        LagHistory::of(minutes.unwrap_or_default())
+        LagHistory::of(minutes.unwrap_or_default(), now)
     }
 
     /// Keeps it. Each minute, and of a day: at most 100 kB.
@@ -41,12 +42,12 @@ mod tests {
     fn what_is_kept_is_there_again_and_nonsense_is_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let file = LagFile::of(folder.path());
-        assert_eq!(file.load(), LagHistory::default());
+        assert_eq!(file.load(DateTime::UNIX_EPOCH), LagHistory::default());
         let minutes = [Worst { at: 60, loss_ms: None, bytes: 7 }, Worst { at: 120, loss_ms: Some(5), bytes: 0 }];
         file.keep(&minutes);
-        assert_eq!(file.load().minutes(), minutes);
+        assert_eq!(file.load(DateTime::UNIX_EPOCH).minutes(), minutes);
         std::fs::write(folder.path().join("lag.json"), "[{").unwrap();
-        assert_eq!(file.load(), LagHistory::default());
+        assert_eq!(file.load(DateTime::UNIX_EPOCH), LagHistory::default());
         LagFile::of(Path::new("/nonexistent")).keep(&minutes);
     }
 }

@@ -29,9 +29,10 @@ pub struct LagHistory {
 }
 
 impl LagHistory {
-    /// What an agent before this one has seen.
-    pub fn of(mut minutes: Vec<Worst>) -> Self {
+    /// What an agent before this one has seen, as far as it is not too old `now`.
+    pub fn of(mut minutes: Vec<Worst>, now: DateTime<Utc>) -> Self {
         minutes.sort_by_key(|minute| minute.at);
+        minutes.retain(|minute| !is_old(minute, now.timestamp()));
         Self { minutes: minutes.into() }
     }
 
@@ -50,7 +51,7 @@ impl LagHistory {
             }
             None => self.minutes.push_back(Worst { at, loss_ms, bytes }),
         }
-        while self.minutes.len() > STEPS || self.minutes.front().is_some_and(|first| first.at <= at - STEP * STEPS as i64) {
+        while self.minutes.len() > STEPS || self.minutes.front().is_some_and(|first| is_old(first, at)) {
             self.minutes.pop_front();
         }
     }
@@ -59,6 +60,10 @@ impl LagHistory {
     pub fn minutes(&self) -> Vec<Worst> {
         self.minutes.iter().copied().collect()
     }
+}
+
+fn is_old(minute: &Worst, now: i64) -> bool {
+    minute.at <= now - STEP * STEPS as i64
 }
 
 #[cfg(test)]
@@ -80,7 +85,7 @@ mod tests {
         assert_eq!(history.minutes(), [worst(0, Some(1000), 9), worst(60, None, 1)], "the clock was set back");
         (0..3000).for_each(|minute| history.add(at(minute * 60), None, 0));
         assert_eq!((history.minutes().len(), history.minutes()[0].at), (STEPS, 1_800_000_000 + 60 * 1560));
-        let mut after_a_pause = LagHistory::of(vec![worst(120, Some(7), 1), worst(0, None, 2)]);
+        let mut after_a_pause = LagHistory::of(vec![worst(120, Some(7), 1), worst(-90_000, None, 2), worst(0, None, 2)], at(120));
         assert_eq!(after_a_pause.minutes(), [worst(0, None, 2), worst(120, Some(7), 1)]);
         after_a_pause.add(at(24 * 3600), None, 3);
         assert_eq!(after_a_pause.minutes(), [worst(120, Some(7), 1), worst(24 * 3600, None, 3)], "what is older than a day is gone");

@@ -118,7 +118,7 @@ pub async fn judge(
     let (mut judge, began) = (Judge::new(config.possible_loss), Utc::now());
     let (file, mut kept) = (LagFile::of(&cluster.spool), None);
     let held = || lag.lock().unwrap_or_else(PoisonError::into_inner);
-    *held() = file.load();
+    *held() = file.load(began);
     while !over(LOOK, &stop).await {
         let signs = metrics.signs(&cluster, &progress, began);
         held().add(Utc::now(), signs.possible_loss, signs.lag_bytes);
