@@ -207,9 +207,6 @@ pub struct RestorePlan {
     pub wal: Vec<NeededFile>,
     /// Objects of WAL to fetch: segments and parts.
     pub wal_objects: u64,
-    /// A newer timeline that is stored without its history. A server that opens for writes asks for the histories of the timelines behind its own, to choose a
-    /// number that is free: it cannot, until this one is stored. It can be read where it pauses.
-    pub history_missing: Option<TimelineId>,
     /// Bytes of WAL to fetch.
     pub wal_bytes: u64,
     /// Bytes to fetch in all.
@@ -225,6 +222,9 @@ pub struct RestorePlan {
     /// Whether the WAL behind the stop ends in a hole rather than in the end of what is stored. A server that reads ahead of its replay
     /// would ask for what is missing there.
     pub hole_follows: bool,
+    /// A newer timeline that is stored without its history. A server that opens for writes asks for the histories of the timelines behind its own, to choose a
+    /// number that is free: it cannot, until this one is stored. It can be read where it pauses.
+    pub history_missing: Option<TimelineId>,
     /// What the operator should know.
     pub warnings: Vec<String>,
 }

@@ -18,6 +18,11 @@ use crate::repository::tests::{memory, over, record, segment};
 const DAY: Duration = Duration::from_secs(86_400);
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
 
+/// Of a host that takes no backups: whoever began one may still end it.
+fn no_spool() -> &'static Path {
+    Path::new("/nonexistent")
+}
+
 fn policy() -> Policy {
     let window = chrono::TimeDelta::zero();
     Policy { window, daily: 0, weekly: 0, monthly: 0, yearly: 0, minimum: 1, zone: Tz::UTC }
@@ -61,12 +66,12 @@ async fn five(repository: &Arc<ClusterRepository>) -> Vec<BackupId> {
 }
 
 async fn letting_go(repository: &Arc<ClusterRepository>) -> Expiry {
-    let look = look(repository, &policy(), Path::new("/nonexistent"), Utc::now()).await.unwrap();
+    let look = look(repository, &policy(), no_spool(), Utc::now()).await.unwrap();
     take_out(repository, &look, Utc::now()).await.unwrap()
 }
 
 async fn carried_out(repository: &Arc<ClusterRepository>, grace: Duration) -> Result<CarriedOut> {
-    carry_out(repository, Scope::Everything, (grace, Path::new("/nonexistent")), Utc::now(), &CancellationToken::new(), &|_| {}).await
+    carry_out(repository, Scope::Everything, (grace, no_spool()), Utc::now(), &CancellationToken::new(), &|_| {}).await
 }
 
 async fn keys(store: &MemoryStore, part: &str) -> Vec<String> {
@@ -124,9 +129,7 @@ async fn a_clock_that_is_ahead_ends_no_grace() {
     let objects = keys(&store, "").await.len();
     let let_go = letting_go(&repository).await;
     let at = async |host_now| {
-        carry_out(&repository, Scope::Everything, (HOUR, Path::new("/nonexistent")), host_now, &CancellationToken::new(), &|_| {})
-            .await
-            .unwrap()
+        carry_out(&repository, Scope::Everything, (HOUR, no_spool()), host_now, &CancellationToken::new(), &|_| {}).await.unwrap()
     };
     let newest = async |number| {
         let mut record = packed(&repository, number).await;
@@ -141,7 +144,7 @@ async fn a_clock_that_is_ahead_ends_no_grace() {
     assert!(undo(&repository, let_go.number, Utc::now()).await.unwrap().unwrap().1, "as was promised");
 
     // Where all clocks say that the grace is over, it is.
-    let look = look(&repository, &policy(), Path::new("/nonexistent"), Utc::now()).await.unwrap();
+    let look = look(&repository, &policy(), no_spool(), Utc::now()).await.unwrap();
     take_out(&repository, &look, Utc::now() - 2 * HOUR).await.unwrap();
     store.age(2 * HOUR);
     let done = at(Utc::now()).await;
@@ -310,7 +313,7 @@ async fn a_record_that_cannot_be_read_stops_everything() {
     let ids = five(&repository).await;
     let key: Key = repository.layout().key(&ObjectName::BackupRecord(ids[2].clone())).parse().unwrap();
     store.overwrite(&key, Bytes::from_static(b"{"));
-    let refused = look(&repository, &policy(), Path::new("/nonexistent"), Utc::now()).await.unwrap_err();
+    let refused = look(&repository, &policy(), no_spool(), Utc::now()).await.unwrap_err();
     assert!(refused.downcast_ref::<Refusal>().is_some(), "{refused:#}");
 }
 
@@ -320,17 +323,15 @@ async fn what_was_decided_by_what_is_not_so_any_more_is_refused() {
     let repository = Arc::new(repository);
     let ids = five(&repository).await;
     let now = Utc::now();
-    let (one, two) = (
-        look(&repository, &policy(), Path::new("/nonexistent"), now).await.unwrap(),
-        look(&repository, &policy(), Path::new("/nonexistent"), now).await.unwrap(),
-    );
+    let (one, two) =
+        (look(&repository, &policy(), no_spool(), now).await.unwrap(), look(&repository, &policy(), no_spool(), now).await.unwrap());
     let keep = |id: &BackupId| Hold { backup: id.clone(), keep: Some(Keep::Forever), at: now, host: "db1".into() };
     repository.put_hold(&keep(&ids[0])).await.unwrap();
     let refused = take_out(&repository, &one, now).await.unwrap_err();
     assert!(refused.to_string().contains(&format!("{} is kept", ids[0])), "{refused:#}");
     assert_eq!(repository.load_catalog().await.unwrap().catalog.backups().len(), 5, "nothing left");
     // What was taken back is no change; what left is.
-    let three = look(&repository, &policy(), Path::new("/nonexistent"), now).await.unwrap();
+    let three = look(&repository, &policy(), no_spool(), now).await.unwrap();
     let first = take_out(&repository, &three, now).await.unwrap();
     assert_eq!(first.backups, ids[1..4]);
     assert!(matches!(take_out(&repository, &two, now).await.unwrap_err().downcast_ref(), Some(Refusal::Changed { .. })));
@@ -366,7 +367,7 @@ async fn what_the_agent_does_by_itself_has_an_end() {
     let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     let repository = Arc::new(over(faulty.clone()).await);
     let began = tokio::time::Instant::now();
-    let look = async || in_time(look(&repository, &policy(), Path::new("/nonexistent"), Utc::now())).await.map(drop);
+    let look = async || in_time(look(&repository, &policy(), no_spool(), Utc::now())).await.map(drop);
     look().await.unwrap();
     faulty.inject(Rule::new(Operation::List, Fault::Hang));
     let error = look().await.unwrap_err();
